@@ -1,0 +1,1 @@
+"""Channel groups, pruning plans and surgery."""

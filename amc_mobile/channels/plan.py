@@ -1,0 +1,107 @@
+"""Pruning plans as plain data: how many channels, and which, stay in each channel group. Needs no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amc_mobile.errors import InvalidInput
+
+FORMAT_VERSION = 1
+MIN_CHANNELS = 2  # one input channel turns a convolution into a depthwise one in the exported graph
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """Kept channels per channel group, in the groups' order of first use.
+
+    `channels`: the original widths; `kept_indices`: which original channels stay, sorted, where that is decided.
+    Raises InvalidInput for names, counts or indices that do not fit together.
+    """
+
+    channels: Mapping[str, int]
+    kept_channels: Mapping[str, int]
+    kept_indices: Mapping[str, tuple[int, ...]] | None = None
+
+    def __post_init__(self) -> None:
+        if list(self.channels) != list(self.kept_channels):
+            raise InvalidInput(f"a plan for {list(self.kept_channels)} does not fit groups {list(self.channels)}")
+        for name, kept in self.kept_channels.items():
+            if not min(MIN_CHANNELS, self.channels[name]) <= kept <= self.channels[name]:
+                raise InvalidInput(f"{name}: cannot keep {kept} of {self.channels[name]} channels")
+        for name, indices in (self.kept_indices or {}).items():
+            fits = len(indices) == self.kept_channels.get(name) and sorted(set(indices)) == list(indices)
+            if not fits or not (0 <= indices[0] and indices[-1] < self.channels[name]):
+                raise InvalidInput(f"{name}: kept indices do not fit {self.kept_channels.get(name)} kept channels")
+
+    @classmethod
+    def full(cls, channels: Mapping[str, int]) -> PruningPlan:
+        return cls(dict(channels), dict(channels))
+
+    @classmethod
+    def from_widths(cls, channels: Mapping[str, int], widths: Sequence[int] | NDArray[np.int64]) -> PruningPlan:
+        return cls(dict(channels), {name: int(width) for name, width in zip(channels, widths, strict=True)})
+
+    @property
+    def widths(self) -> NDArray[np.int64]:
+        """Shape (groups,): kept channels."""
+        return np.array(list(self.kept_channels.values()), dtype=np.int64)
+
+    def kept(self) -> dict[str, NDArray[np.int64]]:
+        """The original channels that stay, per group; the first ones where they are not decided."""
+        chosen = self.kept_indices or {}
+        return {
+            name: np.array(chosen.get(name, range(count)), dtype=np.int64)
+            for name, count in self.kept_channels.items()
+        }
+
+    def keeping(self, group: str, keep_ratio: float, *, multiple: int = 8) -> PruningPlan:
+        """A plan with one group changed: rounded up to `multiple`, never above the original."""
+        kept = math.ceil(keep_ratio * self.channels[group] / multiple) * multiple
+        kept = min(max(kept, multiple, MIN_CHANNELS), self.channels[group])
+        return replace(self, kept_channels={**self.kept_channels, group: kept}, kept_indices=None)
+
+    def with_order(self, order: Mapping[str, NDArray[np.int64]]) -> PruningPlan:
+        """Decides the indices: the first ones of each group's `order` (most important first)."""
+        indices = {
+            name: tuple(sorted(int(i) for i in order[name][:count])) for name, count in self.kept_channels.items()
+        }
+        return replace(self, kept_indices=indices)
+
+    def to_document(self) -> dict[str, Any]:
+        return {
+            "channels": dict(self.channels),
+            "kept_channels": dict(self.kept_channels),
+            "kept_indices": {k: list(v) for k, v in self.kept_indices.items()} if self.kept_indices else None,
+        }
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> PruningPlan:
+        """Raises InvalidInput when the document is not a plan."""
+        try:
+            indices = document["kept_indices"]
+            return cls(
+                {str(k): int(v) for k, v in document["channels"].items()},
+                {str(k): int(v) for k, v in document["kept_channels"].items()},
+                {str(k): tuple(int(i) for i in v) for k, v in indices.items()} if indices is not None else None,
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise InvalidInput(f"not a pruning plan: {error!r}") from error
+
+
+def grid(channels: int, *, multiple: int = 8, min_keep_ratio: float = 0.2) -> NDArray[np.int64]:
+    """The widths a search may choose for a group: multiples of `multiple` and the full width, ascending.
+
+    Groups that `multiple` would leave fewer than four choices use half of it, down to 2: a CIFAR ResNet's 16 channels
+    become 4, 8, 12, 16. Never below 2 channels.
+    """
+    while multiple > 2 and channels // multiple < 4:
+        multiple //= 2
+    lowest = max(MIN_CHANNELS, math.ceil(min_keep_ratio * channels))
+    widths = {w for w in range(multiple, channels + 1, multiple) if w >= lowest} | {channels}
+    return np.array(sorted(widths), dtype=np.int64)

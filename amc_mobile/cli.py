@@ -1,0 +1,299 @@
+"""The command line: each command parses, calls one workflow and prints. Heavy imports happen inside workflows."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from amc_mobile.errors import AmcMobileError
+from amc_mobile.terminal import progress_bars, show
+from amc_mobile.workflows.workspace import Settings, Workspace
+
+app = typer.Typer(
+    help="Prune a trained CNN to a latency budget measured on the device.\n\n"
+    "Example: amc-mobile profile --device host --model mobilenet_v1 --data digits; "
+    "amc-mobile search --latency-ratio 0.5; amc-mobile finetune; amc-mobile export --tflite --onnx; amc-mobile report",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+table_app = typer.Typer(help="Look into the latency table. Example: amc-mobile table show", rich_markup_mode=None)
+app.add_typer(table_app, name="table")
+
+# Optional[...] and not `| None`: Typer evaluates these annotations, also on Python 3.10.
+WorkspaceFlag = Annotated[Path, typer.Option("--workspace", help="Folder with the table, templates and runs.")]
+ModelFlag = Annotated[
+    Optional[str], typer.Option("--model", help="A name of `models`, file.py:function, torchvision:NAME, timm:NAME.")
+]
+CheckpointFlag = Annotated[Optional[str], typer.Option("--checkpoint", help="Weights: .safetensors, or .pt/.th.")]
+DataFlag = Annotated[
+    Optional[str], typer.Option("--data", help="digits, cifar10:PATH, imagefolder:PATH or file.py:function.")
+]
+DeviceFlag = Annotated[Optional[str], typer.Option("--device", help="host: this computer.")]
+RuntimeFlag = Annotated[Optional[str], typer.Option("--runtime", help="tflite or onnxruntime.")]
+ThreadsFlag = Annotated[Optional[int], typer.Option("--threads", help="Inference threads that are timed.")]
+SeedFlag = Annotated[Optional[int], typer.Option("--seed", help="Seed of every random choice.")]
+WidthFlag = Annotated[Optional[float], typer.Option("--width", help="Width multiplier of the network, e.g. 0.5.")]
+SizeFlag = Annotated[Optional[int], typer.Option("--input-size", help="Input height and width in pixels.")]
+ConfigFlag = Annotated[Optional[Path], typer.Option("--config", help="TOML file with the same keys as the flags.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+QuietFlag = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
+RunFlag = Annotated[Optional[str], typer.Option("--run", help="Name of the run; default: the last one.")]
+DEFAULT_WORKSPACE = Path("amc-workspace")
+
+
+def _settings(workspace: Path, config: Path | None = None, **flags: Any) -> tuple[Workspace, Settings]:
+    space = Workspace(workspace)
+    return space, space.settings(config, **flags)
+
+
+@app.command()
+def models(as_json: JsonFlag = False) -> None:
+    """List the networks that are built in.
+
+    Example: amc-mobile models
+    """
+    from amc_mobile.workflows.listing import list_models, models_text
+
+    document = list_models()
+    show(models_text(document), document, as_json=as_json)
+
+
+@app.command()
+def devices(as_json: JsonFlag = False) -> None:
+    """List the devices that can measure, and the runtimes each has.
+
+    Example: amc-mobile devices --json
+    """
+    from amc_mobile.workflows.listing import devices_text, list_devices
+
+    document = list_devices()
+    show(devices_text(document), document, as_json=as_json)
+
+
+@app.command()
+def train(
+    model: ModelFlag = None,
+    data: DataFlag = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 30,
+    learning_rate: Annotated[float, typer.Option(help="Peak rate of the cosine schedule.")] = 0.1,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
+    width: WidthFlag = None,
+    input_size: SizeFlag = None,
+    checkpoint: CheckpointFlag = None,
+    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
+    seed: SeedFlag = None,
+    config: ConfigFlag = None,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Train a network; the workspace remembers it for the next steps. Goes on where it was killed.
+
+    Example: amc-mobile train --model mobilenet_v1 --width 0.25 --data digits --epochs 10
+    """
+    from amc_mobile.workflows.train import train_network
+
+    space, settings = _settings(
+        workspace, config, model=model, data=data, width_multiplier=width, input_size=input_size, checkpoint=checkpoint,
+        seed=seed,
+    )  # fmt: skip
+    with progress_bars(quiet) as progress:
+        result = train_network(
+            space, settings, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, progress=progress
+        )
+    show(result.text(), result.document(), as_json=as_json)
+
+
+@app.command()
+def profile(
+    model: ModelFlag = None,
+    data: DataFlag = None,
+    checkpoint: CheckpointFlag = None,
+    device: DeviceFlag = None,
+    runtime: RuntimeFlag = None,
+    threads: ThreadsFlag = None,
+    width: WidthFlag = None,
+    input_size: SizeFlag = None,
+    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
+    seed: SeedFlag = None,
+    config: ConfigFlag = None,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Measure the kernels of a network on the device: builds the latency table. Resumable at any moment.
+
+    Example: amc-mobile profile --device host --model resnet20 --checkpoint resnet20.th --data cifar10:DIR
+    """
+    from amc_mobile.workflows.profile import profile_device
+
+    space, settings = _settings(
+        workspace, config, model=model, data=data, checkpoint=checkpoint, device=device, runtime=runtime,
+        threads=threads, width_multiplier=width, input_size=input_size, seed=seed,
+    )  # fmt: skip
+    with progress_bars(quiet) as progress:
+        result = profile_device(space, settings, progress=progress)
+    show(result.text(), result.document(), as_json=as_json)
+
+
+@app.command()
+def search(
+    latency_ms: Annotated[Optional[float], typer.Option(help="Budget: p50 in ms, measured.")] = None,
+    latency_ratio: Annotated[Optional[float], typer.Option(help="Budget: share of the original's latency.")] = None,
+    macs_ratio: Annotated[Optional[float], typer.Option(help="Budget: share of the original's MACs.")] = None,
+    params_ratio: Annotated[Optional[float], typer.Option(help="Budget: share of the original's parameters.")] = None,
+    policy: Annotated[str, typer.Option(help="ddpg, ddpg-sequential, random or uniform.")] = "ddpg",
+    reward: Annotated[str, typer.Option(help="fidelity, top1 or error-log-cost.")] = "fidelity",
+    episodes: Annotated[int, typer.Option(help="Plans to try.")] = 300,
+    channel_choice: Annotated[str, typer.Option(help="backward or l1.")] = "backward",
+    measure_every: Annotated[int, typer.Option(help="Measure the whole model every K episodes; 0: new bests only.")] = 50,
+    min_keep_ratio: Annotated[float, typer.Option(help="Lowest share of channels kept per group.")] = 0.2,
+    multiple: Annotated[int, typer.Option(help="Kept channels are multiples of this.")] = 8,
+    calibration_images: Annotated[int, typer.Option(help="Images for the least squares.")] = 1500,
+    reward_images: Annotated[int, typer.Option(help="Images for the reward, apart from all others.")] = 256,
+    model: ModelFlag = None,
+    data: DataFlag = None,
+    checkpoint: CheckpointFlag = None,
+    device: DeviceFlag = None,
+    runtime: RuntimeFlag = None,
+    threads: ThreadsFlag = None,
+    width: WidthFlag = None,
+    input_size: SizeFlag = None,
+    run: RunFlag = None,
+    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
+    seed: SeedFlag = None,
+    config: ConfigFlag = None,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Find the most accurate plan within one budget. The same command goes on where it was killed.
+
+    Example: amc-mobile search --latency-ratio 0.5
+    """
+    from amc_mobile.workflows.search import SearchConfig, search_plan
+
+    space, settings = _settings(
+        workspace, config, model=model, data=data, checkpoint=checkpoint, device=device, runtime=runtime,
+        threads=threads, width_multiplier=width, input_size=input_size, seed=seed,
+    )  # fmt: skip
+    wanted = SearchConfig(
+        latency_ms=latency_ms, latency_ratio=latency_ratio, macs_ratio=macs_ratio, params_ratio=params_ratio,
+        policy=policy, reward=reward, episodes=episodes, channel_choice=channel_choice, measure_every=measure_every,
+        min_keep_ratio=min_keep_ratio, multiple=multiple, calibration_images=calibration_images,
+        reward_images=reward_images,
+    )  # fmt: skip
+    with progress_bars(quiet) as progress:
+        result = search_plan(space, settings, wanted, run=run, progress=progress)
+    show(result.text(), result.document(), as_json=as_json)
+
+
+@app.command()
+def finetune(
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 10,
+    learning_rate: Annotated[float, typer.Option(help="Peak rate of the cosine schedule.")] = 0.02,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
+    run: RunFlag = None,
+    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Train the pruned network on, distilled from the original. Keeps the weights only where they are better.
+
+    Example: amc-mobile finetune --epochs 20
+    """
+    from amc_mobile.workflows.finetune import finetune_run
+
+    space = Workspace(workspace)
+    with progress_bars(quiet) as progress:
+        result = finetune_run(
+            space, run=run, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, progress=progress
+        )
+    show(result.text(), result.document(), as_json=as_json)
+
+
+@app.command()
+def export(
+    tflite: Annotated[bool, typer.Option("--tflite", help="Write model.tflite.")] = False,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write model.onnx.")] = False,
+    run: RunFlag = None,
+    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Write the pruned network, check it against torch, measure it. Exit 3 when it misses the budget.
+
+    Example: amc-mobile export --tflite --onnx
+    """
+    from amc_mobile.workflows.export import export_run
+
+    formats = [name for name, wanted in (("tflite", tflite), ("onnx", onnx)) if wanted]
+    if not formats:
+        raise typer.BadParameter("choose at least one of --tflite, --onnx")
+    with progress_bars(quiet) as progress:
+        result = export_run(Workspace(workspace), run=run, formats=formats, progress=progress)
+    show(result.text(), result.document(), as_json=as_json)
+    result.raise_if_over_budget()
+
+
+@app.command()
+def measure(
+    file: Annotated[Path, typer.Argument(help="A .tflite or .onnx file.")],
+    threads: Annotated[int, typer.Option(help="Inference threads.")] = 1,
+    device: Annotated[str, typer.Option(help="host: this computer.")] = "host",
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Measure the latency of one file on the device.
+
+    Example: amc-mobile measure model.tflite --threads 2
+    """
+    from amc_mobile.workflows.measure import measure_file
+
+    with progress_bars(quiet) as progress:
+        result = measure_file(file, device=device, threads=threads, progress=progress)
+    show(result.text(), result.document(), as_json=as_json)
+
+
+@table_app.command("show")
+def table_show(workspace: WorkspaceFlag = DEFAULT_WORKSPACE, as_json: JsonFlag = False) -> None:
+    """Show what the latency table holds, per device and conditions.
+
+    Example: amc-mobile table show --json
+    """
+    from amc_mobile.workflows.listing import show_table, table_text
+
+    document = show_table(Workspace(workspace))
+    show(table_text(document), document, as_json=as_json)
+
+
+@app.command()
+def report(
+    run: RunFlag = None,
+    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write report.html, report.json and layers.csv of a run, and print it.
+
+    Example: amc-mobile report
+    """
+    from amc_mobile.workflows.report import report_run
+
+    result = report_run(Workspace(workspace), run=run)
+    show(result.text(), result.document(), as_json=as_json)
+
+
+def main() -> None:
+    """Runs the command line; turns our errors into `error: ...` and their exit code."""
+    try:
+        app()
+    except AmcMobileError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        if error.next_step:
+            print(f"next: {error.next_step}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where it was", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,130 @@
+"""Data sets by name, and the split that keeps calibration, reward and test images apart.
+
+`load_dataset` reads one of
+  digits                          scikit-learn's digits, built in
+  cifar10:PATH                    an .npz file, or the folder of the binary version
+  imagefolder:PATH                a folder or .zip with train/CLASS/IMAGE and val/CLASS/IMAGE
+  path/to/file.py:function        a function of yours that returns (train, test)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amc_mobile.data_sources import cifar, digits, image_folder, user_function
+from amc_mobile.data_sources.images import Dataset, ImageSet
+from amc_mobile.errors import InvalidConfig, InvalidInput
+from amc_mobile.user_file import names_a_function
+
+__all__ = ["DataSplit", "Dataset", "ImageSet", "load_dataset", "split"]
+
+SOURCES = "digits, cifar10:PATH, imagefolder:PATH, path/to/file.py:function"
+
+
+def load_dataset(
+    spec: str,
+    *,
+    image_size: int | None = None,
+    channels: int = 3,
+    seed: int = 0,
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+) -> Dataset:
+    """Reads a data set into memory.
+
+    `image_size`: side in pixels; None is the source's own (digits: 32). `normalisation`: the mean and the deviation
+    per channel that the network was trained with; None is the source's usual one. `seed` decides digits' test set.
+    Raises InvalidInput, naming what was expected, for anything that cannot be read.
+    """
+    if image_size is not None and image_size < 1:
+        raise InvalidConfig(f"image_size is {image_size}; it must be at least 1")
+    kind, _, location = spec.partition(":")
+    if spec == "digits":
+        return digits.load(spec, image_size=image_size, channels=channels, seed=seed, normalisation=normalisation)
+    # An image folder's path is free text, so it is looked at before `.py:function`.
+    if kind in ("cifar10", "imagefolder") and location:
+        load = cifar.load if kind == "cifar10" else image_folder.load
+        path = Path(location).expanduser()
+        return load(spec, path, image_size=image_size, channels=channels, normalisation=normalisation)
+    if names_a_function(spec):
+        return user_function.load(spec, image_size=image_size, normalisation=normalisation)
+    raise InvalidInput(f"no data set {spec!r}", next_step=f"choose one of {SOURCES}")
+
+
+@dataclass(frozen=True, eq=False)
+class DataSplit:
+    """Images by what they are used for.
+
+    `train`: fine-tuning; `calibration`: the part of `train` that reconstruction looks at; `reward`: taken from the
+    training set too, scores the plans of a search, and is in neither of the two; `test`: reports only.
+    The indices are positions in the data set's training set, sorted.
+    """
+
+    train: ImageSet
+    calibration: ImageSet
+    reward: ImageSet
+    test: ImageSet
+    spec: str
+    seed: int
+    calibration_indices: tuple[int, ...]
+    reward_indices: tuple[int, ...]
+
+    def document(self) -> dict[str, Any]:
+        """What a run keeps to show which images it used. `train` is every training image outside `reward`."""
+        return {
+            "source": self.spec,
+            "seed": self.seed,
+            "sizes": {
+                "train": len(self.train),
+                "calibration": len(self.calibration),
+                "reward": len(self.reward),
+                "test": len(self.test),
+            },
+            "calibration_indices": list(self.calibration_indices),
+            "reward_indices": list(self.reward_indices),
+            "train_sha256": self.train.fingerprint(),
+            "test_sha256": self.test.fingerprint(),
+        }
+
+
+def split(dataset: Dataset, *, calibration: int = 512, reward: int = 512, seed: int = 0) -> DataSplit:
+    """Draws `reward` and `calibration` images from the training set, classes as even as they come, by `seed`.
+
+    Raises InvalidConfig when they leave no training image outside `reward` and `calibration`.
+    """
+    available = len(dataset.train)
+    if calibration < 1 or reward < 1 or calibration + reward >= available:
+        raise InvalidConfig(
+            f"{calibration} calibration and {reward} reward images cannot be taken from {available} training images",
+            next_step=f"take at least 1 of each and fewer than {available} together",
+        )
+    # One order for both parts, cut at `reward`: no image can be in two of them.
+    order = _balanced_order(dataset.train.labels, torch.Generator().manual_seed(seed))
+    reward_indices = order[:reward].sort().values
+    calibration_indices = order[reward : reward + calibration].sort().values
+    train_indices = order[reward:].sort().values
+    return DataSplit(
+        train=dataset.train.subset(train_indices),
+        calibration=dataset.train.subset(calibration_indices),
+        reward=dataset.train.subset(reward_indices),
+        test=dataset.test,
+        spec=dataset.spec,
+        seed=seed,
+        calibration_indices=tuple(calibration_indices.tolist()),
+        reward_indices=tuple(reward_indices.tolist()),
+    )
+
+
+def _balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """A random order in which any stretch holds about the same share of every class."""
+    shuffled = torch.randperm(len(labels), generator=generator)
+    rank = torch.empty(len(labels))
+    for label in set(labels.tolist()):
+        of_class = (labels[shuffled] == label).nonzero().flatten()
+        # Position inside its class, scaled to 0..1: small classes are spread as far as large ones.
+        rank[of_class] = (torch.arange(len(of_class)) + 0.5) / len(of_class)
+    return shuffled[torch.argsort(rank, stable=True)]

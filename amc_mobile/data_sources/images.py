@@ -1,0 +1,158 @@
+"""Labelled images held in memory: what every data source gives."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from amc_mobile.errors import InvalidInput
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# Resizing goes through float32; this many images at a time keep that small.
+RESIZE_BATCH = 256
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images with their labels, kept as stored and normalised batch by batch.
+
+    `images`: (N, C, H, W), uint8 in 0..255 or float32 in the scale of `mean` and `std`;
+    `labels`: (N,) int64; `mean`, `std`: (C,) float32, for pixel values in 0..1 (uint8 is divided by 255 first).
+    `mirrors`: whether a mirrored image keeps its label, so that training may flip it (not so for digits).
+    """
+
+    images: Tensor
+    labels: Tensor
+    mean: Tensor
+    std: Tensor
+    mirrors: bool = True
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.images.shape)
+        if len(shape) != 4 or self.images.dtype not in (torch.uint8, torch.float32):
+            raise InvalidInput(f"images must be (N, C, H, W) uint8 or float32, got {shape} {self.images.dtype}")
+        if tuple(self.labels.shape) != shape[:1] or self.labels.dtype != torch.int64:
+            raise InvalidInput(
+                f"labels must be ({shape[0]},) int64 for {shape[0]} images, "
+                f"got {tuple(self.labels.shape)} {self.labels.dtype}"
+            )
+        if not self.mean.shape == self.std.shape == (shape[1],):
+            raise InvalidInput(
+                f"mean and std must have {shape[1]} values, one per channel, got {len(self.mean)} and {len(self.std)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def normalised(self, select: slice | Tensor | Sequence[int] = slice(None)) -> Tensor:
+        """The selected images as float32 (N, C, H, W), channels last in memory, ready for the network."""
+        chosen = self.images[select if isinstance(select, slice) else torch.as_tensor(select, dtype=torch.int64)]
+        return self.normalise(chosen)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Normalises images of this set's data type and channels, on their own device."""
+        scale = 255.0 if images.dtype == torch.uint8 else 1.0
+        mean = (self.mean * scale).to(images.device)[:, None, None]
+        std = (self.std * scale).to(images.device)[:, None, None]
+        batch = images.to(torch.float32).contiguous(memory_format=torch.channels_last)
+        return batch.sub_(mean).div_(std) if batch is not images else (batch - mean) / std
+
+    def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
+        """The images at `indices`, in that order, copied."""
+        index = torch.as_tensor(indices, dtype=torch.int64)
+        return replace(self, images=self.images[index], labels=self.labels[index])
+
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that a network sees of this set: equal for equal data only."""
+        digest = hashlib.sha256(f"{tuple(self.images.shape)} {self.images.dtype} {self.mirrors}".encode())
+        for tensor in (self.images, self.labels, self.mean, self.std):
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A training set and a test set with the same classes; `spec` is the text it was loaded by."""
+
+    train: ImageSet
+    test: ImageSet
+    classes: tuple[str, ...]
+    spec: str
+
+    def __post_init__(self) -> None:
+        for name, images in (("training", self.train), ("test", self.test)):
+            if len(images) == 0:
+                raise InvalidInput(f"the {name} set of {self.spec!r} is empty")
+            low, high = int(images.labels.min()), int(images.labels.max())
+            if low < 0 or high >= len(self.classes):
+                raise InvalidInput(
+                    f"the {name} set of {self.spec!r} has labels {low} to {high} for {len(self.classes)} classes"
+                )
+        if self.train.images.shape[1:] != self.test.images.shape[1:]:
+            raise InvalidInput(
+                f"training images of {self.spec!r} are {tuple(self.train.images.shape[1:])}, "
+                f"test images {tuple(self.test.images.shape[1:])}"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """(1, C, H, W)"""
+        channels, height, width = self.train.images.shape[1:]
+        return (1, channels, height, width)
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """(N, C, H, W) images as (N, C, size, size), bilinear, antialiased when made smaller; the data type is kept."""
+    if images.shape[2:] == (size, size):
+        return images
+    out = torch.empty((*images.shape[:2], size, size), dtype=images.dtype)
+    for start in range(0, len(images), RESIZE_BATCH):
+        batch = images[start : start + RESIZE_BATCH].float()
+        batch = functional.interpolate(batch, (size, size), mode="bilinear", align_corners=False, antialias=True)
+        out[start : start + RESIZE_BATCH] = (
+            batch.round().clamp(0, 255).to(torch.uint8) if images.dtype == torch.uint8 else batch
+        )
+    return out
+
+
+def with_channels(images: Tensor, channels: int) -> Tensor:
+    """(N, C, H, W) images with 1 or 3 channels: grey repeated, colour weighted to luma (ITU-R BT.601)."""
+    have = images.shape[1]
+    if have == channels:
+        return images
+    if have == 1:
+        return images.repeat(1, channels, 1, 1)
+    if have == 3 and channels == 1:
+        weights = torch.tensor([0.299, 0.587, 0.114])
+        grey = torch.einsum("nchw,c->nhw", images.float(), weights)[:, None]
+        return grey.round().to(torch.uint8) if images.dtype == torch.uint8 else grey
+    raise InvalidInput(f"images with {have} channels cannot be given as {channels} channels")
+
+
+def normalisation_tensors(mean: Sequence[float], std: Sequence[float], channels: int) -> tuple[Tensor, Tensor]:
+    """(C,) mean and std; three values become their average for grey images, one value is repeated.
+
+    Raises InvalidInput for other lengths and for a standard deviation that is not above 0.
+    """
+    if min(std, default=0.0) <= 0:
+        raise InvalidInput(f"the standard deviation must be above 0, got {tuple(std)}")
+    result = []
+    for values in (mean, std):
+        if len(values) == channels:
+            result.append(torch.tensor(values, dtype=torch.float32))
+        elif channels == 1 or len(values) == 1:
+            result.append(torch.full((channels,), sum(values) / len(values), dtype=torch.float32))
+        else:
+            raise InvalidInput(f"{len(values)} values to normalise {channels} channels with")
+    return result[0], result[1]

@@ -1,0 +1,1 @@
+"""Devices that run models: this computer, later phones."""

@@ -1,0 +1,1 @@
+"""The export template: models and kernels at any plan, without an exporter."""

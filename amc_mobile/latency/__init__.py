@@ -1,0 +1,1 @@
+"""Measuring, the latency table, prediction and calibration."""

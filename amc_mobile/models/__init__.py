@@ -1,0 +1,1 @@
+"""Networks, loading them, training and evaluating them."""

@@ -1,0 +1,45 @@
+"""Outputs and accuracy of a network on an image set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from amc_mobile.errors import InvalidInput
+from amc_mobile.models.labelled_images import LabelledImages
+
+
+def logits(model: nn.Module, images: LabelledImages, batch_size: int = 250) -> Tensor:
+    """(N, classes) outputs on the CPU, in evaluation mode; the model's mode and weights are left as they were."""
+    if len(images) == 0:
+        raise InvalidInput("there are no images to evaluate on")
+    parameter = next(model.parameters(), None)
+    device = parameter.device if parameter is not None else torch.device("cpu")
+    outputs = []
+    with _evaluating(model), torch.inference_mode():
+        for start in range(0, len(images), batch_size):
+            batch = images.normalised(slice(start, start + batch_size))
+            outputs.append(model(batch.to(device)).cpu())
+    # Cloned outside inference mode: the result may take part in later computations.
+    return torch.cat(outputs).clone()
+
+
+def evaluate(model: nn.Module, images: LabelledImages, batch_size: int = 250) -> float:
+    """Top-1 accuracy in [0, 1]."""
+    outputs = logits(model, images, batch_size)
+    return float((outputs.argmax(1) == images.labels).float().mean())
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    # Module by module: a network may hold frozen batch norms in another mode than the rest.
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,180 @@
+"""Networks by name, from the user's own file, from torchvision or from timm; with or without a checkpoint."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from amc_mobile.errors import AmcMobileError, InvalidConfig, InvalidInput, MissingDependency
+from amc_mobile.models.checkpoints import load_checkpoint, read_weights, save_checkpoint
+from amc_mobile.models.registry import IMAGENET, MODELS, Normalisation
+from amc_mobile.user_file import load_function, names_a_function
+
+__all__ = ["LoadedModel", "load_checkpoint", "load_model", "read_weights", "save_checkpoint"]
+
+DEFAULT_INPUT_SIZE = 224
+DEFAULT_CLASSES = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A network in evaluation mode.
+
+    `normalisation`: the mean and deviation its weights expect (None: unknown, take the data set's own).
+    """
+
+    module: nn.Module
+    input_shape: tuple[int, int, int, int]  # (1, C, H, W)
+    num_classes: int
+    spec: str
+    normalisation: Normalisation | None = None
+
+
+def load_model(
+    spec: str,
+    *,
+    num_classes: int | None = None,
+    width_multiplier: float = 1.0,
+    input_size: int | None = None,
+    in_channels: int = 3,
+    checkpoint: Path | None = None,
+    seed: int = 0,
+) -> LoadedModel:
+    """Builds the network `spec` names, with the weights of `checkpoint`, or else drawn by `seed`.
+
+    `spec`: a name of the registry; `path/to/file.py:function`, called with those of num_classes, width_multiplier,
+    input_size and in_channels that it takes; `torchvision:NAME`; `timm:NAME` (both without pretrained weights).
+    None stands for the network's own default. One image is run to see that (1, classes) comes out.
+    Raises InvalidInput, InvalidConfig, or MissingDependency.
+    """
+    if not 0 < width_multiplier <= 4:
+        raise InvalidConfig(f"width_multiplier is {width_multiplier}; it must be above 0 and at most 4")
+    if num_classes is not None and num_classes < 1:
+        raise InvalidConfig(f"num_classes is {num_classes}; it must be at least 1")
+    if input_size is not None and input_size < 1:
+        raise InvalidConfig(f"input_size is {input_size}; it must be at least 1")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        built = _build(spec, num_classes, width_multiplier, input_size, in_channels)
+    if checkpoint is not None:
+        load_checkpoint(built.module, checkpoint)
+    built.module.eval()
+    classes = _classes_of(built)
+    if num_classes is not None and classes != num_classes:
+        raise InvalidInput(f"{spec} gives {classes} outputs, {num_classes} classes were asked for")
+    return LoadedModel(built.module, built.input_shape, classes, spec, built.normalisation)
+
+
+def _build(
+    spec: str, num_classes: int | None, width_multiplier: float, input_size: int | None, in_channels: int
+) -> LoadedModel:
+    kind, _, name = spec.partition(":")
+    if spec in MODELS:
+        entry = MODELS[spec]
+        size = input_size or entry.default_input_size
+        if size < entry.smallest_input_size:
+            raise InvalidConfig(f"{spec} needs an input of at least {entry.smallest_input_size} pixels, got {size}")
+        module = entry.factory(num_classes or entry.default_classes, width_multiplier, size, in_channels)
+        return _loaded(module, in_channels, size, spec, entry.normalisation)
+    if names_a_function(spec):
+        return _from_user_file(spec, num_classes, width_multiplier, input_size, in_channels)
+    if kind in ("torchvision", "timm") and name:
+        if width_multiplier != 1.0 or in_channels != 3:
+            raise InvalidConfig(f"{spec}: width_multiplier and in_channels cannot be changed for {kind}'s models")
+        build = _from_torchvision if kind == "torchvision" else _from_timm
+        return build(spec, name, num_classes or DEFAULT_CLASSES, input_size)
+    raise InvalidInput(
+        f"no model {spec!r}",
+        next_step=f"choose one of {', '.join(MODELS)}, path/to/file.py:function, torchvision:NAME, timm:NAME",
+    )
+
+
+def _from_user_file(
+    spec: str, num_classes: int | None, width_multiplier: float, input_size: int | None, in_channels: int
+) -> LoadedModel:
+    function = load_function(spec)
+    wanted: dict[str, Any] = {
+        "num_classes": num_classes,
+        "width_multiplier": width_multiplier,
+        "input_size": input_size,
+        "in_channels": in_channels,
+    }
+    taken = inspect.signature(function).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+    if width_multiplier != 1.0 and "width_multiplier" not in taken and not takes_any:
+        raise InvalidConfig(f"{spec} takes no width_multiplier, but {width_multiplier} was asked for")
+    arguments = {name: value for name, value in wanted.items() if value is not None and (name in taken or takes_any)}
+    module = _called(spec, function, arguments)
+    # The function's own default says for which size the network is made.
+    default = taken["input_size"].default if "input_size" in taken else None
+    size = input_size or (default if isinstance(default, int) else DEFAULT_INPUT_SIZE)
+    return _loaded(module, in_channels, size, spec, None)
+
+
+def _from_torchvision(spec: str, name: str, num_classes: int, input_size: int | None) -> LoadedModel:
+    models = _imported("torchvision.models", "torchvision")
+    if name not in models.list_models(module=models):
+        raise InvalidInput(f"torchvision has no classification model {name!r}")
+    module = _called(spec, models.get_model, {"name": name, "weights": None, "num_classes": num_classes})
+    return _loaded(module, 3, input_size or DEFAULT_INPUT_SIZE, spec, IMAGENET)
+
+
+def _from_timm(spec: str, name: str, num_classes: int, input_size: int | None) -> LoadedModel:
+    timm = _imported("timm", "timm")
+    if not timm.is_model(name):
+        raise InvalidInput(f"timm has no model {name!r}")
+    module = _called(spec, timm.create_model, {"model_name": name, "pretrained": False, "num_classes": num_classes})
+    described: dict[str, Any] = getattr(module, "pretrained_cfg", {})
+    normalisation = (tuple(described.get("mean", IMAGENET[0])), tuple(described.get("std", IMAGENET[1])))
+    own_size = described.get("input_size", (3, DEFAULT_INPUT_SIZE, DEFAULT_INPUT_SIZE))[-1]
+    return _loaded(module, 3, input_size or own_size, spec, normalisation)
+
+
+def _imported(module: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingDependency(package, "") from error
+
+
+def _called(spec: str, function: Callable[..., Any], arguments: dict[str, Any]) -> nn.Module:
+    try:
+        module = function(**arguments)
+    except AmcMobileError:
+        raise
+    except Exception as error:
+        given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        raise InvalidInput(f"{spec} failed when called with ({given}): {type(error).__name__}: {error}") from error
+    if not isinstance(module, nn.Module):
+        raise InvalidInput(f"{spec} must return a torch.nn.Module, it returned a {type(module).__name__}")
+    return module
+
+
+def _loaded(module: nn.Module, channels: int, size: int, spec: str, normalisation: Normalisation | None) -> LoadedModel:
+    return LoadedModel(module, (1, channels, size, size), 0, spec, normalisation)
+
+
+def _classes_of(built: LoadedModel) -> int:
+    parameter = next(built.module.parameters(), None)
+    if parameter is None:
+        raise InvalidInput(f"{built.spec} has no weights: there is nothing to prune")
+    image = torch.zeros(built.input_shape, device=parameter.device, dtype=parameter.dtype)
+    try:
+        with torch.inference_mode():
+            output = built.module(image)
+    except Exception as error:
+        raise InvalidInput(
+            f"{built.spec} fails on an input of {built.input_shape}: {type(error).__name__}: {error}",
+            next_step="give the input size the network is made for",
+        ) from error
+    if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[0] != 1:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise InvalidInput(f"{built.spec} must give logits of shape (1, classes), it gave {shape}")
+    return int(output.shape[1])

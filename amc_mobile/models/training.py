@@ -1,0 +1,214 @@
+"""Training from scratch and fine-tuning, on the device that the model is on; resumable after every epoch."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from amc_mobile.errors import InvalidConfig
+from amc_mobile.models.augmentation import augmented
+from amc_mobile.models.evaluation import evaluate
+from amc_mobile.models.labelled_images import LabelledImages
+from amc_mobile.models.training_state import EpochReport, TrainingState
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """SGD with Nesterov momentum under a cosine schedule."""
+
+    epochs: int = 30
+    learning_rate: float = 0.1  # at its highest, for this `batch_size`
+    batch_size: int = 128
+    weight_decay: float = 5e-4  # of weights; biases and batch norm have none
+    momentum: float = 0.9
+    warmup_epochs: float = 1.0  # the learning rate rises linearly from 0 over these
+    distill_weight: float = 0.0  # share of the loss that asks for the teacher's outputs, in [0, 1]
+    temperature: float = 4.0  # softens both outputs in that part (Hinton et al. 2015)
+    label_smoothing: float = 0.0
+    augment: bool = True  # random shift by up to an eighth of the side, and mirroring where the images allow it
+    seed: int = 0
+    threads: int | None = None  # CPU threads; None leaves torch's setting
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "epochs": (self.epochs >= 0, "0 or more"),
+            "learning_rate": (self.learning_rate > 0, "above 0"),
+            "batch_size": (self.batch_size >= 2, "2 or more: batch norm needs several images"),
+            "weight_decay": (self.weight_decay >= 0, "0 or more"),
+            "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
+            "warmup_epochs": (self.warmup_epochs >= 0, "0 or more"),
+            "distill_weight": (0 <= self.distill_weight <= 1, "in [0, 1]"),
+            "temperature": (self.temperature > 0, "above 0"),
+            "label_smoothing": (0 <= self.label_smoothing < 1, "in [0, 1)"),
+            "threads": (self.threads is None or self.threads >= 1, "1 or more"),
+        }
+        for field, (is_allowed, rule) in allowed.items():
+            if not is_allowed:
+                raise InvalidConfig(f"{field} is {getattr(self, field)}; it must be {rule}")
+
+
+def train(
+    model: nn.Module,
+    images: LabelledImages,
+    config: TrainConfig,
+    *,
+    teacher: nn.Module | None = None,
+    on_epoch: Callable[[EpochReport], None] | None = None,
+    resume: Path | None = None,
+    validate: LabelledImages | None = None,
+) -> list[EpochReport]:
+    """Trains `model` in place and leaves it in evaluation mode; gives one report per epoch.
+
+    `resume`: a file rewritten after every epoch. A call that finds it there continues after its last epoch, and ends
+    with the weights of a run that was never interrupted: each epoch draws its random numbers from `config.seed` and
+    its own number alone. `on_epoch` is called for epochs run now, not for those read from the file. The accuracy on
+    `validate` is reported and decides nothing: the weights are those of the last epoch.
+    Raises InvalidConfig when the file belongs to another configuration, model or data set, when distillation lacks a
+    teacher, and when the loss is no longer finite.
+    """
+    if config.distill_weight > 0 and teacher is None:
+        raise InvalidConfig(f"distill_weight is {config.distill_weight}, but there is no teacher to learn from")
+    # The teacher's own mode is left alone, and as a copy it cannot be the model that changes here.
+    tutor = copy.deepcopy(teacher).eval().requires_grad_(False) if teacher and config.distill_weight > 0 else None
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(
+        _parameter_groups(model, config.weight_decay),
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        nesterov=config.momentum > 0,
+    )
+    state = TrainingState(model, optimizer, _identity(config, images, tutor))
+    if resume is not None and resume.exists():
+        state.load(resume)
+    with _threads(config.threads):
+        for epoch in range(len(state.reports), config.epochs):
+            started = time.perf_counter()
+            loss, top1 = _run_epoch(model, tutor, images, optimizer, config, epoch)
+            state.reports.append(
+                EpochReport(
+                    epoch=epoch + 1,
+                    epochs=config.epochs,
+                    train_loss=loss,
+                    train_top1=top1,
+                    validation_top1=None if validate is None else evaluate(model, validate),
+                    learning_rate=optimizer.param_groups[0]["lr"],
+                    seconds=time.perf_counter() - started,
+                )
+            )
+            if resume is not None:
+                state.save(resume)
+            if on_epoch is not None:
+                on_epoch(state.reports[-1])
+    model.eval()
+    return list(state.reports)
+
+
+def learning_rate_at(config: TrainConfig, epochs_done: float) -> float:
+    """Linear warm-up to `learning_rate`, then half a cosine to 0 at the last epoch (Loshchilov and Hutter 2017)."""
+    if epochs_done < config.warmup_epochs:
+        return config.learning_rate * epochs_done / config.warmup_epochs
+    rest = max(config.epochs - config.warmup_epochs, 1e-9)
+    progress = min((epochs_done - config.warmup_epochs) / rest, 1.0)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def distillation_loss(outputs: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """KL divergence of softened class probabilities times temperature squared (Hinton et al. 2015, section 2.1).
+
+    `outputs`, `targets`: (N, classes) logits of the student and of the teacher for the same images.
+    """
+    student = functional.log_softmax(outputs / temperature, dim=1)
+    tutor = functional.log_softmax(targets / temperature, dim=1)
+    return functional.kl_div(student, tutor, reduction="batchmean", log_target=True) * temperature**2
+
+
+def _run_epoch(
+    model: nn.Module,
+    tutor: nn.Module | None,
+    images: LabelledImages,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    epoch: int,
+) -> tuple[float, float]:
+    """Mean loss and top-1 over the (augmented) training images of this epoch."""
+    device = next(model.parameters()).device
+    model.train()
+    # Near-equal batches: a last batch of one image would break batch norm.
+    batches = math.ceil(len(images) / config.batch_size)
+    total_loss, correct = torch.zeros(2, device=device)
+    with _seeded(config.seed, epoch) as generator:
+        order = torch.randperm(len(images), generator=generator)
+        for step, index in enumerate(torch.tensor_split(order, batches)):
+            for group in optimizer.param_groups:
+                # The middle of the step, so that neither the first nor the last step is wasted.
+                group["lr"] = learning_rate_at(config, epoch + (step + 0.5) / batches)
+            pixels, labels = images.images[index], images.labels[index].to(device)
+            if config.augment:
+                pixels = augmented(pixels, generator, mirrors=images.mirrors)
+            batch = images.normalise(pixels.to(device))
+            outputs = model(batch)
+            loss = functional.cross_entropy(outputs, labels, label_smoothing=config.label_smoothing)
+            if tutor is not None:
+                with torch.no_grad():
+                    targets = tutor(batch)
+                soft = distillation_loss(outputs, targets, config.temperature)
+                loss = (1 - config.distill_weight) * loss + config.distill_weight * soft
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            total_loss += loss.detach() * len(index)
+            correct += (outputs.detach().argmax(1) == labels).sum()
+    mean_loss = float(total_loss) / len(images)
+    if not math.isfinite(mean_loss):
+        raise InvalidConfig(
+            f"training diverged in epoch {epoch + 1}: the loss is {mean_loss}",
+            next_step=f"lower the learning rate ({config.learning_rate})",
+        )
+    return mean_loss, float(correct) / len(images)
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _identity(config: TrainConfig, images: LabelledImages, tutor: nn.Module | None) -> dict[str, str]:
+    """What must be equal for a run to be continued. The number of threads may differ."""
+    values = {name: str(value) for name, value in asdict(config).items() if name != "threads"}
+    digest = hashlib.sha256()
+    for value in tutor.state_dict().values() if tutor is not None else ():
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return {**values, "images": images.fingerprint(), "teacher": digest.hexdigest()}
+
+
+@contextmanager
+def _seeded(seed: int, epoch: int) -> Iterator[torch.Generator]:
+    """A generator for this epoch; torch's own (which dropout draws from) is seeded alike and put back afterwards."""
+    epoch_seed = (seed * 1_000_003 + epoch) % 2**63
+    with torch.random.fork_rng():
+        torch.manual_seed(epoch_seed)
+        yield torch.Generator().manual_seed(epoch_seed)
+
+
+@contextmanager
+def _threads(threads: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

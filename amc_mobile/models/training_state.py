@@ -1,0 +1,104 @@
+"""The file that lets a killed training run continue after its last finished epoch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from amc_mobile import store
+from amc_mobile.errors import CorruptFile, InvalidConfig
+
+# 1: tensors `model.NAME` and `momentum.NAME`; metadata `identity` and `reports` as JSON
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What one epoch of training gave. Accuracies are top-1 in [0, 1]; `train_top1` is on the augmented images."""
+
+    epoch: int  # the first is 1
+    epochs: int
+    train_loss: float
+    train_top1: float
+    validation_top1: float | None
+    learning_rate: float  # in its last step
+    seconds: float  # validation included
+
+
+@dataclass
+class TrainingState:
+    """`model` and `optimizer` (SGD with momentum) of one run, with the reports of the epochs done.
+
+    `identity`: what must be equal in the file and in the run that wants to continue from it.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    identity: dict[str, str]
+    reports: list[EpochReport] = field(default_factory=list)
+
+    def save(self, path: Path) -> None:
+        """Replaces `path`, whole or not at all."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            momentum = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if momentum is not None:
+                tensors[f"momentum.{name}"] = momentum
+        metadata = {
+            "format_version": str(FORMAT_VERSION),
+            "identity": json.dumps(self.identity),
+            "reports": json.dumps([asdict(report) for report in self.reports]),
+        }
+        with store.replacing(path) as temporary:
+            # Copies, because tied weights share memory, which the format refuses.
+            copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+            save_file(copies, temporary, metadata)
+
+    def load(self, path: Path) -> None:
+        """Puts the file's weights, momentum and reports in place of this state's.
+
+        Raises CorruptFile, and InvalidConfig when the file is of another run.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            version = int(metadata["format_version"])
+            identity: dict[str, str] = json.loads(metadata["identity"])
+            reports = [EpochReport(**report) for report in json.loads(metadata["reports"])]
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+            raise CorruptFile(
+                path, f"not a training checkpoint ({error})", next_step="delete the file to start the training anew"
+            ) from error
+        if version > FORMAT_VERSION:
+            raise CorruptFile(path, f"has format {version}, this version reads up to {FORMAT_VERSION}")
+        self._refuse_another_run(path, identity, tensors)
+        self.model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+        for name, parameter in self.model.named_parameters():
+            momentum = tensors.get(f"momentum.{name}")
+            if momentum is not None:
+                # Laid out in memory as the parameter is: the sums of the next steps then come out bit for bit alike.
+                self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
+        self.reports = reports
+
+    def _refuse_another_run(self, path: Path, identity: dict[str, str], tensors: dict[str, Tensor]) -> None:
+        keys = sorted({*identity, *self.identity})
+        differences = [
+            f"{key} {str(identity.get(key))[:20]} there, {str(self.identity.get(key))[:20]} here"
+            for key in keys
+            if identity.get(key) != self.identity.get(key)
+        ]
+        shapes = {f"model.{name}": tuple(value.shape) for name, value in self.model.state_dict().items()}
+        if not differences and shapes != {n: tuple(t.shape) for n, t in tensors.items() if n.startswith("model.")}:
+            differences = ["the model has other layers or widths"]
+        if differences:
+            raise InvalidConfig(
+                f"{path} is of another training run: {'; '.join(differences)}",
+                next_step="delete the file to start anew, or use the settings it was made with",
+            )

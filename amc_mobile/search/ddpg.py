@@ -1,0 +1,178 @@
+"""Deep deterministic policy gradient (Lillicrap et al. 2015) as AMC uses it (He et al. 2018, section 3)."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy.special import ndtr, ndtri
+from torch import Tensor, nn
+from torch.nn import functional
+
+ArrayF32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class DdpgConfig:
+    hidden: int = 300  # two layers of this width, in actor and critic
+    actor_learning_rate: float = 1e-4
+    critic_learning_rate: float = 1e-3
+    discount: float = 1.0  # an episode is one pass over the groups, so none
+    tau: float = 0.01  # target networks move by tau towards the trained ones at each update
+    batch_size: int = 64
+    replay_episodes: int = 100  # older episodes are forgotten
+    warmup_episodes: int = 100  # random actions, no updates
+    noise: float = 0.5  # standard deviation of the first episode after the warm-up ...
+    noise_decay: float = 0.95  # ... and its factor from one episode to the next
+    baseline_decay: float = 0.5  # of the moving average, over updates, that is subtracted from rewards
+    standardise_rewards: bool = False  # over the replay buffer, before the baseline
+
+
+class Actor(nn.Module):
+    """Observation (N, features) -> keep ratio (N, 1) in (0, 1)."""
+
+    def __init__(self, features: int, hidden: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1)
+        )
+        _start_small(self.layers[-1])
+
+    def forward(self, observation: Tensor) -> Tensor:
+        return torch.sigmoid(self.layers(observation))
+
+
+class Critic(nn.Module):
+    """Observation (N, features), keep ratio (N, 1) -> expected reward (N, 1)."""
+
+    def __init__(self, features: int, hidden: int) -> None:
+        super().__init__()
+        self.observation = nn.Linear(features, hidden)
+        self.action = nn.Linear(1, hidden, bias=False)
+        self.layers = nn.Sequential(nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        _start_small(self.layers[-1])
+
+    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
+        value: Tensor = self.layers(self.observation(observation) + self.action(action))
+        return value
+
+
+class Batch(NamedTuple):
+    observation: Tensor  # (N, features)
+    action: Tensor  # (N, 1)
+    reward: Tensor  # (N, 1)
+    next_observation: Tensor
+    continues: Tensor  # (N, 1): 1 where the episode goes on, 0 at its last step
+
+
+class ReplayBuffer:
+    """The transitions of the last episodes; every one of them, the first step included, can be drawn."""
+
+    def __init__(self, episodes: int) -> None:
+        self.episodes = episodes
+        self.observations: list[ArrayF32] = []  # per episode, (G + 1, features)
+        self.actions: list[ArrayF32] = []  # per episode, (G,): the keep ratios that were EXECUTED
+        self.rewards: list[float] = []  # per episode: the final reward stands on each of its transitions
+
+    def add(self, observations: ArrayF32, executed: ArrayF32, reward: float) -> None:
+        for stored, new in ((self.observations, observations), (self.actions, executed)):
+            stored.append(new)
+            del stored[: -self.episodes]
+        self.rewards.append(reward)
+        del self.rewards[: -self.episodes]
+
+    def transitions(self, *, standardise: bool) -> Batch:
+        """All of them, in order; rewards standardised over the buffer if wanted."""
+        steps = self.actions[0].size
+        rewards = np.array(self.rewards)
+        if standardise:
+            rewards = (rewards - rewards.mean()) / (rewards.std() + 1e-6)
+        continues = np.ones((len(rewards), steps), dtype=np.float32)
+        continues[:, -1] = 0
+        return Batch(
+            torch.from_numpy(np.concatenate([o[:-1] for o in self.observations])),
+            torch.from_numpy(np.concatenate(self.actions)[:, None]),
+            torch.from_numpy(np.repeat(rewards, steps).astype(np.float32)[:, None]),
+            torch.from_numpy(np.concatenate([o[1:] for o in self.observations])),
+            torch.from_numpy(continues.reshape(-1, 1)),
+        )
+
+
+class DdpgAgent:
+    """Actor and critic, their targets and the moving baseline. Deterministic given `seed` and what it is given."""
+
+    def __init__(self, features: int, config: DdpgConfig, seed: int) -> None:
+        self.config = config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.actor = Actor(features, config.hidden)
+            self.critic = Critic(features, config.hidden)
+        self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
+        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self._actor_optimiser = torch.optim.Adam(self.actor.parameters(), config.actor_learning_rate)
+        self._critic_optimiser = torch.optim.Adam(self.critic.parameters(), config.critic_learning_rate)
+        self._baseline: float | None = None
+
+    def act(self, observation: ArrayF32, noise: float, rng: np.random.Generator) -> float:
+        """The actor's keep ratio plus exploration: a normal of deviation `noise`, truncated to [0, 1]."""
+        with torch.no_grad():
+            mean = float(self.actor(torch.from_numpy(observation)[None]))
+        return truncated_normal(mean, noise, rng)
+
+    def learn(self, buffer: ReplayBuffer, updates: int, rng: np.random.Generator) -> tuple[float, float]:
+        """Does `updates` updates; returns the mean loss of the critic and of the actor."""
+        everything = buffer.transitions(standardise=self.config.standardise_rewards)
+        losses = []
+        for _ in range(updates):
+            drawn = torch.from_numpy(rng.integers(len(everything.action), size=self.config.batch_size))
+            losses.append(self.update(Batch(*(column[drawn] for column in everything))))
+        critic_loss, actor_loss = np.mean(losses, axis=0)
+        return float(critic_loss), float(actor_loss)
+
+    def update(self, batch: Batch) -> tuple[float, float]:
+        config = self.config
+        mean = float(batch.reward.mean())
+        previous = mean if self._baseline is None else self._baseline
+        self._baseline = config.baseline_decay * previous + (1 - config.baseline_decay) * mean
+        with torch.no_grad():
+            next_value = self.target_critic(batch.next_observation, self.target_actor(batch.next_observation))
+            target = batch.reward - self._baseline + config.discount * batch.continues * next_value
+        critic_loss = functional.mse_loss(self.critic(batch.observation, batch.action), target)
+        _step(self._critic_optimiser, critic_loss)
+        actor_loss = -self.critic(batch.observation, self.actor(batch.observation)).mean()
+        _step(self._actor_optimiser, actor_loss)
+        _follow(self.target_actor, self.actor, config.tau)
+        _follow(self.target_critic, self.critic, config.tau)
+        return float(critic_loss.detach()), float(actor_loss.detach())
+
+
+def truncated_normal(mean: float, deviation: float, rng: np.random.Generator) -> float:
+    """One draw in [0, 1], by the inverse of the distribution function."""
+    if deviation < 1e-6:
+        return min(max(mean, 0.0), 1.0)
+    low, high = ndtr((0 - mean) / deviation), ndtr((1 - mean) / deviation)
+    drawn = mean + deviation * float(ndtri(rng.uniform(low, high)))
+    return float(min(max(drawn, 0.0), 1.0))
+
+
+def _step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimiser.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
+
+
+@torch.no_grad()
+def _follow(target: nn.Module, trained: nn.Module, tau: float) -> None:
+    for slow, fast in zip(target.parameters(), trained.parameters(), strict=True):
+        slow.lerp_(fast, tau)
+
+
+def _start_small(layer: nn.Module) -> None:
+    """Small last weights: the first actions are near 0.5 and the first values near 0 (Lillicrap et al., section 7)."""
+    assert isinstance(layer, nn.Linear)
+    nn.init.uniform_(layer.weight, -3e-3, 3e-3)
+    nn.init.zeros_(layer.bias)

@@ -1,0 +1,172 @@
+"""The search's log: one CSV line per episode, and beside it what a killed search needs to go on.
+
+A line is complete when it ends in a newline; a torn last line is dropped when the log is opened again. All
+numbers are written with full precision, because a search continues by observing its log again.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amc_mobile.errors import CorruptFile, InvalidInput
+from amc_mobile.search.budget import Widths
+from amc_mobile.store import read_json, write_json, write_text
+
+FORMAT_VERSION = 1  # 1: first
+
+CHECK = "check"  # the policy of a line that only measures the plan of an earlier episode
+
+
+@dataclass(frozen=True)
+class EpisodeRow:
+    """One line. Costs in the budget's unit unless the name says another; None is an empty cell."""
+
+    episode: int  # from 0; a check carries the episode that scored its plan
+    policy: str  # where the plan came from
+    reward: float
+    top1: float | None
+    fidelity: float | None
+    predicted_cost: float  # by the cost model as it was when the plan was proposed
+    limit: float  # that the plan was held to: the budget, or less after plans measured over it
+    measured_ms: float | None
+    ci_high_ms: float | None
+    macs: float | None
+    parameters: float | None
+    reconstruction_s: float
+    evaluation_s: float
+    agent_s: float
+    latency_s: float
+    widths: tuple[int, ...]  # kept channels in group order
+
+
+COLUMNS = tuple(column.name for column in fields(EpisodeRow))
+
+
+class EpisodeLog:
+    """The lines at `path` (.csv) and the header beside it (.json).
+
+    `identity` is what must not change when a search goes on (model, data, reward ...): JSON values.
+    """
+
+    def __init__(self, path: Path, *, identity: Mapping[str, Any] | None = None) -> None:
+        self.path = path
+        self.header_path = path.with_suffix(".json")
+        self.identity = dict(identity or {})
+        self.rows: list[EpisodeRow] = _read_rows(path)
+        self._header: dict[str, Any] = {}
+        if self.header_path.exists():
+            self._header = read_json(self.header_path, format_version=FORMAT_VERSION)
+        elif self.rows:
+            raise CorruptFile(path, f"its header {self.header_path.name} is missing", next_step="start another run")
+
+    @property
+    def started(self) -> bool:
+        return bool(self._header)
+
+    @property
+    def policy_document(self) -> dict[str, Any]:
+        return dict(self._header["policy"])
+
+    def start(self, policy_document: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        """Writes the header, unless the search has started: then checks that it is the same search.
+
+        Raises InvalidInput, naming what differs.
+        """
+        settings = {**self.identity, **settings}
+        if not self.started:
+            write_text(self.path, ",".join(COLUMNS) + "\n")
+            self._write_header({"policy": dict(policy_document), "settings": settings, "pending": None})
+            return
+        before = self._header["settings"]
+        for key in sorted(before.keys() | settings.keys()):
+            if before.get(key) != settings.get(key):
+                raise InvalidInput(
+                    f"{self.path} is of another search: {key} was {before.get(key)!r}, now {settings.get(key)!r}",
+                    next_step="continue with the same settings, or start another run",
+                )
+        # Mends a torn last line, and a header that was written before the first line of columns was.
+        write_text(self.path, ",".join(COLUMNS) + "\n" + "".join(_line(row) for row in self.rows))
+
+    @property
+    def pending(self) -> tuple[Widths, float] | None:
+        """The plan (and its predicted cost) of the episode that was under way when the search was stopped."""
+        pending = self._header.get("pending")
+        if pending is None or pending["rows"] != len(self.rows):
+            return None
+        return np.array(pending["widths"], dtype=np.int64), float(pending["predicted_cost"])
+
+    def begin(self, widths: Widths, predicted_cost: float) -> None:
+        """Notes the plan before it is scored: a measurement may change the cost model before the line is written."""
+        pending = {"rows": len(self.rows), "widths": [int(w) for w in widths], "predicted_cost": predicted_cost}
+        self._write_header({**self._header, "pending": pending})
+
+    def append(self, row: EpisodeRow) -> None:
+        with self.path.open("a", newline="") as stream:
+            stream.write(_line(row))
+            stream.flush()
+            os.fsync(stream.fileno())
+        self.rows.append(row)
+
+    def _write_header(self, header: dict[str, Any]) -> None:
+        write_json(self.header_path, header, format_version=FORMAT_VERSION)
+        self._header = header
+
+
+def _line(row: EpisodeRow) -> str:
+    buffer = io.StringIO()
+    cells = [getattr(row, name) for name in COLUMNS[:-1]]
+    csv.writer(buffer, lineterminator="\n").writerow([*cells, " ".join(map(str, row.widths))])
+    return buffer.getvalue()
+
+
+def _read_rows(path: Path) -> list[EpisodeRow]:
+    if not path.exists():
+        return []
+    text = path.read_bytes().decode(errors="replace")
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    if not lines:
+        return []
+    if tuple(lines[0].split(",")) != COLUMNS:
+        raise CorruptFile(path, "the first line does not hold the columns of an episode log")
+    rows = []
+    for number, cells in enumerate(csv.reader(lines[1:]), start=2):
+        try:
+            rows.append(_row(dict(zip(COLUMNS, cells, strict=True))))
+        except ValueError as error:
+            raise CorruptFile(path, f"line {number}: {error}", next_step="start another run") from error
+    return rows
+
+
+def _row(cells: Mapping[str, str]) -> EpisodeRow:
+    def number(name: str) -> float:
+        return float(cells[name])
+
+    def maybe(name: str) -> float | None:
+        return float(cells[name]) if cells[name] else None
+
+    return EpisodeRow(
+        episode=int(cells["episode"]),
+        policy=cells["policy"],
+        reward=number("reward"),
+        top1=maybe("top1"),
+        fidelity=maybe("fidelity"),
+        predicted_cost=number("predicted_cost"),
+        limit=number("limit"),
+        measured_ms=maybe("measured_ms"),
+        ci_high_ms=maybe("ci_high_ms"),
+        macs=maybe("macs"),
+        parameters=maybe("parameters"),
+        reconstruction_s=number("reconstruction_s"),
+        evaluation_s=number("evaluation_s"),
+        agent_s=number("agent_s"),
+        latency_s=number("latency_s"),
+        widths=tuple(int(width) for width in cells["widths"].split()),
+    )

@@ -1,0 +1,95 @@
+"""What a search knows of the plans it has tried, and so which one stands best."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from amc_mobile.search.budget import Budget
+from amc_mobile.search.episode_log import CHECK, EpisodeRow
+
+Plan = tuple[int, ...]
+
+
+@dataclass
+class Standings:
+    """Built by `take` from log lines alone, so that a search that goes on knows what it knew."""
+
+    budget_limit: float
+    search_limit: float = math.inf  # what plans are held to: the budget, or less after tightening
+    episodes: int = 0
+    tightenings: int = 0
+    checks: int = 0  # since the last tightening
+    plans: dict[Plan, EpisodeRow] = field(default_factory=dict)  # the latest line of each plan, best known
+
+    def __post_init__(self) -> None:
+        self.search_limit = min(self.search_limit, self.budget_limit)
+
+    def take(self, row: EpisodeRow) -> None:
+        if row.limit < self.search_limit:
+            self.tighten(row.limit)
+        known = self.plans.get(row.widths)
+        if row.policy == CHECK:
+            self.checks += 1
+            self.plans[row.widths] = row
+        else:
+            self.episodes += 1
+            if known is None or known.measured_ms is None:
+                # A plan proposed again keeps the episode that found it.
+                self.plans[row.widths] = row if known is None else replace(row, episode=known.episode)
+
+    def tighten(self, limit: float) -> None:
+        self.search_limit = limit
+        self.tightenings += 1
+        self.checks = 0
+
+    def best_measured(self) -> EpisodeRow | None:
+        """The highest reward among the plans measured within the budget."""
+        return _best([row for row in self.plans.values() if self._measured_within(row)])
+
+    def best_predicted(self, budget: Budget) -> EpisodeRow | None:
+        """The highest reward among the plans whose cost, as it is now, is within the budget."""
+        return _best(self._predicted_within(list(self.plans.values()), budget))
+
+    def best_standing(self, budget: Budget) -> EpisodeRow | None:
+        """The highest reward among plans measured within the budget, or not measured and predicted within it."""
+        unmeasured = [row for row in self.plans.values() if row.ci_high_ms is None]
+        measured = [row for row in self.plans.values() if self._measured_within(row)]
+        return _best(measured + self._predicted_within(unmeasured, budget))
+
+    def candidate(self, budget: Budget) -> EpisodeRow | None:
+        """The best plan not measured yet that would beat the best measured one."""
+        best = self.best_measured()
+        better = [
+            row for row in self.plans.values() if row.ci_high_ms is None and (best is None or row.reward > best.reward)
+        ]
+        return _best(self._predicted_within(better, budget))
+
+    def fastest(self) -> EpisodeRow | None:
+        """The plan with the lowest upper end of its measured confidence interval."""
+        measured = [row for row in self.plans.values() if row.ci_high_ms is not None]
+        return min(measured, key=lambda row: row.ci_high_ms or 0, default=None)
+
+    def observed_ratio(self, budget: Budget) -> float:
+        """How much the measured upper end exceeds the cost predicted now: the worst of the five fastest plans."""
+        measured = [row for row in self.plans.values() if row.ci_high_ms is not None]
+        fastest = sorted(measured, key=lambda row: row.ci_high_ms or 0)[:5]
+        if not fastest:
+            return 1.0
+        predicted = budget.cost(np.array([row.widths for row in fastest], dtype=np.int64))
+        return float(np.max(np.array([row.ci_high_ms for row in fastest]) / predicted))
+
+    def _measured_within(self, row: EpisodeRow) -> bool:
+        return row.ci_high_ms is not None and row.ci_high_ms <= self.budget_limit
+
+    def _predicted_within(self, rows: list[EpisodeRow], budget: Budget) -> list[EpisodeRow]:
+        if not rows:
+            return []
+        costs = budget.cost(np.array([row.widths for row in rows], dtype=np.int64))
+        return [row for row, cost in zip(rows, costs, strict=True) if cost <= budget.limit]
+
+
+def _best(rows: list[EpisodeRow]) -> EpisodeRow | None:
+    return max(rows, key=lambda row: (row.reward, -row.episode), default=None)

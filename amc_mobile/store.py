@@ -1,0 +1,65 @@
+"""Files written whole or not at all, and JSON documents that carry their format version."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from amc_mobile.errors import CorruptFile
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; it takes `path`'s place only when the block succeeds.
+
+    A process killed at any moment leaves the old file or the new one, never half of either.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, content: str) -> None:
+    write_bytes(path, content.encode())
+
+
+def write_json(path: Path, document: dict[str, Any], *, format_version: int) -> None:
+    """Writes `document` with its `format_version` first. NaN and infinity are refused (ValueError)."""
+    versioned = {"format_version": format_version, **document}
+    write_text(path, json.dumps(versioned, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, *, format_version: int) -> dict[str, Any]:
+    """Reads what `write_json` wrote. Raises CorruptFile for broken text and for newer versions."""
+    try:
+        document = json.loads(path.read_text())
+    except (ValueError, UnicodeDecodeError) as error:
+        raise CorruptFile(path, f"not JSON ({error})", next_step="delete the file and run the step again") from error
+    except OSError as error:
+        raise CorruptFile(path, f"cannot be read ({error.strerror})") from error
+    version = document.get("format_version") if isinstance(document, dict) else None
+    if not isinstance(version, int) or version < 1:
+        raise CorruptFile(path, "has no format_version", next_step="delete the file and run the step again")
+    if version > format_version:
+        raise CorruptFile(
+            path, f"has format {version}, this version reads up to {format_version}", next_step="update amc-mobile"
+        )
+    return dict(document)

@@ -1,0 +1,1 @@
+"""One module per command: wires the parts, never prints, reports progress through a callback."""

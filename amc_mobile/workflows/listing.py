@@ -1,0 +1,72 @@
+"""What there is: networks, devices, and what a latency table holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from amc_mobile.errors import InvalidInput
+from amc_mobile.workflows.workspace import Workspace
+
+
+def list_models() -> dict[str, Any]:
+    from amc_mobile.models.registry import MODELS
+
+    return {
+        "models": [
+            {"name": entry.name, "summary": entry.summary, "default_input_size": entry.default_input_size}
+            for entry in MODELS.values()
+        ]
+    }
+
+
+def models_text(document: dict[str, Any]) -> str:
+    from amc_mobile.report.tables import render_rows
+
+    rows = [[row["name"], f"{row['default_input_size']} px", row["summary"]] for row in document["models"]]
+    return (
+        render_rows(["model", "input", "what it is"], rows)
+        + "\nAlso: path/to/file.py:function, torchvision:NAME, timm:NAME (where installed)"
+    )
+
+
+def list_devices() -> dict[str, Any]:
+    """This computer with its conditions under each runtime that is installed."""
+    from amc_mobile.device.host import HostDevice, installed_runtimes
+
+    found = []
+    for runtime in ("tflite", "onnxruntime"):
+        if runtime in installed_runtimes():
+            conditions = HostDevice(runtime).conditions()
+            found.append(conditions.to_document())
+    return {"devices": found}
+
+
+def devices_text(document: dict[str, Any]) -> str:
+    from amc_mobile.report.tables import render_rows
+
+    rows = [
+        [row["device"], row["soc"], row["os"], f"{row['runtime']} {row['runtime_version']}", str(row["cores"])]
+        for row in document["devices"]
+    ]
+    return render_rows(["device", "processor", "system", "runtime", "cores"], rows)
+
+
+def show_table(space: Workspace) -> dict[str, Any]:
+    from amc_mobile.latency.table import LatencyTable
+
+    if not space.table_path.exists():
+        raise InvalidInput(f"no latency table in {space.folder}", next_step="run `amc-mobile profile` first")
+    with LatencyTable(space.table_path) as table:
+        return table.summary()
+
+
+def table_text(document: dict[str, Any]) -> str:
+    from amc_mobile.report.tables import render_rows
+
+    parts = []
+    for entry in document["conditions"]:
+        heading = ", ".join(f"{key} {value}" for key, value in entry["conditions"].items() if value not in ("", None))
+        rows = [[row["label"], f"{row['low_ms']:.4f}", str(row["passes"])] for row in entry["kernels"]]
+        parts.append(f"{heading}\n" + render_rows(["kernel", "ms (lowest p20)", "passes"], rows))
+        parts.append(f"{len(entry['kernels'])} kernels, {entry['model_measurements']} whole models")
+    return "\n".join(parts) if parts else "the table is empty"

@@ -1,0 +1,95 @@
+"""The network a command works on: model, data split and channel groups, loaded the same way by every step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from amc_mobile.channels.groups import ChannelGroups, find_groups
+from amc_mobile.channels.prove import prove
+from amc_mobile.data import Dataset, DataSplit, load_dataset, split
+from amc_mobile.errors import InvalidInput
+from amc_mobile.models.loading import LoadedModel, load_model
+from amc_mobile.workflows.workspace import Settings, Workspace
+
+
+def resolved_checkpoint(space: Workspace, settings: Settings) -> Path | None:
+    """The checkpoint asked for, else what `train` left in this workspace."""
+    if settings.checkpoint:
+        path = Path(settings.checkpoint).expanduser()
+        if not path.is_file():
+            raise InvalidInput(f"no checkpoint file {path}", next_step="check --checkpoint")
+        return path
+    return space.trained_checkpoint if space.trained_checkpoint.exists() else None
+
+
+def load_data(settings: Settings, input_size: int) -> Dataset:
+    """The data set at the network's input size, its test set decided by the seed 0 for every run."""
+    return load_dataset(settings.required("data"), image_size=input_size)
+
+
+@dataclass(frozen=True)
+class Network:
+    """The original network in evaluation mode, proven to be prunable by `groups`."""
+
+    loaded: LoadedModel
+    dataset: Dataset | None
+    groups: ChannelGroups
+
+    @property
+    def module(self) -> nn.Module:
+        return self.loaded.module
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        return self.loaded.input_shape
+
+    def split(self, *, calibration: int, reward: int, seed: int) -> DataSplit:
+        if self.dataset is None:
+            raise InvalidInput("this step needs images", next_step="pass --data")
+        # Small data sets: at most a third of the training images each, so that some remain.
+        third = len(self.dataset.train) // 3
+        return split(self.dataset, calibration=min(calibration, third), reward=min(reward, third), seed=seed)
+
+
+def load_network(space: Workspace, settings: Settings) -> Network:
+    """Loads model and data and finds the channel groups; their surgery is proven before anything relies on it.
+
+    Raises InvalidInput for files that do not fit, UnsupportedLayer for networks that cannot be traced.
+    """
+    torch.set_num_threads(max(1, settings.threads))
+    spec = settings.required("model")
+    checkpoint = resolved_checkpoint(space, settings)
+    dataset, num_classes = None, None
+    loaded = load_model(
+        spec,
+        num_classes=num_classes,
+        width_multiplier=settings.width_multiplier,
+        input_size=settings.input_size or None,
+        checkpoint=None,
+        seed=settings.seed,
+    )
+    if settings.data:
+        dataset = load_data(settings, loaded.input_shape[-1])
+        num_classes = len(dataset.classes)
+    if num_classes is not None or checkpoint is not None:
+        loaded = load_model(
+            spec,
+            num_classes=num_classes,
+            width_multiplier=settings.width_multiplier,
+            input_size=settings.input_size or None,
+            checkpoint=checkpoint,
+            seed=settings.seed,
+        )
+    example = torch.randn(loaded.input_shape, generator=torch.Generator().manual_seed(0))
+    groups = find_groups(loaded.module, example)
+    prove(loaded.module, groups, example)
+    return Network(loaded, dataset, groups)
+
+
+def kept_document(kept: Mapping[str, object]) -> dict[str, list[int]]:
+    return {name: [int(i) for i in indices] for name, indices in kept.items()}  # type: ignore[attr-defined]

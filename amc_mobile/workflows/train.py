@@ -1,0 +1,75 @@
+"""Train the original network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from amc_mobile.models.evaluation import evaluate
+from amc_mobile.models.loading import load_model, save_checkpoint
+from amc_mobile.models.training import TrainConfig, train
+from amc_mobile.workflows.network import load_data, resolved_checkpoint
+from amc_mobile.workflows.progress import Progress
+from amc_mobile.workflows.workspace import Settings, Workspace
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    model: str
+    top1: float
+    test_images: int
+    epochs: int
+    checkpoint: str
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "model": self.model, "test_top1": self.top1, "test_images": self.test_images, "epochs": self.epochs,
+            "checkpoint": self.checkpoint,
+        }  # fmt: skip
+
+    def text(self) -> str:
+        return (
+            f"{self.model}: top-1 {self.top1:.1%} on {self.test_images} test images after {self.epochs} epochs\n"
+            f"weights: {self.checkpoint}"
+        )
+
+
+def train_network(
+    space: Workspace,
+    settings: Settings,
+    *,
+    epochs: int,
+    learning_rate: float,
+    batch_size: int,
+    progress: Progress,
+) -> TrainResult:
+    """Trains on the data's training set and keeps the weights in the workspace.
+
+    The test set only gives the accuracy that is reported. A killed run continues after its last epoch.
+    """
+    spec = settings.required("model")
+    size = load_model(
+        spec, width_multiplier=settings.width_multiplier, input_size=settings.input_size or None
+    ).input_shape[-1]
+    data = load_data(settings, size)
+    loaded = load_model(
+        spec,
+        num_classes=len(data.classes),
+        width_multiplier=settings.width_multiplier,
+        input_size=settings.input_size or None,
+        checkpoint=resolved_checkpoint(space, settings) if settings.checkpoint else None,
+        seed=settings.seed,
+    )
+    config = TrainConfig(epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=settings.seed)
+    state = space.folder / "train.safetensors"
+    train(
+        loaded.module,
+        data.train,
+        config,
+        resume=state,
+        on_epoch=lambda r: progress("train", r.epoch, r.epochs, f"loss {r.train_loss:.3f}, top-1 {r.train_top1:.1%}"),
+    )
+    save_checkpoint(loaded.module, space.trained_checkpoint)
+    state.unlink(missing_ok=True)
+    space.remember(replace(settings, checkpoint=""))
+    return TrainResult(spec, evaluate(loaded.module, data.test), len(data.test), epochs, str(space.trained_checkpoint))

@@ -1,0 +1,126 @@
+"""The workspace folder: what was chosen last time, the latency table, the templates and the runs."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from amc_mobile.errors import CorruptFile, InvalidConfig
+from amc_mobile.store import read_json, write_json
+
+FORMAT_VERSION = 1  # 1: settings, last_run, checkpoint
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a command works on. Order of precedence: flags, `--config` file, last step, these defaults."""
+
+    model: str = ""
+    checkpoint: str = ""
+    data: str = ""
+    device: str = "host"
+    runtime: str = ""  # "tflite" or "onnxruntime"; empty: tflite where it is installed
+    threads: int = 1
+    seed: int = 0
+    width_multiplier: float = 1.0
+    input_size: int = 0  # pixels; 0: the model's own
+
+    def required(self, key: str) -> str:
+        value = str(getattr(self, key))
+        if not value:
+            raise InvalidConfig(
+                f"no --{key} was given and this workspace does not remember one",
+                next_step=f"pass --{key}; `amc-mobile models` lists the networks" if key == "model" else f"pass --{key}",
+            )
+        return value
+
+
+def settings_from_toml(path: Path) -> dict[str, Any]:
+    """The settings in a TOML file. Raises InvalidConfig for unknown keys and for values of the wrong type."""
+    try:
+        document = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise InvalidConfig(f"{path}: {error.strerror}", next_step="check --config") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidConfig(f"{path}: not TOML: {error}", next_step="mend that line") from error
+    known = {field.name: type(getattr(Settings(), field.name)) for field in fields(Settings)}
+    for key, value in document.items():
+        if key not in known:
+            raise InvalidConfig(f"{path}: unknown key {key!r}", next_step=f"known keys: {', '.join(known)}")
+        if not isinstance(value, known[key]) and not (known[key] is float and isinstance(value, int)):
+            raise InvalidConfig(f"{path}: {key} = {value!r} is not of type {known[key].__name__}")
+    return document
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Paths of one workspace and what it remembers between commands."""
+
+    folder: Path
+
+    @property
+    def table_path(self) -> Path:
+        return self.folder / "table.sqlite"
+
+    @property
+    def templates(self) -> Path:
+        return self.folder / "templates"
+
+    @property
+    def runs(self) -> Path:
+        return self.folder / "runs"
+
+    @property
+    def trained_checkpoint(self) -> Path:
+        return self.folder / "trained.safetensors"
+
+    def _remembered(self) -> dict[str, Any]:
+        path = self.folder / "workspace.json"
+        return read_json(path, format_version=FORMAT_VERSION) if path.exists() else {}
+
+    def settings(self, config: Path | None, **flags: Any) -> Settings:
+        """Merges remembered settings, the config file and the flags that are not None."""
+        remembered = self._remembered().get("settings", {})
+        names = {field.name for field in fields(Settings)}
+        if not isinstance(remembered, dict) or set(remembered) - names:
+            raise CorruptFile(self.folder / "workspace.json", "unknown settings", next_step="delete the file")
+        chosen = {key: value for key, value in flags.items() if value is not None}
+        if chosen.get("model", remembered.get("model")) != remembered.get("model"):
+            # Another network: its weights and size are not the remembered ones.
+            remembered = {k: v for k, v in remembered.items() if k not in ("checkpoint", "width_multiplier", "input_size")}
+        from_file = settings_from_toml(config) if config else {}
+        settings = replace(Settings(), **{**remembered, **from_file, **chosen})
+        if settings.runtime not in ("", "tflite", "onnxruntime"):
+            raise InvalidConfig(f"runtime {settings.runtime!r} is unknown", next_step="use tflite or onnxruntime")
+        if settings.device != "host":
+            raise InvalidConfig(f"no device {settings.device!r}", next_step="use --device host: this computer")
+        if settings.threads < 1 or settings.width_multiplier <= 0 or settings.input_size < 0:
+            raise InvalidConfig("threads, width_multiplier and input_size must be positive")
+        return settings
+
+    def remember(self, settings: Settings, *, run: str | None = None) -> None:
+        last_run = run if run is not None else self._remembered().get("last_run", "")
+        write_json(
+            self.folder / "workspace.json",
+            {"settings": asdict(settings), "last_run": last_run},
+            format_version=FORMAT_VERSION,
+        )
+
+    def run_folder(self, name: str | None) -> Path:
+        """The folder of the named run, or of the last one. Raises InvalidConfig when there is none."""
+        chosen = name or str(self._remembered().get("last_run", ""))
+        folder = self.runs / chosen
+        if not chosen or chosen in (".", "..") or "/" in chosen or not folder.is_dir():
+            known = sorted(p.name for p in self.runs.iterdir()) if self.runs.is_dir() else []
+            raise InvalidConfig(
+                f"no run {chosen!r} in {self.runs}" if chosen else f"no run yet in {self.runs}",
+                next_step=f"runs there: {', '.join(known)}" if known else "run `amc-mobile search` first",
+            )
+        return folder

@@ -1,0 +1,77 @@
+"""The layout's arrows point down, and light commands stay light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "amc_mobile"
+FLOORS = {
+    "cli": 6, "terminal": 6,
+    "workflows": 5,
+    "search": 4, "report": 4,
+    "latency": 3,
+    "pruning": 2, "kernels": 2,
+    "channels": 1, "export": 1, "models": 1, "data": 1, "data_sources": 1, "device": 1,
+    "errors": 0, "store": 0, "user_file": 0,
+}  # fmt: skip
+# A package may lean on a neighbour that DESIGN names as its part: the sources of data.py, terminal of cli.
+PARTS = {("data", "data_sources"), ("data_sources", "data"), ("cli", "terminal")}
+TORCH_FREE = ("device", "latency", "report", "cli", "terminal", "channels/plan", "kernels/kernel", "errors", "store")
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_parts(path: Path) -> set[str]:
+    """The parts of the package that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""] if node.module != "amc_mobile" else [f"amc_mobile.{a.name}" for a in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("amc_mobile.")}
+    return found - {"__version__"}
+
+
+def upward_arrows(path: Path) -> list[str]:
+    part = part_of(path)
+    return [
+        f"{path.relative_to(PACKAGE)} imports {other}"
+        for other in sorted(imported_parts(path))
+        if other != part and (part, other) not in PARTS and FLOORS[other] >= FLOORS[part]
+    ]
+
+
+MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or path.stem != "__init__"]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_to_lower_floors(path: Path) -> None:
+    assert upward_arrows(path) == []
+
+
+def test_an_arrow_that_points_up_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tmp_path / "channels" / "wrong.py"
+    module.parent.mkdir()
+    module.write_text("from amc_mobile.search import loop\n")
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
+    assert upward_arrows(module) == ["channels/wrong.py imports search"]
+
+
+def test_the_light_modules_pull_in_no_torch() -> None:
+    light = [
+        "amc_mobile." + str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".")
+        for path in MODULES
+        if path.stem != "__init__" and str(path.relative_to(PACKAGE)).startswith(TORCH_FREE)
+    ]
+    program = f"import sys, importlib\nfor name in {light!r}: importlib.import_module(name)\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
