@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,6 +74,28 @@ class DimensionIds:
         """How many positions stay at `widths`, shape (..., groups) -> (...); the same for every choice of channels."""
         constant, factors = self.expression(widths.shape[-1])
         return np.asarray(constant + widths @ factors, dtype=np.int64)
+
+    def runs(self) -> list[list[int]]:
+        """[group, first position, length] of each stretch of consecutive positions, for a JSON file."""
+        if not len(self):
+            return []
+        fixed = self.group < 0
+        steps = np.diff(self.position) == np.where(fixed[1:], 0, 1)
+        starts = np.flatnonzero(np.r_[True, (np.diff(self.group) != 0) | ~steps])
+        lengths = np.diff(np.r_[starts, len(self)])
+        return [
+            [int(self.group[start]), int(self.position[start]), int(length)]
+            for start, length in zip(starts, lengths, strict=True)
+        ]
+
+    @classmethod
+    def from_runs(cls, runs: Sequence[Sequence[int]]) -> DimensionIds:
+        none = [np.empty(0, dtype=np.int64)]
+        group = np.concatenate(none + [np.full(length, group, dtype=np.int64) for group, _, length in runs])
+        position = np.concatenate(
+            none + [np.arange(length) + first if group >= 0 else np.full(length, first) for group, first, length in runs]
+        )
+        return cls(group, position.astype(np.int64))
 
     def expression(self, groups: int) -> tuple[int, NDArray[np.int64]]:
         """(constant, factor per group): the count of surviving positions as a sum of group widths."""

@@ -76,7 +76,8 @@ def _read(path: Path) -> tuple[tuple[str, ...], Part, Part]:
 
 def _read_npz(path: Path) -> tuple[tuple[str, ...], Part, Part]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, because np.load leaves its file open when the content is broken.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise CorruptFile(path, f"not an .npz file of plain arrays ({error})") from error

@@ -140,8 +140,14 @@ def _from_timm(spec: str, name: str, num_classes: int, input_size: int | None) -
 def _imported(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
-    except ImportError as error:
-        raise MissingDependency(package, "") from error
+    except ModuleNotFoundError as error:
+        raise MissingDependency(error.name or package, "") from error
+    # A build for another version of torch raises RuntimeError as well as ImportError.
+    except Exception as error:
+        raise InvalidInput(
+            f"{package} is installed but cannot be imported: {type(error).__name__}: {error}",
+            next_step=f"install the version of {package} that fits torch {torch.__version__}",
+        ) from error
 
 
 def _called(spec: str, function: Callable[..., Any], arguments: dict[str, Any]) -> nn.Module:

@@ -42,8 +42,8 @@ MODELS: dict[str, ModelEntry] = {
     for entry in (
         ModelEntry("mobilenet_v1", "MobileNet-V1", mobilenet_v1, 224, 1000, 16, HALF, 568.7),
         ModelEntry("mobilenet_v2", "MobileNetV2", mobilenet_v2, 224, 1000, 16, HALF, 300.8),
-        ModelEntry("plain20", "Plain-20 for CIFAR-10, no shortcuts", plain20, 32, 10, 4, IMAGENET, 40.6),
-        ModelEntry("resnet20", "ResNet-20 for CIFAR-10", resnet20, 32, 10, 4, IMAGENET, 40.6),
+        ModelEntry("plain20", "Plain-20 for CIFAR-10, no shortcuts", plain20, 32, 10, 4, IMAGENET, 40.55),
+        ModelEntry("resnet20", "ResNet-20 for CIFAR-10", resnet20, 32, 10, 4, IMAGENET, 40.55),
         ModelEntry("resnet56", "ResNet-56 for CIFAR-10", resnet56, 32, 10, 4, IMAGENET, 125.5),
         ModelEntry("resnet50", "ResNet-50", resnet50, 224, 1000, 8, IMAGENET, 4089.2),
         ModelEntry("vgg16", "VGG-16 with batch norm", vgg16, 224, 1000, 32, IMAGENET, 15470.3),

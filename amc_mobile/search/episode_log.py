@@ -10,14 +10,11 @@ import csv
 import io
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from amc_mobile.errors import CorruptFile, InvalidInput
-from amc_mobile.search.budget import Widths
 from amc_mobile.store import read_json, write_json, write_text
 
 FORMAT_VERSION = 1  # 1: first
@@ -45,6 +42,18 @@ class EpisodeRow:
     agent_s: float
     latency_s: float
     widths: tuple[int, ...]  # kept channels in group order
+
+
+@dataclass(frozen=True)
+class Pending:
+    """What the next line will be about. A measurement may change the cost model before the line is written: a
+    search that was killed in between could not decide the same again."""
+
+    policy: str
+    widths: tuple[int, ...]
+    predicted_cost: float
+    limit: float
+    measuring: bool = False  # it has been decided that this plan is measured
 
 
 COLUMNS = tuple(column.name for column in fields(EpisodeRow))
@@ -96,17 +105,17 @@ class EpisodeLog:
         write_text(self.path, ",".join(COLUMNS) + "\n" + "".join(_line(row) for row in self.rows))
 
     @property
-    def pending(self) -> tuple[Widths, float] | None:
-        """The plan (and its predicted cost) of the episode that was under way when the search was stopped."""
-        pending = self._header.get("pending")
-        if pending is None or pending["rows"] != len(self.rows):
+    def pending(self) -> Pending | None:
+        """The plan that was being scored or measured when the search was stopped."""
+        document = self._header.get("pending")
+        if document is None or document["line"] != len(self.rows):
             return None
-        return np.array(pending["widths"], dtype=np.int64), float(pending["predicted_cost"])
+        values = {name: document[name] for name in ("policy", "predicted_cost", "limit", "measuring")}
+        return Pending(widths=tuple(document["widths"]), **values)
 
-    def begin(self, widths: Widths, predicted_cost: float) -> None:
-        """Notes the plan before it is scored: a measurement may change the cost model before the line is written."""
-        pending = {"rows": len(self.rows), "widths": [int(w) for w in widths], "predicted_cost": predicted_cost}
-        self._write_header({**self._header, "pending": pending})
+    def begin(self, pending: Pending) -> None:
+        """Notes a plan before it is scored or measured."""
+        self._write_header({**self._header, "pending": {"line": len(self.rows), **asdict(pending)}})
 
     def append(self, row: EpisodeRow) -> None:
         with self.path.open("a", newline="") as stream:

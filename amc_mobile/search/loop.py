@@ -9,16 +9,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from amc_mobile.errors import BudgetNotMet, InvalidConfig, InvalidInput, UnreachableBudget
 from amc_mobile.search.budget import Budget, Widths, format_cost
-from amc_mobile.search.episode_log import CHECK, EpisodeLog, EpisodeRow
+from amc_mobile.search.episode_log import CHECK, EpisodeLog, EpisodeRow, Pending
 from amc_mobile.search.policies import Policy
 from amc_mobile.search.reward import MeasuredCost, Outcome
-from amc_mobile.search.standings import Standings
+from amc_mobile.search.standings import Plan, Standings
 
 Score = Callable[[Widths], Outcome]
 Measure = Callable[[Widths], MeasuredCost]
@@ -29,7 +29,8 @@ class CheckConfig:
     """What happens when the plans that scored best have not been measured, or were measured over the budget."""
 
     max_checks: int = 8  # plans measured after the last episode, and again after each tightening
-    max_tightenings: int = 3
+    max_overs: int = 5  # measurements over the budget in a row, after which the limit is tightened at once
+    max_tightenings: int = 4
     extra_episodes: int = 40  # searched under each tightened limit
     smallest_tightening: float = 0.01  # of the limit; keeps a hopeless search from standing still
 
@@ -85,35 +86,27 @@ def run_search(
         raise InvalidInput(
             f"{log.path} already holds {len(log.rows)} episodes", next_step="resume it or name a new run"
         )
-    search = _Search(policy, budget, score, log, measure, measure_every, measured_reward, on_episode)
+    search = _Search(
+        policy, budget, score, log, measure, measure_every, measured_reward, on_episode, checks or CheckConfig()
+    )
     search.start()
-    return search.finish(episodes, checks or CheckConfig())
+    return search.finish(episodes)
 
 
+@dataclass
 class _Search:
-    def __init__(
-        self,
-        policy: Policy,
-        budget: Budget,
-        score: Score,
-        log: EpisodeLog,
-        measure: Measure | None,
-        measure_every: int,
-        measured_reward: Callable[[Outcome, float], float] | None,
-        on_episode: Callable[[EpisodeRow], None] | None,
-    ) -> None:
-        self.policy = policy
-        self.budget = budget
-        self.score = score
-        self.log = log
-        self.measure = measure
-        self.measure_every = measure_every
-        self.measured_reward = measured_reward
-        self.on_episode = on_episode
-        self.standings = Standings(budget.limit)
+    policy: Policy
+    budget: Budget
+    score: Score
+    log: EpisodeLog
+    measure: Measure | None
+    measure_every: int
+    measured_reward: Callable[[Outcome, float], float] | None
+    on_episode: Callable[[EpisodeRow], None] | None
+    checks: CheckConfig
 
     def start(self) -> None:
-        """Opens the log, and takes in what it already holds."""
+        """Opens the log, takes in what it holds, and finishes the line that was under way."""
         if self.log.started:
             self.policy.restore(self.log.policy_document)
         else:
@@ -125,147 +118,144 @@ class _Search:
             "measured": self.measure is not None,
         }
         self.log.start(self.policy.state_document(), settings)
+        self.standings = Standings(self.budget.limit)
         for row in self.log.rows:
-            self._take(row)
+            self.standings.take(row)
+            if row.policy != CHECK:
+                self.policy.observe(np.array(row.widths, dtype=np.int64), row.reward)
+        pending = self.log.pending
+        if pending is None:
+            return
+        if pending.limit < self.standings.search_limit:
+            self.standings.tighten(pending.limit)
+        if pending.policy == CHECK:
+            self._check(pending)
+        else:
+            self._episode(pending, agent_s=0.0)
 
-    def finish(self, episodes: int, checks: CheckConfig) -> SearchResult:
+    def finish(self, episodes: int) -> SearchResult:
         standings = self.standings
         while True:
-            wanted = _episodes_wanted(self.policy, episodes, standings.tightenings, checks)
-            if standings.episodes < wanted:
+            if standings.episodes < self._episodes_wanted(episodes):
+                if standings.overs >= self.checks.max_overs and standings.tightenings + 1 < self.checks.max_tightenings:
+                    standings.tighten(self._tighter())  # one is left for the end
                 try:
-                    self._episode()
+                    started = time.perf_counter()
+                    pending = self._proposal()
                 except UnreachableBudget:
-                    # The corrected cost has no plan left; what was measured within the budget still counts.
-                    best = standings.best_measured()
-                    if best is None:
+                    # The corrected cost, or a tightened limit, leaves no plan; what was measured still counts.
+                    if standings.fastest() is None:
                         raise
-                    return self._result(best)
-                continue
-            if self.measure is None:
+                    return self._best_measured()
+                self._episode(pending, agent_s=time.perf_counter() - started)
+            elif self.measure is None:
                 best = standings.best_predicted(self.budget)
                 if best is None:
                     raise BudgetNotMet("no plan tried is within the budget by the cost model as it is now")
                 return self._result(best)
-            candidate = standings.candidate(self._current_budget())
-            if candidate is not None and standings.checks < checks.max_checks:
-                self._check(candidate)
-            elif (best := standings.best_measured()) is not None:
-                return self._result(best)
-            elif standings.tightenings < checks.max_tightenings:
-                standings.tighten(self._tighter(checks))
             else:
-                raise self._not_met()
+                candidate = standings.candidate(self._current_budget())
+                if candidate is not None and standings.checks < self.checks.max_checks:
+                    self._check(self._pending(CHECK, candidate.widths, measuring=True))
+                elif standings.best_measured() is None and standings.tightenings < self.checks.max_tightenings:
+                    standings.tighten(self._tighter())
+                else:
+                    return self._best_measured()
+
+    def _episodes_wanted(self, episodes: int) -> int:
+        extra, most = self.checks.extra_episodes, self.policy.episodes_per_round
+        if most is not None:
+            episodes, extra = min(episodes, most), min(extra, most)
+        return episodes + extra * self.standings.tightenings
 
     def _current_budget(self) -> Budget:
         return self.budget.with_limit(self.standings.search_limit)
 
-    def _take(self, row: EpisodeRow) -> None:
-        self.standings.take(row)
-        if row.policy != CHECK:
-            self.policy.observe(np.array(row.widths, dtype=np.int64), row.reward)
+    def _proposal(self) -> Pending:
+        widths = self.policy.propose(self._current_budget())
+        return self._pending(self.policy.label, tuple(int(width) for width in widths), measuring=False)
 
-    def _episode(self) -> None:
-        budget = self._current_budget()
-        started = time.perf_counter()
-        label = self.policy.label
-        pending = self.log.pending
-        if pending is None:
-            widths = self.policy.propose(budget)
-            predicted = budget.cost_of(widths)
-            self.log.begin(widths, predicted)
-        else:
-            widths, predicted = pending
-        proposed = time.perf_counter()
-        plan = tuple(int(width) for width in widths)
+    def _pending(self, policy: str, plan: Plan, *, measuring: bool) -> Pending:
+        predicted = self.budget.cost_of(np.array(plan, dtype=np.int64))
+        pending = Pending(policy, plan, predicted, self.standings.search_limit, measuring)
+        self.log.begin(pending)
+        return pending
+
+    def _episode(self, pending: Pending, *, agent_s: float) -> None:
+        plan = pending.widths
         known = self.standings.plans.get(plan)
-        outcome = self._outcome(known, widths)
+        started = time.perf_counter()
+        outcome = self._outcome(known, plan)
         scored = time.perf_counter()
-        cost = self._measurement(known, plan, outcome)
-        measured = time.perf_counter()
-        reward = outcome.reward
-        if cost is not None and self.measured_reward is not None:
-            reward = self.measured_reward(outcome, cost[0])
-        self.policy.observe(widths, reward)
         row = EpisodeRow(
             episode=self.standings.episodes,
-            policy=label,
-            reward=reward,
+            policy=pending.policy,
+            reward=outcome.reward,
             top1=outcome.top1,
             fidelity=outcome.fidelity,
-            predicted_cost=predicted,
-            limit=budget.limit,
-            measured_ms=cost[0] if cost else None,
-            ci_high_ms=cost[1] if cost else None,
+            predicted_cost=pending.predicted_cost,
+            limit=pending.limit,
+            measured_ms=known.measured_ms if known else None,
+            ci_high_ms=known.ci_high_ms if known else None,
             macs=outcome.macs,
             parameters=outcome.parameters,
             reconstruction_s=outcome.seconds.get("reconstruction", 0.0),
-            evaluation_s=outcome.seconds.get("evaluation", 0.0 if outcome.seconds else scored - proposed),
-            agent_s=proposed - started + time.perf_counter() - measured,
-            latency_s=measured - scored,
+            evaluation_s=outcome.seconds.get("evaluation", 0.0 if outcome.seconds else scored - started),
+            agent_s=agent_s,
+            latency_s=0.0,
             widths=plan,
         )
-        self._write(row)
+        if self.measure is not None and row.ci_high_ms is None and (pending.measuring or self._is_to_measure(row)):
+            if not pending.measuring:
+                self.log.begin(replace(pending, measuring=True))
+            row = self._measured(row, self.measure)
+        started = time.perf_counter()
+        self.policy.observe(np.array(plan, dtype=np.int64), row.reward)
+        self._write(replace(row, agent_s=agent_s + time.perf_counter() - started))
 
-    def _outcome(self, known: EpisodeRow | None, widths: Widths) -> Outcome:
+    def _outcome(self, known: EpisodeRow | None, plan: Plan) -> Outcome:
         if known is not None:
-            # `seconds` is not empty: nothing was spent.
             nothing = {"reconstruction": 0.0, "evaluation": 0.0}
             return Outcome(known.reward, known.top1, known.fidelity, known.macs, known.parameters, nothing)
-        outcome = self.score(widths)
+        outcome = self.score(np.array(plan, dtype=np.int64))
         if not math.isfinite(outcome.reward):
-            raise InvalidInput(f"the plan {widths.tolist()} scored a reward of {outcome.reward}")
+            raise InvalidInput(f"the plan {list(plan)} scored a reward of {outcome.reward}")
         return outcome
 
-    def _measurement(
-        self, known: EpisodeRow | None, plan: tuple[int, ...], outcome: Outcome
-    ) -> tuple[float, float] | None:
-        """The p50 and its upper end, in ms: known, or measured now if this is a new best or its turn has come."""
-        if known is not None and known.measured_ms is not None and known.ci_high_ms is not None:
-            return known.measured_ms, known.ci_high_ms
-        if self.measure is None:
-            return None
+    def _is_to_measure(self, row: EpisodeRow) -> bool:
+        """Whether this is a new best, or its turn has come."""
+        if self.measure_every > 0 and (row.episode + 1) % self.measure_every == 0:
+            return True
         best = self.standings.best_standing(self._current_budget())
-        turn = self.measure_every > 0 and (self.standings.episodes + 1) % self.measure_every == 0
-        if best is not None and outcome.reward <= best.reward and not turn:
-            return None
-        return self._measured(plan)
+        return best is None or row.reward > best.reward
 
-    def _measured(self, plan: tuple[int, ...]) -> tuple[float, float]:
+    def _check(self, pending: Pending) -> None:
+        """Measures a plan that an earlier episode scored."""
         assert self.measure is not None
-        cost = self.measure(np.array(plan, dtype=np.int64))
-        return float(cost.measured), float(cost.ci_high)
+        row = replace(
+            self.standings.plans[pending.widths],
+            policy=CHECK,
+            predicted_cost=pending.predicted_cost,
+            limit=pending.limit,
+            reconstruction_s=0.0,
+            evaluation_s=0.0,
+            agent_s=0.0,
+        )
+        self._write(self._measured(row, self.measure))
 
-    def _check(self, row: EpisodeRow) -> None:
+    def _measured(self, row: EpisodeRow, measure: Measure) -> EpisodeRow:
         started = time.perf_counter()
-        widths = np.array(row.widths, dtype=np.int64)
-        budget = self._current_budget()
-        predicted = budget.cost_of(widths)
-        measured_ms, ci_high_ms = self._measured(row.widths)
+        cost = measure(np.array(row.widths, dtype=np.int64))
         reward = row.reward
         if self.measured_reward is not None:
-            reward = self.measured_reward(
-                Outcome(row.reward, row.top1, row.fidelity, row.macs, row.parameters), measured_ms
-            )
-        self._write(
-            EpisodeRow(
-                episode=row.episode,
-                policy=CHECK,
-                reward=reward,
-                top1=row.top1,
-                fidelity=row.fidelity,
-                predicted_cost=predicted,
-                limit=budget.limit,
-                measured_ms=measured_ms,
-                ci_high_ms=ci_high_ms,
-                macs=row.macs,
-                parameters=row.parameters,
-                reconstruction_s=0.0,
-                evaluation_s=0.0,
-                agent_s=0.0,
-                latency_s=time.perf_counter() - started,
-                widths=row.widths,
-            )
+            outcome = Outcome(row.reward, row.top1, row.fidelity, row.macs, row.parameters)
+            reward = self.measured_reward(outcome, cost.measured)
+        return replace(
+            row,
+            reward=reward,
+            measured_ms=float(cost.measured),
+            ci_high_ms=float(cost.ci_high),
+            latency_s=time.perf_counter() - started,
         )
 
     def _write(self, row: EpisodeRow) -> None:
@@ -274,24 +264,26 @@ class _Search:
         if self.on_episode is not None:
             self.on_episode(row)
 
-    def _tighter(self, checks: CheckConfig) -> float:
+    def _tighter(self) -> float:
         """The next limit: the budget over the observed ratio, and below the last one, but not below every plan."""
         ratio = self.standings.observed_ratio(self.budget)
-        wanted = min(self.standings.search_limit * (1 - checks.smallest_tightening), self.budget.limit / ratio)
+        wanted = min(self.standings.search_limit * (1 - self.checks.smallest_tightening), self.budget.limit / ratio)
         smallest = self.budget.cost_of(self.budget.smallest())
         if smallest <= self.budget.limit:
             wanted = max(wanted, smallest)
         return min(wanted, math.nextafter(self.standings.search_limit, 0))
 
-    def _not_met(self) -> BudgetNotMet:
-        fastest = self.standings.fastest()
+    def _best_measured(self) -> SearchResult:
+        best, fastest = self.standings.best_measured(), self.standings.fastest()
+        if best is not None:
+            return self._result(best)
         wanted = format_cost(self.budget.limit, self.budget.unit)
         if fastest is None or fastest.measured_ms is None or fastest.ci_high_ms is None:
-            return BudgetNotMet(
+            raise BudgetNotMet(
                 f"no plan found is within the budget of {wanted} by the corrected prediction",
                 next_step="raise the budget, or lower --min-keep-ratio",
             )
-        return BudgetNotMet(
+        raise BudgetNotMet(
             f"no plan was measured within the budget of {wanted}; the fastest took {fastest.measured_ms:.4g} ms "
             f"(95 % interval up to {fastest.ci_high_ms:.4g} ms)",
             next_step=f"raise the budget to {fastest.ci_high_ms:.4g} ms or more, or lower --min-keep-ratio",
@@ -314,10 +306,3 @@ class _Search:
             measurements=sum(row.measured_ms is not None for row in plans),
             search_limit=self.standings.search_limit,
         )
-
-
-def _episodes_wanted(policy: Policy, episodes: int, tightenings: int, checks: CheckConfig) -> int:
-    most = policy.episodes_per_round
-    if most is not None:
-        return min(most, episodes) + min(most, checks.extra_episodes) * tightenings
-    return episodes + checks.extra_episodes * tightenings

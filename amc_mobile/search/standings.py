@@ -22,6 +22,7 @@ class Standings:
     episodes: int = 0
     tightenings: int = 0
     checks: int = 0  # since the last tightening
+    overs: int = 0  # measurements over the budget in a row, since the last tightening
     plans: dict[Plan, EpisodeRow] = field(default_factory=dict)  # the latest line of each plan, best known
 
     def __post_init__(self) -> None:
@@ -31,6 +32,8 @@ class Standings:
         if row.limit < self.search_limit:
             self.tighten(row.limit)
         known = self.plans.get(row.widths)
+        if row.ci_high_ms is not None and (known is None or known.ci_high_ms is None):
+            self.overs = 0 if self._measured_within(row) else self.overs + 1
         if row.policy == CHECK:
             self.checks += 1
             self.plans[row.widths] = row
@@ -44,6 +47,7 @@ class Standings:
         self.search_limit = limit
         self.tightenings += 1
         self.checks = 0
+        self.overs = 0
 
     def best_measured(self) -> EpisodeRow | None:
         """The highest reward among the plans measured within the budget."""

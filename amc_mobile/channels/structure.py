@@ -1,0 +1,150 @@
+"""What tracing a network yields: channel groups, layers, and where every parameter holds which channels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amc_mobile.channels.ids import DimensionIds, Ids
+from amc_mobile.errors import InvalidInput
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that layers share. `producers` make them, `consumers` read them; both are module paths."""
+
+    name: str  # its first producer
+    channels: int
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class KeptGroup:
+    """Channels that cannot be cut, and why."""
+
+    name: str
+    channels: int
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One execution of a convolution or linear layer. Sizes are (height, width) in the unpruned network.
+
+    A 1-D convolution has height 1. A linear layer that reads (N, H, W, F) or (N, T, F) has the sizes (H, W) or (1, T),
+    otherwise (1, 1). `padding` is on both sides; strings such as "same" are resolved.
+    """
+
+    name: str  # module path; a module that is called twice has two layers of the same name
+    kind: str  # "conv", "depthwise", "grouped", "transposed" or "linear"
+    in_ids: DimensionIds
+    out_ids: DimensionIds
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+    in_size: tuple[int, int]
+    out_size: tuple[int, int]
+    has_bias: bool
+
+    @property
+    def macs_per_channel_pair(self) -> int:
+        """Multiply-accumulates of one image for one input and one output channel."""
+        positions = self.in_size if self.kind == "transposed" else self.out_size
+        return self.kernel_size[0] * self.kernel_size[1] * positions[0] * positions[1]
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGroups:
+    """The groups in order of first use, and where their channels stand in every parameter.
+
+    `parameters`: per parameter or buffer that holds channels, the channels along each of its dimensions (None for
+    dimensions without, such as a kernel's height). `layers`: in order of execution. `input_shape`: (N, C, H, W).
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    kept_groups: tuple[KeptGroup, ...]
+    parameters: Mapping[str, tuple[DimensionIds | None, ...]]
+    layers: tuple[Layer, ...]
+    input_shape: tuple[int, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(group.name for group in self.groups)
+
+    @property
+    def channels(self) -> dict[str, int]:
+        return {group.name: group.channels for group in self.groups}
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Shape (groups,): the original widths."""
+        return np.array([group.channels for group in self.groups], dtype=np.int64)
+
+    def kept_lists(self, kept: Mapping[str, Ids]) -> list[Ids]:
+        """`kept` in group order; groups that are not named keep everything.
+
+        Raises InvalidInput for an unknown group and for channels that are not sorted, unique and in range.
+        """
+        if unknown := sorted(set(kept) - set(self.names)):
+            raise InvalidInput(f"no channel group is called {unknown[0]!r}")
+        lists = []
+        for group in self.groups:
+            chosen = np.asarray(kept.get(group.name, np.arange(group.channels)), dtype=np.int64)
+            in_range = len(chosen) and chosen[0] >= 0 and chosen[-1] < group.channels
+            if not in_range or not (np.diff(chosen) > 0).all():
+                raise InvalidInput(
+                    f"{group.name}: kept channels must be sorted, unique and below {group.channels}, not {chosen}"
+                )
+            lists.append(chosen)
+        return lists
+
+    def surviving(self, ids: DimensionIds, kept: Mapping[str, Ids]) -> Ids:
+        """The original positions of a dimension that stay, ascending."""
+        return ids.surviving(self.kept_lists(kept))
+
+    def to_document(self) -> dict[str, Any]:
+        """Plain data for a JSON file; channel ids are stored as runs."""
+        return {
+            "input_shape": list(self.input_shape),
+            "groups": [asdict(group) for group in self.groups],
+            "kept_groups": [asdict(group) for group in self.kept_groups],
+            "parameters": {
+                name: [None if ids is None else ids.runs() for ids in dims] for name, dims in self.parameters.items()
+            },
+            "layers": [
+                {**vars(layer), "in_ids": layer.in_ids.runs(), "out_ids": layer.out_ids.runs()} for layer in self.layers
+            ],
+        }
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> ChannelGroups:
+        """Reads `to_document`'s data back. Raises InvalidInput when it is something else."""
+        try:
+            return cls(
+                groups=tuple(
+                    ChannelGroup(g["name"], int(g["channels"]), tuple(g["producers"]), tuple(g["consumers"]))
+                    for g in document["groups"]
+                ),
+                kept_groups=tuple(KeptGroup(**g) for g in document["kept_groups"]),
+                parameters={
+                    name: tuple(None if runs is None else DimensionIds.from_runs(runs) for runs in dims)
+                    for name, dims in document["parameters"].items()
+                },
+                layers=tuple(_layer_from(layer) for layer in document["layers"]),
+                input_shape=tuple(int(n) for n in document["input_shape"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InvalidInput(f"not a description of channel groups: {error!r}") from error
+
+
+def _layer_from(document: Mapping[str, Any]) -> Layer:
+    pairs = ("kernel_size", "stride", "padding", "dilation", "in_size", "out_size")
+    ids = {key: DimensionIds.from_runs(document[key]) for key in ("in_ids", "out_ids")}
+    return Layer(**{**document, **ids, **{key: tuple(document[key]) for key in pairs}})

@@ -1,0 +1,60 @@
+"""Under which conditions a latency was measured. Plain data; measurements of unlike conditions are never mixed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import Any
+
+from amc_mobile.errors import InvalidInput
+
+# 1: fresh session per pass, shuffled passes, samples of repeated calls in wall time, single inferences for whole models
+PROTOCOL_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Everything that changes a latency besides the model.
+
+    `library_sha256`: of the runtime's library, since two builds of one version differ by more than 50 %; `cores`: those
+    the process may use, as in `0-3,6`; `clock_mode`: the governors of the cores, or "unknown".
+    """
+
+    device: str
+    soc: str
+    os: str
+    runtime: str
+    runtime_version: str
+    library_sha256: str
+    delegate: str
+    threads: int
+    cores: str
+    clock_mode: str
+    protocol_version: int = PROTOCOL_VERSION
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 of the canonical JSON document."""
+        return hashlib.sha256(json.dumps(self.to_document(), sort_keys=True).encode()).hexdigest()
+
+    def to_document(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Conditions:
+        """Raises InvalidInput when a field is missing, unknown or of the wrong type."""
+        wanted = {field.name: int if field.name in ("threads", "protocol_version") else str for field in fields(cls)}
+        if not isinstance(document, Mapping) or set(document) != set(wanted):
+            raise InvalidInput(f"not the conditions of a measurement: {document!r}")
+        for name, kind in wanted.items():
+            if type(document[name]) is not kind:
+                raise InvalidInput(f"conditions: {name} = {document[name]!r} is not of type {kind.__name__}")
+        return cls(**document)
+
+    def differences(self, other: Conditions) -> dict[str, tuple[Any, Any]]:
+        """The fields in which the two differ: name -> (own value, other value)."""
+        own, others = self.to_document(), other.to_document()
+        return {name: (own[name], others[name]) for name in own if own[name] != others[name]}

@@ -1,0 +1,130 @@
+"""This computer as the device: runs models with the runtimes that are installed in this environment."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+from amc_mobile.device.conditions import Conditions
+from amc_mobile.device.runtimes import RUNTIMES, Runtime, RuntimeSession, installed_runtimes
+from amc_mobile.errors import InvalidConfig, MissingDependency
+
+__all__ = ["HostDevice", "Session", "installed_runtimes"]
+
+CPU_FOLDER = Path("/sys/devices/system/cpu")
+CPU_INFO = Path("/proc/cpuinfo")
+
+
+class Session:
+    """A loaded model with its inputs filled once. `run()` is one inference; close it, or use it as a context."""
+
+    run: Callable[[], object]
+
+    def __init__(self, loaded: RuntimeSession) -> None:
+        # The runtime's own function, not a method around it: a call's overhead is part of every sample.
+        self.run = loaded.run
+        self._loaded: RuntimeSession | None = loaded
+
+    def close(self) -> None:
+        """Frees the model. Harmless when repeated."""
+        self._loaded = None
+        self.run = _closed
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _closed() -> object:
+    raise RuntimeError("this session is closed")
+
+
+class HostDevice:
+    """Runs models on this computer's CPU with one runtime, "tflite" or "onnxruntime".
+
+    Raises InvalidConfig for unknown runtimes and thread counts below 1, MissingDependency for a runtime that is not
+    installed.
+    """
+
+    name = "host"
+
+    def __init__(self, runtime: str, threads: int = 1) -> None:
+        if runtime not in RUNTIMES:
+            raise InvalidConfig(f"runtime {runtime!r} is unknown", next_step=f"use one of {', '.join(RUNTIMES)}")
+        if threads < 1:
+            raise InvalidConfig(f"threads = {threads} must be at least 1", next_step="pass --threads 1")
+        self._runtime: Runtime = RUNTIMES[runtime]
+        if not self._runtime.is_installed():
+            raise MissingDependency(self._runtime.package, self._runtime.extra)
+        self.runtime = runtime
+        self.threads = threads
+
+    def conditions(self) -> Conditions:
+        cores = allowed_cores()
+        return Conditions(
+            device=self.name,
+            soc=processor_name(),
+            os=f"{platform.system()} {platform.release()} {platform.machine()}",
+            runtime=self.runtime,
+            runtime_version=self._runtime.version(),
+            library_sha256=self._runtime.library_sha256(),
+            delegate=self._runtime.delegate,
+            threads=self.threads,
+            cores=core_ranges(cores),
+            clock_mode=clock_mode(cores),
+        )
+
+    def open(self, model: bytes) -> Session:
+        """Loads a model and fills its inputs with seeded random data.
+
+        Raises InvalidInput for bytes that the runtime does not read, DeviceError when the model cannot be prepared.
+        """
+        return Session(self._runtime.load(model, self.threads))
+
+
+def processor_name(cpu_info: Path = CPU_INFO) -> str:
+    """The processor's model name as the system tells it, e.g. `AMD EPYC 7B13`."""
+    try:
+        lines = cpu_info.read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    for wanted in ("model name", "Hardware", "Processor"):  # Arm kernels have no model name
+        for line in lines:
+            key, _, value = line.partition(":")
+            if key.strip() == wanted and value.strip():
+                return value.strip()
+    return platform.processor() or platform.machine() or "unknown"
+
+
+def allowed_cores() -> tuple[int, ...]:
+    """The cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))  # macOS and Windows do not tell
+
+
+def core_ranges(cores: tuple[int, ...]) -> str:
+    """Core numbers in the kernel's list form: (0, 1, 2, 5) -> `0-2,5`."""
+    runs: list[list[int]] = []
+    for core in cores:
+        if runs and core == runs[-1][1] + 1:
+            runs[-1][1] = core
+        else:
+            runs.append([core, core])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def clock_mode(cores: tuple[int, ...], folder: Path = CPU_FOLDER) -> str:
+    """The distinct frequency governors of the cores, e.g. `performance`; "unknown" where the system has none."""
+    governors = set()
+    for core in cores:
+        path = folder / f"cpu{core}" / "cpufreq" / "scaling_governor"
+        try:
+            governors.add(path.read_text().strip())
+        except OSError:
+            continue
+    return "+".join(sorted(governors)) or "unknown"

@@ -1,0 +1,47 @@
+"""Runs an exported file on images with its own interpreter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amc_mobile.errors import MissingDependency
+
+Floats = NDArray[np.float32]
+
+
+def run_onnx(model: bytes, images: Floats) -> Floats:
+    """`images`: (N, C, H, W), run one by one; returns (N, ...)."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return np.concatenate([session.run(None, {name: image[None]})[0] for image in images])
+
+
+def tflite_interpreter(model: bytes, threads: int = 1) -> Any:
+    """An interpreter with its tensors allocated."""
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError as error:
+        raise MissingDependency("ai-edge-litert", "tflite") from error
+    interpreter = Interpreter(model_content=model, num_threads=threads)
+    interpreter.allocate_tensors()
+    return interpreter
+
+
+def run_tflite(model: bytes, images: Floats) -> Floats:
+    """`images`: (N, C, H, W), run one by one as (1, H, W, C); returns (N, ...)."""
+    interpreter = tflite_interpreter(model)
+    source, target = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+    outputs = []
+    for image in images:
+        interpreter.set_tensor(source, np.ascontiguousarray(image.transpose(1, 2, 0)[None]))
+        interpreter.invoke()
+        outputs.append(interpreter.get_tensor(target).copy())
+    return np.concatenate(outputs)

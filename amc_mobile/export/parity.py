@@ -1,0 +1,43 @@
+"""Does an exported file compute what torch computed?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amc_mobile.errors import InvalidInput
+from amc_mobile.export.interpret import Floats, run_onnx, run_tflite
+
+
+@dataclass(frozen=True)
+class Parity:
+    """An exported file against torch on the same images."""
+
+    max_abs: float  # largest difference of any logit
+    largest_logit: float  # of torch, to judge `max_abs` by
+    top1_agreement: float  # share of images with the same first class
+    images: int
+
+    def to_document(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def file_logits(path: Path, images: Floats) -> Floats:
+    """(N, classes) outputs of a .tflite or .onnx file for `images` (N, C, H, W)."""
+    if path.suffix not in (".tflite", ".onnx"):
+        raise InvalidInput(f"{path}: not a .tflite or .onnx file")
+    run = run_tflite if path.suffix == ".tflite" else run_onnx
+    return run(path.read_bytes(), np.asarray(images, dtype=np.float32))
+
+
+def parity(outputs: Floats, reference: Floats) -> Parity:
+    """`outputs` of the file and `reference` logits of torch, both (N, classes)."""
+    return Parity(
+        max_abs=float(np.abs(outputs - reference).max()),
+        largest_logit=float(np.abs(reference).max()),
+        top1_agreement=float((outputs.argmax(1) == reference.argmax(1)).mean()),
+        images=len(reference),
+    )

@@ -1,0 +1,52 @@
+"""Silence around the converters: their logs, warnings and progress bars are not for our users."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Swallows warnings, log records and everything written to stdout and stderr, by native code as well.
+
+    Process-wide while it lasts: other threads should not print meanwhile.
+    """
+    previous = logging.root.manager.disable
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        logging.disable(logging.ERROR)
+        stack.callback(logging.disable, previous)
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        stack.enter_context(_native_output_redirected())
+        yield
+
+
+@contextlib.contextmanager
+def _native_output_redirected() -> Iterator[None]:
+    # The converter's C++ logs bypass sys.stderr and write to the descriptor itself.
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream is not None:
+            stream.flush()
+    with tempfile.TemporaryFile() as sink:
+        saved = []
+        try:
+            for descriptor in (1, 2):
+                try:
+                    saved.append((descriptor, os.dup(descriptor)))
+                except OSError:  # closed, as in a daemon: nothing to redirect
+                    continue
+                os.dup2(sink.fileno(), descriptor)
+            yield
+        finally:
+            for descriptor, copy in saved:
+                os.dup2(copy, descriptor)
+                os.close(copy)

@@ -1,0 +1,51 @@
+"""Export to TFLite with litert-torch."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from amc_mobile import store
+from amc_mobile.errors import MissingDependency, UnsupportedLayer
+from amc_mobile.export.quiet import quiet
+
+
+def to_tflite(model: nn.Module, input_shape: Sequence[int], path: Path) -> None:
+    """Writes `path` (float32, fixed shapes). `model` is left as it was.
+
+    `input_shape`: (N, C, H, W) as the network takes it; the file takes (N, H, W, C), and gives four-dimensional
+    outputs channels last as well. Raises MissingDependency without the `tflite` extra, UnsupportedLayer when the
+    network cannot be converted.
+    """
+    os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")  # read when the converter is imported
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with quiet():
+        try:
+            import litert_torch
+        except ImportError as error:
+            raise MissingDependency("litert-torch", "tflite") from error
+    clone = copy.deepcopy(model).cpu().eval()
+    example = torch.zeros(tuple(input_shape))
+    with torch.no_grad():
+        image_out = clone(example).ndim == 4
+    with store.replacing(Path(path)) as temporary, quiet():
+        try:
+            channels_last = litert_torch.to_channel_last_io(clone, args=[0], outputs=[0] if image_out else None)
+            converted = litert_torch.convert(channels_last, (example.permute(0, 2, 3, 1).contiguous(),))
+            converted.export(str(temporary))
+        except Exception as error:
+            raise UnsupportedLayer(
+                "",
+                f"litert-torch cannot convert it: {_first_line(error)}",
+                next_step="export with --onnx, or replace the operator named",
+            ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,95 @@
+"""What to do next: every remark names the values behind it and a command or a setting."""
+
+from __future__ import annotations
+
+from amc_mobile.report.content import Report
+from amc_mobile.report.quantities import against_limit, change, ms, percent, printable
+
+ENOUGH_AGREEMENT = 0.99  # share of images on which an exported file and torch name the same class
+SLOWER_THAN_MACS = 0.5  # of the saving in MACs, seen in latency
+FLAG_ADVICE = {
+    "NOISY": "passes disagree: close other programs and measure again",
+    "FEW_RUNS": "too few runs for a narrow interval: measure longer",
+    "CLOCK_CHANGED": "the clock changed between passes: fix the clock frequency or measure again",
+    "THERMAL": "the device throttled: let it cool and measure again",
+    "EMULATOR": "an emulator's latency says nothing about a phone: measure on a phone",
+    "PARTIAL_DELEGATE": "some operators ran outside the delegate: see the conditions",
+    "LUT_STALE": "the latency table was measured under other conditions: run `amc-mobile profile` again",
+}
+
+
+def advice(report: Report) -> tuple[str, ...]:
+    """In the order of weight; empty when there is nothing to do."""
+    makers = (_over_budget, _not_there_yet, _flags, _parity, _prediction, _wrong_budget, _fine_tuning)
+    return tuple(remark for make in makers for remark in make(report))
+
+
+def _over_budget(report: Report) -> list[str]:
+    verdict, budget = report.verdict, report.budget
+    if verdict.status != "FAIL" or budget is None or verdict.cost is None:
+        return []
+    cost, limit = against_limit(verdict.cost, budget.limit)
+    if budget.unit != "ms":
+        return [f"{cost} {budget.unit} are over the budget of {limit}: search again with this budget."]
+    tighter = budget.limit * budget.limit / verdict.cost
+    return [
+        f"The upper end of the p50's interval, {cost} ms, is over the budget of {limit} ms: search again with "
+        f"`amc-mobile search --latency-ms {tighter:.4g}`, or measure again on a quieter device."
+    ]
+
+
+def _not_there_yet(report: Report) -> list[str]:
+    if report.verdict.status == "NO PLAN":
+        return ["No plan yet: run `amc-mobile search --latency-ratio 0.5`."]
+    if report.verdict.status == "NOT MEASURED":
+        return ["The pruned network has not been exported and measured: run `amc-mobile export --tflite --onnx`."]
+    return []
+
+
+def _flags(report: Report) -> list[str]:
+    return [f"{printable(flag)}: {FLAG_ADVICE.get(flag, 'see the conditions')}." for flag in report.flags]
+
+
+def _parity(report: Report) -> list[str]:
+    return [
+        f"{printable(stage.name)} names another class than torch on {percent(1 - stage.parity.top1_agreement)} of "
+        f"{stage.parity.samples} images (largest logit difference {stage.parity.max_abs:.2g}): check the export "
+        "before use."
+        for stage in report.stages
+        if stage.parity is not None and stage.parity.top1_agreement < ENOUGH_AGREEMENT
+    ]
+
+
+def _prediction(report: Report) -> list[str]:
+    pruned, band = report.pruned, report.predictions.band
+    if pruned is None or pruned.latency is None or pruned.predicted_ms is None or band is None:
+        return []
+    if abs(pruned.latency.p50_ms / pruned.predicted_ms - 1) <= band:
+        return []
+    return [
+        f"The measured p50 is {change(pruned.predicted_ms, pruned.latency.p50_ms)} off the predicted "
+        f"{ms(pruned.predicted_ms)}, outside the band of +-{percent(band)}: the device may have changed since "
+        "`amc-mobile profile`; run it again."
+    ]
+
+
+def _wrong_budget(report: Report) -> list[str]:
+    before, after = report.original, report.pruned
+    if report.budget is None or report.budget.unit == "ms" or after is None:
+        return []
+    if not (before.latency and after.latency and before.macs and after.macs) or after.macs >= before.macs:
+        return []
+    saved_macs = 1 - after.macs / before.macs
+    saved_ms = 1 - after.latency.p50_ms / before.latency.p50_ms
+    if saved_ms >= SLOWER_THAN_MACS * saved_macs:
+        return []
+    return [
+        f"MACs fell by {percent(saved_macs)} but latency by {percent(saved_ms)} only: search with --latency-ms to "
+        "save what costs time on this device."
+    ]
+
+
+def _fine_tuning(report: Report) -> list[str]:
+    if report.pruned is None or any("tuned" in stage.name.lower() for stage in report.stages):
+        return []
+    return ["The pruned network has not been fine-tuned: `amc-mobile finetune` usually wins accuracy back."]

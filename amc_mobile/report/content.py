@@ -1,0 +1,233 @@
+"""What a report says: plain data that the workflows fill and the neighbours of this module render.
+
+A step that has not run leaves its field None or its list empty; every rendering then says so. The verdict is derived
+from the numbers, never given. What each key means in report.json: docs/report.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from amc_mobile.errors import InvalidInput
+
+FORMAT_VERSION = 1  # 1: first
+
+Scalar = str | int | float | bool | None
+Unit = Literal["ms", "macs", "parameters"]
+Status = Literal["PASS", "FAIL", "NOT MEASURED", "NO PLAN"]
+Z_95 = 1.959964  # two-sided 95 % of the normal distribution
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Timed runs of one whole file under the report's conditions."""
+
+    p50_ms: float
+    p90_ms: float
+    ci_low_ms: float  # 95 % interval of the p50
+    ci_high_ms: float
+    runs: int | None = None  # timed, warm-up left out
+    passes: int | None = None  # fresh processes or sessions
+
+    def __post_init__(self) -> None:
+        for name in ("p50_ms", "p90_ms", "ci_low_ms", "ci_high_ms"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise InvalidInput(f"{name} is {value!r}", next_step="measure again")
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Original over pruned p50 from interleaved runs, with its 95 % interval."""
+
+    value: float
+    ci_low: float
+    ci_high: float
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Top-1 in [0, 1] on `images` images of `split`."""
+
+    top1: float
+    images: int | None = None
+    split: str = "test"
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Wilson's 95 % interval; None when the number of images is not known."""
+        if not self.images:
+            return None
+        n, z2 = self.images, Z_95**2
+        centre = (self.top1 + z2 / (2 * n)) / (1 + z2 / n)
+        half = Z_95 * math.sqrt(self.top1 * (1 - self.top1) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+        return max(0.0, centre - half), min(1.0, centre + half)
+
+
+@dataclass(frozen=True)
+class ModelColumn:
+    """One column of original against pruned."""
+
+    latency: Latency | None = None
+    predicted_ms: float | None = None  # p50 by the calibrated latency table
+    macs: int | None = None
+    parameters: int | None = None
+    file_bytes: int | None = None  # of the file that was measured
+    accuracy: Accuracy | None = None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What was asked for. `limit` is in `unit`: ms of p50, MACs for one image, or parameters."""
+
+    unit: Unit
+    limit: float
+    asked: str = ""  # as the user put it, e.g. "--latency-ratio 0.5"
+
+
+@dataclass(frozen=True)
+class Parity:
+    """An exported file against torch on the same images."""
+
+    max_abs: float  # largest difference of a logit
+    top1_agreement: float  # in [0, 1]
+    samples: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The accuracy after one step, in the order of the steps: original, pruned, refitted, fine-tuned, tflite, onnx."""
+
+    name: str
+    accuracy: Accuracy | None = None
+    parity: Parity | None = None  # of exported files
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One kernel of the exported network, in order of execution; ms as in the latency table (timed alone)."""
+
+    name: str
+    kernel_before: str = ""
+    kernel_after: str = ""
+    channels_before: int | None = None  # outputs
+    channels_after: int | None = None
+    ms_before: float | None = None
+    ms_after: float | None = None
+    macs_before: int | None = None
+    macs_after: int | None = None
+
+    @property
+    def keep_ratio(self) -> float | None:
+        if not self.channels_before or self.channels_after is None:
+            return None
+        return self.channels_after / self.channels_before
+
+
+@dataclass(frozen=True)
+class EpisodePoint:
+    """One plan of the search. `predicted` is in the budget's unit."""
+
+    episode: int
+    reward: float | None
+    predicted: float | None
+    measured_ms: float | None = None
+    policy: str = ""
+    is_best: bool = False  # its plan is the one that was chosen
+
+
+@dataclass(frozen=True)
+class PredictionPoint:
+    """One whole network, predicted and measured on the same scale."""
+
+    predicted_ms: float
+    measured_ms: float
+    kind: Literal["calibration", "search", "final"] = "calibration"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """How far the latency table can be trusted."""
+
+    points: tuple[PredictionPoint, ...] = ()
+    band: float | None = None  # relative half width within which 90 % of measurements should fall
+    loo_error: float | None = None  # mean relative error, each calibration model left out in turn
+
+
+@dataclass(frozen=True)
+class KeptGroup:
+    """Channels that the search could not touch, and why."""
+
+    name: str
+    channels: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class FileRow:
+    """One file that the run wrote."""
+
+    path: str
+    sha256: str
+    file_bytes: int | None = None
+    runtime: str = ""  # that `latency` was measured with
+    latency: Latency | None = None
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """Where the images came from and how many each part got; the parts are disjoint."""
+
+    source: str
+    sizes: Mapping[str, int] = field(default_factory=dict)  # train, calibration, reward, test
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`cost` is what was held against `limit`: the upper end of the measured p50's interval, or an exact count."""
+
+    status: Status
+    cost: float | None
+    limit: float | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything one run has to show."""
+
+    model: str
+    run: str = ""
+    created: str = ""  # ISO 8601
+    program_version: str = ""
+    budget: Budget | None = None
+    original: ModelColumn = ModelColumn()
+    pruned: ModelColumn | None = None  # None before a search
+    speedup: Ratio | None = None
+    stages: tuple[Stage, ...] = ()
+    layers: tuple[LayerRow, ...] = ()
+    episodes: tuple[EpisodePoint, ...] = ()
+    predictions: Predictions = Predictions()
+    conditions: Mapping[str, Scalar] = field(default_factory=dict)  # as the measurements carry them
+    flags: tuple[str, ...] = ()  # what may make the measurements less sure, e.g. NOISY
+    data: DataFacts | None = None
+    kept_groups: tuple[KeptGroup, ...] = ()
+    files: tuple[FileRow, ...] = ()
+    settings: Mapping[str, Scalar] = field(default_factory=dict)  # resolved values of every flag
+
+    @property
+    def verdict(self) -> Verdict:
+        """Only a measurement passes a latency budget: the upper end of the p50's interval must be within it."""
+        if self.budget is None or self.pruned is None:
+            return Verdict("NO PLAN", None, self.budget.limit if self.budget else None)
+        cost: float | None
+        if self.budget.unit == "ms":
+            cost = self.pruned.latency.ci_high_ms if self.pruned.latency else None
+        else:
+            cost = self.pruned.macs if self.budget.unit == "macs" else self.pruned.parameters
+        if cost is None:
+            return Verdict("NOT MEASURED", None, self.budget.limit)
+        return Verdict("PASS" if cost <= self.budget.limit else "FAIL", cost, self.budget.limit)

@@ -1,0 +1,82 @@
+"""The report as one HTML page: no script, no link to anything outside, light and dark, readable on a phone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from amc_mobile.report import charts, sections
+from amc_mobile.report.advice import advice
+from amc_mobile.report.content import Report
+from amc_mobile.report.quantities import NOTHING, printable
+from amc_mobile.report.tables import is_numeric_column
+from amc_mobile.report.verdict import clauses, device_line, validity
+
+STATUS_CLASS = {"PASS": "pass", "FAIL": "fail", "NOT MEASURED": "open", "NO PLAN": "open"}
+SAID = {
+    "PASS": "The pruned network is within its budget.",
+    "FAIL": "The pruned network is over its budget.",
+    "NOT MEASURED": "A plan is chosen; only a measurement can pass the budget.",
+    "NO PLAN": "No plan has been searched yet.",
+}
+
+
+def _shown(value: Any) -> Any:
+    """What the template prints: names lose their control characters before they are escaped."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _with_signs(cell: str) -> str:
+    """Typographic signs for the plain ones of the terminal."""
+    return cell.replace(" -> ", " → ").replace("+-", "±")
+
+
+def _numeric_columns(section: sections.Section) -> list[bool]:
+    return [is_numeric_column([row[i] for row in section.rows]) for i in range(len(section.headers))]
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("amc_mobile.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["signs"] = _with_signs
+    environment.globals["numeric_columns"] = _numeric_columns
+    environment.globals["nothing"] = NOTHING
+    return environment
+
+
+def render_html(report: Report) -> str:
+    """The whole page. Names are escaped; long lists are cut where layers.csv and report.json have the rest."""
+    return _environment().get_template("report.html.j2").render(
+        report=report,
+        status=report.verdict.status,
+        status_class=STATUS_CLASS[report.verdict.status],
+        said=SAID[report.verdict.status],
+        clauses=clauses(report),
+        device=device_line(report),
+        validity=validity(report),
+        advice=advice(report),
+        comparison=sections.comparison(report),
+        stages=sections.stages(report),
+        layers=sections.layers(report),
+        search=sections.search(report),
+        predictions=sections.predictions(report),
+        others=(
+            sections.conditions(report),
+            sections.data(report),
+            sections.kept_groups(report),
+            sections.files(report),
+            sections.settings(report),
+        ),
+        ms_bars=charts.layer_ms_bars(report.layers),
+        channel_bars=charts.layer_channel_bars(report.layers),
+        search_curve=charts.search_curve(report.episodes, report.budget),
+        scatter=charts.prediction_scatter(report.predictions),
+    )  # fmt: skip

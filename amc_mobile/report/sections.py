@@ -1,0 +1,214 @@
+"""The report's tables, built once for every rendering."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from amc_mobile.report.content import LayerRow, Report
+from amc_mobile.report.prediction_quality import prediction_quality
+from amc_mobile.report.quantities import (
+    NOTHING,
+    accuracy,
+    change,
+    cost,
+    count,
+    ms,
+    number,
+    p50_with_interval,
+    percent,
+    points,
+    size,
+)
+
+MOST_LAYERS = 400  # rows; every layer is in layers.csv and report.json
+USE_OF_SPLIT = {
+    "train": "fine-tuning",
+    "calibration": "channel choice and least squares",
+    "reward": "scores the plans of the search",
+    "test": "only the accuracies of this report",
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """One table. Without rows, `empty` says why and which command fills it."""
+
+    key: str
+    title: str
+    headers: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    empty: str
+    note: str = ""
+
+
+def comparison(report: Report) -> Section:
+    before, after = report.original, report.pruned
+    rows: list[tuple[str, str, str, str]] = []
+
+    def add(label: str, old: str, new: str, difference: str) -> None:
+        if (old, new) != (NOTHING, NOTHING):
+            rows.append((label, old, new, difference))
+
+    old_ms, new_ms = before.latency, after.latency if after else None
+    add(
+        "latency p50", p50_with_interval(old_ms), p50_with_interval(new_ms),
+        change(old_ms.p50_ms if old_ms else None, new_ms.p50_ms if new_ms else None),
+    )  # fmt: skip
+    old_p90, new_p90 = old_ms.p90_ms if old_ms else None, new_ms.p90_ms if new_ms else None
+    add("latency p90", ms(old_p90), ms(new_p90), change(old_p90, new_p90))
+    old_guess, new_guess = before.predicted_ms, after.predicted_ms if after else None
+    add("predicted p50", ms(old_guess), ms(new_guess), change(old_guess, new_guess))
+    for label, shown, attribute in (
+        ("MACs", count, "macs"), ("parameters", count, "parameters"), ("file size", size, "file_bytes"),
+    ):  # fmt: skip
+        old, new = getattr(before, attribute), getattr(after, attribute) if after else None
+        add(label, shown(old), shown(new), change(old, new))
+    old_top1, new_top1 = before.accuracy, after.accuracy if after else None
+    add("top-1", accuracy(old_top1), accuracy(new_top1), points(old_top1, new_top1))
+    return Section(
+        "comparison", "Original and pruned", ("", "original", "pruned", "change"), tuple(rows),
+        "Nothing known about the model yet: run `amc-mobile search`.",
+        "1 MAC = 2 FLOPs. The interval of the p50 comes from resampling its runs." if old_ms or new_ms else "",
+    )  # fmt: skip
+
+
+def stages(report: Report) -> Section:
+    first = next((stage.accuracy for stage in report.stages if stage.accuracy), None)
+    rows = tuple(
+        (
+            stage.name,
+            accuracy(stage.accuracy),
+            points(first, stage.accuracy) if stage.accuracy is not first else NOTHING,
+            f"{stage.accuracy.images or '?'} {stage.accuracy.split}" if stage.accuracy else NOTHING,
+            f"{percent(stage.parity.top1_agreement)} of {stage.parity.samples}" if stage.parity else NOTHING,
+            f"{stage.parity.max_abs:.2g}" if stage.parity else NOTHING,
+            stage.note,
+        )
+        for stage in report.stages
+    )
+    headers = ("stage", "top-1", "change", "images", "same class as torch", "largest logit difference", "note")
+    used = [i for i in range(len(headers)) if i < 4 or any(row[i] not in ("", NOTHING) for row in rows)]
+    return Section(
+        "stages", "Accuracy of each stage", tuple(headers[i] for i in used),
+        tuple(tuple(row[i] for i in used) for row in rows), "No accuracy yet: run `amc-mobile search`.",
+    )  # fmt: skip
+
+
+def layers(report: Report, *, most: int = MOST_LAYERS) -> Section:
+    rows = [_layer_row(layer) for layer in report.layers[:most]]
+    left_out = len(report.layers) - len(rows)
+    if not left_out and rows:
+        total = [
+            sum(v for v in values if v is not None) if any(v is not None for v in values) else None
+            for values in ([x.ms_before for x in report.layers], [x.ms_after for x in report.layers])
+        ]
+        rows.append(("all layers", "", "", "", number(total[0]), number(total[1]), change(*total)))
+    note = "Kernels timed alone, in the latency table: their sum is near, not equal to, the latency of the whole."
+    if left_out:
+        note += f" The first {most} layers; {left_out} more in layers.csv."
+    headers = ("layer", "kernel", "channels", "kept", "ms before", "ms after", "change")
+    return Section("layers", "Layers", headers, tuple(rows), "No layers yet: run `amc-mobile search`.", note)
+
+
+def _layer_row(layer: LayerRow) -> tuple[str, ...]:
+    old, new = layer.channels_before, layer.channels_after
+    channels = NOTHING if old is None else f"{old}" if new in (None, old) else f"{old} -> {new}"
+    return (
+        layer.name,
+        layer.kernel_after or layer.kernel_before,
+        channels,
+        percent(layer.keep_ratio, 0),
+        number(layer.ms_before),
+        number(layer.ms_after, like=layer.ms_before),
+        change(layer.ms_before, layer.ms_after),
+    )
+
+
+def search(report: Report) -> Section:
+    unit = report.budget.unit if report.budget else "ms"
+    rows: list[tuple[str, str]] = []
+    if report.episodes:
+        rewards = [(p.reward, p.episode) for p in report.episodes if p.reward is not None]
+        rows.append(("episodes", str(len({p.episode for p in report.episodes}))))
+        policies = ", ".join(dict.fromkeys(p.policy for p in report.episodes if p.policy))
+        if policies:
+            rows.append(("proposed by", policies))
+        chosen = next((p for p in report.episodes if p.is_best), None)
+        if chosen is not None:
+            text = f"episode {chosen.episode}, reward {number(chosen.reward)}, predicted {cost(chosen.predicted, unit)}"
+            rows.append(("chosen", text + (f", measured {ms(chosen.measured_ms)}" if chosen.measured_ms else "")))
+        elif rewards:
+            best, episode = max(rewards, key=lambda pair: pair[0])
+            rows.append(("highest reward", f"{number(best)} in episode {episode}"))
+        rows.append(("measured while searching", f"{sum(p.measured_ms is not None for p in report.episodes)} plans"))
+    if report.budget is not None:
+        asked = f" (asked: {report.budget.asked})" if report.budget.asked else ""
+        name = "p50 latency" if unit == "ms" else "MACs" if unit == "macs" else "parameters"
+        rows.append(("budget", f"{name} {cost(report.budget.limit, unit)}{asked}"))
+    return Section("search", "Search", ("", ""), tuple(rows), "No search yet: run `amc-mobile search`.")
+
+
+def predictions(report: Report) -> Section:
+    quality = prediction_quality(report.predictions)
+    rows: list[tuple[str, str]] = []
+    if quality is not None:
+        kinds = ", ".join(f"{number} {kind}" for kind, number in quality.kinds)
+        rows.append(("whole models measured", f"{quality.models} ({kinds})"))
+        rows.append(("mean error of these", percent(quality.mean_error)))
+        rows.append(("bias", f"{100 * quality.bias:+.1f} %"))
+        if quality.rank_correlation is not None:
+            rows.append(("rank correlation", f"{quality.rank_correlation:.3f}"))
+        if quality.covered is not None:
+            rows.append(("inside the band", percent(quality.covered, 0)))
+    if report.predictions.band is not None:
+        rows.append(("band", f"+-{percent(report.predictions.band)}"))
+    if report.predictions.loo_error is not None:
+        rows.append(("mean error, each model left out in turn", percent(report.predictions.loo_error)))
+    return Section(
+        "predictions", "Predicted against measured", ("", ""), tuple(rows),
+        "No whole model was both predicted and measured: run `amc-mobile profile`.",
+        "Bias: how much more was measured than predicted, on average." if quality else "",
+    )  # fmt: skip
+
+
+def conditions(report: Report) -> Section:
+    rows = _facts(report.conditions)
+    if report.flags:
+        rows = (*rows, ("flags", ", ".join(report.flags)))
+    return Section(
+        "conditions", "Device and conditions", ("", ""), rows, "Nothing was measured: run `amc-mobile export`."
+    )
+
+
+def data(report: Report) -> Section:
+    rows: tuple[tuple[str, ...], ...] = ()
+    note = ""
+    if report.data is not None:
+        rows = tuple((part, str(n), USE_OF_SPLIT.get(part, "")) for part, n in report.data.sizes.items())
+        note = f"From {report.data.source}. No image is in two parts."
+    return Section("data", "Data split", ("part", "images", "used for"), rows, "No data split recorded.", note)
+
+
+def kept_groups(report: Report) -> Section:
+    rows = tuple((group.name, str(group.channels), group.reason) for group in report.kept_groups)
+    return Section(
+        "kept", "Channel groups kept whole", ("group", "channels", "why"), rows, "Every channel group could be cut."
+    )
+
+
+def files(report: Report) -> Section:
+    rows = tuple(
+        (file.path, size(file.file_bytes), p50_with_interval(file.latency), file.runtime or NOTHING, file.sha256)
+        for file in report.files
+    )
+    headers = ("file", "size", "p50", "runtime", "sha256")
+    return Section("files", "Files", headers, rows, "Nothing exported yet: run `amc-mobile export --tflite --onnx`.")
+
+
+def settings(report: Report) -> Section:
+    return Section("settings", "Settings", ("", ""), _facts(report.settings), "No settings recorded.")
+
+
+def _facts(mapping: object) -> tuple[tuple[str, str], ...]:
+    pairs = dict(mapping).items() if isinstance(mapping, dict) else ()
+    return tuple((key.replace("_", " "), str(value)) for key, value in pairs if value not in (None, ""))

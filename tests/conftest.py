@@ -1,0 +1,29 @@
+"""Golden files: what users see, kept in tests/golden. `pytest --renew-golden` writes them anew; review the diff."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--renew-golden", action="store_true", help="write tests/golden anew instead of comparing with it")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """golden(name, text) asserts that `text` equals tests/golden/name."""
+
+    def compare(name: str, text: str) -> None:
+        path = GOLDEN / name
+        if request.config.getoption("--renew-golden"):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8", newline="")
+        assert path.exists(), f"no {path}; write it with pytest --renew-golden"
+        assert text == path.read_text(encoding="utf-8"), f"{path} differs; if that is right: pytest --renew-golden"
+
+    return compare

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from amc_mobile.errors import CorruptFile, InvalidInput
+from amc_mobile.models.checkpoints import load_checkpoint, read_weights, save_checkpoint
+from amc_mobile.models.loading import load_model
+
+
+def small_net(seed: int, num_classes: int = 4) -> nn.Module:
+    """A MobileNetV2 with batch-norm statistics that differ from the initial 0 and 1."""
+    model = load_model("mobilenet_v2", num_classes=num_classes, width_multiplier=0.125, input_size=32, seed=seed).module
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.copy_(torch.rand(module.num_features, generator=generator))
+            module.running_var.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
+            with torch.no_grad():
+                module.weight.copy_(torch.rand(module.num_features, generator=generator) + 0.5)
+    return model
+
+
+def outputs(model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        result: Tensor = model.eval()(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(9)))
+    return result
+
+
+def folded_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights with every batch norm folded into the convolution before it."""
+    weights, conv_name = dict(model.state_dict()), ""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            conv_name = name
+        elif isinstance(module, nn.BatchNorm2d):
+            scale = module.weight / (module.running_var + module.eps).sqrt()
+            weights[f"{conv_name}.weight"] = (weights[f"{conv_name}.weight"] * scale[:, None, None, None]).detach()
+            weights[f"{conv_name}.bias"] = (module.bias - module.running_mean * scale).detach()
+            weights = {key: value for key, value in weights.items() if not key.startswith(f"{name}.")}
+    return weights
+
+
+def test_saved_weights_give_the_same_outputs_when_loaded(tmp_path: Path) -> None:
+    original, other = small_net(1), small_net(2)
+    save_checkpoint(original, tmp_path / "net.safetensors")
+    load_checkpoint(other, tmp_path / "net.safetensors")
+    assert torch.equal(outputs(other), outputs(original))
+    assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
+
+
+def test_weights_that_share_memory_are_saved_too(tmp_path: Path) -> None:
+    tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    tied[1].weight = tied[0].weight
+    save_checkpoint(tied, tmp_path / "net.safetensors")
+    assert len(load_file(tmp_path / "net.safetensors")) == 4
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_wrappers_and_prefixes_of_training_scripts_are_taken_off(tmp_path: Path, wrapper: str, prefix: str) -> None:
+    original, other = small_net(1), small_net(2)
+    weights = {f"{prefix}{name}": value for name, value in original.state_dict().items()}
+    torch.save({wrapper: weights, "best_accuracy": 0.5}, tmp_path / "net.pt")
+    load_checkpoint(other, tmp_path / "net.pt")
+    assert torch.equal(outputs(other), outputs(original))
+
+
+def test_a_file_with_folded_batch_norms_gives_the_original_s_outputs(tmp_path: Path) -> None:
+    original, other = small_net(1), small_net(2)
+    torch.save(folded_weights(original), tmp_path / "folded.pt")
+    load_checkpoint(other, tmp_path / "folded.pt")
+    torch.testing.assert_close(outputs(other), outputs(original), rtol=1e-4, atol=1e-5)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in other.modules())
+    torch.export.export(other, (torch.zeros(1, 3, 32, 32),))
+
+
+def test_a_misfit_is_refused_with_every_name_and_changes_nothing(tmp_path: Path) -> None:
+    model = small_net(1)
+    before = outputs(model)
+    weights = folded_weights(small_net(2, num_classes=5))
+    del weights["features.0.0.weight"]
+    weights["extra"] = torch.zeros(1)
+    torch.save(weights, tmp_path / "net.pt")
+    with pytest.raises(InvalidInput) as caught:
+        load_checkpoint(model, tmp_path / "net.pt")
+    assert "missing features.0.0.weight" in caught.value.message
+    assert "unknown extra" in caught.value.message
+    assert "classifier.bias (5,) for (4,)" in caught.value.message
+    assert torch.equal(outputs(model), before)
+
+
+def test_a_whole_pickled_model_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    torch.save(nn.Linear(2, 2), tmp_path / "net.pt")
+    with pytest.raises(InvalidInput, match="more than tensors") as caught:
+        read_weights(tmp_path / "net.pt")
+    assert "state_dict()" in caught.value.next_step
+
+
+@pytest.mark.parametrize("name", ["net.pt", "net.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"hello, I am text\n", b"PK\x03\x04 broken"])
+def test_a_broken_file_is_corrupt(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CorruptFile, match="cannot be read as a checkpoint"):
+        read_weights(tmp_path / name)
+
+
+def test_undefined_weights_are_named(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2), "b": torch.tensor([float("nan")])}, tmp_path / "net.pt")
+    with pytest.raises(InvalidInput, match="undefined values in b"):
+        read_weights(tmp_path / "net.pt")
+
+
+def test_a_file_without_weights_is_refused(tmp_path: Path) -> None:
+    torch.save([1, 2], tmp_path / "net.pt")
+    with pytest.raises(InvalidInput, match="holds a list"):
+        read_weights(tmp_path / "net.pt")

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from amc_mobile.errors import InvalidConfig, InvalidInput, MissingDependency
+from amc_mobile.models.loading import load_model
+
+USER_FILE = """
+import torch
+def net(num_classes=3, input_size=20):
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+                               torch.nn.Linear(8, num_classes))
+def fixed():
+    return net(2)
+def wrong():
+    return "a network"
+def maps():
+    return torch.nn.Conv2d(3, 8, 3)
+def weightless():
+    return torch.nn.Flatten()
+"""
+
+
+@pytest.fixture
+def user_file(tmp_path: Path) -> str:
+    path = tmp_path / "mine.py"
+    path.write_text(USER_FILE)
+    return str(path)
+
+
+def test_the_same_seed_gives_the_same_weights_and_leaves_other_random_numbers_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first, same, other = (load_model("resnet20", seed=seed).module.state_dict() for seed in (1, 1, 2))
+    assert torch.equal(torch.rand(1), expected)
+    assert torch.equal(first["conv1.weight"], same["conv1.weight"])
+    assert not torch.equal(first["conv1.weight"], other["conv1.weight"])
+
+
+def test_a_loaded_network_is_ready_to_evaluate() -> None:
+    loaded = load_model("mobilenet_v1", num_classes=4, width_multiplier=0.25, input_size=32)
+    assert not any(module.training for module in loaded.module.modules())
+    assert (loaded.num_classes, loaded.input_shape) == (4, (1, 3, 32, 32))
+
+
+def test_a_user_s_function_gets_the_arguments_it_takes(user_file: str) -> None:
+    loaded = load_model(f"{user_file}:net", num_classes=5)
+    assert (loaded.num_classes, loaded.input_shape) == (5, (1, 3, 20, 20))
+
+
+def test_a_user_s_network_with_other_outputs_than_asked_for_is_refused(user_file: str) -> None:
+    assert load_model(f"{user_file}:fixed", input_size=16).num_classes == 2
+    with pytest.raises(InvalidInput, match="gives 2 outputs, 5 classes"):
+        load_model(f"{user_file}:fixed", num_classes=5)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [("wrong", "returned a str"), ("maps", r"gave \(1, 8, 222, 222\)"), ("weightless", "no weights")],
+)
+def test_what_cannot_be_pruned_is_refused(user_file: str, function: str, message: str) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        load_model(f"{user_file}:{function}")
+
+
+def test_a_width_that_a_user_s_function_would_ignore_is_refused(user_file: str) -> None:
+    with pytest.raises(InvalidConfig, match="takes no width_multiplier"):
+        load_model(f"{user_file}:net", width_multiplier=0.5)
+
+
+def test_an_input_of_the_wrong_size_is_explained() -> None:
+    with pytest.raises(InvalidConfig, match="at least 32 pixels, got 8"):
+        load_model("vgg16", input_size=8)
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(InvalidInput, match="'mobilenet_v9'") as caught:
+        load_model("mobilenet_v9")
+    assert "mobilenet_v2" in caught.value.next_step
+
+
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_a_library_that_is_not_installed_is_named(library: str) -> None:
+    if importlib.util.find_spec(library) is not None:
+        pytest.skip(f"{library} is installed")
+    with pytest.raises(MissingDependency, match=library) as caught:
+        load_model(f"{library}:resnet18")
+    assert caught.value.next_step == f"pip install {library}"
+
+
+def test_a_library_that_does_not_fit_torch_is_told_apart_from_one_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "timm.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    with pytest.raises(InvalidInput, match="timm is installed but cannot be imported: RuntimeError"):
+        load_model("timm:resnet18")
+
+
+@pytest.mark.parametrize("spec", ["torchvision:resnet18", "timm:resnet18"])
+def test_a_library_s_network_is_built(spec: str) -> None:
+    library = spec.partition(":")[0]
+    if importlib.util.find_spec(library) is None:
+        pytest.skip(f"{library} is an optional library and not installed")
+    loaded = load_model(spec, num_classes=6, input_size=64)
+    assert loaded.num_classes == 6

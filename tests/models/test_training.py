@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from amc_mobile.data import ImageSet
+from amc_mobile.errors import CorruptFile, InvalidConfig, InvalidInput
+from amc_mobile.models.augmentation import augmented
+from amc_mobile.models.evaluation import evaluate, logits
+from amc_mobile.models.training import TrainConfig, distillation_loss, learning_rate_at, train
+from amc_mobile.models.training_state import EpochReport
+
+CONFIG = TrainConfig(epochs=4, learning_rate=0.1, batch_size=16, warmup_epochs=0.5, threads=1)
+
+
+def small_net(seed: int = 0) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Dropout(0.1),
+            nn.Linear(32, 2),
+        )
+
+
+def stripes(count: int = 65, seed: int = 0) -> ImageSet:
+    """Noisy 8x8 images: class 0 has horizontal stripes, class 1 vertical ones."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 2
+    ramp = (torch.arange(8) % 2 * 120)[:, None].expand(8, 8)
+    pattern = torch.stack([ramp, ramp.T])[labels]
+    images = (pattern + torch.randint(0, 130, (count, 8, 8), generator=generator)).to(torch.uint8)
+    return ImageSet(images[:, None], labels, torch.tensor([0.4]), torch.tensor([0.25]))
+
+
+def weights(model: nn.Module) -> Tensor:
+    return torch.cat([value.flatten().float() for value in model.state_dict().values()])
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stop_after(epoch: int) -> object:
+    def on_epoch(report: EpochReport) -> None:
+        if report.epoch == epoch:
+            raise StoppedError
+
+    return on_epoch
+
+
+def test_training_learns_what_separates_the_classes() -> None:
+    model = small_net()
+    reports = train(model, stripes(), replace(CONFIG, epochs=12), validate=stripes(40, seed=1))
+    assert reports[-1].validation_top1 is not None
+    assert reports[-1].validation_top1 > 0.9
+    assert reports[-1].train_loss < reports[0].train_loss
+    assert [report.epoch for report in reports] == list(range(1, 13))
+    assert not model.training
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    models = [small_net() for _ in range(3)]
+    for model, seed in zip(models, (1, 1, 2), strict=True):
+        train(model, stripes(), replace(CONFIG, seed=seed))
+    assert torch.equal(weights(models[0]), weights(models[1]))
+    assert not torch.equal(weights(models[0]), weights(models[2]))
+
+
+def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    whole, interrupted, continued = small_net(), small_net(), small_net(seed=5)
+    expected = train(whole, stripes(), CONFIG)
+    with pytest.raises(StoppedError):
+        train(interrupted, stripes(), CONFIG, resume=tmp_path / "run", on_epoch=stop_after(2))  # type: ignore[arg-type]
+    torch.manual_seed(123)  # another process has other random numbers
+    seen: list[EpochReport] = []
+    reports = train(continued, stripes(), CONFIG, resume=tmp_path / "run", on_epoch=seen.append)
+    assert torch.equal(weights(continued), weights(whole))
+    assert [report.train_loss for report in reports] == [report.train_loss for report in expected]
+    assert [report.epoch for report in seen] == [3, 4]
+
+
+def test_a_killed_process_leaves_a_file_that_a_run_continues_from(tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[2])\n"
+        "from pathlib import Path\n"
+        "from test_training import CONFIG, replace, small_net, stripes, train\n"
+        "train(small_net(), stripes(), replace(CONFIG, epochs=100_000), resume=Path(sys.argv[1]))\n"
+    )
+    file = tmp_path / "run"
+    child = subprocess.Popen([sys.executable, "-c", program, str(file), str(Path(__file__).parent)])
+    deadline_s = time.monotonic() + 60
+    while not file.exists() and child.poll() is None and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    child.kill()
+    child.wait()
+    config = replace(CONFIG, epochs=100_000)
+    reached: list[int] = []
+
+    def stop_at_once(report: EpochReport) -> None:
+        reached.append(report.epoch)
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        train(small_net(), stripes(), config, resume=file, on_epoch=stop_at_once)
+    assert reached[0] > 1
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
+    first, second = small_net(), small_net(seed=5)
+    train(first, stripes(), CONFIG, resume=tmp_path / "run")
+    seen: list[EpochReport] = []
+    reports = train(second, stripes(), CONFIG, resume=tmp_path / "run", on_epoch=seen.append)
+    assert not seen
+    assert len(reports) == 4
+    assert torch.equal(weights(first), weights(second))
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_the_difference(tmp_path: Path) -> None:
+    train(small_net(), stripes(), CONFIG, resume=tmp_path / "run")
+    with pytest.raises(InvalidConfig, match=r"learning_rate 0\.1 there, 0\.2 here"):
+        train(small_net(), stripes(), replace(CONFIG, learning_rate=0.2), resume=tmp_path / "run")
+    with pytest.raises(InvalidConfig, match="images"):
+        train(small_net(), stripes(seed=3), CONFIG, resume=tmp_path / "run")
+    with pytest.raises(InvalidConfig, match="other layers or widths"):
+        other = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+        train(other, stripes(), CONFIG, resume=tmp_path / "run")
+
+
+def test_a_broken_checkpoint_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").write_bytes(b"half a file")
+    with pytest.raises(CorruptFile, match="not a training checkpoint"):
+        train(small_net(), stripes(), CONFIG, resume=tmp_path / "run")
+
+
+def test_the_student_follows_its_teacher_rather_than_the_labels() -> None:
+    teacher, student = small_net(), small_net(seed=1)
+    train(teacher, stripes(), replace(CONFIG, epochs=12))
+    before = weights(teacher).clone()
+    images = stripes()
+    contrary = replace(images, labels=1 - images.labels)
+    train(student, contrary, replace(CONFIG, epochs=12, distill_weight=1.0), teacher=teacher)
+    assert evaluate(student, images) > 0.9
+    assert torch.equal(weights(teacher), before)
+
+
+def test_distillation_without_a_teacher_is_refused() -> None:
+    with pytest.raises(InvalidConfig, match="no teacher"):
+        train(small_net(), stripes(), replace(CONFIG, distill_weight=0.5))
+
+
+def test_the_distillation_loss_is_nothing_for_equal_outputs_and_follows_its_formula() -> None:
+    targets = torch.tensor([[1.0, 3.0], [0.0, -2.0]])
+    assert distillation_loss(targets + 7, targets, 4.0).item() == pytest.approx(0.0, abs=1e-6)
+    p, q = (targets / 2).softmax(1), torch.full((2, 2), 0.5)
+    expected = 4 * (p * (p / q).log()).sum(1).mean()
+    assert distillation_loss(torch.zeros(2, 2), targets, 2.0).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_loss_that_explodes_is_an_error_with_advice() -> None:
+    with pytest.raises(InvalidConfig, match="diverged") as caught:
+        train(small_net(), stripes(), replace(CONFIG, learning_rate=1e30, warmup_epochs=0.0))
+    assert "lower the learning rate" in caught.value.next_step
+
+
+def test_a_setting_that_makes_no_sense_is_refused() -> None:
+    with pytest.raises(InvalidConfig, match=r"distill_weight is 1\.5; it must be in \[0, 1\]"):
+        TrainConfig(distill_weight=1.5)
+
+
+def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
+    config = TrainConfig(epochs=10, learning_rate=0.4, warmup_epochs=2)
+    rates = [learning_rate_at(config, epochs) for epochs in (0, 1, 2, 6, 10)]
+    assert rates == pytest.approx([0.0, 0.2, 0.4, 0.2, 0.0])
+
+
+# Augmentation
+
+
+def test_augmented_images_are_shifted_or_mirrored_copies() -> None:
+    image = torch.arange(64, dtype=torch.uint8).reshape(1, 1, 8, 8)
+    batch = augmented(image.repeat(200, 1, 1, 1), torch.Generator().manual_seed(0), mirrors=True)
+    middles = {tuple(middle.flatten().tolist()) for middle in batch[:, 0, 2:6, 2:6]}
+    possible = set()
+    for source in (image[0, 0], image[0, 0].flip(1)):
+        possible |= {tuple(source[r : r + 4, c : c + 4].flatten().tolist()) for r in (1, 2, 3) for c in (1, 2, 3)}
+    assert middles == possible
+    assert batch.dtype == torch.uint8
+
+
+def test_images_that_must_not_be_mirrored_are_not() -> None:
+    columns = torch.arange(8, dtype=torch.uint8).expand(50, 1, 8, 8)
+    batch = augmented(columns, torch.Generator().manual_seed(0), mirrors=False)
+    assert bool((batch[:, :, :, 6].int() > batch[:, :, :, 1].int()).all())
+
+
+# Evaluation
+
+
+def test_accuracy_does_not_depend_on_the_batch_size() -> None:
+    model, images = small_net(), stripes()
+    outputs = logits(model, images, batch_size=7)
+    torch.testing.assert_close(outputs, logits(model, images))
+    assert evaluate(model, images) == pytest.approx((outputs.argmax(1) == images.labels).float().mean().item())
+
+
+def test_evaluation_leaves_the_mode_of_every_layer_as_it_was() -> None:
+    model = small_net().train()
+    model[1].eval()
+    before = weights(model).clone()
+    evaluate(model, stripes())
+    assert model[0].training
+    assert not model[1].training
+    assert torch.equal(weights(model), before)
+
+
+def test_no_images_to_evaluate_on_is_an_error() -> None:
+    with pytest.raises(InvalidInput, match="no images"):
+        evaluate(small_net(), stripes().subset([]))

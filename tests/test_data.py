@@ -1,0 +1,320 @@
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from amc_mobile.data import Dataset, ImageSet, load_dataset, split
+from amc_mobile.data_sources.image_folder import fitted
+from amc_mobile.errors import CorruptFile, InvalidConfig, InvalidInput
+
+COLOURS = {"blue": (0, 0, 255), "red": (255, 0, 0)}
+
+
+def jpeg(colour: tuple[int, int, int], size: tuple[int, int] = (16, 16)) -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", size, colour).save(content, "PNG")
+    return content.getvalue()
+
+
+def image_files(*, top: str = "") -> dict[str, bytes]:
+    """Three training images and one validation image of each of two colours."""
+    files = {f"{top}train/{name}/{i}.png": jpeg(rgb) for name, rgb in COLOURS.items() for i in range(3)}
+    return files | {f"{top}val/{name}/9.png": jpeg(rgb) for name, rgb in COLOURS.items()}
+
+
+def write_zip(path: Path, files: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def write_folder(path: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(content)
+    return path
+
+
+def write_cifar_npz(path: Path, **replaced: np.ndarray) -> Path:
+    random = np.random.default_rng(0)
+    arrays = {
+        "x_train": random.integers(0, 256, (6, 32, 32, 3), dtype=np.uint8),
+        "y_train": np.arange(6, dtype=np.uint8),
+        "x_test": random.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8),
+        "y_test": np.array([[8], [9]], dtype=np.uint8),
+    }
+    np.savez(path, **(arrays | replaced))
+    return path
+
+
+def some_images(count: int, classes: int = 4) -> ImageSet:
+    images = torch.arange(count, dtype=torch.uint8)[:, None, None, None].expand(count, 1, 2, 2).contiguous()
+    labels = torch.arange(count) % classes
+    return ImageSet(images, labels, torch.tensor([0.0]), torch.tensor([1.0]))
+
+
+def some_dataset(count: int) -> Dataset:
+    return Dataset(some_images(count), some_images(8), ("a", "b", "c", "d"), "made here")
+
+
+# The image set
+
+
+def test_pixels_are_divided_by_255_and_normalised_per_channel() -> None:
+    pixels = torch.tensor([0, 255], dtype=torch.uint8)[:, None, None, None].expand(2, 3, 1, 1)
+    images = ImageSet(pixels, torch.tensor([0, 1]), torch.tensor([0.5, 0.5, 0.0]), torch.tensor([0.5, 0.25, 1.0]))
+    batch = images.normalised()
+    assert batch.dtype == torch.float32
+    torch.testing.assert_close(batch[:, :, 0, 0], torch.tensor([[-1.0, -2.0, 0.0], [1.0, 2.0, 1.0]]))
+
+
+def test_normalising_floating_point_images_leaves_the_stored_ones_alone() -> None:
+    stored = torch.ones(2, 1, 2, 2)
+    images = ImageSet(stored, torch.tensor([0, 1]), torch.tensor([1.0]), torch.tensor([1.0]))
+    assert float(images.normalised(slice(0, 1)).abs().max()) == 0.0
+    assert float(stored.min()) == 1.0
+
+
+def test_a_subset_keeps_the_asked_order() -> None:
+    subset = some_images(8).subset([5, 2])
+    assert subset.images[:, 0, 0, 0].tolist() == [5, 2]
+    assert subset.labels.tolist() == [1, 2]
+
+
+def test_labels_that_do_not_match_the_images_are_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"labels must be \(3,\)"):
+        ImageSet(torch.zeros(3, 1, 2, 2), torch.tensor([0, 1]), torch.zeros(1), torch.ones(1))
+
+
+def test_the_fingerprint_changes_with_one_pixel_and_with_the_normalisation() -> None:
+    images = some_images(8)
+    changed = images.images.clone()
+    changed[3, 0, 1, 1] += 1
+    prints = {
+        images.fingerprint(),
+        ImageSet(changed, images.labels, images.mean, images.std).fingerprint(),
+        ImageSet(images.images, images.labels, images.mean + 1, images.std).fingerprint(),
+    }
+    assert len(prints) == 3
+    assert some_images(8).fingerprint() in prints
+
+
+# Digits
+
+
+def test_digits_come_as_colour_images_of_the_asked_size_that_training_may_not_mirror() -> None:
+    digits = load_dataset("digits", image_size=16)
+    assert digits.input_shape == (1, 3, 16, 16)
+    assert len(digits.train) + len(digits.test) == 1797
+    assert not digits.train.mirrors
+    assert digits.train.normalised().std().item() == pytest.approx(1.0, abs=0.15)
+
+
+def test_the_seed_decides_which_digits_are_for_testing() -> None:
+    first, same, other = (load_dataset("digits", image_size=8, channels=1, seed=seed).test for seed in (0, 0, 1))
+    assert first.fingerprint() == same.fingerprint() != other.fingerprint()
+
+
+def test_digits_for_training_and_testing_are_not_the_same_pictures() -> None:
+    digits = load_dataset("digits", image_size=8, channels=1)
+    train, test = ({image.numpy().tobytes() for image in part.images} for part in (digits.train, digits.test))
+    assert not train & test
+
+
+# Image folders
+
+
+@pytest.mark.parametrize("top", ["", "photos/"])
+@pytest.mark.parametrize("write", [write_zip, write_folder])
+def test_folders_and_archives_give_the_same_labelled_images(tmp_path: Path, top: str, write) -> None:  # type: ignore[no-untyped-def]
+    path = write(tmp_path / "photos.zip", image_files(top=top))
+    photos = load_dataset(f"imagefolder:{path}")
+    assert photos.classes == ("blue", "red")
+    assert photos.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert photos.test.images[:, :, 8, 8].tolist() == [[0, 0, 255], [255, 0, 0]]
+    assert photos.input_shape == (1, 3, 16, 16)
+
+
+def test_a_flat_folder_is_refused_with_the_layout_that_is_expected(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "flat.zip", {"blue/1.png": jpeg((0, 0, 255))})
+    with pytest.raises(InvalidInput, match=r"expected train/CLASS/IMAGE and val/CLASS/IMAGE, found 1 images in blue"):
+        load_dataset(f"imagefolder:{path}")
+
+
+def test_a_class_only_in_the_validation_images_is_named(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "photos.zip", image_files() | {"val/green/1.png": jpeg((0, 255, 0))})
+    with pytest.raises(InvalidInput, match="validation images only: green"):
+        load_dataset(f"imagefolder:{path}")
+
+
+def test_a_broken_image_is_named(tmp_path: Path) -> None:
+    path = write_folder(tmp_path, image_files() | {"train/red/broken.jpg": b"not an image"})
+    with pytest.raises(InvalidInput, match=r"train/red/broken\.jpg cannot be read"):
+        load_dataset(f"imagefolder:{path}")
+
+
+def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "photos.zip").write_bytes(b"PK but not really")
+    with pytest.raises(CorruptFile, match=r"not a \.zip file"):
+        load_dataset(f"imagefolder:{tmp_path / 'photos.zip'}")
+
+
+def test_more_images_than_the_memory_holds_are_refused_before_reading_them(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "photos.zip", image_files())
+    with pytest.raises(InvalidInput, match="GiB of memory"):
+        load_dataset(f"imagefolder:{path}", image_size=10_000_000)
+
+
+def test_an_image_between_crop_and_resize_keeps_its_middle_pixels() -> None:
+    image = Image.new("RGB", (256, 256))
+    image.putpixel((128, 128), (9, 9, 9))
+    assert fitted(image, 224).size == (224, 224)
+    assert fitted(image, 224).getpixel((112, 112)) == (9, 9, 9)
+
+
+def test_a_wide_image_is_made_square_without_distortion() -> None:
+    image = Image.new("RGB", (400, 100), (255, 255, 255))
+    assert fitted(image, 32).size == (32, 32)
+    assert np.array(fitted(image, 32)).min() == 255
+
+
+# CIFAR-10
+
+
+def test_cifar_arrays_come_with_channels_first_and_flat_labels(tmp_path: Path) -> None:
+    path = write_cifar_npz(tmp_path / "cifar.npz")
+    cifar = load_dataset(f"cifar10:{tmp_path}")
+    stored = np.load(path)["x_test"]
+    assert cifar.input_shape == (1, 3, 32, 32)
+    assert cifar.test.labels.tolist() == [8, 9]
+    assert cifar.test.images[1, 2, 3, 4] == stored[1, 3, 4, 2]
+    assert cifar.classes[8] == "ship"
+
+
+def test_cifar_s_binary_records_are_read(tmp_path: Path) -> None:
+    records = np.random.default_rng(1).integers(0, 10, (4, 3073), dtype=np.uint8)
+    (tmp_path / "data_batch_1.bin").write_bytes(records[:2].tobytes())
+    (tmp_path / "data_batch_2.bin").write_bytes(records[2:3].tobytes())
+    (tmp_path / "test_batch.bin").write_bytes(records[3:].tobytes())
+    cifar = load_dataset(f"cifar10:{tmp_path}")
+    assert cifar.train.labels.tolist() == records[:3, 0].tolist()
+    assert cifar.test.images[0, 0, 0, 1] == records[3, 2]
+
+
+def test_cifar_s_pickled_version_is_refused_unread(tmp_path: Path) -> None:
+    (tmp_path / "data_batch_1").write_bytes(pickle.dumps({}))
+    with pytest.raises(InvalidInput, match="could run any code") as caught:
+        load_dataset(f"cifar10:{tmp_path}")
+    assert "binary version" in caught.value.next_step
+
+
+def test_an_archive_of_python_objects_is_refused(tmp_path: Path) -> None:
+    write_cifar_npz(tmp_path / "cifar.npz", y_train=np.array([{}, {}], dtype=object))
+    with pytest.raises(CorruptFile, match="plain arrays"):
+        load_dataset(f"cifar10:{tmp_path / 'cifar.npz'}")
+
+
+def test_a_cut_off_cifar_archive_is_corrupt(tmp_path: Path) -> None:
+    path = write_cifar_npz(tmp_path / "cifar.npz")
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(CorruptFile):
+        load_dataset(f"cifar10:{path}")
+
+
+# A user's function
+
+
+def test_a_user_s_function_may_return_arrays(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\n"
+        "def load(image_size=12):\n"
+        "    part = np.full((4, 3, image_size, image_size), 7, np.uint8), np.array([0, 1, 2, 1])\n"
+        "    return part, part\n"
+    )
+    mine = load_dataset(f"{tmp_path}/mine.py:load", image_size=10)
+    assert mine.input_shape == (1, 3, 10, 10)
+    assert mine.classes == ("0", "1", "2")
+
+
+def test_a_user_s_torch_dataset_of_normalised_tensors_is_taken_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\n"
+        "from torch.utils.data import TensorDataset\n"
+        "def load():\n"
+        "    part = TensorDataset(torch.full((3, 3, 4, 4), -2.5), torch.tensor([0, 1, 1]))\n"
+        "    return part, part\n"
+    )
+    mine = load_dataset(f"{tmp_path}/mine.py:load")
+    assert mine.train.normalised().unique().tolist() == [-2.5]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("    return 5", "must return"),
+        ("    return [(1, 2)], [(1, 2)]", "not a sequence of"),
+        ("    raise OSError('no disk')", "OSError: no disk"),
+    ],
+)
+def test_what_a_user_s_function_does_wrong_is_said(tmp_path: Path, body: str, message: str) -> None:
+    (tmp_path / "mine.py").write_text(f"def load():\n{body}\n")
+    with pytest.raises(InvalidInput, match=message):
+        load_dataset(f"{tmp_path}/mine.py:load")
+
+
+def test_an_unknown_data_set_is_refused_with_what_there_is() -> None:
+    with pytest.raises(InvalidInput, match="'mnist'") as caught:
+        load_dataset("mnist")
+    assert "imagefolder:PATH" in caught.value.next_step
+
+
+# The split
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_reward_images_are_in_no_other_part(seed: int) -> None:
+    parts = split(some_dataset(40), calibration=10, reward=12, seed=seed)
+    train, calibration, reward = (
+        set(part.images[:, 0, 0, 0].tolist()) for part in (parts.train, parts.calibration, parts.reward)
+    )
+    assert len(reward) == 12
+    assert not reward & train
+    assert not reward & calibration
+    assert calibration < train
+    assert train | reward == set(range(40))
+
+
+def test_every_part_has_about_the_same_share_of_each_class() -> None:
+    parts = split(some_dataset(40), calibration=8, reward=12)
+    assert torch.bincount(parts.reward.labels).tolist() == [3, 3, 3, 3]
+    assert torch.bincount(parts.calibration.labels).tolist() == [2, 2, 2, 2]
+
+
+def test_the_split_document_names_the_images_used() -> None:
+    dataset = some_dataset(40)
+    parts = split(dataset, calibration=8, reward=12, seed=3)
+    document = parts.document()
+    assert document["sizes"] == {"train": 28, "calibration": 8, "reward": 12, "test": 8}
+    assert torch.equal(dataset.train.subset(document["reward_indices"]).images, parts.reward.images)
+    assert document == split(dataset, calibration=8, reward=12, seed=3).document()
+
+
+def test_a_split_that_leaves_no_image_to_train_on_is_refused() -> None:
+    with pytest.raises(InvalidConfig, match="from 40 training images"):
+        split(some_dataset(40), calibration=20, reward=20)
+
+
+@pytest.mark.skipif("AMC_MOBILE_DATA" not in os.environ, reason="AMC_MOBILE_DATA names no folder of real data")
+def test_the_pixels_of_real_cifar_are_read() -> None:
+    cifar = load_dataset(f"cifar10:{os.environ['AMC_MOBILE_DATA']}/cifar10/cifar10_lossless.npz")
+    assert (len(cifar.train), len(cifar.test)) == (4000, 500)
+    assert cifar.train.normalised(slice(0, 500)).std().item() == pytest.approx(1.1, abs=0.1)
