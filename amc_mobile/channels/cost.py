@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from amc_mobile.channels.groups import ChannelGroups
+from amc_mobile.channels.ids import DimensionIds
+from amc_mobile.channels.structure import ChannelGroups
 
 Widths = NDArray[np.int64]
 Costs = NDArray[np.float64]
@@ -17,52 +20,65 @@ class CostModel:
 
     def __init__(self, model: nn.Module, groups: ChannelGroups) -> None:
         count = len(groups.groups)
-        self._layers = [
-            (
-                float(np.prod(layer.kernel_size)) * float(np.prod(layer.out_size)),
-                layer.in_ids.expression(count),
-                layer.out_ids.expression(count),
-                # A grouped convolution reads only its share of the input channels.
-                layer.groups if layer.kind == "grouped" else 1,
-                layer.kind == "depthwise",
-            )
-            for layer in groups.layers
-        ]
-        trained = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-        self._fixed_parameters = float(
-            sum(np.prod(shape) for name, shape in trained.items() if name not in groups.parameters)
+        layers = groups.layers
+        self._macs = _Products(
+            # A grouped convolution reads only its share of the input channels.
+            np.array(
+                [layer.macs_per_channel_pair / (layer.groups if layer.kind == "grouped" else 1) for layer in layers]
+            ),
+            [layer.out_ids for layer in layers],
+            [None if layer.kind == "depthwise" else layer.in_ids for layer in layers],
+            count,
         )
-        self._parameters = [
-            (
-                float(np.prod([n for n, ids in zip(trained[name], dims, strict=True) if ids is None])),
-                [ids.expression(count) for ids in dims if ids is not None],
-            )
-            for name, dims in groups.parameters.items()
-            if name in trained
+        trained = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        shapes = {name: shape for name, shape in trained.items() if name in groups.parameters}
+        self._fixed_parameters = float(sum(np.prod(shape) for name, shape in trained.items() if name not in shapes))
+        channels = [[ids for ids in groups.parameters[name] if ids is not None] for name in shapes]
+        rest = [
+            np.prod([n for n, ids in zip(shape, groups.parameters[name], strict=True) if ids is None])
+            for name, shape in shapes.items()
         ]
+        first, second = [ids[0] for ids in channels], [ids[1] if len(ids) > 1 else None for ids in channels]
+        self._sizes = _Products(np.array(rest, dtype=np.float64), first, second, count)
 
     def layer_macs(self, widths: Widths) -> Costs:
         """(..., layers): multiply-accumulates of one image in each convolution and linear layer, biases left out."""
-        return np.stack([self._macs_of(layer, widths) for layer in self._layers], axis=-1)
+        return self._macs(widths)
 
     def macs(self, widths: Widths) -> Costs:
-        return np.asarray(self.layer_macs(widths).sum(axis=-1))
+        """(...): multiply-accumulates of one image in the whole network; batch normalisation is folded away."""
+        return np.asarray(self._macs(widths).sum(axis=-1))
 
     def parameters(self, widths: Widths) -> Costs:
-        """Trained parameters, batch-norm scales and shifts included."""
-        total: Costs = np.full(widths.shape[:-1], self._fixed_parameters)
-        for constant, expressions in self._parameters:
-            product: Costs = np.full(widths.shape[:-1], constant)
-            for offset, factors in expressions:
-                product = product * (offset + widths @ factors)
-            total = total + product
-        return total
+        """(...): trained parameters, batch-norm scales and shifts included."""
+        return np.asarray(self._sizes(widths).sum(axis=-1) + self._fixed_parameters)
 
-    @staticmethod
-    def _macs_of(
-        layer: tuple[float, tuple[int, Widths], tuple[int, Widths], int, bool], widths: Widths
-    ) -> Costs:
-        per_pair, (in_offset, in_factors), (out_offset, out_factors), divisor, depthwise = layer
-        outputs = out_offset + widths @ out_factors
-        inputs = 1 if depthwise else (in_offset + widths @ in_factors) / divisor
-        return np.asarray(per_pair * outputs * inputs, dtype=np.float64)
+
+class _Products:
+    """Per item a constant times the surviving positions of one or two dimensions. Exact up to 2**53."""
+
+    def __init__(
+        self,
+        constants: Costs,
+        first: Sequence[DimensionIds | None],
+        second: Sequence[DimensionIds | None],
+        groups: int,
+    ) -> None:
+        self._constants = constants
+        self._dimensions = [_linear_forms(ids, groups) for ids in (first, second)]
+
+    def __call__(self, widths: Widths) -> Costs:
+        result = self._constants
+        for offsets, factors in self._dimensions:
+            result = result * (offsets + np.asarray(widths, dtype=np.float64) @ factors)
+        return result
+
+
+def _linear_forms(dimensions: Sequence[DimensionIds | None], groups: int) -> tuple[Costs, Costs]:
+    """Offsets (items,) and factors (groups, items) that give each dimension's length; 1 for None."""
+    offsets = np.ones(len(dimensions))
+    factors = np.zeros((groups, len(dimensions)))
+    for item, ids in enumerate(dimensions):
+        if ids is not None:
+            offsets[item], factors[:, item] = ids.expression(groups)
+    return offsets, factors

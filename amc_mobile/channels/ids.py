@@ -93,7 +93,8 @@ class DimensionIds:
         none = [np.empty(0, dtype=np.int64)]
         group = np.concatenate(none + [np.full(length, group, dtype=np.int64) for group, _, length in runs])
         position = np.concatenate(
-            none + [np.arange(length) + first if group >= 0 else np.full(length, first) for group, first, length in runs]
+            none
+            + [np.arange(length) + first if group >= 0 else np.full(length, first) for group, first, length in runs]
         )
         return cls(group, position.astype(np.int64))
 

@@ -36,7 +36,7 @@ class PruningPlan:
                 raise InvalidInput(f"{name}: cannot keep {kept} of {self.channels[name]} channels")
         for name, indices in (self.kept_indices or {}).items():
             fits = len(indices) == self.kept_channels.get(name) and sorted(set(indices)) == list(indices)
-            if not fits or not (0 <= indices[0] and indices[-1] < self.channels[name]):
+            if not fits or not (indices[0] >= 0 and indices[-1] < self.channels[name]):
                 raise InvalidInput(f"{name}: kept indices do not fit {self.kept_channels.get(name)} kept channels")
 
     @classmethod
@@ -56,8 +56,7 @@ class PruningPlan:
         """The original channels that stay, per group; the first ones where they are not decided."""
         chosen = self.kept_indices or {}
         return {
-            name: np.array(chosen.get(name, range(count)), dtype=np.int64)
-            for name, count in self.kept_channels.items()
+            name: np.array(chosen.get(name, range(count)), dtype=np.int64) for name, count in self.kept_channels.items()
         }
 
     def keeping(self, group: str, keep_ratio: float, *, multiple: int = 8) -> PruningPlan:

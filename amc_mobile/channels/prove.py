@@ -2,46 +2,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from amc_mobile.channels import surgery
-from amc_mobile.channels.groups import ChannelGroups
+from amc_mobile.channels.exported import where_it_failed
 from amc_mobile.channels.ids import Ids
 from amc_mobile.channels.plan import MIN_CHANNELS
+from amc_mobile.channels.structure import ChannelGroups
 from amc_mobile.errors import UnsupportedLayer
 
 
 def random_kept(groups: ChannelGroups, rng: np.random.Generator, *, at_least: float = 0.25) -> dict[str, Ids]:
-    """Random channels of a random width for every group."""
+    """Random channels of a random width for every group; each group loses at least one channel."""
     kept = {}
     for group in groups.groups:
-        lowest = min(max(MIN_CHANNELS, int(at_least * group.channels)), group.channels)
-        count = int(rng.integers(lowest, group.channels + 1))
+        lowest = max(MIN_CHANNELS, int(at_least * group.channels))
+        count = int(rng.integers(min(lowest, group.channels - 1), group.channels))
         kept[group.name] = np.sort(rng.choice(group.channels, count, replace=False)).astype(np.int64)
     return kept
 
 
-def prove(
-    model: nn.Module, groups: ChannelGroups, example: Tensor, *, seed: int = 0, tolerance: float = 1e-4
-) -> float:
+def prove(model: nn.Module, groups: ChannelGroups, example: Tensor, *, seed: int = 0, tolerance: float = 1e-4) -> float:
     """The largest difference between the cut and the masked network, relative to the largest output.
 
     `example`: (N, C, H, W). Raises UnsupportedLayer when it is above `tolerance` or the cut network does not run.
     """
     kept = random_kept(groups, np.random.default_rng(seed))
-    mode = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            cut = surgery.apply(model, groups, kept)(example)
-            masked = surgery.mask_consumers(model, groups, kept)(example)
-    except (RuntimeError, ValueError) as error:
-        raise UnsupportedLayer("", f"the pruned network does not run: {error}") from error
-    finally:
-        model.train(mode)
-    difference = float((cut - masked).abs().max() / masked.abs().max().clamp_min(1e-12))
-    if not difference <= tolerance:
-        raise UnsupportedLayer("", f"pruning changes its outputs by {difference:.1e} where masking does not")
-    return difference
+    cut = surgery.apply(model, groups, kept).eval()
+    masked = surgery.mask_consumers(model, groups, kept).eval()
+    with torch.no_grad():
+        expected = list(_tensors(masked(example)))
+        try:
+            outputs = list(_tensors(cut(example)))
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            where, line = where_it_failed(cut, error)
+            raise UnsupportedLayer(
+                where,
+                f"does not run with fewer channels{line}: {str(error).partition(chr(10))[0]}",
+                next_step="take sizes from the input's shape instead of writing numbers of channels in the code",
+            ) from error
+    largest = max((float(y.abs().max()) for y in expected), default=0.0)
+    worst = 0.0
+    for y, target in zip(outputs, expected, strict=True):
+        if y.shape != target.shape:
+            raise UnsupportedLayer(
+                "", f"pruning changes an output's shape from {tuple(target.shape)} to {tuple(y.shape)}"
+            )
+        difference = float((y - target).abs().max()) / max(largest, 1e-12)
+        if not difference <= tolerance:  # NaN included
+            raise UnsupportedLayer(
+                "",
+                f"the pruned network's output differs from the masked one's by {difference:.1e} of its largest value",
+            )
+        worst = max(worst, difference)
+    return worst
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The floating-point tensors of a network's output, nested or not."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _tensors(part)
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _tensors(part)

@@ -166,7 +166,8 @@ class IdTrace(Interpreter):
         padding: tuple[int, ...] | str = (),
         dilation: tuple[int, ...] = (),
     ) -> None:
-        self._note(weight, dims)
+        if any(ids is not None for ids in dims):
+            self._note(weight, dims)
         if isinstance(bias, Parameter):
             self._note(bias, (out_ids,))
         self.layers.append(

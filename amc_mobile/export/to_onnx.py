@@ -11,7 +11,7 @@ from torch import nn
 
 from amc_mobile import store
 from amc_mobile.errors import UnsupportedLayer
-from amc_mobile.export.quiet import quiet
+from amc_mobile.export.converters import first_line, quiet
 
 INPUT_NAME, OUTPUT_NAME = "input", "output"
 
@@ -37,10 +37,7 @@ def to_onnx(model: nn.Module, input_shape: Sequence[int], path: Path) -> None:
             )
         except Exception as error:
             raise UnsupportedLayer(
-                "", f"torch.onnx cannot export it: {_first_line(error)}", next_step="see the cause above it with --debug"
+                "",
+                f"torch.onnx cannot export it: {first_line(error)}",
+                next_step="export with --tflite, or replace the operator named",
             ) from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

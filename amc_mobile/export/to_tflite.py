@@ -12,7 +12,7 @@ from torch import nn
 
 from amc_mobile import store
 from amc_mobile.errors import MissingDependency, UnsupportedLayer
-from amc_mobile.export.quiet import quiet
+from amc_mobile.export.converters import first_line, quiet
 
 
 def to_tflite(model: nn.Module, input_shape: Sequence[int], path: Path) -> None:
@@ -41,11 +41,6 @@ def to_tflite(model: nn.Module, input_shape: Sequence[int], path: Path) -> None:
         except Exception as error:
             raise UnsupportedLayer(
                 "",
-                f"litert-torch cannot convert it: {_first_line(error)}",
+                f"litert-torch cannot convert it: {first_line(error)}",
                 next_step="export with --onnx, or replace the operator named",
             ) from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

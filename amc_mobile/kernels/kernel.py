@@ -23,6 +23,7 @@ ITEM_BYTES = {
 CONVOLUTIONS = ("CONV_2D", "Conv")
 TRANSPOSED = ("TRANSPOSE_CONV", "ConvTranspose")
 LINEAR = ("FULLY_CONNECTED", "Gemm", "MatMul", "BATCH_MATMUL")
+GLUE_NAMES = ("PAD", "PADV2", "QUANTIZE", "DEQUANTIZE")  # belong to their only consumer
 # Work that is folded into its neighbour: it does not name the unit.
 MINOR = ("PAD", "PADV2", "QUANTIZE", "DEQUANTIZE", "Pad", "QuantizeLinear", "DequantizeLinear", "Relu", "Clip")
 

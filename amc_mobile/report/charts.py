@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from markupsafe import Markup
 
@@ -24,9 +25,9 @@ from amc_mobile.report.svg import (
     text,
 )
 
-WIDTH = 460  # pixels of the drawing: a phone shows it at 3/4 size, a desktop column at full size
+WIDTH = 380  # units of the drawing: near a phone's width in pixels, so that its text stays readable there
 MOST_BARS = 48
-NAME_LENGTH = 24
+NAME_LENGTH = 22
 UNIT_FACTOR = {"ms": (1.0, "ms"), "macs": (1e-6, "million MACs"), "parameters": (1e-3, "thousand parameters")}
 
 
@@ -64,7 +65,7 @@ def _heaviest(bars: list[Bar]) -> list[Bar]:
 def _bars(bars: Sequence[Bar], label: str, shown: Callable[[float], str]) -> Markup:
     if not bars:
         return Markup("")
-    row, left, right = 19, 158, WIDTH - 104
+    row, left, right = 19, 142, WIDTH - 96
     largest = max(max(bar.before, bar.after or 0) for bar in bars) or 1.0
     scale = Scale(0, largest, left, right)
     parts = []
@@ -85,18 +86,22 @@ def search_curve(episodes: Sequence[EpisodePoint], budget: Budget | None) -> Mar
     """Above: reward of each episode and the best so far. Below: predicted and measured cost with the budget."""
     if not episodes:
         return Markup("")
-    left, right, middle, bottom = 52, WIDTH - 10, 190, 384
+    left, right, middle, bottom = 44, WIDTH - 8, 160, 320
     first, last = min(p.episode for p in episodes), max(p.episode for p in episodes)
     across = Scale(first, max(last, first + 1), left + 4, right - 4)
     chosen = [p for p in episodes if p.is_best]
     parts = []
-    rewards = [(p.episode, p.reward) for p in episodes if p.reward is not None and math.isfinite(p.reward)]
+    rewards = [(p, p.reward) for p in episodes if _finite(p.reward)]
     if rewards:
         up = scale_over(_without_outliers([reward for _, reward in rewards]), middle - 14, 24)
-        inside = [(across(e), up(max(r, up.low))) for e, r in rewards]
-        parts += [left_axis(up, left, right, "reward"), dots(inside, "episode")]
-        parts.append(polyline(_best_so_far(inside), "best"))
-        parts += [_ring(across(p.episode), up(max(p.reward, up.low))) for p in chosen if p.reward is not None]
+        places = [(across(p.episode), up(max(r, up.low))) for p, r in rewards]
+        fitting = [place for place, (p, _) in zip(places, rewards, strict=True) if not _is_measured_over(p, budget)]
+        parts += [
+            left_axis(up, left, right, "reward"),
+            dots(places, "episode"),
+            polyline(_best_so_far(fitting), "best"),
+        ]
+        parts += [_ring(across(p.episode), up(max(p.reward, up.low))) for p in chosen if _finite(p.reward)]
     factor, unit = UNIT_FACTOR[budget.unit if budget else "ms"]
     predicted = [(p.episode, p.predicted * factor) for p in episodes if _finite(p.predicted)]
     measured = [(p.episode, p.measured_ms) for p in episodes if _finite(p.measured_ms)] if unit == "ms" else []
@@ -114,7 +119,13 @@ def search_curve(episodes: Sequence[EpisodePoint], budget: Budget | None) -> Mar
     return drawing(WIDTH, bottom + 38, "reward and cost of each episode of the search", parts)
 
 
-def _finite(value: float | None) -> bool:
+def _is_measured_over(point: EpisodePoint, budget: Budget | None) -> bool:
+    """Such a plan scored well by being too slow: it counts for nothing."""
+    is_latency = budget is not None and budget.unit == "ms"
+    return is_latency and budget is not None and (point.measured_ms or 0) > budget.limit
+
+
+def _finite(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 
 
@@ -145,7 +156,7 @@ def prediction_scatter(predictions: Predictions) -> Markup:
     points = [p for p in predictions.points if _finite(p.predicted_ms) and _finite(p.measured_ms)]
     if not points:
         return Markup("")
-    left, right, top, bottom = 52, WIDTH - 10, 24, 424
+    left, right, top, bottom = 44, WIDTH - 8, 24, 340
     values = [p.predicted_ms for p in points] + [p.measured_ms for p in points]
     across = scale_over(values, left, right)
     up = Scale(across.low, across.high, bottom, top)

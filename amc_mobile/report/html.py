@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from amc_mobile.report import charts, sections
 from amc_mobile.report.advice import advice
@@ -14,6 +15,9 @@ from amc_mobile.report.quantities import NOTHING, printable
 from amc_mobile.report.tables import is_numeric_column
 from amc_mobile.report.verdict import clauses, device_line, validity
 
+INTERVAL = re.compile(r"([^()]+) \((95.% CI [-\d. to]+)\)")
+NUMBER_AND_UNIT = re.compile(r"(\d) (ms|%|points|B|[kMG]B?)(?!\w)")
+COMMAND = re.compile(r"`([^`]+)`")
 STATUS_CLASS = {"PASS": "pass", "FAIL": "fail", "NOT MEASURED": "open", "NO PLAN": "open"}
 SAID = {
     "PASS": "The pruned network is within its budget.",
@@ -28,9 +32,16 @@ def _shown(value: Any) -> Any:
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _with_signs(cell: str) -> str:
-    """Typographic signs for the plain ones of the terminal."""
-    return cell.replace(" -> ", " → ").replace("+-", "±")
+def _with_signs(cell: str) -> Markup:
+    """Typographic signs for the plain ones of the terminal, units kept with their numbers, intervals on their own."""
+    value = NUMBER_AND_UNIT.sub("\\1\u00a0\\2", printable(cell).replace(" -> ", " → ").replace("+-", "±"))
+    found = INTERVAL.fullmatch(value)
+    return Markup("{} <small>{}</small>").format(*found.groups()) if found else escape(value)
+
+
+def _with_commands(remark: str) -> Markup:
+    """Advice with its commands set as code."""
+    return Markup(COMMAND.sub(r"<code>\1</code>", str(_with_signs(remark))))
 
 
 def _numeric_columns(section: sections.Section) -> list[bool]:
@@ -47,6 +58,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["signs"] = _with_signs
+    environment.filters["commands"] = _with_commands
     environment.globals["numeric_columns"] = _numeric_columns
     environment.globals["nothing"] = NOTHING
     return environment

@@ -26,7 +26,8 @@ def decimals_for(value: float, significant: int = 4) -> int:
     """Decimals that show `significant` digits of `value`; 0 to 6."""
     if not math.isfinite(value) or value == 0:
         return 0
-    return min(6, max(0, significant - 1 - math.floor(math.log10(abs(value)))))
+    exponent = int(f"{value:.{significant - 1}e}".split("e")[1])  # after rounding: 0.99997 counts as 1.000
+    return min(6, max(0, significant - 1 - exponent))
 
 
 def number(value: float | None, *, like: float | None = None, significant: int = 4) -> str:
@@ -101,4 +102,4 @@ def p50_with_interval(latency: Latency | None) -> str:
 
 def cost(value: float | None, unit: Unit) -> str:
     """A cost in the budget's unit."""
-    return ms(value) if unit == "ms" else count(value)
+    return ms(value) if unit == "ms" else f"{count(value)} {'MACs' if unit == 'macs' else unit}"

@@ -39,6 +39,7 @@ class Section:
     rows: tuple[tuple[str, ...], ...]
     empty: str
     note: str = ""
+    has_total: bool = False  # the last row sums up the others
 
 
 def comparison(report: Report) -> Section:
@@ -97,17 +98,17 @@ def stages(report: Report) -> Section:
 def layers(report: Report, *, most: int = MOST_LAYERS) -> Section:
     rows = [_layer_row(layer) for layer in report.layers[:most]]
     left_out = len(report.layers) - len(rows)
-    if not left_out and rows:
-        total = [
-            sum(v for v in values if v is not None) if any(v is not None for v in values) else None
-            for values in ([x.ms_before for x in report.layers], [x.ms_after for x in report.layers])
-        ]
-        rows.append(("all layers", "", "", "", number(total[0]), number(total[1]), change(*total)))
+    before = [layer.ms_before for layer in report.layers if layer.ms_before is not None]
+    after = [layer.ms_after for layer in report.layers if layer.ms_after is not None]
+    has_total = not left_out and bool(before or after)
+    if has_total:
+        old, new = (sum(values) if values else None for values in (before, after))
+        rows.append(("all layers", "", "", "", number(old), number(new), change(old, new)))
     note = "Kernels timed alone, in the latency table: their sum is near, not equal to, the latency of the whole."
     if left_out:
         note += f" The first {most} layers; {left_out} more in layers.csv."
     headers = ("layer", "kernel", "channels", "kept", "ms before", "ms after", "change")
-    return Section("layers", "Layers", headers, tuple(rows), "No layers yet: run `amc-mobile search`.", note)
+    return Section("layers", "Layers", headers, tuple(rows), "No layers yet: run `amc-mobile search`.", note, has_total)
 
 
 def _layer_row(layer: LayerRow) -> tuple[str, ...]:
@@ -143,8 +144,7 @@ def search(report: Report) -> Section:
         rows.append(("measured while searching", f"{sum(p.measured_ms is not None for p in report.episodes)} plans"))
     if report.budget is not None:
         asked = f" (asked: {report.budget.asked})" if report.budget.asked else ""
-        name = "p50 latency" if unit == "ms" else "MACs" if unit == "macs" else "parameters"
-        rows.append(("budget", f"{name} {cost(report.budget.limit, unit)}{asked}"))
+        rows.append(("budget", f"{'p50 ' if unit == 'ms' else ''}{cost(report.budget.limit, unit)}{asked}"))
     return Section("search", "Search", ("", ""), tuple(rows), "No search yet: run `amc-mobile search`.")
 
 

@@ -53,7 +53,7 @@ def _latency(report: Report) -> Clause | None:
     if budget is not None:
         high, limit = against_limit(latency.ci_high_ms, budget)
         note = f"; budget {limit} ms"
-    return Clause("p50", ms(latency.p50_ms), f"95 % CI {low} to {high}{note}")
+    return Clause("latency p50", ms(latency.p50_ms), f"95 % CI {low} to {high}{note}")
 
 
 def _speedup(report: Report) -> Clause | None:

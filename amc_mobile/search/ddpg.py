@@ -115,6 +115,10 @@ class DdpgAgent:
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self._actor_optimiser = torch.optim.Adam(self.actor.parameters(), config.actor_learning_rate, fused=True)
         self._critic_optimiser = torch.optim.Adam(self.critic.parameters(), config.critic_learning_rate, fused=True)
+        self._trained_actor = list(self.actor.parameters())
+        self._trained_critic = list(self.critic.parameters())
+        self._slow_actor = list(self.target_actor.parameters())
+        self._slow_critic = list(self.target_critic.parameters())
         self._baseline: float | None = None
 
     def act(self, observation: ArrayF32, noise: float, rng: np.random.Generator) -> float:
@@ -142,11 +146,11 @@ class DdpgAgent:
             next_value = self.target_critic(batch.next_observation, self.target_actor(batch.next_observation))
             target = batch.reward - self._baseline + config.discount * batch.continues * next_value
         critic_loss = functional.mse_loss(self.critic(batch.observation, batch.action), target)
-        _step(self._critic_optimiser, critic_loss, self.critic)
+        _step(self._critic_optimiser, critic_loss, self._trained_critic)
         actor_loss = -self.critic(batch.observation, self.actor(batch.observation)).mean()
-        _step(self._actor_optimiser, actor_loss, self.actor)
-        _follow(self.target_actor, self.actor, config.tau)
-        _follow(self.target_critic, self.critic, config.tau)
+        _step(self._actor_optimiser, actor_loss, self._trained_actor)
+        _follow(self._slow_actor, self._trained_actor, config.tau)
+        _follow(self._slow_critic, self._trained_critic, config.tau)
         return float(critic_loss.detach()), float(actor_loss.detach())
 
 
@@ -159,16 +163,16 @@ def truncated_normal(mean: float, deviation: float, rng: np.random.Generator) ->
     return float(min(max(drawn, 0.0), 1.0))
 
 
-def _step(optimiser: torch.optim.Optimizer, loss: Tensor, trained: nn.Module) -> None:
+def _step(optimiser: torch.optim.Optimizer, loss: Tensor, trained: list[nn.Parameter]) -> None:
     optimiser.zero_grad()
     # `inputs`: the actor's loss passes through the critic, whose gradients nobody needs then.
-    loss.backward(inputs=list(trained.parameters()))  # type: ignore[no-untyped-call]
+    loss.backward(inputs=trained)  # type: ignore[no-untyped-call]
     optimiser.step()
 
 
 @torch.no_grad()
-def _follow(target: nn.Module, trained: nn.Module, tau: float) -> None:
-    for slow, fast in zip(target.parameters(), trained.parameters(), strict=True):
+def _follow(target: list[nn.Parameter], trained: list[nn.Parameter], tau: float) -> None:
+    for slow, fast in zip(target, trained, strict=True):
         slow.lerp_(fast, tau)
 
 

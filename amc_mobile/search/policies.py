@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -137,12 +137,18 @@ class _DdpgPolicy(Policy):
         return None if trained < 0 else self.config.noise * self.config.noise_decay**trained
 
     def state_document(self) -> dict[str, Any]:
-        return {**super().state_document(), "warmup_episodes": self.config.warmup_episodes}
+        return {**super().state_document(), "config": asdict(self.config)}
 
     def restore(self, document: Mapping[str, Any]) -> None:
-        # A search continued with more episodes keeps the warm-up it had.
         super().restore(document)
-        self.config = replace(self.config, warmup_episodes=int(document["warmup_episodes"]))
+        # A search continued with more episodes keeps the warm-up it had; the rest must be the same.
+        config = replace(self.config, warmup_episodes=int(document["config"]["warmup_episodes"]))
+        if asdict(config) != document["config"]:
+            raise InvalidInput(
+                f"the search was started with the agent's settings {document['config']}, not {asdict(config)}",
+                next_step="continue with the same settings, or start another run",
+            )
+        self.config = config
 
     def _observe(self, widths: Widths, reward: float, rng: np.random.Generator) -> None:
         executed = widths / self.features.full
@@ -206,13 +212,20 @@ def make_policy(
     seed: int = 0,
     episodes: int = 300,
     extra_plans: Sequence[Widths] = (),
+    config: DdpgConfig | None = None,
 ) -> Policy:
-    """The policy `name` for a search of `episodes` episodes. Raises InvalidConfig for an unknown name."""
+    """The policy `name` for a search of `episodes` episodes.
+
+    `extra_plans`: widths to try after the hand-made plans. `config`: for the agents, instead of PROFILE_CONFIG or
+    SEQUENTIAL_CONFIG; its warm-up is cut to a third of the episodes. Raises InvalidConfig for an unknown name.
+    """
     features = Features.of(facts, budget)
     if name == "ddpg":
-        return DdpgProfile(features, PROFILE_CONFIG, seed=seed, episodes=episodes, extra_plans=extra_plans)
+        profile = config or PROFILE_CONFIG
+        return DdpgProfile(features, profile, seed=seed, episodes=episodes, extra_plans=extra_plans)
     if name == "ddpg-sequential":
-        return DdpgSequential(features, SEQUENTIAL_CONFIG, seed=seed, episodes=episodes, extra_plans=extra_plans)
+        sequential = config or SEQUENTIAL_CONFIG
+        return DdpgSequential(features, sequential, seed=seed, episodes=episodes, extra_plans=extra_plans)
     if name == "random":
         return RandomPolicy(features, seed=seed, extra_plans=extra_plans)
     if name == "uniform":

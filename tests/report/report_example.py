@@ -11,8 +11,8 @@ from amc_mobile.report.content import (
     EpisodePoint,
     FileRow,
     KeptGroup,
-    LayerRow,
     Latency,
+    LayerRow,
     ModelColumn,
     Parity,
     PredictionPoint,
@@ -46,7 +46,8 @@ def conv_layers() -> tuple[LayerRow, ...]:
 def conv(name: str, kind: str, c_in: int, k_in: int, c_out: int, k_out: int, pixels: int, taps: int) -> LayerRow:
     old, new = c_in * c_out * taps * pixels**2, k_in * k_out * taps * pixels**2
     return LayerRow(
-        name, f"CONV_2D {kind} {c_in}->{c_out} @{pixels}x{pixels}", f"CONV_2D {kind} {k_in}->{k_out} @{pixels}x{pixels}",
+        name, f"CONV_2D {kind} {c_in}->{c_out} @{pixels}x{pixels}",
+        f"CONV_2D {kind} {k_in}->{k_out} @{pixels}x{pixels}",
         c_out, k_out, 0.004 + old / 40e6, 0.004 + new / 37e6, old, new,
     )  # fmt: skip
 
@@ -60,6 +61,9 @@ def depthwise(name: str, stride: int, channels: int, kept: int, pixels: int) -> 
     )  # fmt: skip
 
 
+CHOSEN = 55
+
+
 def episodes(count: int = 60) -> tuple[EpisodePoint, ...]:
     points = []
     for e in range(count):
@@ -67,8 +71,8 @@ def episodes(count: int = 60) -> tuple[EpisodePoint, ...]:
         reward = 0.93 - 0.35 * math.exp(-e / 12) - 0.12 * abs(wave)
         predicted = 1.19 - 0.02 * abs(math.cos(e * 1.7))
         policy = "uniform" if e == 0 else "shallow" if e == 1 else "ddpg"
-        measured = predicted * (1.012 - 0.02 * (e % 3 == 0)) if e % 10 == 9 or e == 52 else None
-        points.append(EpisodePoint(e, reward, predicted, measured, policy, is_best=e == 52))
+        measured = predicted * (1.012 - 0.02 * (e % 3 == 0)) if e % 10 == 9 or e == CHOSEN else None
+        points.append(EpisodePoint(e, reward, predicted, measured, policy, is_best=e == CHOSEN))
     return tuple(points)
 
 
@@ -119,5 +123,7 @@ def finished_report() -> Report:
             FileRow("model.onnx", "c4" * 32, 1_889_402, "onnxruntime", Latency(1.402, 1.511, 1.39, 1.431, 180, 12)),
             FileRow("model.safetensors", "e0" * 32, 1_911_008),
         ),
-        settings={"policy": "ddpg", "reward": "fidelity", "episodes": 60, "multiple": 8, "min_keep_ratio": 0.2, "seed": 0},
+        settings={
+            "policy": "ddpg", "reward": "fidelity", "episodes": 60, "multiple": 8, "min_keep_ratio": 0.2, "seed": 0,
+        },
     )  # fmt: skip

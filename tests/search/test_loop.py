@@ -14,7 +14,7 @@ from amc_mobile.errors import BudgetNotMet, InvalidConfig, InvalidInput, Unreach
 from amc_mobile.search.budget import Budget
 from amc_mobile.search.episode_log import CHECK, EpisodeLog
 from amc_mobile.search.loop import CheckConfig, SearchResult, run_search
-from amc_mobile.search.policies import POLICIES, make_policy
+from amc_mobile.search.policies import POLICIES
 from amc_mobile.search.reward import MeasuredCost, Outcome, reward_of
 from tests.search import toy
 
@@ -41,7 +41,7 @@ class KilledAt:
 
 def search(folder: Path, name: str = "ddpg", *, episodes: int = 18, limit: float = 7.0, score=toy.score, **options):
     budget = options.pop("budget", None) or toy.budget(limit)
-    policy = make_policy(name, toy.facts(), budget, seed=0, episodes=episodes)
+    policy = toy.policy_for(budget, name, episodes=episodes)
     return run_search(policy, budget, score, episodes=episodes, log=EpisodeLog(folder / "episodes.csv"), **options)
 
 
@@ -206,7 +206,7 @@ def test_the_uniform_policy_too_is_tightened_until_it_is_measured_within_the_bud
     result = measured_search(tmp_path, phone, name="uniform")
     assert result.ci_high_ms is not None
     assert result.ci_high_ms <= 7.0
-    assert result.episodes == 2
+    assert 2 <= result.episodes <= 3
 
 
 def test_a_phone_that_never_fits_ends_in_an_error_with_the_fastest_plan_measured(tmp_path):

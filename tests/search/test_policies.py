@@ -90,7 +90,7 @@ def test_a_restored_policy_that_observes_the_same_goes_on_the_same(name):
     plans = run(whole, 24)
     # Made under another cost and for more episodes: restoring brings back the shares and the warm-up.
     scaled = toy.budget(14.0, cost=lambda widths: 2 * toy.cost(widths) + 0.1 * (widths[:, 0] > 16))
-    resumed = make_policy(name, toy.facts(), scaled, seed=0, episodes=60)
+    resumed = toy.policy_for(scaled, name, episodes=60)
     resumed.restore(document)
     for plan in plans[:15]:
         resumed.observe(np.array(plan), toy.score(np.array(plan)).reward)
@@ -107,3 +107,9 @@ def test_an_unknown_policy_is_refused_with_the_names_there_are():
     with pytest.raises(InvalidConfig) as caught:
         toy.policy("annealing", episodes=3)
     assert "ddpg-sequential" in caught.value.next_step
+
+
+def test_a_policy_is_not_restored_with_other_settings_of_the_agent():
+    document = make_policy("ddpg", toy.facts(), toy.budget(), episodes=24).state_document()
+    with pytest.raises(InvalidInput, match="'hidden': 300"):
+        toy.policy("ddpg", episodes=24).restore(document)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from amc_mobile.search.budget import Budget, Floats, Widths
 from amc_mobile.search.features import GroupFacts
-from amc_mobile.search.policies import Policy, make_policy
+from amc_mobile.search.policies import PROFILE_CONFIG, SEQUENTIAL_CONFIG, Policy, make_policy
 from amc_mobile.search.reward import MeasuredCost, Outcome
 
 FULL = np.array([32, 32, 64, 64, 128, 128])
@@ -42,7 +43,14 @@ def budget(limit: float = 7.0, cost=cost) -> Budget:
 
 
 def policy(name: str, *, episodes: int, seed: int = 0, limit: float = 7.0) -> Policy:
-    return make_policy(name, facts(), budget(limit), seed=seed, episodes=episodes)
+    return policy_for(budget(limit), name, episodes=episodes, seed=seed)
+
+
+def policy_for(budget: Budget, name: str, *, episodes: int, seed: int = 0) -> Policy:
+    """As the product makes it, but for the size of the agent's networks, and so the time."""
+    config = {"ddpg": PROFILE_CONFIG, "ddpg-sequential": SEQUENTIAL_CONFIG}.get(name)
+    small = None if config is None else replace(config, hidden=16, batch_size=16)
+    return make_policy(name, facts(), budget, seed=seed, episodes=episodes, config=small)
 
 
 class Phone:

@@ -1,4 +1,4 @@
-"""Silence around the converters: their logs, warnings and progress bars are not for our users."""
+"""What both converters need: silence, and the cause of a failure in one line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Swallows warnings, log records and everything written to stdout and stderr, by native code as well.
+    """Keeps the converters' talk from our users: swallows warnings, log records and everything written to stdout and stderr, by native code as well.
 
     Process-wide while it lasts: other threads should not print meanwhile.
     """
@@ -50,3 +50,8 @@ def _native_output_redirected() -> Iterator[None]:
             for descriptor, copy in saved:
                 os.dup2(copy, descriptor)
                 os.close(copy)
+
+
+def first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0].strip() if lines else type(error).__name__

@@ -1,0 +1,255 @@
+"""Timed runs as plain data: every sample is kept, everything else is derived, and the conditions come along."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+
+from amc_mobile.device.conditions import Conditions
+from amc_mobile.errors import InvalidInput
+from amc_mobile.latency.statistics import interval, low_ms, lowest_two_agree, p50_interval_ms
+
+# What can be wrong with a measurement, and since when it counts.
+NOISY = "NOISY"  # the two lowest passes differ by more than NOISY_TOLERANCE: the quiet machine was not seen twice
+BUSY = "BUSY"  # other work took time: the anchor drifted or the p50 is far above the lowest p20
+FEW_RUNS = "FEW_RUNS"  # too few samples for a 95 % interval
+NOISY_TOLERANCE = 0.05
+BUSY_RATIO = 1.25
+FEW_SAMPLES = 30
+
+Samples = tuple[tuple[float, ...], ...]  # one tuple of milliseconds per pass, in the order run
+
+
+class KernelInfo(Protocol):
+    """What a latency table needs to know of a kernel."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def label(self) -> str: ...
+    def to_document(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class KernelRequest:
+    """A kernel to measure. `model` builds the runnable one-kernel model; it is called once per pass."""
+
+    kernel: KernelInfo
+    model: Callable[[], bytes]
+
+    @property
+    def key(self) -> str:
+        return self.kernel.key
+
+    @property
+    def label(self) -> str:
+        return self.kernel.label
+
+
+@dataclass(frozen=True)
+class ModelRequest:
+    """A whole model to measure: a template at the widths of a plan.
+
+    `template` names network, weights and runtime, so that equal widths of two networks stay apart; `model` builds the
+    file and is called once per pass.
+    """
+
+    template: str
+    widths: tuple[int, ...]
+    model: Callable[[], bytes]
+
+    @property
+    def key(self) -> str:
+        return model_key(self.template, self.widths)
+
+    @property
+    def label(self) -> str:
+        return f"the whole model at {' '.join(map(str, self.widths))} channels"
+
+
+def model_key(template: str, widths: Sequence[int]) -> str:
+    """SHA-256 of the template's name and the widths."""
+    document = json.dumps([template, [int(width) for width in widths]])
+    return hashlib.sha256(document.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The samples of one session, in ms per inference and in the order run; warm-up runs are left out.
+
+    `busy`: the anchor had drifted when the pass was made and repeating it did not help. Raises InvalidInput for samples
+    that are no positive finite numbers.
+    """
+
+    samples_ms: tuple[float, ...]
+    busy: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.samples_ms:
+            raise InvalidInput("a pass without samples", next_step="measure again")
+        for value in self.samples_ms:
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise InvalidInput(f"a latency of {value!r} is not a number", next_step="measure again")
+            if not math.isfinite(value) or value <= 0:
+                raise InvalidInput(f"a latency of {value} ms is not possible", next_step="measure again")
+
+
+class _Timed:
+    """What kernels and models share; `passes` and `conditions` are the fields."""
+
+    passes: tuple[Pass, ...]
+    conditions: Conditions
+
+    @cached_property
+    def samples_ms(self) -> Samples:
+        return tuple(one.samples_ms for one in self.passes)
+
+    @cached_property
+    def low_ms(self) -> float:
+        """The lowest 20th percentile over the passes: the latency of the quiet machine."""
+        return low_ms(self.samples_ms)
+
+
+@dataclass(frozen=True)
+class KernelMeasurement(_Timed):
+    """Timed runs of one kernel. Raises InvalidInput without passes."""
+
+    key: str
+    label: str
+    passes: tuple[Pass, ...]
+    conditions: Conditions
+
+    def __post_init__(self) -> None:
+        if not self.passes:
+            raise InvalidInput(f"{self.label}: no pass was measured", next_step="measure again")
+
+    @cached_property
+    def flags(self) -> tuple[str, ...]:
+        quiet = [one.samples_ms for one in self.passes if not one.busy]
+        found = [] if lowest_two_agree(self.samples_ms, NOISY_TOLERANCE) else [NOISY]
+        return tuple(found if quiet else [*found, BUSY])
+
+
+@dataclass(frozen=True)
+class ModelMeasurement(_Timed):
+    """Timed runs of a whole model. Each sample is one inference, or a mean of several where one is too short to time."""
+
+    passes: tuple[Pass, ...]
+    conditions: Conditions
+    warmup_runs: int
+
+    def __post_init__(self) -> None:
+        if not self.passes:
+            raise InvalidInput("no pass of the model was measured", next_step="measure again")
+
+    @cached_property
+    def _all_ms(self) -> tuple[float, ...]:
+        return tuple(value for samples in self.samples_ms for value in samples)
+
+    @cached_property
+    def p50_ms(self) -> float:
+        return float(np.percentile(self._all_ms, 50))
+
+    @cached_property
+    def p90_ms(self) -> float:
+        return float(np.percentile(self._all_ms, 90))
+
+    @cached_property
+    def _p50_interval(self) -> tuple[float, float]:
+        return p50_interval_ms(self.samples_ms)
+
+    @property
+    def ci_low_ms(self) -> float:
+        """Lower end of the 95 % bootstrap interval of `p50_ms`."""
+        return min(self._p50_interval[0], self.p50_ms)
+
+    @property
+    def ci_high_ms(self) -> float:
+        """Upper end of the 95 % bootstrap interval of `p50_ms`."""
+        return max(self._p50_interval[1], self.p50_ms)
+
+    @property
+    def p50_ratio(self) -> float:
+        """What the user sees over what the quiet machine does, at least 1 but for ties."""
+        return self.p50_ms / self.low_ms
+
+    @cached_property
+    def flags(self) -> tuple[str, ...]:
+        found = []
+        if not lowest_two_agree(self.samples_ms, NOISY_TOLERANCE):
+            found.append(NOISY)
+        if self.p50_ratio > BUSY_RATIO or all(one.busy for one in self.passes):
+            found.append(BUSY)
+        if len(self._all_ms) < FEW_SAMPLES:
+            found.append(FEW_RUNS)
+        return tuple(found)
+
+    def to_document(self) -> dict[str, Any]:
+        """The derived numbers are for readers; `from_document` takes samples and conditions alone."""
+        return {
+            "p50_ms": self.p50_ms,
+            "ci_low_ms": self.ci_low_ms,
+            "ci_high_ms": self.ci_high_ms,
+            "p90_ms": self.p90_ms,
+            "low_ms": self.low_ms,
+            "runs": len(self._all_ms),
+            "warmup_runs": self.warmup_runs,
+            "flags": list(self.flags),
+            "conditions": self.conditions.to_document(),
+            "samples_ms": [list(samples) for samples in self.samples_ms],
+            "busy": [one.busy for one in self.passes],
+        }
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> ModelMeasurement:
+        """Raises InvalidInput when the document is not a measurement."""
+        try:
+            samples: Sequence[Sequence[float]] = document["samples_ms"]
+            passes = tuple(Pass(tuple(s), bool(b)) for s, b in zip(samples, document["busy"], strict=True))
+            return cls(passes, Conditions.from_document(document["conditions"]), int(document["warmup_runs"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidInput(f"not a measurement of a model: {error!r}") from error
+
+
+@dataclass(frozen=True)
+class PairMeasurement:
+    """Two models timed in alternating blocks, so that drift meets both alike.
+
+    `speedups`: per round, the median of `before` over the median of `after`.
+    """
+
+    before: ModelMeasurement
+    after: ModelMeasurement
+    speedups: tuple[float, ...]
+
+    @property
+    def speedup(self) -> float:
+        """How many times faster `after` is: the median over the rounds."""
+        return float(np.median(self.speedups))
+
+    @cached_property
+    def speedup_interval(self) -> tuple[float, float]:
+        """95 % bootstrap interval of `speedup` over the rounds."""
+        rng = np.random.default_rng(0)
+        values = np.asarray(self.speedups)
+        draws = rng.integers(0, len(values), (1000, len(values)))
+        low, high = interval(np.median(values[draws], axis=1))
+        return min(low, self.speedup), max(high, self.speedup)
+
+    def to_document(self) -> dict[str, Any]:
+        low, high = self.speedup_interval
+        return {
+            "speedup": self.speedup,
+            "speedup_ci_low": low,
+            "speedup_ci_high": high,
+            "rounds": len(self.speedups),
+            "before": self.before.to_document(),
+            "after": self.after.to_document(),
+        }

@@ -1,0 +1,247 @@
+"""How kernels and whole models are measured.
+
+Every pass opens a fresh session; the order is shuffled anew for each pass, so that drift meets all alike. Kernels stop
+when their two lowest passes agree. Between blocks of requests an anchor is read: where it has drifted, the block is
+thrown away and made again, a bounded number of times; after that its passes are kept and flagged busy.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from amc_mobile.errors import InvalidConfig
+from amc_mobile.latency.measurement import (
+    KernelMeasurement,
+    KernelRequest,
+    ModelMeasurement,
+    ModelRequest,
+    PairMeasurement,
+    Pass,
+)
+from amc_mobile.latency.statistics import pass_low_ms
+from amc_mobile.latency.table import LatencyTable
+from amc_mobile.latency.timing import Anchor, Device, Session, Timing, time_model, time_session
+
+OnResult = Callable[[int, int, str], None]  # done, total, the key that is done
+
+
+@dataclass(frozen=True)
+class ProtocolConfig:
+    """Defaults: the fewest runs that gave kernels within 1 % and whole models within 2 % on a desktop CPU."""
+
+    kernel_samples: int = 4
+    kernel_sample_ms: float = 0.25
+    min_passes: int = 3
+    max_passes: int = 10
+    agreement: float = 0.01  # the two lowest passes of a kernel, relative
+    agreement_us: float = 0.1  # or this close: a kernel of a few microseconds cannot do better
+    kernel_pass_s: float = 1.0  # slow kernels take fewer samples
+    model_passes: int = 10
+    model_samples: int = 20
+    model_sample_ms: float = 0.2  # longer models: a sample is one inference
+    model_pass_s: float = 1.0
+    spread_s: float = 0.0  # the passes of `measure_model` are spread over at least this long
+    warmup_runs: int = 4
+    pair_rounds: int = 10
+    anchor_every: int = 40  # requests
+    anchor_drift: float = 0.05
+    anchor_repeats: int = 2  # of one block
+    anchor_total_repeats: int = 10  # of all blocks together: a busy machine must not take for ever
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in (
+            "kernel_samples", "min_passes", "max_passes", "model_passes", "model_samples", "warmup_runs",
+            "pair_rounds", "anchor_every",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise InvalidConfig(f"{name} = {getattr(self, name)} must be at least 1")
+        if self.max_passes < self.min_passes:
+            raise InvalidConfig(f"max_passes = {self.max_passes} is below min_passes = {self.min_passes}")
+        for name in ("kernel_sample_ms", "kernel_pass_s", "model_sample_ms", "model_pass_s", "anchor_drift"):
+            if not getattr(self, name) > 0:
+                raise InvalidConfig(f"{name} = {getattr(self, name)} must be above 0")
+        for name in ("agreement", "agreement_us", "spread_s", "anchor_repeats", "anchor_total_repeats"):
+            if not getattr(self, name) >= 0:
+                raise InvalidConfig(f"{name} = {getattr(self, name)} must not be negative")
+
+    @property
+    def kernel_timing(self) -> Timing:
+        return Timing(self.kernel_samples, self.kernel_sample_ms, self.warmup_runs, self.kernel_pass_s)
+
+    @property
+    def model_timing(self) -> Timing:
+        return Timing(self.model_samples, self.model_sample_ms, self.warmup_runs, self.model_pass_s)
+
+    def is_kernel_done(self, passes: Sequence[Pass]) -> bool:
+        """The stop rule: the two lowest of at least `min_passes` passes agree, or `max_passes` were made."""
+        if len(passes) < self.min_passes or len(passes) >= self.max_passes:
+            return len(passes) >= self.max_passes
+        lows = sorted(pass_low_ms(one.samples_ms) for one in passes)
+        return len(lows) < 2 or lows[1] - lows[0] <= max(lows[0] * self.agreement, self.agreement_us / 1000)
+
+
+def measure_kernels(
+    device: Device,
+    requests: Mapping[str, KernelRequest],
+    *,
+    table: LatencyTable | None = None,
+    anchor: KernelRequest | None = None,
+    on_result: OnResult | None = None,
+    config: ProtocolConfig | None = None,
+) -> dict[str, KernelMeasurement]:
+    """Measures kernels until each has enough passes. `requests`: by key.
+
+    With a `table`, passes already in it under the device's conditions count, and new ones are stored as they are made:
+    after a kill the same call goes on. `anchor`: a kernel of some 0.1 ms; the middle request where none is given.
+    Raises DeviceError naming the kernel that does not run.
+    """
+    config = config or ProtocolConfig()
+    if table is not None:
+        table.add_kernels(request.kernel for request in requests.values())
+    made = _Run(device, requests, table, config, on_result).all_passes(
+        config.kernel_timing, config.is_kernel_done, anchor
+    )
+    conditions = device.conditions()
+    return {
+        key: KernelMeasurement(key, request.label, tuple(made[key]), conditions) for key, request in requests.items()
+    }
+
+
+def measure_models(
+    device: Device,
+    requests: Mapping[str, ModelRequest],
+    *,
+    table: LatencyTable | None = None,
+    anchor: KernelRequest | None = None,
+    on_result: OnResult | None = None,
+    config: ProtocolConfig | None = None,
+) -> dict[str, ModelMeasurement]:
+    """Measures several whole models, their passes interleaved in shuffled order. Resumes from `table` as kernels do."""
+    config = config or ProtocolConfig()
+    if table is not None:
+        table.add_models(requests.values())
+    made = _Run(device, requests, table, config, on_result).all_passes(
+        config.model_timing, lambda passes: len(passes) >= config.model_passes, anchor
+    )
+    conditions = device.conditions()
+    return {key: ModelMeasurement(tuple(made[key]), conditions, config.warmup_runs) for key in requests}
+
+
+def measure_model(device: Device, model: bytes, config: ProtocolConfig | None = None) -> ModelMeasurement:
+    """Measures one whole model. Raises DeviceError when it does not run."""
+    config = config or ProtocolConfig()
+    passes = []
+    began = time.monotonic()
+    for done in range(config.model_passes):
+        due = began + config.spread_s * done / max(1, config.model_passes - 1)
+        time.sleep(max(0.0, due - time.monotonic()))
+        passes.append(Pass(time_model(device, "the model", lambda: model, config.model_timing)))
+    return ModelMeasurement(tuple(passes), device.conditions(), config.warmup_runs)
+
+
+def measure_pair(device: Device, before: bytes, after: bytes, config: ProtocolConfig | None = None) -> PairMeasurement:
+    """Times two models in alternating blocks, before-after-after-before, in fresh sessions per round."""
+    config = config or ProtocolConfig()
+    timing = config.model_timing
+    half = Timing(max(2, timing.samples // 2), timing.min_sample_ms, timing.warmup_runs, timing.max_s / 2, 2)
+    passes: tuple[list[Pass], list[Pass]] = ([], [])
+    speedups = []
+    for _ in range(config.pair_rounds):
+        with device.open(before) as first, device.open(after) as second:
+            sessions: tuple[Session, Session] = (first, second)
+            samples: tuple[list[float], list[float]] = ([], [])
+            for which in (0, 1, 1, 0):
+                samples[which].extend(time_session(sessions[which], half))
+        for which in (0, 1):
+            passes[which].append(Pass(tuple(samples[which])))
+        speedups.append(float(np.median(samples[0]) / np.median(samples[1])))
+    conditions = device.conditions()
+    measured = [ModelMeasurement(tuple(side), conditions, config.warmup_runs) for side in passes]
+    return PairMeasurement(measured[0], measured[1], tuple(speedups))
+
+
+class _Request(Protocol):
+    @property
+    def key(self) -> str: ...
+    @property
+    def label(self) -> str: ...
+    @property
+    def model(self) -> Callable[[], bytes]: ...
+
+
+class _Run:
+    """One call of the protocol over many requests."""
+
+    def __init__(
+        self,
+        device: Device,
+        requests: Mapping[str, _Request],
+        table: LatencyTable | None,
+        config: ProtocolConfig,
+        on_result: OnResult | None,
+    ) -> None:
+        self._device = device
+        self._requests = requests
+        self._table = table
+        self._config = config
+        self._on_result = on_result
+        self._conditions = device.conditions()
+        self._repeats_left = config.anchor_total_repeats
+
+    def all_passes(
+        self, timing: Timing, is_done: Callable[[Sequence[Pass]], bool], anchor_request: _Request | None
+    ) -> dict[str, list[Pass]]:
+        passes: dict[str, list[Pass]] = {key: [] for key in self._requests}
+        self._add_stored(passes)
+        todo = [key for key in self._requests if not is_done(passes[key])]
+        total, done = len(passes), len(passes) - len(todo)
+        anchor = self._anchor(anchor_request, todo)
+        order = random.Random(self._config.seed)
+        while todo:
+            order.shuffle(todo)
+            for start in range(0, len(todo), self._config.anchor_every):
+                block = todo[start : start + self._config.anchor_every]
+                made = self._block(block, timing, anchor)
+                if self._table is not None:
+                    self._table.add_passes(self._conditions, made, warmup_runs=timing.warmup_runs)
+                for key, one in made:
+                    passes[key].append(one)
+                    if is_done(passes[key]):
+                        done += 1
+                        if self._on_result:
+                            self._on_result(done, total, key)
+            todo = [key for key in todo if not is_done(passes[key])]
+        return passes
+
+    def _add_stored(self, passes: dict[str, list[Pass]]) -> None:
+        if self._table is not None:
+            for key, stored in self._table.passes(self._conditions, passes).items():
+                passes[key] = list(stored)
+
+    def _anchor(self, request: _Request | None, todo: Sequence[str]) -> Anchor | None:
+        if len(todo) < 2 and request is None:
+            return None
+        request = request or self._requests[todo[len(todo) // 2]]
+        # More samples than a kernel's pass takes: one reading judges a whole block.
+        timing = Timing(8, self._config.kernel_sample_ms, self._config.warmup_runs, self._config.kernel_pass_s)
+        return Anchor(self._device, request.model(), timing, tolerance=self._config.anchor_drift)
+
+    def _block(self, keys: Sequence[str], timing: Timing, anchor: Anchor | None) -> list[tuple[str, Pass]]:
+        for repeats in range(self._config.anchor_repeats + 1):
+            samples = [(key, self._time(key, timing)) for key in keys]
+            steady = anchor is None or anchor.is_steady()
+            if steady or repeats == self._config.anchor_repeats or self._repeats_left == 0:
+                return [(key, Pass(values, busy=not steady)) for key, values in samples]
+            self._repeats_left -= 1
+        raise AssertionError("unreachable: the last repeat returns")
+
+    def _time(self, key: str, timing: Timing) -> tuple[float, ...]:
+        request = self._requests[key]
+        return time_model(self._device, request.label, request.model, timing)

@@ -1,0 +1,151 @@
+"""Gram matrices: all that channel choice and reconstruction need to know of a layer's inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from amc_mobile.channels.structure import ChannelGroups, Layer
+from amc_mobile.channels.ids import DimensionIds, Ids
+from amc_mobile.pruning.program import LayerStep, Program, Run, equal_batches
+from amc_mobile.pruning.rows import output_positions, read_at, sample_positions
+
+# One matrix of this many columns takes 0.5 GB and one elimination about a minute.
+MAX_COLUMNS = 8192
+# With fewer rows per unknown the weights follow the sample instead of the layer.
+ROWS_PER_COLUMN = 8
+
+
+@dataclass(frozen=True, eq=False)
+class LayerGram:
+    """Moments of what a layer reads. A column is one input of one output position, as in `weight.flatten(1)`."""
+
+    in_ids: DimensionIds  # of the input channels; each has `block` columns
+    block: int  # kernel height x width
+    weight: Tensor  # (columns, outputs), float64
+    moment: Tensor  # (columns, columns): X'X / rows
+    mean: Tensor  # (columns,)
+    rows: int
+    output_scale: Tensor  # (outputs,): the factor of the batch norm that follows, or 1
+
+    @cached_property
+    def projection(self) -> Tensor:
+        """(columns, outputs): X'Y / rows for the layer's own outputs Y."""
+        return self.moment @ self.weight
+
+    @cached_property
+    def output_variance(self) -> float:
+        """Sum over outputs of their variance behind the batch norm."""
+        second = (self.weight * self.projection).sum(0)
+        centred = second - (self.mean @ self.weight) ** 2
+        return float((centred * self.output_scale**2).sum().clamp_min(1e-30))
+
+    def columns(self, channels: Ids) -> Tensor:
+        """The columns of input channels (positions along the weight's second dimension), in that order."""
+        return torch.from_numpy((channels[:, None] * self.block + np.arange(self.block)).ravel())
+
+
+@dataclass(frozen=True, eq=False)
+class GramStatistics:
+    """By layer; layers that read no channel group, or that have more than MAX_COLUMNS columns, are not in it."""
+
+    layers: Mapping[str, LayerGram]
+
+
+def readable_layers(groups: ChannelGroups) -> dict[str, Layer]:
+    """Convolutions of one group and linear layers whose inputs can be cut, by name."""
+    return {la.name: la for la in groups.layers if la.kind in ("conv", "linear") and not la.in_ids.is_fixed}
+
+
+@torch.no_grad()
+def collect_gram(
+    model: nn.Module,
+    groups: ChannelGroups,
+    images: Tensor,
+    *,
+    positions: int = 10,
+    seed: int = 0,
+    batch_size: int = 100,
+) -> GramStatistics:
+    """Runs the original network on normalised `images` (N, C, H, W).
+
+    `positions`: output positions drawn per image and layer; more where a layer has so many columns that the rows
+    would not reach ROWS_PER_COLUMN for each. Memory: 8 bytes x columns^2 per layer.
+    """
+    batches = equal_batches(images, batch_size)
+    program = Program(model, batches[0])
+    wanted = readable_layers(groups)
+    steps = {
+        step.node: step
+        for step in program.steps
+        if step.layer in wanted and program.state[f"{step.layer}.weight"][0].numel() <= MAX_COLUMNS
+    }
+    sums = {step.layer: _Sums(program, step) for step in steps.values()}
+    generator = torch.Generator().manual_seed(seed)
+    for batch in batches:
+        run = Run(program, [batch])
+        while (node := run.pending()) is not None:
+            if node in steps:
+                columns = len(sums[steps[node].layer].weight)
+                per_image = max(positions, -(-ROWS_PER_COLUMN * columns // len(images)))
+                drawn = sample_positions(len(batch), output_positions(node), per_image, generator)
+                sums[steps[node].layer].add(read_at(node, run.value(steps[node].input, 0), drawn))
+            run.step()
+    return GramStatistics({name: total.result(wanted[name]) for name, total in sums.items()})
+
+
+class _Sums:
+    """Running sums of one layer; float32 products of a batch, added up in float64."""
+
+    def __init__(self, program: Program, step: LayerStep) -> None:
+        self.weight = program.state[f"{step.layer}.weight"].flatten(1).T.double()
+        self.scale = output_scale(program, step).double()
+        self.moment = torch.zeros(len(self.weight), len(self.weight), dtype=torch.float64)
+        self.total = torch.zeros(len(self.weight), dtype=torch.float64)
+        self.rows = 0
+
+    def add(self, rows: Tensor) -> None:
+        self.moment += rows.T @ rows
+        self.total += rows.sum(0)
+        self.rows += len(rows)
+
+    def result(self, layer: Layer) -> LayerGram:
+        return LayerGram(
+            layer.in_ids,
+            len(self.weight) // len(layer.in_ids),
+            self.weight.contiguous(),
+            self.moment / self.rows,
+            self.total / self.rows,
+            self.rows,
+            self.scale,
+        )
+
+
+def output_scale(program: Program, step: LayerStep) -> Tensor:
+    """(outputs,): gamma / sqrt(variance + epsilon) of the batch norm that follows a layer, else ones."""
+    outputs = len(program.state[f"{step.layer}.weight"])
+    if step.norm is None:
+        return torch.ones(outputs)
+    deviation = torch.sqrt(program.state[step.norm.variance] + step.norm.epsilon)
+    return (program.state[step.norm.weight] if step.norm.weight else torch.ones(outputs)) / deviation
+
+
+def group_channels(ids: DimensionIds, group: int, channels: int) -> Ids | None:
+    """(channels, times): where each channel of a group stands along a dimension; None if not equally often."""
+    inside = np.flatnonzero(ids.group == group)
+    if len(inside) == 0 or len(inside) % channels:
+        return None
+    ordered = inside[np.argsort(ids.position[inside], kind="stable")].reshape(channels, -1)
+    return ordered if (ids.position[ordered] == np.arange(channels)[:, None]).all() else None
+
+
+def consumers_of(groups: ChannelGroups, gram: GramStatistics, group: int) -> Iterator[LayerGram]:
+    """The Gram matrices of the layers that read a group."""
+    for name in groups.groups[group].consumers:
+        if name in gram.layers:
+            yield gram.layers[name]

@@ -1,0 +1,73 @@
+"""A layer's least-squares rows: what it reads and writes at sampled output positions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.nn import functional
+
+from amc_mobile.channels.operators import operator_name
+from amc_mobile.pruning.program import arguments
+
+
+def sample_positions(images: int, available: int, count: int, generator: torch.Generator) -> Tensor:
+    """(images, min(count, available)) different output positions for each image, as flat indices."""
+    if count >= available:
+        return torch.arange(available).expand(images, available)
+    return torch.rand((images, available), generator=generator).topk(count, dim=1).indices
+
+
+def output_positions(node: Node) -> int:
+    """Output positions per image: height x width of a convolution, or the rows that a linear layer maps."""
+    shape = node.meta["val"].shape
+    if operator_name(node.target) == "conv2d":
+        return int(shape[2] * shape[3])
+    return int(torch.Size(shape[1:-1]).numel())
+
+
+def read_at(node: Node, value: Tensor, positions: Tensor) -> Tensor:
+    """(images x positions, columns): the inputs of a layer's sampled outputs, columns as in `weight.flatten(1)`.
+
+    `node`: the layer, a convolution of one group or a linear layer; `value`: its whole input.
+    """
+    image = torch.arange(len(value))[:, None]
+    if operator_name(node.target) == "linear":
+        return value.reshape(len(value), -1, value.shape[-1])[image, positions].flatten(0, 1)
+    given = arguments(node)
+    kernel = given["weight"].meta["val"].shape[2:]
+    stride, dilation = _pair(given["stride"]), _pair(given["dilation"])
+    top, bottom, left, right = _padding(given["padding"], kernel, dilation)
+    if top or bottom or left or right:
+        value = functional.pad(value, (left, right, top, bottom))
+    width = node.meta["val"].shape[3]
+    y = (positions // width * stride[0])[:, :, None, None] + (torch.arange(kernel[0]) * dilation[0])[:, None]
+    x = (positions % width * stride[1])[:, :, None, None] + torch.arange(kernel[1]) * dilation[1]
+    windows = value.permute(0, 2, 3, 1)[image[:, :, None, None], y, x]  # (images, positions, kh, kw, channels)
+    return windows.permute(0, 1, 4, 2, 3).reshape(positions.numel(), -1)
+
+
+def written_at(value: Tensor, positions: Tensor, *, channels_last: bool) -> Tensor:
+    """(images x positions, channels) of a layer's output, or of a tensor of its shape, at the sampled positions.
+
+    `channels_last`: whether channels are the last dimension (a linear layer's output) or the second.
+    """
+    flat = value.reshape(len(value), -1, value.shape[-1]) if channels_last else value.flatten(2).permute(0, 2, 1)
+    return flat[torch.arange(len(value))[:, None], positions].flatten(0, 1)
+
+
+def _padding(
+    padding: str | list[int] | int, kernel: tuple[int, ...], dilation: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """(top, bottom, left, right)"""
+    if isinstance(padding, str):
+        total = [d * (k - 1) if padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
+        # An odd total leaves the larger half at the bottom and at the right, as torch has it.
+        return total[0] // 2, total[0] - total[0] // 2, total[1] // 2, total[1] - total[1] // 2
+    vertical, horizontal = _pair(padding)
+    return vertical, vertical, horizontal, horizontal
+
+
+def _pair(value: list[int] | int) -> tuple[int, int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return int(values[0]), int(values[-1])

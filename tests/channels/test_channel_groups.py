@@ -1,0 +1,231 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import PRUNABLE, ControlFlow, UnknownOperator, build, example
+from torch import Tensor, nn
+
+from amc_mobile.channels.groups import ChannelGroups, find_groups
+from amc_mobile.errors import InvalidInput, UnsupportedLayer
+
+
+def widths(groups: ChannelGroups) -> dict[str, int]:
+    return groups.channels
+
+
+def reasons(groups: ChannelGroups) -> dict[str, str]:
+    return {group.name: group.reason for group in groups.kept_groups}
+
+
+def test_a_chain_has_one_group_per_convolution(traced) -> None:
+    groups = traced("Chain").groups
+    assert widths(groups) == {"stem": 12, "wide": 16, "last": 12}
+    assert [(g.producers, g.consumers) for g in groups.groups] == [
+        (("stem",), ("wide",)),
+        (("wide",), ("last",)),
+        (("last",), ("fc",)),
+    ]
+    assert reasons(groups) == {"fc": "network output"}
+
+
+def test_a_residual_sum_couples_what_it_adds(traced) -> None:
+    groups = traced("Bottleneck").groups
+    joined = next(group for group in groups.groups if group.name == "block.2")
+    assert joined.producers == ("block.2", "shortcut", "again.2")
+    assert joined.consumers == ("again.0.0", "fc")
+
+
+def test_depthwise_convolutions_follow_their_input(traced) -> None:
+    groups = traced("PaddedDepthwise").groups
+    assert widths(groups) == {"stem.1": 8, "expand.0": 24, "project": 16, "inner.0.0": 32}
+    depthwise = next(layer for layer in groups.layers if layer.name == "depthwise")
+    assert depthwise.kind == "depthwise"
+    assert (depthwise.padding, depthwise.in_size, depthwise.out_size) == ((0, 0), (9, 9), (4, 4))
+
+
+def test_zero_channels_of_a_padded_shortcut_stay(traced) -> None:
+    groups = traced("PaddedShortcut").groups
+    last = next(layer for layer in groups.layers if layer.name == "b2")
+    padded = np.r_[0:4, 12:16]
+    assert (last.out_ids.group[padded] == -1).all()
+    assert last.out_ids.group[4:12].tolist() == [groups.names.index("stem.0")] * 8
+
+
+def test_flattening_repeats_each_channel_for_every_position(traced) -> None:
+    groups = traced("Flattened").groups
+    linear = next(layer for layer in groups.layers if layer.name == "classifier.0")
+    assert linear.in_ids.position.tolist() == np.repeat(np.arange(12), 4).tolist()
+
+
+def test_a_concatenation_reads_several_groups(traced) -> None:
+    groups = traced("InceptionLike").groups
+    hidden = next(layer for layer in groups.layers if layer.name == "hidden")
+    names = [groups.names[index] for index in dict.fromkeys(hidden.in_ids.group.tolist())]
+    assert names == ["point.0", "wide.1.0", "pool.1.0"]
+
+
+def test_both_sides_of_a_grouped_convolution_are_kept_with_the_reason(traced) -> None:
+    groups = traced("Grouped").groups
+    assert set(groups.names) == {"stem.0", "after.0"}
+    assert reasons(groups)["before.0"] == "read by a grouped convolution"
+    assert reasons(groups)["grouped.0"] == "grouped convolution"
+
+
+def test_channels_combined_with_a_bare_parameter_are_kept(traced) -> None:
+    assert reasons(traced("BareParameter").groups)["stem.0"] == "combined with the bare parameter scale"
+
+
+def test_channels_split_at_numbers_in_the_code_are_kept(traced) -> None:
+    groups = traced("HardCodedSplit").groups
+    assert set(groups.names) == {"stem.0", "left.0"}
+    assert "sizes that do not follow" in reasons(groups)["free.0"]
+
+
+def test_a_squeeze_and_excite_gate_joins_the_channels_it_scales(traced) -> None:
+    groups = traced("SqueezeExcite").groups
+    assert groups.groups[0].producers == ("stem.0", "excite")
+    assert widths(groups) == {"stem.0": 12, "squeeze": 4, "project": 8, "hidden": 16}
+
+
+def test_a_module_called_twice_and_a_shared_weight_are_one_group_each(traced) -> None:
+    groups = traced("CalledTwice").groups
+    assert [layer.name for layer in groups.layers].count("body.0") == 2
+    assert widths(groups) == {"stem.0": 8, "one": 12}
+
+
+def test_layers_come_in_the_order_of_execution_with_what_a_convolution_needs(traced) -> None:
+    layers = {layer.name: layer for layer in traced("Chain").groups.layers}
+    assert list(layers) == ["stem", "wide", "last", "fc"]
+    assert (layers["stem"].stride, layers["stem"].padding, layers["stem"].out_size) == ((2, 2), (1, 1), (8, 8))
+    assert (layers["wide"].dilation, layers["wide"].padding) == ((2, 2), (2, 2))
+    assert (layers["last"].kernel_size, layers["last"].padding) == ((3, 1), (1, 0))  # padding="same"
+    assert (layers["fc"].kind, layers["fc"].kernel_size, layers["fc"].has_bias) == ("linear", (1, 1), True)
+
+
+def test_the_batch_of_the_example_does_not_matter(traced) -> None:
+    for name in ("ShuffleLike", "Flattened"):
+        alone = find_groups(build(name), example(batch=1))
+        assert widths(alone) == widths(traced(name).groups)
+
+
+def test_finding_groups_leaves_the_network_as_it_was() -> None:
+    model = build("Flattened").train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    find_groups(model, example())
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("name", PRUNABLE)
+def test_groups_survive_being_saved_as_json(name: str, traced) -> None:
+    groups = traced(name).groups
+    document = groups.to_document()
+    restored = ChannelGroups.from_document(json.loads(json.dumps(document)))
+    assert restored.to_document() == document
+    assert (restored.groups, restored.kept_groups) == (groups.groups, groups.kept_groups)
+    assert [layer.out_size for layer in restored.layers] == [layer.out_size for layer in groups.layers]
+
+
+def test_reading_something_else_than_groups_is_an_error() -> None:
+    with pytest.raises(InvalidInput, match="not a description of channel groups"):
+        ChannelGroups.from_document({"groups": []})
+
+
+@pytest.mark.parametrize(
+    "kept", [{"nothing": [0, 1]}, {"stem": [1, 0]}, {"stem": [0, 0]}, {"stem": [11, 12]}, {"stem": []}]
+)
+def test_kept_channels_that_do_not_fit_are_refused(kept: dict[str, list[int]], traced) -> None:
+    with pytest.raises(InvalidInput):
+        traced("Chain").groups.kept_lists({name: np.array(channels) for name, channels in kept.items()})
+
+
+def test_control_flow_is_an_error_that_names_module_and_line(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UnsupportedLayer, match=r"blocks\.1: torch.export cannot trace.*if x.mean\(\) > 0") as caught:
+        find_groups(ControlFlow().eval(), example())
+    assert caught.value.module == "blocks.1"
+    assert "def forward" not in capfd.readouterr().err
+
+
+def test_an_unknown_operator_is_an_error_that_names_module_and_operator() -> None:
+    with pytest.raises(UnsupportedLayer, match="operator cumsum is not supported") as caught:
+        find_groups(UnknownOperator().eval(), example())
+    assert caught.value.module == "middle.1"
+
+
+def test_an_input_that_does_not_fit_is_an_error_that_names_the_module() -> None:
+    with pytest.raises(UnsupportedLayer, match=r"does not run on an input of shape \(2, 4, 16, 16\)") as caught:
+        find_groups(build("Chain"), example(channels=4))
+    assert caught.value.module == "stem"
+
+
+class Head(nn.Module):
+    """Convolution, whatever `forward` is given, linear layer."""
+
+    def __init__(self, change, **convolution) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, **convolution)
+        self.change = change
+        self.weight = nn.Parameter(torch.ones(8, 8, 1, 1))
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.change(self, self.stem(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda net, x: F.conv2d(x, net.weight), "Head convolves with a parameter of its own"),
+        (lambda net, x: F.conv2d(x, net.weight * 2), "parameter weight is computed on"),
+        (lambda net, x: F.conv2d(x, net.weight.relu()), "operator relu computes on the parameter weight"),
+        (
+            lambda net, x: F.max_pool2d(x, 2, return_indices=True)[0],
+            "operator max_pool2d_with_indices is not supported",
+        ),
+        (lambda net, x: torch.where(x > 0, x, -x), "operator gt is not supported"),
+    ],
+)
+def test_what_cannot_be_traced_is_named(change, why: str) -> None:
+    with pytest.raises(UnsupportedLayer, match=why):
+        find_groups(Head(change).eval(), example())
+
+
+@pytest.mark.parametrize(
+    ("convolution", "why"),
+    [
+        ({"padding": 1, "padding_mode": "reflect"}, "padding_mode='reflect' is not supported"),
+        ({"padding": "same", "dilation": 1, "kernel_size": 4}, "pads unevenly"),
+    ],
+)
+def test_padding_that_a_layer_cannot_describe_is_refused(convolution: dict[str, object], why: str) -> None:
+    model = Head(lambda net, x: x)
+    model.stem = nn.Conv2d(3, 8, **{"kernel_size": 3, **convolution})
+    with pytest.raises(UnsupportedLayer, match=why) as caught:
+        find_groups(model.eval(), example())
+    assert caught.value.module == "stem"
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda net, x: x.softmax(1), "mixed by softmax"),
+        (lambda net, x: x * x.mean(1, keepdim=True), "reduced over channels"),
+        (lambda net, x: F.group_norm(x, 2), "mixed by group_norm"),
+        (lambda net, x: x * x[:, 3:4].sigmoid(), "sizes that do not follow"),
+        (lambda net, x: x + x[:, 3].unsqueeze(1), "picked by their index"),
+        (lambda net, x: F.pixel_shuffle(x, 2).repeat_interleave(4, 1), "repeat_interleave"),
+    ],
+)
+def test_channels_that_are_mixed_are_kept_or_refused_never_cut_wrongly(change, why: str) -> None:
+    try:
+        found = find_groups(Head(change).eval(), example())
+    except UnsupportedLayer as error:
+        assert why in str(error)
+    else:
+        assert why in reasons(found)["stem"]
+        assert not found.groups

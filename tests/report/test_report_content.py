@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from report_example import finished_report
+
+from amc_mobile.errors import InvalidInput
+from amc_mobile.report.advice import advice
+from amc_mobile.report.content import (
+    Accuracy,
+    Budget,
+    KeptGroup,
+    Latency,
+    ModelColumn,
+    Parity,
+    Predictions,
+    Report,
+    Stage,
+)
+from amc_mobile.report.prediction_quality import prediction_quality
+from amc_mobile.report.verdict import verdict_line
+
+REPORT = finished_report()
+
+
+def with_latency(low: float, p50: float, high: float) -> Report:
+    assert REPORT.pruned is not None
+    return replace(REPORT, pruned=replace(REPORT.pruned, latency=Latency(p50, high * 1.05, low, high)))
+
+
+def test_the_upper_end_of_the_interval_decides() -> None:
+    assert with_latency(1.17, 1.18, 1.2).verdict.status == "PASS"
+    assert with_latency(1.17, 1.18, 1.2001).verdict.status == "FAIL"
+
+
+def test_a_cost_just_over_the_budget_is_printed_so_that_it_differs() -> None:
+    assert "95 % CI 1.170 to 1.20001; budget 1.20000 ms" in verdict_line(with_latency(1.17, 1.18, 1.20001))
+
+
+def test_a_prediction_alone_does_not_pass_a_latency_budget() -> None:
+    assert REPORT.pruned is not None
+    guessed = replace(REPORT, pruned=replace(REPORT.pruned, latency=None), speedup=None)
+    assert guessed.verdict.status == "NOT MEASURED"
+    assert any("amc-mobile export" in remark for remark in advice(guessed))
+
+
+def test_a_budget_of_macs_needs_no_measurement() -> None:
+    pruned = ModelColumn(macs=500, parameters=70)
+    original = ModelColumn(macs=1000, parameters=100)
+    report = Report("net", budget=Budget("macs", 500.0), original=original, pruned=pruned)
+    assert report.verdict.status == "PASS"
+    assert verdict_line(report).startswith("PASS  MACs 500 (50.0 % of 1.00 k; budget 500)")
+    assert replace(report, budget=Budget("parameters", 69.0)).verdict.status == "FAIL"
+
+
+def test_without_a_search_there_is_no_plan() -> None:
+    report = Report("net", original=ModelColumn(accuracy=Accuracy(0.9)))
+    assert report.verdict.status == "NO PLAN"
+    assert verdict_line(report) == "NO PLAN  original top-1 90.0 %"
+
+
+def test_a_failed_budget_advises_a_tighter_one() -> None:
+    remarks = advice(with_latency(1.28, 1.3, 1.32))
+    assert "1.320 ms, is over the budget of 1.200 ms" in remarks[0]
+    assert "--latency-ms 1.091" in remarks[0]
+
+
+def test_a_finished_run_that_passes_needs_no_advice() -> None:
+    assert advice(REPORT) == ()
+
+
+def test_every_flag_gets_a_next_step() -> None:
+    remarks = advice(replace(REPORT, flags=("NOISY", "SOMETHING_NEW")))
+    assert [remark.split(":")[0] for remark in remarks] == ["NOISY", "SOMETHING_NEW"]
+
+
+def test_an_export_that_decides_otherwise_is_named() -> None:
+    stage = Stage("tflite", Accuracy(0.9, 100), Parity(0.4, 0.93, 200))
+    assert "tflite names another class than torch on 7.0 % of 200 images" in advice(replace(REPORT, stages=(stage,)))[0]
+
+
+def test_macs_saved_without_time_saved_are_pointed_out() -> None:
+    report = Report(
+        "net",
+        budget=Budget("macs", 500.0),
+        original=ModelColumn(Latency(10.0, 11.0, 9.9, 10.1), macs=1000),
+        pruned=ModelColumn(Latency(9.0, 11.0, 8.9, 9.1), macs=500),
+    )
+    assert any("MACs fell by 50.0 % but latency by 10.0 % only" in remark for remark in advice(report))
+
+
+def test_a_measurement_outside_the_band_asks_for_a_new_profile() -> None:
+    remarks = advice(replace(with_latency(1.1, 1.11, 1.12), predictions=Predictions(band=0.02)))
+    assert "outside the band of +-2.0 %" in remarks[0]
+
+
+def test_wilsons_interval_matches_a_published_value() -> None:
+    # 81 of 263, R. Newcombe (1998), Statistics in Medicine 17, table I, method 3.
+    low, high = Accuracy(81 / 263, 263).interval or (0, 0)
+    assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
+    assert Accuracy(1.0, 10).interval == pytest.approx((0.7225, 1.0), abs=1e-4)
+    assert Accuracy(0.5).interval is None
+
+
+def test_a_latency_that_is_not_a_positive_number_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="p90_ms is nan"):
+        Latency(1.0, math.nan, 0.9, 1.1)
+
+
+def test_prediction_quality_counts_coverage_bias_and_ranks() -> None:
+    quality = prediction_quality(REPORT.predictions)
+    assert quality is not None
+    assert quality.kinds == (("calibration", 12), ("search", 7), ("final", 1))
+    assert quality.covered == 1.0
+    assert 0 < abs(quality.bias) < quality.mean_error < 0.024
+    assert quality.rank_correlation is not None and 0.95 < quality.rank_correlation < 1
+    assert prediction_quality(Predictions()) is None
+
+
+def test_equal_predictions_have_no_rank_correlation() -> None:
+    point = REPORT.predictions.points[0]
+    quality = prediction_quality(Predictions((point, point, point)))
+    assert quality is not None and quality.rank_correlation is None
+
+
+def test_the_verdict_line_cannot_be_broken_by_a_hostile_condition() -> None:
+    line = verdict_line(replace(REPORT, conditions={"device": "a\x1b[2J\nPASS"}, kept_groups=(KeptGroup("g", 1, ""),)))
+    assert "\x1b" not in line and "\n" not in line
