@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from amc_mobile.channels.exported import exported
 from amc_mobile.channels.ids import FIXED, DimensionIds, Ids
 from amc_mobile.channels.plan import MIN_CHANNELS
-from amc_mobile.channels.prove import prove
+from amc_mobile.channels.prove import later_half, prove
 from amc_mobile.channels.structure import ChannelGroup, ChannelGroups, KeptGroup, Layer
-from amc_mobile.channels.trace import IdTrace, Parameter, TracedLayer
+from amc_mobile.channels.trace import IdTrace
+from amc_mobile.channels.traced import Parameter, TracedLayer
 from amc_mobile.errors import UnsupportedLayer
 
 __all__ = ["ChannelGroup", "ChannelGroups", "KeptGroup", "Layer", "find_groups"]
@@ -33,6 +34,7 @@ def find_groups(model: nn.Module, example: Tensor) -> ChannelGroups:
     groups = _grouped(model, trace, tuple(example.shape))
     if trace.has_sized_moves:
         try:
+            prove(model, groups, example, kept=later_half(groups))
             prove(model, groups, example)
         except UnsupportedLayer:  # the sizes are numbers in the network's code: leave those channels alone
             return _grouped(model, _traced(model, program, rigid=True), tuple(example.shape))

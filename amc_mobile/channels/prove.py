@@ -27,12 +27,26 @@ def random_kept(groups: ChannelGroups, rng: np.random.Generator, *, at_least: fl
     return kept
 
 
-def prove(model: nn.Module, groups: ChannelGroups, example: Tensor, *, seed: int = 0, tolerance: float = 1e-4) -> float:
+def later_half(groups: ChannelGroups) -> dict[str, Ids]:
+    """The second half of every group's channels: every channel that stays moves to another position."""
+    return {group.name: np.arange(group.channels // 2, group.channels, dtype=np.int64) for group in groups.groups}
+
+
+def prove(
+    model: nn.Module,
+    groups: ChannelGroups,
+    example: Tensor,
+    *,
+    kept: Mapping[str, Ids] | None = None,
+    seed: int = 0,
+    tolerance: float = 1e-4,
+) -> float:
     """The largest difference between the cut and the masked network, relative to the largest output.
 
-    `example`: (N, C, H, W). Raises UnsupportedLayer when it is above `tolerance` or the cut network does not run.
+    `example`: (N, C, H, W); `kept`: random channels from `seed` unless given. Raises UnsupportedLayer when the
+    difference is above `tolerance` or the cut network does not run.
     """
-    kept = random_kept(groups, np.random.default_rng(seed))
+    kept = random_kept(groups, np.random.default_rng(seed)) if kept is None else kept
     cut = surgery.apply(model, groups, kept).eval()
     masked = surgery.mask_consumers(model, groups, kept).eval()
     with torch.no_grad():

@@ -8,7 +8,6 @@ an unknown operator is an error that names its module.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,33 +17,8 @@ from torch.fx import GraphModule, Interpreter, Node
 
 from amc_mobile.channels import operators
 from amc_mobile.channels.ids import FIXED, ChannelIds, Ids
+from amc_mobile.channels.traced import Parameter, TracedLayer, channel_vector, spread, varying_dimensions
 from amc_mobile.errors import UnsupportedLayer
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A parameter, buffer or constant of the network: its name and shape stand in for its values."""
-
-    name: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class TracedLayer:
-    """One execution of a convolution or linear layer, with the ids of its input and output channels."""
-
-    name: str  # module path
-    transposed: bool
-    in_ids: Ids
-    out_ids: Ids
-    weight_shape: tuple[int, ...]
-    groups: int
-    stride: tuple[int, ...]
-    padding: tuple[int, ...] | str
-    dilation: tuple[int, ...]
-    in_shape: tuple[int, ...]
-    out_shape: tuple[int, ...]
-    has_bias: bool
 
 
 class IdTrace(Interpreter):
@@ -101,7 +75,7 @@ class IdTrace(Interpreter):
         if name in operators.REDUCTIONS:
             return self._reduce(args, kwargs, shape)
         if any(part in name for part in operators.OVER_SPACE) and isinstance(value, Tensor):
-            return self._spread(self._vector(args[0]), shape)
+            return spread(self._vector(args[0]), shape)
         if name in operators.PADDING:
             return self._pad(args[0], list(args[1]), shape)
         if name in operators.MOVING:
@@ -142,7 +116,7 @@ class IdTrace(Interpreter):
             padding=padding if isinstance(padding, str) else _per_dimension(padding, spatial),
             dilation=_per_dimension(given.get("dilation", 1), spatial),
         )  # fmt: skip
-        return self._spread(ids_out, shape)
+        return spread(ids_out, shape)
 
     def _linear(self, x: Tensor, given: Any, bias: Any, shape: tuple[int, ...]) -> Tensor:
         weight = self._weight(given)
@@ -204,15 +178,15 @@ class IdTrace(Interpreter):
             return tensors[0].expand(shape)
         first, second = tensors
         if first.ndim == second.ndim >= 2:
-            one, other = self._try_vector(first), self._try_vector(second)
+            one, other = channel_vector(first), channel_vector(second)
             if one is not None and other is not None:
                 if len(one) == len(other):
                     self.ids.unite(one, other)
-                    return self._spread(np.maximum(one, other), shape)
+                    return spread(np.maximum(one, other), shape)
                 # One channel against many: it keeps its width of one, the others are not coupled by it.
                 narrow, wide = sorted((one, other), key=len)
                 self.fixed.append((narrow, "broadcast over channels"))
-                return self._spread(wide, shape)
+                return spread(wide, shape)
         left, right = torch.broadcast_tensors(first, second)  # type: ignore[no-untyped-call]
         self.ids.unite(left.numpy(), right.numpy())
         return torch.maximum(left, right)
@@ -236,13 +210,13 @@ class IdTrace(Interpreter):
         vector = self._vector(x)
         vector = vector[max(0, -before) : len(vector) - max(0, -after)]  # negative amounts cut
         padded = np.pad(vector, (max(0, before), max(0, after)), constant_values=FIXED)
-        return self._spread(padded, shape)
+        return spread(padded, shape)
 
     def _move(self, name: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         x = args[0]
         if name in ("cat", "concat"):
             return self._concatenate(list(x), int(args[1] if len(args) > 1 else kwargs.get("dim", 0)))
-        varying = _varying(x) if isinstance(x, Tensor) else []
+        varying = varying_dimensions(x) if isinstance(x, Tensor) else []
         if name in operators.SIZED_VIEWS or name in operators.SIZED_CUTS | {"select", "unbind"}:
             along = None if name in operators.SIZED_VIEWS else _cut_dimension(name, args, kwargs) % x.ndim
             if varying and (along is None or along in varying):
@@ -262,16 +236,16 @@ class IdTrace(Interpreter):
 
     def _concatenate(self, parts: list[Tensor], dim: int) -> Tensor:
         if dim % parts[0].ndim != 1 and parts[0].ndim > 1:
-            vectors = [self._try_vector(part) for part in parts]
+            vectors = [channel_vector(part) for part in parts]
             if all(vector is not None for vector in vectors):  # joined in space: the same channels on both sides
                 for part in parts[1:]:
                     self.ids.unite(self._vector(parts[0]), self._vector(part))
-                parts = [self._spread(self._vector(parts[0]), tuple(part.shape)) for part in parts]
+                parts = [spread(self._vector(parts[0]), tuple(part.shape)) for part in parts]
         return torch.cat([part.contiguous() for part in parts], dim)
 
     def _keep_rectangular(self, x: Tensor) -> None:
         """A channel dimension split in two (a channel shuffle) has to keep equally many channels in each row."""
-        varying = _varying(x)
+        varying = varying_dimensions(x)
         if len(varying) == 2:
             rows = min(varying, key=lambda d: x.shape[d])
             plane = x[tuple(slice(None) if d in varying else slice(0, 1) for d in range(x.ndim))]
@@ -294,35 +268,17 @@ class IdTrace(Interpreter):
     def _fix(self, x: Tensor, why: str) -> None:
         self.fixed.append((np.unique(x.numpy()), why))
 
-    def _try_vector(self, x: Tensor) -> Ids | None:
-        for dim in range(x.ndim):
-            if dim != 1 and x.shape[dim] > 1 and x.stride(dim) == 0:
-                x = x.narrow(dim, 0, 1)
-        rows = x.movedim(1, -1).reshape(-1, x.shape[1])
-        return rows[0].numpy().copy() if bool((rows == rows[0]).all()) else None
-
     def _vector(self, x: Tensor) -> Ids:
         """The ids along dimension 1. Where they differ by position, they are fixed: then every position is alike."""
-        vector = self._try_vector(x)
+        vector = channel_vector(x)
         if vector is None:
             self._fix(x, f"arranged differently by position when read by {self._node.name}")
             vector = np.full(x.shape[1], FIXED, dtype=np.int64)
         return vector
 
-    def _spread(self, vector: Ids, shape: tuple[int, ...]) -> Tensor:
-        return torch.from_numpy(vector).view(1, -1, *[1] * (len(shape) - 2)).expand(shape)
-
     def _unsupported(self, why: str) -> UnsupportedLayer:
         next_step = "write the module with supported operators, or use a network without it"
         return UnsupportedLayer(operators.module_path(self._node), why, next_step=next_step)
-
-
-def _varying(x: Tensor) -> list[int]:
-    """The dimensions along which channel ids change."""
-    for dim in range(x.ndim):
-        if x.stride(dim) == 0:
-            x = x.narrow(dim, 0, min(1, x.shape[dim]))
-    return [d for d in range(x.ndim) if x.shape[d] > 1 and not bool((x == x.narrow(d, 0, 1)).all())]
 
 
 def _cut_dimension(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:

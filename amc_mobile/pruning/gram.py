@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from amc_mobile.channels.structure import ChannelGroups, Layer
 from amc_mobile.channels.ids import DimensionIds, Ids
+from amc_mobile.channels.structure import ChannelGroups, Layer
 from amc_mobile.pruning.program import LayerStep, Program, Run, equal_batches
 from amc_mobile.pruning.rows import output_positions, read_at, sample_positions
 
@@ -142,10 +142,3 @@ def group_channels(ids: DimensionIds, group: int, channels: int) -> Ids | None:
         return None
     ordered = inside[np.argsort(ids.position[inside], kind="stable")].reshape(channels, -1)
     return ordered if (ids.position[ordered] == np.arange(channels)[:, None]).all() else None
-
-
-def consumers_of(groups: ChannelGroups, gram: GramStatistics, group: int) -> Iterator[LayerGram]:
-    """The Gram matrices of the layers that read a group."""
-    for name in groups.groups[group].consumers:
-        if name in gram.layers:
-            yield gram.layers[name]

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amc_mobile.channels.structure import ChannelGroups
 from amc_mobile.channels.ids import DimensionIds, Ids
+from amc_mobile.channels.structure import ChannelGroups
 from amc_mobile.errors import InvalidConfig
 from amc_mobile.pruning.elimination import Fit, eliminate
 from amc_mobile.pruning.gram import GramStatistics, LayerGram, group_channels
@@ -80,12 +80,11 @@ def _l1(groups: ChannelGroups, model: nn.Module, index: int) -> NDArray[np.float
     return scores
 
 
-def _absolute_sum(
-    ids: DimensionIds, group: int, channels: int, weight: Tensor, axis: int
-) -> NDArray[np.float64]:
+def _absolute_sum(ids: DimensionIds, group: int, channels: int, weight: Tensor, axis: int) -> NDArray[np.float64]:
     by_position = weight.detach().abs().double().movedim(axis, 0).flatten(1).sum(1).numpy()
     inside = ids.group == group
-    return np.bincount(ids.position[inside], weights=by_position[inside], minlength=channels)
+    sums = np.bincount(ids.position[inside], weights=by_position[inside], minlength=channels)
+    return sums.astype(np.float64)
 
 
 def kept_of(order: Mapping[str, Ids], widths: NDArray[np.int64]) -> dict[str, Ids]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.fx import Node
 from torch.fx.node import map_arg
@@ -67,9 +67,10 @@ class Program:
             # A value that is kept for later must not be overwritten by an in-place operator.
             program = program.run_decompositions({})
         signature = program.graph_signature
+        first_name = _first_names(model)
         self.nodes: tuple[Node, ...] = tuple(program.graph.nodes)
         self.state: dict[str, Tensor] = {
-            name: value.detach()
+            first_name.get(name, name): value.detach()
             for name, value in {**program.state_dict, **program.constants}.items()
             if isinstance(value, Tensor)
         }
@@ -83,15 +84,16 @@ class Program:
                 or signature.inputs_to_lifted_tensor_constants.get(node.name)
             )
             if node.op == "placeholder" and name:
-                self.names[node] = name
+                self.names[node] = first_name.get(name, name)
         self.steps = tuple(step for node in self.nodes if (step := self._layer_step(node)) is not None)
 
     def name_of(self, node: Any) -> str | None:
         return self.names.get(node) if isinstance(node, Node) else None
 
     def single_steps(self) -> dict[Node, LayerStep]:
-        """The steps, by node, of layers that are executed once and whose weight nothing else reads."""
-        return {step.node: step for step in self.steps if len(arguments(step.node)["weight"].users) == 1}
+        """The steps, by node, of layers whose weight nothing else in the network reads."""
+        readers = Counter(name for node, name in self.names.items() for _ in node.users)
+        return {step.node: step for step in self.steps if readers[f"{step.layer}.weight"] == 1}
 
     def norm_of(self, node: Node) -> NormStep | None:
         """The batch norm that `node` is, if it is one with running statistics."""
@@ -208,6 +210,13 @@ def equal_batches(images: Tensor, batch_size: int) -> list[Tensor]:
     count = -(-len(images) // batch_size)
     size = len(images) // count
     return [images[i * size : (i + 1) * size].contiguous() for i in range(count)]
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """For every name of a tensor the first one: modules may share tensors."""
+    first: dict[int, str] = {}
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors}
 
 
 def _only_reader(node: Node) -> Node | None:

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amc_mobile.channels.structure import ChannelGroups
 from amc_mobile.channels.ids import DimensionIds, Ids
+from amc_mobile.channels.structure import ChannelGroups
 from amc_mobile.channels.surgery import _resize
 from amc_mobile.pruning.gram import GramStatistics
 from amc_mobile.pruning.importance import kept_of
@@ -70,14 +70,15 @@ class Reconstructor:
         for name, axes in self._cuts.axes.items():
             tensor = self._tensors[name].detach()
             layer = name.removesuffix(".weight")
-            if reconstruct and layer in self._gram.layers and survivors[axes[1][1]] is not None:
-                tensor = self._solution(layer, survivors[axes[1][1]], tensor.shape)
+            if reconstruct and layer in self._gram.layers and (inputs := survivors[axes[1][1]]) is not None:
+                tensor = self._solution(layer, inputs, tensor.shape)
                 axes = axes[:1]
             for axis, dimension in axes:
                 positions = survivors[dimension]
                 if positions is not None:
                     tensor = tensor.index_select(axis, torch.from_numpy(positions))
-            state[name] = tensor.clone()
+            # Views of cached solutions and uncut tensors must not be shared with the new network.
+            state[name] = tensor.clone(memory_format=torch.contiguous_format)
         return _assembled(self._model, self._tensors, state)
 
     @torch.no_grad()

@@ -49,13 +49,10 @@ def refit(
     as many images are used as `memory_bytes` allow. `on_layer` is told each layer's name before it is refitted.
     """
     pruned = surgery.apply(model, groups, kept).eval()
-    batch = equal_batches(images, batch_size)[0]
-    original_program, program = Program(model, batch), Program(pruned, batch)
+    batches = equal_batches(images, batch_size)
+    original_program, program = Program(model, batches[0]), Program(pruned, batches[0])
     pairs = _paired(original_program, program)
-    per_image = (_peak_bytes(original_program) + _peak_bytes(program)) // len(batch)
-    usable = max(1, memory_bytes // max(1, per_image * len(batch))) * len(batch)
-    batches = equal_batches(images[:usable], len(batch))
-    batches = [b for b in batches if len(b) == len(batch)] or [batch]
+    batches = batches[: max(1, memory_bytes // (_peak_bytes(original_program) + _peak_bytes(program)))]
     tasks = _tasks(original_program, program, pairs, groups, kept)
     target_of = {node: task.target for node, task in tasks.items()}
     original = Run(original_program, batches, held=set(target_of.values()))
@@ -92,9 +89,7 @@ class _Task:
 
 
 class _Fitter:
-    def __init__(
-        self, original: Run, current: Run, positions: int, ridge: float, generator: torch.Generator
-    ) -> None:
+    def __init__(self, original: Run, current: Run, positions: int, ridge: float, generator: torch.Generator) -> None:
         self._original, self._current = original, current
         self._positions, self._ridge, self._generator = positions, ridge, generator
 
@@ -234,5 +229,7 @@ def _peak_bytes(program: Program) -> int:
             size[node] = value.numel() * value.element_size()
             live += size[node]
         peak = max(peak, live)
-        live -= sum(size.pop(source, 0) for source in [*node.all_input_nodes, node] if last_use.get(source, index) == index)
+        live -= sum(
+            size.pop(source, 0) for source in [*node.all_input_nodes, node] if last_use.get(source, index) == index
+        )
     return peak

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from amc_mobile.channels.ids import Ids
 from amc_mobile.device.conditions import Conditions
 from amc_mobile.device.host import HostDevice, installed_runtimes
 from amc_mobile.errors import MissingDependency, MissingLatency
 from amc_mobile.kernels.cache import load_or_build
 from amc_mobile.kernels.template import Template
 from amc_mobile.latency import calibration
-from amc_mobile.latency.measurement import ModelMeasurement
+from amc_mobile.latency.measurement import KernelRequest, ModelRequest
 from amc_mobile.latency.predictor import LatencyPredictor
-from amc_mobile.latency.protocol import ProtocolConfig, measure_kernels, measure_model
+from amc_mobile.latency.protocol import ProtocolConfig, measure_kernels, measure_models
 from amc_mobile.latency.sampling import calibration_widths, kernel_points
 from amc_mobile.latency.table import LatencyTable
 from amc_mobile.workflows.network import Network
@@ -25,7 +25,8 @@ from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.workspace import Settings, Workspace
 
 Widths = NDArray[np.int64]
-RECENT_MODELS = 40  # whole-model measurements that the calibration looks at
+Floats = NDArray[np.float64]
+MIN_CALIBRATION_MODELS = 4
 
 
 def chosen_runtime(settings: Settings) -> str:
@@ -37,9 +38,18 @@ def chosen_runtime(settings: Settings) -> str:
     return runtime
 
 
+@dataclass(frozen=True)
+class ModelPoint:
+    """A whole model in the calibration: its plan, lowest p20 and p50 in ms."""
+
+    widths: tuple[int, ...]
+    low_ms: float
+    p50_ms: float
+
+
 @dataclass
 class LatencyModel:
-    """Predicts and measures plans of one network on one device; every measurement refits the calibration."""
+    """Predicts the latency of plans of one network on one device. `extra` measurements refine the calibration."""
 
     template: Template
     device: HostDevice
@@ -47,90 +57,91 @@ class LatencyModel:
     grids: Sequence[Widths]
     identity: str  # of the network, in the table of whole models
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
+    extra: list[ModelPoint] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.conditions: Conditions = self.device.conditions()
         self._predictor: LatencyPredictor | None = None
-        self._calibration: calibration.Calibration | None = None
+        self._calibration: tuple[int, calibration.Calibration] | None = None
 
     def measure_missing(self, progress: Progress) -> int:
-        """Measures the kernels and calibration models that the table lacks; returns the number of kernels it holds."""
-        self.table.remember(self.conditions)
+        """Measures the kernels and calibration models that the table lacks; returns the number of kernels needed."""
         points = kernel_points(self.template, self.grids)
-        done = {
-            key: [float(np.percentile(samples, 20)) for samples in passes]
-            for key, passes in self.table.passes(self.conditions).items()
+        kernels = {
+            key: KernelRequest(self.template.kernel_at(site, widths), partial(self.template.cut_at_widths, site, widths))
+            for key, (site, widths, _) in points.items()
         }
         measure_kernels(
             self.device,
-            {k: (lambda s=site, w=widths: self.template.cut_at_widths(s, w)) for k, (site, widths, _) in points.items()},
-            done,
-            on_pass=lambda key, index, ms: self.table.add_pass(self.conditions, key, points[key][2], index, ms),
-            on_progress=lambda count, total: progress("measure kernels", count, total),
+            kernels,
+            table=self.table,
+            on_result=lambda done, total, _: progress("measure kernels", done, total),
             config=self.protocol,
         )
-        plans = calibration_widths(self.template.sizes, self.grids)
-        measured = {widths for widths, _ in self.table.models(self.conditions, self.identity)}
-        for index, widths in enumerate(plans):
-            progress("measure whole models", index, len(plans))
-            if tuple(int(w) for w in widths) not in measured:
-                self.measure(widths, {})
-        progress("measure whole models", len(plans), len(plans))
+        plans = [
+            ModelRequest(self.identity, tuple(int(w) for w in widths), partial(self.file_at, widths))
+            for widths in calibration_widths(self.template.sizes, self.grids)
+        ]
+        measure_models(
+            self.device,
+            {plan.key: plan for plan in plans},
+            table=self.table,
+            on_result=lambda done, total, _: progress("measure whole models", done, total),
+            config=self.protocol,
+        )
         self._predictor = self._calibration = None
         return len(points)
 
-    def measure(self, widths: Widths, kept: Mapping[str, Ids]) -> ModelMeasurement:
-        """Measures the whole model at a plan and stores it. `kept` names the channels; {} means the first ones."""
-        chosen = kept or {
-            name: np.arange(int(w), dtype=np.int64) for name, w in zip(self.template.group_names, widths, strict=True)
-        }
-        measurement = measure_model(self.device, self.template.model_at(chosen), self.protocol)
-        self.table.add_model(self.conditions, self.identity, [int(w) for w in widths], measurement.passes_ms)
-        self._calibration = None
-        return measurement
+    def file_at(self, widths: Widths) -> bytes:
+        """The whole model with the first channels of each group: which ones stay does not change the latency."""
+        names = zip(self.template.group_names, widths, strict=True)
+        return self.template.model_at({name: np.arange(int(width), dtype=np.int64) for name, width in names})
 
     @property
     def predictor(self) -> LatencyPredictor:
         if self._predictor is None:
-            lows = self.table.lows(self.conditions)
-            if not lows:
-                raise MissingLatency([f"the whole network under {self.conditions.runtime}, {self.device.threads} threads"])
+            measured = self.table.kernels(self.conditions)
+            if not measured:
+                raise MissingLatency([f"any kernel under {self.conditions.runtime}, {self.device.threads} thread(s)"])
+            lows = {key: kernel.low_ms for key, kernel in measured.items()}
             self._predictor = LatencyPredictor(self.template, self.grids, lows)
         return self._predictor
 
+    def points(self) -> list[ModelPoint]:
+        """The whole models that the calibration looks at."""
+        stored = self.table.models(self.conditions, self.identity)
+        return [ModelPoint(tuple(int(v) for v in w), m.low_ms, m.p50_ms) for w, m in stored] + self.extra
+
     @property
     def calibration(self) -> calibration.Calibration:
-        if self._calibration is None:
-            measurements = self.measurements()[-RECENT_MODELS:]
-            if len(measurements) < 4:
+        if self._calibration is None or self._calibration[0] != len(self.extra):
+            points = self.points()
+            if len(points) < MIN_CALIBRATION_MODELS:
                 raise MissingLatency(["whole models for the calibration"])
-            widths = np.array([w for w, _ in measurements], dtype=np.int64)
-            self._calibration = calibration.fit(
-                self.predictor.sum_ms(widths),
-                np.array([m.low_ms for _, m in measurements]),
-                np.array([m.p50_ms for _, m in measurements]),
+            fitted = calibration.fit(
+                self.predictor.sum_ms(np.array([point.widths for point in points], dtype=np.int64)),
+                np.array([point.low_ms for point in points]),
+                np.array([point.p50_ms for point in points]),
             )
-        return self._calibration
+            self._calibration = (len(self.extra), fitted)
+        return self._calibration[1]
 
-    def measurements(self) -> list[tuple[tuple[int, ...], ModelMeasurement]]:
-        """(widths, measurement) of whole models at plans of this network, oldest first."""
-        rows = self.table.models(self.conditions, self.identity)
-        groups = len(self.grids)
-        return [
-            (widths, ModelMeasurement(passes, self.conditions, self.protocol.warmup_runs))
-            for widths, passes in rows
-            if len(widths) == groups
-        ]
-
-    def p50_ms(self, widths: Widths) -> NDArray[np.float64]:
+    def p50_ms(self, widths: Widths) -> Floats:
         """(N, groups) -> predicted p50 of the whole model, ms (N,)."""
         return self.calibration.p50_ms(self.predictor.sum_ms(widths))
+
+    def safe_p50_ms(self, widths: Widths) -> Floats:
+        """The prediction with its error band on top: what a search holds against the budget."""
+        return self.p50_ms(widths) * (1 + self.calibration.band)
+
+    def close(self) -> None:
+        self.table.close()
 
 
 def latency_model(
     space: Workspace, settings: Settings, network: Network, grids: Sequence[Widths], progress: Progress
 ) -> LatencyModel:
-    """Loads or builds the template and opens the table. The caller closes `table`."""
+    """Loads or builds the template and opens the table. The caller closes it."""
     runtime = chosen_runtime(settings)
     template = load_or_build(network.module, network.groups, runtime, space.templates, progress=progress)
     return LatencyModel(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from amc_mobile.channels.groups import ChannelGroups, find_groups
+from amc_mobile.channels.groups import find_groups
 from amc_mobile.channels.prove import prove
+from amc_mobile.channels.structure import ChannelGroups
 from amc_mobile.data import Dataset, DataSplit, load_dataset, split
 from amc_mobile.errors import InvalidInput
 from amc_mobile.models.loading import LoadedModel, load_model
@@ -27,9 +27,14 @@ def resolved_checkpoint(space: Workspace, settings: Settings) -> Path | None:
     return space.trained_checkpoint if space.trained_checkpoint.exists() else None
 
 
-def load_data(settings: Settings, input_size: int) -> Dataset:
-    """The data set at the network's input size, its test set decided by the seed 0 for every run."""
-    return load_dataset(settings.required("data"), image_size=input_size)
+def load_data(settings: Settings, loaded: LoadedModel) -> Dataset:
+    """The data set at the network's input size, normalised as its weights expect."""
+    return load_dataset(
+        settings.required("data"),
+        image_size=loaded.input_shape[-1],
+        channels=loaded.input_shape[1],
+        normalisation=loaded.normalisation,
+    )
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,8 @@ def load_network(space: Workspace, settings: Settings) -> Network:
     torch.set_num_threads(max(1, settings.threads))
     spec = settings.required("model")
     checkpoint = resolved_checkpoint(space, settings)
-    dataset, num_classes = None, None
+    dataset: Dataset | None = None
+    num_classes: int | None = None
     loaded = load_model(
         spec,
         num_classes=num_classes,
@@ -74,7 +80,7 @@ def load_network(space: Workspace, settings: Settings) -> Network:
         seed=settings.seed,
     )
     if settings.data:
-        dataset = load_data(settings, loaded.input_shape[-1])
+        dataset = load_data(settings, loaded)
         num_classes = len(dataset.classes)
     if num_classes is not None or checkpoint is not None:
         loaded = load_model(
@@ -89,7 +95,3 @@ def load_network(space: Workspace, settings: Settings) -> Network:
     groups = find_groups(loaded.module, example)
     prove(loaded.module, groups, example)
     return Network(loaded, dataset, groups)
-
-
-def kept_document(kept: Mapping[str, object]) -> dict[str, list[int]]:
-    return {name: [int(i) for i in indices] for name, indices in kept.items()}  # type: ignore[attr-defined]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from amc_mobile.channels.plan import grid
 from amc_mobile.latency.calibration import Calibration
@@ -42,7 +43,7 @@ class ProfileResult:
         )
 
 
-def default_grids(network: Network, *, multiple: int = 8, min_keep_ratio: float = 0.2) -> list[np.ndarray]:
+def default_grids(network: Network, *, multiple: int = 8, min_keep_ratio: float = 0.2) -> list[NDArray[np.int64]]:
     return [grid(int(size), multiple=multiple, min_keep_ratio=min_keep_ratio) for size in network.groups.sizes]
 
 

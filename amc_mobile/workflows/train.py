@@ -48,10 +48,8 @@ def train_network(
     The test set only gives the accuracy that is reported. A killed run continues after its last epoch.
     """
     spec = settings.required("model")
-    size = load_model(
-        spec, width_multiplier=settings.width_multiplier, input_size=settings.input_size or None
-    ).input_shape[-1]
-    data = load_data(settings, size)
+    plain = load_model(spec, width_multiplier=settings.width_multiplier, input_size=settings.input_size or None)
+    data = load_data(settings, plain)
     loaded = load_model(
         spec,
         num_classes=len(data.classes),

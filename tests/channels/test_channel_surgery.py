@@ -11,7 +11,7 @@ from torch import nn
 from amc_mobile.channels import surgery
 from amc_mobile.channels.groups import ChannelGroup, ChannelGroups
 from amc_mobile.channels.ids import DimensionIds
-from amc_mobile.channels.prove import prove, random_kept
+from amc_mobile.channels.prove import later_half, prove, random_kept
 from amc_mobile.errors import UnsupportedLayer
 
 
@@ -21,6 +21,12 @@ def test_the_cut_network_equals_the_one_with_masked_consumers(name: str, seed: i
     net = traced(name)
     assert len(net.groups.groups) >= 1
     assert prove(net.model, net.groups, net.example, seed=seed) < 1e-5
+
+
+@pytest.mark.parametrize("name", PRUNABLE)
+def test_the_cut_network_is_right_when_every_kept_channel_moves(name: str, traced) -> None:
+    net = traced(name)
+    assert prove(net.model, net.groups, net.example, kept=later_half(net.groups)) < 1e-5
 
 
 @pytest.mark.parametrize("name", PRUNABLE)

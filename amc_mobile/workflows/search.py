@@ -1,0 +1,297 @@
+"""Find the plan: reward, budget and device wired to the search, then the final network refitted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from amc_mobile.channels.cost import CostModel
+from amc_mobile.channels.plan import PruningPlan
+from amc_mobile.data import DataSplit
+from amc_mobile.errors import InvalidConfig
+from amc_mobile.latency.protocol import measure_pair
+from amc_mobile.models.evaluation import evaluate, logits
+from amc_mobile.pruning.fold import folded
+from amc_mobile.pruning.gram import collect_gram
+from amc_mobile.pruning.importance import channel_order
+from amc_mobile.pruning.reconstruction import Reconstructor
+from amc_mobile.pruning.refit import refit
+from amc_mobile.search.budget import Budget, Unit, format_cost
+from amc_mobile.search.episode_log import EpisodeLog, EpisodeRow
+from amc_mobile.search.features import GroupFacts
+from amc_mobile.search.loop import run_search
+from amc_mobile.search.policies import make_policy
+from amc_mobile.search.reward import MeasuredCost, Outcome, fidelity, reward_of, top1
+from amc_mobile.workflows.latency_model import LatencyModel, ModelPoint, latency_model
+from amc_mobile.workflows.network import Network, load_network
+from amc_mobile.workflows.profile import default_grids
+from amc_mobile.workflows.progress import Progress
+from amc_mobile.workflows.runs import Run, run_name
+from amc_mobile.workflows.workspace import Settings, Workspace
+
+Widths = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """One budget and how to search within it; `amc-mobile search --help` explains the fields."""
+
+    latency_ms: float | None = None
+    latency_ratio: float | None = None
+    macs_ratio: float | None = None
+    params_ratio: float | None = None
+    policy: str = "ddpg"
+    reward: str = "fidelity"
+    episodes: int = 300
+    channel_choice: str = "backward"
+    measure_every: int = 50
+    min_keep_ratio: float = 0.2
+    multiple: int = 8
+    calibration_images: int = 1500
+    reward_images: int = 256
+
+    def __post_init__(self) -> None:
+        given = {k: v for k, v in self._budgets().items() if v is not None}
+        if len(given) != 1:
+            raise InvalidConfig(
+                f"{len(given)} budgets were given", next_step="pass one of " + ", ".join(f"--{k}" for k in self._budgets())
+            )
+        (name, value), = given.items()
+        if not value > 0 or (name != "latency-ms" and value > 1):
+            raise InvalidConfig(f"--{name} {value} is not allowed", next_step="ratios are above 0 and at most 1")
+        if self.episodes < 1 or self.multiple < 1 or not 0 < self.min_keep_ratio <= 1:
+            raise InvalidConfig("episodes and multiple must be at least 1, min_keep_ratio in (0, 1]")
+
+    def _budgets(self) -> dict[str, float | None]:
+        return {
+            "latency-ms": self.latency_ms, "latency-ratio": self.latency_ratio, "macs-ratio": self.macs_ratio,
+            "params-ratio": self.params_ratio,
+        }  # fmt: skip
+
+    @property
+    def asked(self) -> str:
+        """The budget as the user put it, e.g. `latency-ratio 0.5`."""
+        return next(f"{name} {value:g}" for name, value in self._budgets().items() if value is not None)
+
+    @property
+    def unit(self) -> Unit:
+        if self.macs_ratio is not None:
+            return "macs"
+        return "parameters" if self.params_ratio is not None else "ms"
+
+
+@dataclass(frozen=True)
+class SearchOutcome:
+    run: str
+    search: dict[str, Any]
+
+    def document(self) -> dict[str, Any]:
+        return {"run": self.run, **self.search}
+
+    def text(self) -> str:
+        s = self.search
+        unit: Unit = s["budget"]["unit"]
+        measured = f", measured {s['measured_ms']:.3f} ms" if s["measured_ms"] is not None else ""
+        accuracies = ", ".join(f"{name} {value:.1%}" for name, value in s["test_top1"].items())
+        return (
+            f"run {self.run}: {s['policy']}, {s['episodes']} episodes, reward {s['reward']:.4f}\n"
+            f"  budget {format_cost(s['budget']['limit'], unit)} ({s['budget']['asked']}): "
+            f"predicted {format_cost(s['predicted_cost'], unit)}{measured}\n"
+            f"  MACs {s['macs'] / 1e6:.2f} M of {s['original_macs'] / 1e6:.2f} M, "
+            f"parameters {s['parameters'] / 1e6:.3f} M of {s['original_parameters'] / 1e6:.3f} M\n"
+            f"  top-1 on {s['test_images']} test images: {accuracies}"
+        )
+
+
+class PlanScorer:
+    """Scores plans: builds the reconstructed network and compares it with the original on the reward images."""
+
+    def __init__(self, network: Network, data: DataSplit, reconstructor: Reconstructor, reward: str) -> None:
+        self._images, self._labels = data.reward, data.reward.labels
+        self._reconstructor, self._reward = reconstructor, reward
+        self._costs = CostModel(network.module, network.groups)
+        self._reference = logits(folded(network.module), self._images)
+        self.cost_of: Callable[[Widths], float] = lambda widths: float(self._costs.macs(widths))
+        self.unit: Unit = "macs"
+
+    def __call__(self, widths: Widths) -> Outcome:
+        started = time.process_time()
+        model = folded(self._reconstructor.build(widths))
+        built = time.process_time()
+        outputs = logits(model, self._images)
+        seconds = {"reconstruction": built - started, "evaluation": time.process_time() - built}
+        accuracy, closeness = top1(outputs, self._labels), fidelity(outputs, self._reference)
+        reward = reward_of(
+            self._reward, top1=accuracy, fidelity=closeness, cost=self.cost_of(widths), unit=self.unit
+        )
+        macs, parameters = float(self._costs.macs(widths)), float(self._costs.parameters(widths))
+        return Outcome(reward, accuracy, closeness, macs, parameters, seconds)
+
+
+class PlanMeasurer:
+    """Measures plans next to the original, so that a busy moment meets both, and remembers them in the run.
+
+    A plan's latency is its share of the original's in the same rounds times `reference_ms`, the original's p50 at
+    profiling time (LATENCY P8: the ratio cancels drift).
+    """
+
+    def __init__(self, latency: LatencyModel, run: Run, reconstructor: Reconstructor, reference_ms: float) -> None:
+        self._latency, self._run, self._reconstructor = latency, run, reconstructor
+        self._reference_ms = reference_ms
+        self._original = latency.template.model_at({})
+        self._known: dict[str, dict[str, float]] = run.read("measured")["plans"] if run.has("measured") else {}
+        for key, row in self._known.items():
+            self._take(key, row)
+
+    def __call__(self, widths: Widths) -> MeasuredCost:
+        key = ",".join(str(int(w)) for w in widths)
+        if key not in self._known:
+            predicted = float(self._latency.p50_ms(widths[None])[0])
+            file = self._latency.template.model_at(self._reconstructor.kept(widths))
+            pair = measure_pair(self._latency.device, self._original, file, self._latency.protocol)
+            scale = self._reference_ms / pair.before.p50_ms
+            row = {
+                "predicted_ms": predicted, "measured_ms": pair.after.p50_ms * scale,
+                "ci_high_ms": pair.after.ci_high_ms * scale, "low_ms": pair.after.low_ms * scale,
+                "raw_p50_ms": pair.after.p50_ms, "raw_original_p50_ms": pair.before.p50_ms,
+            }  # fmt: skip
+            self._known[key] = row
+            self._run.write("measured", {"plans": self._known})
+            self._take(key, row)
+        row = self._known[key]
+        return MeasuredCost(row["predicted_ms"], row["measured_ms"], row["ci_high_ms"])
+
+    def _take(self, key: str, row: dict[str, float]) -> None:
+        widths = tuple(int(w) for w in key.split(","))
+        self._latency.extra.append(ModelPoint(widths, row["low_ms"], row["measured_ms"]))
+
+
+def group_facts(network: Network) -> list[GroupFacts]:
+    layers = {layer.name: layer for layer in network.groups.layers}
+    facts = []
+    for group in network.groups.groups:
+        layer = layers[group.producers[0]]
+        facts.append(
+            GroupFacts(
+                group.name, len(layer.out_ids), len(layer.in_ids), layer.out_size[0], layer.out_size[1],
+                layer.stride[0], layer.kernel_size[0],
+            )
+        )  # fmt: skip
+    return facts
+
+
+def search_plan(
+    space: Workspace, settings: Settings, wanted: SearchConfig, *, run: str | None, progress: Progress
+) -> SearchOutcome:
+    """Searches, refits the best plan layer by layer and keeps both in a run folder.
+
+    Raises UnreachableBudget before searching, MissingLatency when the device has not been profiled, BudgetNotMet.
+    """
+    name = run_name(run or "", *(() if run else (settings.model, wanted.asked, wanted.policy, f"s{settings.seed}")))
+    folder = Run(space.runs / name)
+    folder.folder.mkdir(parents=True, exist_ok=True)
+    network = load_network(space, settings)
+    data = network.split(calibration=wanted.calibration_images, reward=wanted.reward_images, seed=settings.seed)
+    grids = default_grids(network, multiple=wanted.multiple, min_keep_ratio=wanted.min_keep_ratio)
+    torch.manual_seed(settings.seed)
+    latency = latency_model(space, settings, network, grids, progress) if wanted.unit == "ms" else None
+    try:
+        costs = CostModel(network.module, network.groups)
+        limit, reference_ms = _limit(folder, wanted, network, costs, latency)
+        budget = Budget(_cost(wanted.unit, costs, latency), limit, tuple(grids), wanted.unit)
+        budget.check()
+        folder.begin(settings, asdict(wanted))
+        folder.write("split", data.document())
+        space.remember(settings, run=name)
+        progress("prepare reconstruction", 0, 2)
+        calibration = data.calibration.normalised()
+        gram = collect_gram(network.module, network.groups, calibration, seed=settings.seed)
+        progress("prepare reconstruction", 1, 2, "channel order")
+        order = channel_order(network.groups, network.module, gram, method=wanted.channel_choice)
+        progress("prepare reconstruction", 2, 2)
+        reconstructor = Reconstructor(network.module, network.groups, gram, order)
+        scorer = PlanScorer(network, data, reconstructor, wanted.reward)
+        scorer.unit, scorer.cost_of = wanted.unit, budget.cost_of
+        measure = PlanMeasurer(latency, folder, reconstructor, reference_ms) if latency else None
+        episodes = 1 if wanted.policy == "uniform" else wanted.episodes
+
+        def on_episode(row: EpisodeRow) -> None:
+            shown = f", measured {row.measured_ms:.3f} ms" if row.measured_ms is not None else ""
+            note = f"reward {row.reward:.4f}, predicted {format_cost(row.predicted_cost, wanted.unit)}{shown}"
+            progress("search", row.episode + 1, episodes, note)
+
+        log = EpisodeLog(folder.folder / "episodes.csv", identity=_identity(settings, wanted, data))
+        result = run_search(
+            make_policy(wanted.policy, group_facts(network), budget, seed=settings.seed, episodes=episodes),
+            budget, scorer, episodes=episodes, log=log, on_episode=on_episode, measure=measure,
+            measure_every=wanted.measure_every if measure else 0,
+        )  # fmt: skip
+        plan = PruningPlan.from_widths(network.groups.channels, result.widths).with_order(order)
+        progress("refit", 0, 1)
+        pruned = refit(network.module, network.groups, plan.kept(), calibration, seed=settings.seed)
+        progress("refit", 1, 1)
+        folder.save_weights("pruned", pruned)
+        document = {
+            "budget": {"unit": wanted.unit, "limit": limit, "asked": wanted.asked, "reference_ms": reference_ms},
+            "policy": wanted.policy, "episodes": result.episodes, "evaluations": result.evaluations,
+            "measurements": result.measurements, "reward": result.reward, "episode": result.episode,
+            "predicted_cost": result.predicted_cost, "measured_ms": result.measured_ms,
+            "ci_high_ms": result.ci_high_ms, "plan": plan.to_document(),
+            "macs": float(costs.macs(plan.widths)), "original_macs": float(costs.macs(network.groups.sizes)),
+            "parameters": float(costs.parameters(plan.widths)),
+            "original_parameters": float(costs.parameters(network.groups.sizes)),
+            "test_images": len(data.test),
+            "test_top1": {
+                "original": evaluate(network.module, data.test),
+                "one-shot": evaluate(reconstructor.build(plan.widths), data.test),
+                "refitted": evaluate(pruned, data.test),
+            },
+        }  # fmt: skip
+        folder.write("search", document)
+        return SearchOutcome(name, document)
+    finally:
+        if latency is not None:
+            latency.close()
+
+
+def _cost(unit: Unit, costs: CostModel, latency: LatencyModel | None) -> Callable[[Widths], NDArray[np.float64]]:
+    if latency is not None:
+        return latency.safe_p50_ms
+    return costs.macs if unit == "macs" else costs.parameters
+
+
+def _limit(
+    run: Run, wanted: SearchConfig, network: Network, costs: CostModel, latency: LatencyModel | None
+) -> tuple[float, float]:
+    """(limit in the budget's unit, the original's p50 in ms or 0); fixed when the run starts."""
+    if run.has("budget"):
+        known = run.read("budget")
+        if known["asked"] == wanted.asked:
+            return float(known["limit"]), float(known["reference_ms"])
+    full = network.groups.sizes
+    reference_ms = 0.0
+    if latency is not None:
+        measured = {point.widths: point.p50_ms for point in latency.points()}
+        # The full width is always among the calibration models.
+        reference_ms = measured.get(tuple(int(w) for w in full), float(latency.p50_ms(full[None])[0]))
+        limit = wanted.latency_ms if wanted.latency_ms is not None else (wanted.latency_ratio or 1.0) * reference_ms
+    elif wanted.macs_ratio is not None:
+        limit = wanted.macs_ratio * float(costs.macs(full))
+    else:
+        limit = (wanted.params_ratio or 1.0) * float(costs.parameters(full))
+    run.write("budget", {"asked": wanted.asked, "limit": limit, "reference_ms": reference_ms})
+    return limit, reference_ms
+
+
+def _identity(settings: Settings, wanted: SearchConfig, data: DataSplit) -> dict[str, Any]:
+    document = data.document()
+    return {
+        "model": settings.model, "data": settings.data, "split": document["sizes"], "train": document["train_sha256"],
+        **{f"search.{key}": value for key, value in asdict(wanted).items()},
+    }  # fmt: skip
