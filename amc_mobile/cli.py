@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -27,22 +27,22 @@ app.add_typer(table_app, name="table")
 # Optional[...] and not `| None`: Typer evaluates these annotations, also on Python 3.10.
 WorkspaceFlag = Annotated[Path, typer.Option("--workspace", help="Folder with the table, templates and runs.")]
 ModelFlag = Annotated[
-    Optional[str], typer.Option("--model", help="A name of `models`, file.py:function, torchvision:NAME, timm:NAME.")
+    str | None, typer.Option("--model", help="A name of `models`, file.py:function, torchvision:NAME, timm:NAME.")
 ]
-CheckpointFlag = Annotated[Optional[str], typer.Option("--checkpoint", help="Weights: .safetensors, or .pt/.th.")]
+CheckpointFlag = Annotated[str | None, typer.Option("--checkpoint", help="Weights: .safetensors, or .pt/.th.")]
 DataFlag = Annotated[
-    Optional[str], typer.Option("--data", help="digits, cifar10:PATH, imagefolder:PATH or file.py:function.")
+    str | None, typer.Option("--data", help="digits, cifar10:PATH, imagefolder:PATH or file.py:function.")
 ]
-DeviceFlag = Annotated[Optional[str], typer.Option("--device", help="host: this computer.")]
-RuntimeFlag = Annotated[Optional[str], typer.Option("--runtime", help="tflite or onnxruntime.")]
-ThreadsFlag = Annotated[Optional[int], typer.Option("--threads", help="Inference threads that are timed.")]
-SeedFlag = Annotated[Optional[int], typer.Option("--seed", help="Seed of every random choice.")]
-WidthFlag = Annotated[Optional[float], typer.Option("--width", help="Width multiplier of the network, e.g. 0.5.")]
-SizeFlag = Annotated[Optional[int], typer.Option("--input-size", help="Input height and width in pixels.")]
-ConfigFlag = Annotated[Optional[Path], typer.Option("--config", help="TOML file with the same keys as the flags.")]
+DeviceFlag = Annotated[str | None, typer.Option("--device", help="host: this computer.")]
+RuntimeFlag = Annotated[str | None, typer.Option("--runtime", help="tflite or onnxruntime.")]
+ThreadsFlag = Annotated[int | None, typer.Option("--threads", help="Inference threads that are timed.")]
+SeedFlag = Annotated[int | None, typer.Option("--seed", help="Seed of every random choice.")]
+WidthFlag = Annotated[float | None, typer.Option("--width", help="Width multiplier of the network, e.g. 0.5.")]
+SizeFlag = Annotated[int | None, typer.Option("--input-size", help="Input height and width in pixels.")]
+ConfigFlag = Annotated[Path | None, typer.Option("--config", help="TOML file with the same keys as the flags.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 QuietFlag = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
-RunFlag = Annotated[Optional[str], typer.Option("--run", help="Name of the run; default: the last one.")]
+RunFlag = Annotated[str | None, typer.Option("--run", help="Name of the run; default: the last one.")]
 DEFAULT_WORKSPACE = Path("amc-workspace")
 
 
@@ -141,15 +141,15 @@ def profile(
 
 @app.command()
 def search(
-    latency_ms: Annotated[Optional[float], typer.Option(help="Budget: p50 in ms, measured.")] = None,
-    latency_ratio: Annotated[Optional[float], typer.Option(help="Budget: share of the original's latency.")] = None,
-    macs_ratio: Annotated[Optional[float], typer.Option(help="Budget: share of the original's MACs.")] = None,
-    params_ratio: Annotated[Optional[float], typer.Option(help="Budget: share of the original's parameters.")] = None,
+    latency_ms: Annotated[float | None, typer.Option(help="Budget: p50 in ms, measured.")] = None,
+    latency_ratio: Annotated[float | None, typer.Option(help="Budget: share of the original's latency.")] = None,
+    macs_ratio: Annotated[float | None, typer.Option(help="Budget: share of the original's MACs.")] = None,
+    params_ratio: Annotated[float | None, typer.Option(help="Budget: share of the original's parameters.")] = None,
     policy: Annotated[str, typer.Option(help="ddpg, ddpg-sequential, random or uniform.")] = "ddpg",
     reward: Annotated[str, typer.Option(help="fidelity, top1 or error-log-cost.")] = "fidelity",
     episodes: Annotated[int, typer.Option(help="Plans to try.")] = 300,
     channel_choice: Annotated[str, typer.Option(help="backward or l1.")] = "backward",
-    measure_every: Annotated[int, typer.Option(help="Measure the whole model every K episodes; 0: new bests only.")] = 50,
+    measure_every: Annotated[int, typer.Option(help="Measure every K episodes; 0: new bests only.")] = 50,
     min_keep_ratio: Annotated[float, typer.Option(help="Lowest share of channels kept per group.")] = 0.2,
     multiple: Annotated[int, typer.Option(help="Kept channels are multiples of this.")] = 8,
     calibration_images: Annotated[int, typer.Option(help="Images for the least squares.")] = 1500,

@@ -74,7 +74,9 @@ def decode(
     try:
         models = [form.parse(content) for content in contents]
     except (ValueError, TypeError, IndexError, AttributeError) as error:
-        raise CorruptFile(source, f"an exported file cannot be read ({error})", next_step="delete the folder") from error
+        raise CorruptFile(
+            source, f"an exported file cannot be read ({error})", next_step="delete the folder"
+        ) from error
     graphs = [form.to_graph(model) for model in models]
     labels = Decoder(groups, code, kept).decode(graphs)
     if runtime == "tflite":

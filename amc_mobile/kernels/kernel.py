@@ -213,7 +213,7 @@ class Kernel:
             strides = main.strides
             step = "" if not strides or set(strides) == {1} else f"/{'x'.join(map(str, dict.fromkeys(strides)))}"
             parts.append("x".join(map(str, main.window)) + step)
-        same = main.in_channels == main.out_channels and main.macs == 0 or main.kind == "depthwise"
+        same = (main.in_channels == main.out_channels and main.macs == 0) or main.kind == "depthwise"
         parts.append(str(main.out_channels) if same else f"{main.in_channels}->{main.out_channels}")
         if main.out_map:
             parts.append("@" + "x".join(map(str, main.out_map)))

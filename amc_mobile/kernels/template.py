@@ -114,7 +114,10 @@ class Template(ABC):
         node, labels = self._graph.nodes[index], self._labels
         at = [int(width) for width in widths]
         shapes: list[tuple[int, ...] | None] = []
-        attributes = {key: tuple(v) if isinstance(v, list) else v.decode() if isinstance(v, bytes) else v for key, v in node.attributes.items()}
+        attributes = {
+            key: tuple(v) if isinstance(v, list) else v.decode() if isinstance(v, bytes) else v
+            for key, v in node.attributes.items()
+        }
         for slot, name in enumerate(node.inputs):
             if slot in node.constants:
                 label = labels.constants[index, slot]

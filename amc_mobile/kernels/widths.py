@@ -71,10 +71,7 @@ class WidthCode:
         columns = self.widths.T
         if len({tuple(column) for column in columns}) != len(columns):
             return False
-        for a, b in itertools.permutations(columns, 2):
-            if (a % b == 0).all() and len(set(a // b)) == 1:
-                return False
-        return True
+        return all(not ((a % b == 0).all() and len(set(a // b)) == 1) for a, b in itertools.permutations(columns, 2))
 
     def decode(self, values: Sequence[int], local: Sequence[Expression] = ()) -> Expression:
         """`values`: one integer per graph. `local`: the expressions of the operator's inputs, for sums and multiples.

@@ -139,7 +139,7 @@ class KernelMeasurement(_Timed):
 
 @dataclass(frozen=True)
 class ModelMeasurement(_Timed):
-    """Timed runs of a whole model. Each sample is one inference, or a mean of several where one is too short to time."""
+    """Timed runs of a whole model. A sample is one inference, or a mean of several where one is too short to time."""
 
     passes: tuple[Pass, ...]
     conditions: Conditions

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +13,10 @@ from scipy.interpolate import RegularGridInterpolator
 from scipy.optimize import nnls
 
 from amc_mobile.errors import MissingLatency
-from amc_mobile.kernels.template import KernelSite, Template
 from amc_mobile.latency.sampling import axis_points, site_points
+
+if TYPE_CHECKING:  # templates need torch; tables do not
+    from amc_mobile.kernels.template import KernelSite, Template
 
 Widths = NDArray[np.int64]
 Floats = NDArray[np.float64]

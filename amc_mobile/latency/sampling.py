@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from amc_mobile.kernels.template import KernelSite, Template
+if TYPE_CHECKING:  # templates need torch; tables do not
+    from amc_mobile.kernels.template import KernelSite, Template
 
 Widths = NDArray[np.int64]
 POINTS_PER_GROUP = 4  # geometric, the minimum and the full width included

@@ -16,9 +16,13 @@ from amc_mobile.pruning.program import Program
 
 @dataclass(frozen=True)
 class Folding:
-    """(convolution, batch norm) module paths that can become one layer; the same for every plan of a network."""
+    """(convolution, batch norm) module paths that can become one layer; the same for every plan of a network.
+
+    `channels_last`: whether the network runs in that layout; `view` on a map does not.
+    """
 
     pairs: tuple[tuple[str, str], ...]
+    channels_last: bool = True
 
 
 def find_folding(model: nn.Module, example: Tensor) -> Folding:
@@ -35,24 +39,35 @@ def find_folding(model: nn.Module, example: Tensor) -> Folding:
             norm = step.norm.mean.rpartition(".")[0]
             if _can_fold(modules.get(step.layer), modules.get(norm)):
                 pairs.append((step.layer, norm))
-    return Folding(tuple(pairs))
+    return Folding(tuple(pairs), _runs_channels_last(folded(model, Folding(tuple(pairs))), example))
 
 
 @torch.no_grad()
 def folded(model: nn.Module, folding: Folding | None = None) -> nn.Module:
-    """A copy in evaluation mode and channels-last layout with fewer batch norms.
+    """A copy in evaluation mode with fewer batch norms, in channels-last layout where that works.
 
     `folding`: of this network or of the one it was cut from. Without it, those pairs that stand next to each other in
     an nn.Sequential: whether other batch norms follow a convolution is not visible from the module tree.
     """
     modules = dict(model.named_modules())
     memo: dict[int, Any] = {}  # what copying puts in place of a module
-    for layer, norm in (folding or _in_sequence(modules)).pairs:
+    folding = folding or _in_sequence(modules)
+    for layer, norm in folding.pairs:
         conv, batch_norm = modules[layer], modules[norm]
         assert isinstance(conv, nn.Conv2d) and isinstance(batch_norm, nn.BatchNorm2d)
         memo[id(conv)], memo[id(batch_norm)] = _fused(conv, batch_norm), nn.Identity()
     clone = copy.deepcopy(model, memo).eval()
-    return clone.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    layout = torch.channels_last if folding.channels_last else torch.contiguous_format
+    return clone.to(memory_format=layout)  # type: ignore[call-overload,no-any-return]
+
+
+@torch.no_grad()
+def _runs_channels_last(model: nn.Module, example: Tensor) -> bool:
+    try:
+        model(example.contiguous(memory_format=torch.channels_last))
+    except RuntimeError:
+        return False
+    return True
 
 
 def _in_sequence(modules: dict[str, nn.Module]) -> Folding:

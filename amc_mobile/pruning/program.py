@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -65,7 +66,9 @@ class Program:
         program = exported(model, example)
         if any(getattr(getattr(n.target, "_schema", None), "is_mutable", False) for n in program.graph.nodes):
             # A value that is kept for later must not be overwritten by an in-place operator.
-            program = program.run_decompositions({})
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # torch's own, about its own tree specs
+                program = program.run_decompositions({})
         signature = program.graph_signature
         first_name = _first_names(model)
         self.nodes: tuple[Node, ...] = tuple(program.graph.nodes)

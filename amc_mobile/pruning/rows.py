@@ -37,9 +37,9 @@ def read_at(node: Node, value: Tensor, positions: Tensor) -> Tensor:
     given = arguments(node)
     kernel = given["weight"].meta["val"].shape[2:]
     stride, dilation = _pair(given["stride"]), _pair(given["dilation"])
-    top, bottom, left, right = _padding(given["padding"], kernel, dilation)
-    if top or bottom or left or right:
-        value = functional.pad(value, (left, right, top, bottom))
+    vertical, horizontal = _padding(given["padding"], kernel, dilation)
+    if vertical or horizontal:
+        value = functional.pad(value, (horizontal, horizontal, vertical, vertical))
     width = node.meta["val"].shape[3]
     y = (positions // width * stride[0])[:, :, None, None] + (torch.arange(kernel[0]) * dilation[0])[:, None]
     x = (positions % width * stride[1])[:, :, None, None] + torch.arange(kernel[1]) * dilation[1]
@@ -56,16 +56,11 @@ def written_at(value: Tensor, positions: Tensor, *, channels_last: bool) -> Tens
     return flat[torch.arange(len(value))[:, None], positions].flatten(0, 1)
 
 
-def _padding(
-    padding: str | list[int] | int, kernel: tuple[int, ...], dilation: tuple[int, int]
-) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right)"""
-    if isinstance(padding, str):
-        total = [d * (k - 1) if padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
-        # An odd total leaves the larger half at the bottom and at the right, as torch has it.
-        return total[0] // 2, total[0] - total[0] // 2, total[1] // 2, total[1] - total[1] // 2
-    vertical, horizontal = _pair(padding)
-    return vertical, vertical, horizontal, horizontal
+def _padding(padding: str | list[int] | int, kernel: tuple[int, ...], dilation: tuple[int, int]) -> tuple[int, int]:
+    """Added on both sides, vertically and horizontally. Channel groups refuse a "same" that differs by side."""
+    if padding == "same":
+        return dilation[0] * (kernel[0] - 1) // 2, dilation[1] * (kernel[1] - 1) // 2
+    return (0, 0) if isinstance(padding, str) else _pair(padding)
 
 
 def _pair(value: list[int] | int) -> tuple[int, int]:

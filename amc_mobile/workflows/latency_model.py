@@ -68,7 +68,9 @@ class LatencyModel:
         """Measures the kernels and calibration models that the table lacks; returns the number of kernels needed."""
         points = kernel_points(self.template, self.grids)
         kernels = {
-            key: KernelRequest(self.template.kernel_at(site, widths), partial(self.template.cut_at_widths, site, widths))
+            key: KernelRequest(
+                self.template.kernel_at(site, widths), partial(self.template.cut_at_widths, site, widths)
+            )
             for key, (site, widths, _) in points.items()
         }
         measure_kernels(

@@ -66,7 +66,10 @@ def table_text(document: dict[str, Any]) -> str:
     parts = []
     for entry in document["conditions"]:
         heading = ", ".join(f"{key} {value}" for key, value in entry["conditions"].items() if value not in ("", None))
-        rows = [[row["label"], f"{row['low_ms']:.4f}", str(row["passes"]), " ".join(row["flags"])] for row in entry["kernels"]]
+        rows = [
+            [row["label"], f"{row['low_ms']:.4f}", str(row["passes"]), " ".join(row["flags"])]
+            for row in entry["kernels"]
+        ]
         parts.append(f"{heading}\n" + render_rows(["kernel", "ms (lowest p20)", "passes", "flags"], rows))
         parts.append(f"{len(entry['kernels'])} kernels, {entry['model_measurements']} whole models")
     return "\n".join(parts) if parts else "the table is empty"

@@ -59,10 +59,9 @@ class SearchConfig:
     def __post_init__(self) -> None:
         given = {k: v for k, v in self._budgets().items() if v is not None}
         if len(given) != 1:
-            raise InvalidConfig(
-                f"{len(given)} budgets were given", next_step="pass one of " + ", ".join(f"--{k}" for k in self._budgets())
-            )
-        (name, value), = given.items()
+            flags = ", ".join(f"--{name}" for name in self._budgets())
+            raise InvalidConfig(f"{len(given)} budgets were given", next_step=f"pass one of {flags}")
+        ((name, value),) = given.items()
         if not value > 0 or (name != "latency-ms" and value > 1):
             raise InvalidConfig(f"--{name} {value} is not allowed", next_step="ratios are above 0 and at most 1")
         if self.episodes < 1 or self.multiple < 1 or not 0 < self.min_keep_ratio <= 1:
@@ -127,9 +126,7 @@ class PlanScorer:
         outputs = logits(model, self._images)
         seconds = {"reconstruction": built - started, "evaluation": time.process_time() - built}
         accuracy, closeness = top1(outputs, self._labels), fidelity(outputs, self._reference)
-        reward = reward_of(
-            self._reward, top1=accuracy, fidelity=closeness, cost=self.cost_of(widths), unit=self.unit
-        )
+        reward = reward_of(self._reward, top1=accuracy, fidelity=closeness, cost=self.cost_of(widths), unit=self.unit)
         macs, parameters = float(self._costs.macs(widths)), float(self._costs.parameters(widths))
         return Outcome(reward, accuracy, closeness, macs, parameters, seconds)
 

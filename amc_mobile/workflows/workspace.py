@@ -37,7 +37,9 @@ class Settings:
         if not value:
             raise InvalidConfig(
                 f"no --{key} was given and this workspace does not remember one",
-                next_step=f"pass --{key}; `amc-mobile models` lists the networks" if key == "model" else f"pass --{key}",
+                next_step=f"pass --{key}; `amc-mobile models` lists the networks"
+                if key == "model"
+                else f"pass --{key}",
             )
         return value
 
@@ -94,7 +96,9 @@ class Workspace:
         chosen = {key: value for key, value in flags.items() if value is not None}
         if chosen.get("model", remembered.get("model")) != remembered.get("model"):
             # Another network: its weights and size are not the remembered ones.
-            remembered = {k: v for k, v in remembered.items() if k not in ("checkpoint", "width_multiplier", "input_size")}
+            remembered = {
+                k: v for k, v in remembered.items() if k not in ("checkpoint", "width_multiplier", "input_size")
+            }
         from_file = settings_from_toml(config) if config else {}
         settings = replace(Settings(), **{**remembered, **from_file, **chosen})
         if settings.runtime not in ("", "tflite", "onnxruntime"):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -71,7 +73,9 @@ def test_the_reader_gets_the_least_squares_weights_of_true_activations(name: str
     width = rows.shape[1] // net.groups.sizes[index] * widths[index]  # first channels: first columns
     expected = torch.linalg.lstsq(rows[:, :width], rows @ weight.flatten(1).T.double()).solution.T
     solved = rebuild.build(widths).get_parameter(f"{reader}.weight").detach().flatten(1).double()
-    error = [float((rows[:, :width] @ w.T - rows @ weight.flatten(1).T.double()).square().sum()) for w in (expected, solved)]
+    error = [
+        float((rows[:, :width] @ w.T - rows @ weight.flatten(1).T.double()).square().sum()) for w in (expected, solved)
+    ]
     assert error[1] == pytest.approx(error[0], rel=1e-3)
 
 
@@ -82,7 +86,8 @@ def test_reconstruction_brings_the_outputs_closer(name: str) -> None:
     with torch.no_grad():
         wanted = net.model(net.images)
         errors = [
-            float((rebuild.build(widths, reconstruct=fit)(net.images) - wanted).square().mean()) for fit in (True, False)
+            float((rebuild.build(widths, reconstruct=fit)(net.images) - wanted).square().mean())
+            for fit in (True, False)
         ]
     assert errors[0] < 0.7 * errors[1]
 
@@ -109,7 +114,7 @@ def test_errors_fall_with_the_width() -> None:
     for group, size in enumerate(net.groups.sizes):
         errors = [rebuild.group_error(group, width) for width in range(2, size + 1)]
         assert errors[-1] == 0
-        assert all(later <= earlier * 1.001 for earlier, later in zip(errors, errors[1:], strict=False))
+        assert all(later <= earlier * 1.001 for earlier, later in itertools.pairwise(errors))
 
 
 def test_a_small_cache_gives_the_same_networks() -> None:

@@ -1,0 +1,148 @@
+"""Write the pruned network's files, check them against torch, measure them, and let the gate decide."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from amc_mobile.device.host import HostDevice, installed_runtimes
+from amc_mobile.errors import BudgetNotMet
+from amc_mobile.export.parity import file_logits, parity
+from amc_mobile.export.to_onnx import to_onnx
+from amc_mobile.export.to_tflite import to_tflite
+from amc_mobile.latency.measurement import PairMeasurement
+from amc_mobile.latency.protocol import measure_pair
+from amc_mobile.models.evaluation import evaluate, logits
+from amc_mobile.search.budget import format_cost
+from amc_mobile.workflows.latency_model import chosen_runtime
+from amc_mobile.workflows.network import Network, load_network
+from amc_mobile.workflows.progress import Progress
+from amc_mobile.workflows.runs import Run
+from amc_mobile.workflows.workspace import Settings, Workspace
+
+EXPORTERS = {"tflite": to_tflite, "onnx": to_onnx}
+RUNTIMES = {"tflite": "tflite", "onnx": "onnxruntime"}
+GATE_ATTEMPTS = 3  # a busy moment must not decide: measured again while over the budget
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    run: str
+    result: dict[str, Any]
+
+    def document(self) -> dict[str, Any]:
+        return {"run": self.run, **self.result}
+
+    def text(self) -> str:
+        lines = [f"run {self.run}: exported the {self.result['stage']} network"]
+        for file in self.result["files"]:
+            lines.append(
+                f"  {file['path']}  {file['bytes'] / 1e6:.3f} MB  top-1 {file['test_top1']:.1%}  parity: "
+                f"max difference {file['parity']['max_abs']:.1e}, same class {file['parity']['top1_agreement']:.1%}"
+            )
+            if file["pair"]:
+                after, before = file["pair"]["after"], file["pair"]["before"]
+                lines.append(
+                    f"    p50 {after['p50_ms']:.3f} ms (95 % CI {after['ci_low_ms']:.3f}-{after['ci_high_ms']:.3f}), "
+                    f"original {before['p50_ms']:.3f} ms: {file['pair']['speedup']:.2f}x"
+                )
+        gate = self.result["gate"]
+        lines.append(f"  {'PASS' if gate['passed'] else 'FAIL'}: {gate['text']}")
+        return "\n".join(lines)
+
+    def raise_if_over_budget(self) -> None:
+        """Raises BudgetNotMet (exit 3) when the gate says so."""
+        if not self.result["gate"]["passed"]:
+            raise BudgetNotMet(
+                f"the budget is not met: {self.result['gate']['text']}",
+                next_step="search with a lower budget, or measure on a quiet device and export again",
+            )
+
+
+def export_run(space: Workspace, *, run: str | None, formats: list[str], progress: Progress) -> ExportResult:
+    """Exports a run's best weights. A latency budget is held against the file of the runtime it was searched for."""
+    folder = Run(space.run_folder(run))
+    settings = folder.settings()
+    wanted, search = folder.read("settings")["search"], folder.read("search")
+    network = load_network(space, settings)
+    data = network.split(calibration=wanted["calibration_images"], reward=wanted["reward_images"], seed=settings.seed)
+    stage = folder.best_stage()
+    model = folder.load_pruned(network, stage)
+    images = data.test.normalised().numpy()
+    reference = logits(model, data.test).numpy()
+    limits = {"unit": search["budget"]["unit"], "limit": search["budget"]["limit"], "ratio": wanted["latency_ratio"]}
+    files = []
+    for position, form in enumerate(formats):
+        progress("export", position, len(formats), form)
+        path = folder.folder / f"model.{form}"
+        EXPORTERS[form](model, network.input_shape, path)
+        outputs = file_logits(path, images)
+        pair = _measured(network, model, folder, settings, form, limits)
+        files.append(
+            {
+                "format": form, "runtime": RUNTIMES[form], "path": str(path), "bytes": path.stat().st_size,
+                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+                "test_top1": float((outputs.argmax(1) == data.test.labels.numpy()).mean()),
+                "parity": parity(outputs, reference).to_document(),
+                "pair": pair.to_document() if pair else None,
+                "original_bytes": _original(folder, form).stat().st_size if pair else None,
+            }
+        )  # fmt: skip
+    progress("export", len(formats), len(formats))
+    document = {
+        "stage": stage, "test_top1": evaluate(model, data.test), "files": files,
+        "gate": _gate(search, files, settings, limits),
+    }  # fmt: skip
+    folder.write("export", document)
+    return ExportResult(folder.folder.name, document)
+
+
+def _original(run: Run, form: str) -> Path:
+    return run.folder / f"original.{form}"
+
+
+def _measured(
+    network: Network, model: nn.Module, run: Run, settings: Settings, form: str, limits: dict[str, Any]
+) -> PairMeasurement | None:
+    """Original and pruned file in alternating blocks; None where the runtime is not installed."""
+    if RUNTIMES[form] not in installed_runtimes():
+        return None
+    if not _original(run, form).exists():
+        EXPORTERS[form](network.module, network.input_shape, _original(run, form))
+    device = HostDevice(RUNTIMES[form], settings.threads)
+    before, after = _original(run, form).read_bytes(), (run.folder / f"model.{form}").read_bytes()
+    pair = measure_pair(device, before, after)
+    for _ in range(GATE_ATTEMPTS - 1):
+        if limits["unit"] != "ms" or pair.after.ci_high_ms <= _limit_ms(limits, pair.before.p50_ms):
+            break
+        pair = measure_pair(device, before, after)
+    return pair
+
+
+def _limit_ms(limits: dict[str, Any], original_p50_ms: float) -> float:
+    """A ratio is of the original measured in the same rounds; a number of ms is what it is."""
+    return float(limits["ratio"] * original_p50_ms if limits["ratio"] is not None else limits["limit"])
+
+
+def _gate(
+    search: dict[str, Any], files: list[dict[str, Any]], settings: Settings, limits: dict[str, Any]
+) -> dict[str, Any]:
+    unit, limit = limits["unit"], float(limits["limit"])
+    if unit != "ms":
+        cost = float(search["macs" if unit == "macs" else "parameters"])
+        text = f"{format_cost(cost, unit)} of {format_cost(limit, unit)}"
+        return {"passed": cost <= limit, "cost": cost, "limit": limit, "text": text}
+    judged = [f for f in files if f["runtime"] == chosen_runtime(settings) and f["pair"]]
+    if not judged:
+        text = f"no file for {chosen_runtime(settings)}, the runtime of the search, was measured"
+        return {"passed": False, "cost": None, "limit": limit, "text": text}
+    after, before = judged[0]["pair"]["after"], judged[0]["pair"]["before"]
+    limit = _limit_ms(limits, before["p50_ms"])
+    text = f"upper end of the p50's 95 % interval {after['ci_high_ms']:.3f} ms, budget {limit:.3f} ms"
+    passed = bool(np.less_equal(after["ci_high_ms"], limit))
+    return {"passed": passed, "cost": after["ci_high_ms"], "limit": limit, "text": text}

@@ -1,0 +1,72 @@
+"""Train the pruned network on, distilled from the original."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from amc_mobile.models.evaluation import evaluate, logits
+from amc_mobile.models.training import TrainConfig, train
+from amc_mobile.search.reward import top1
+from amc_mobile.workflows.network import load_network
+from amc_mobile.workflows.progress import Progress
+from amc_mobile.workflows.runs import Run
+from amc_mobile.workflows.workspace import Workspace
+
+DISTILL_WEIGHT = 0.7  # share of the loss that follows the original network
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    run: str
+    result: dict[str, Any]
+
+    def document(self) -> dict[str, Any]:
+        return {"run": self.run, **self.result}
+
+    def text(self) -> str:
+        r = self.result
+        kept = "kept" if r["kept"] else "not kept: it did not raise the accuracy on images held out of training"
+        return (
+            f"run {self.run}: {r['epochs']} epochs, top-1 {r['test_top1_before']:.1%} -> {r['test_top1']:.1%} "
+            f"on {r['test_images']} test images; {kept}"
+        )
+
+
+def finetune_run(
+    space: Workspace, *, run: str | None, epochs: int, learning_rate: float, batch_size: int, progress: Progress
+) -> FinetuneResult:
+    """Fine-tunes a run's pruned network; goes on where it was killed.
+
+    The reward images, which training never sees, decide whether the new weights are kept; test images only report.
+    """
+    folder = Run(space.run_folder(run))
+    settings = folder.settings()
+    wanted = folder.read("settings")["search"]
+    network = load_network(space, settings)
+    data = network.split(calibration=wanted["calibration_images"], reward=wanted["reward_images"], seed=settings.seed)
+    model = folder.load_pruned(network, "pruned")
+    before, held_out = evaluate(model, data.test), _held_out(model, data.reward)
+    config = TrainConfig(
+        epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, distill_weight=DISTILL_WEIGHT,
+        seed=settings.seed, threads=settings.threads,
+    )  # fmt: skip
+    state = folder.folder / "finetune-state.safetensors"
+    train(
+        model, data.train, config, teacher=network.module, resume=state,
+        on_epoch=lambda r: progress("fine-tune", r.epoch, r.epochs, f"loss {r.train_loss:.3f}"),
+    )  # fmt: skip
+    kept = _held_out(model, data.reward) >= held_out
+    folder.save_weights("finetuned", model)
+    document = {
+        "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "distill_weight": DISTILL_WEIGHT,
+        "test_images": len(data.test), "test_top1_before": before, "test_top1": evaluate(model, data.test),
+        "kept": kept,
+    }  # fmt: skip
+    folder.write("finetune", document)
+    state.unlink(missing_ok=True)
+    return FinetuneResult(folder.folder.name, document)
+
+
+def _held_out(model: Any, images: Any) -> float:
+    return top1(logits(model, images), images.labels)

@@ -1,0 +1,199 @@
+"""Collect what a run's steps left behind into one report."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from amc_mobile import __version__
+from amc_mobile.latency.measurement import ModelMeasurement
+from amc_mobile.report.content import (
+    Accuracy,
+    Budget,
+    DataFacts,
+    EpisodePoint,
+    FileRow,
+    KeptGroup,
+    Latency,
+    LayerRow,
+    ModelColumn,
+    Parity,
+    PredictionPoint,
+    Predictions,
+    Ratio,
+    Report,
+    Stage,
+)
+from amc_mobile.report.files import report_document, write_report
+from amc_mobile.report.text import render_text
+from amc_mobile.search.episode_log import EpisodeLog
+from amc_mobile.workflows.latency_model import LatencyModel, ModelPoint, chosen_runtime, latency_model
+from amc_mobile.workflows.network import Network, load_network
+from amc_mobile.workflows.profile import default_grids
+from amc_mobile.workflows.progress import silent
+from amc_mobile.workflows.runs import Run
+from amc_mobile.workflows.workspace import Settings, Workspace
+
+
+@dataclass(frozen=True)
+class ReportResult:
+    report: Report
+    paths: tuple[Path, ...]
+
+    def document(self) -> dict[str, Any]:
+        return report_document(self.report)
+
+    def text(self) -> str:
+        return render_text(self.report) + "\n" + "\n".join(f"wrote {path}" for path in self.paths)
+
+
+def report_run(space: Workspace, *, run: str | None) -> ReportResult:
+    """Writes report.html, report.json and layers.csv into the run's folder. Steps that have not run are left out."""
+    folder = Run(space.run_folder(run))
+    settings, search = folder.settings(), folder.read("search")
+    wanted = folder.read("settings")["search"]
+    network = load_network(space, settings)
+    export = folder.read("export") if folder.has("export") else None
+    split = folder.read("split")
+    judged = _judged(export, settings)
+    grids = default_grids(network, multiple=wanted["multiple"], min_keep_ratio=wanted["min_keep_ratio"])
+    latency = latency_model(space, settings, network, grids, silent) if search["budget"]["unit"] == "ms" else None
+    try:
+        layers: tuple[LayerRow, ...] = ()
+        predictions = Predictions()
+        if latency is not None:
+            layers = _layers(latency, folder, network)
+            predictions = _predictions(latency, folder)
+    finally:
+        if latency is not None:
+            latency.close()
+    images = int(search["test_images"])
+    budget = search["budget"]
+    limit = export["gate"]["limit"] if export and budget["unit"] == "ms" else budget["limit"]
+    pair = judged["pair"] if judged else None
+    report = Report(
+        model=_described(settings),
+        run=folder.folder.name,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        program_version=__version__,
+        budget=Budget(budget["unit"], float(limit), f"--{budget['asked']}"),
+        original=ModelColumn(
+            latency=_latency(pair["before"]) if pair else None,
+            macs=int(search["original_macs"]),
+            parameters=int(search["original_parameters"]),
+            file_bytes=judged["original_bytes"] if judged else None,
+            accuracy=Accuracy(search["test_top1"]["original"], images),
+        ),
+        pruned=ModelColumn(
+            latency=_latency(pair["after"]) if pair else None,
+            predicted_ms=search["predicted_cost"] if budget["unit"] == "ms" else None,
+            macs=int(search["macs"]),
+            parameters=int(search["parameters"]),
+            file_bytes=judged["bytes"] if judged else None,
+            accuracy=Accuracy(export["test_top1"] if export else search["test_top1"]["refitted"], images),
+        ),
+        speedup=Ratio(pair["speedup"], pair["speedup_ci_low"], pair["speedup_ci_high"]) if pair else None,
+        stages=_stages(folder, search, export, images),
+        layers=layers,
+        episodes=_episodes(folder, search),
+        predictions=predictions,
+        conditions=pair["after"]["conditions"] if pair else {},
+        flags=tuple(pair["after"]["flags"]) if pair else (),
+        data=DataFacts(split["source"], split["sizes"]),
+        kept_groups=tuple(KeptGroup(g.name, g.channels, g.reason) for g in network.groups.kept_groups),
+        files=_files(export),
+        settings={**asdict(settings), **{k: v for k, v in wanted.items() if v is not None}},
+    )
+    return ReportResult(report, write_report(report, folder.folder))
+
+
+def _described(settings: Settings) -> str:
+    size = f", {settings.input_size} px" if settings.input_size else ""
+    return f"{settings.model} (width {settings.width_multiplier:g}{size})"
+
+
+def _judged(export: dict[str, Any] | None, settings: Settings) -> dict[str, Any] | None:
+    """The exported file that the budget speaks of, else any that was measured."""
+    measured = [file for file in (export or {}).get("files", []) if file["pair"]]
+    return next((f for f in measured if f["runtime"] == chosen_runtime(settings)), measured[0] if measured else None)
+
+
+def _latency(document: dict[str, Any]) -> Latency:
+    m = ModelMeasurement.from_document(document)
+    runs = sum(len(samples) for samples in m.samples_ms)
+    return Latency(m.p50_ms, m.p90_ms, m.ci_low_ms, m.ci_high_ms, runs, len(m.passes))
+
+
+def _stages(run: Run, search: dict[str, Any], export: dict[str, Any] | None, images: int) -> tuple[Stage, ...]:
+    top1 = search["test_top1"]
+    stages = [
+        Stage("original", Accuracy(top1["original"], images)),
+        Stage("pruned, one shot", Accuracy(top1["one-shot"], images)),
+        Stage("refitted", Accuracy(top1["refitted"], images)),
+    ]
+    if run.has("finetune"):
+        tuned = run.read("finetune")
+        note = f"{tuned['epochs']} epochs, distilled" + ("" if tuned["kept"] else "; not kept")
+        stages.append(Stage("fine-tuned", Accuracy(tuned["test_top1"], images), note=note))
+    for file in (export or {}).get("files", []):
+        p = file["parity"]
+        check = Parity(p["max_abs"], p["top1_agreement"], p["images"])
+        stages.append(Stage(file["format"], Accuracy(file["test_top1"], images), check))
+    return tuple(stages)
+
+
+def _files(export: dict[str, Any] | None) -> tuple[FileRow, ...]:
+    return tuple(
+        FileRow(
+            Path(file["path"]).name, file["sha256"], file["bytes"], file["runtime"],
+            _latency(file["pair"]["after"]) if file["pair"] else None,
+        )
+        for file in (export or {}).get("files", [])
+    )  # fmt: skip
+
+
+def _episodes(run: Run, search: dict[str, Any]) -> tuple[EpisodePoint, ...]:
+    return tuple(
+        EpisodePoint(
+            row.episode, row.reward, row.predicted_cost, row.measured_ms, row.policy,
+            is_best=row.episode == search["episode"],
+        )
+        for row in EpisodeLog(run.folder / "episodes.csv").rows
+    )  # fmt: skip
+
+
+def _layers(latency: LatencyModel, run: Run, network: Network) -> tuple[LayerRow, ...]:
+    full, widths = network.groups.sizes, run.plan().widths
+    before, after = latency.predictor.site_ms(full), latency.predictor.site_ms(widths)
+    rows = []
+    for site in latency.template.sites:
+        old, new = latency.template.kernel_at(site.index, full), latency.template.kernel_at(site.index, widths)
+        axis = -1 if latency.template.runtime == "tflite" else 1
+        shapes = [k.operators[-1].outputs[0] for k in (old, new)]
+        channels = [int(shape[axis]) if len(shape) > 1 else None for shape in shapes]
+        rows.append(
+            LayerRow(
+                site.name, old.label, new.label, channels[0], channels[1], before[site.index], after[site.index],
+                old.macs, new.macs,
+            )
+        )  # fmt: skip
+    return tuple(rows)
+
+
+def _predictions(latency: LatencyModel, run: Run) -> Predictions:
+    points = [(point, "calibration") for point in latency.points()]
+    measured = run.read("measured")["plans"] if run.has("measured") else {}
+    for key, row in measured.items():
+        point = ModelPoint(tuple(int(w) for w in key.split(",")), row["low_ms"], row["measured_ms"])
+        latency.extra.append(point)
+        points.append((point, "search"))
+    predicted = latency.p50_ms(np.array([point.widths for point, _ in points], dtype=np.int64))
+    shown = tuple(
+        PredictionPoint(float(p), point.p50_ms, "search" if kind == "search" else "calibration")
+        for p, (point, kind) in zip(predicted, points, strict=True)
+    )
+    return Predictions(shown, latency.calibration.band, latency.calibration.loo_mape)

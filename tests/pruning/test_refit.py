@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from networks import PRUNABLE
+from torch import nn
+from traced_networks import Subject, first_order, smooth_images, subject
+
+from amc_mobile.channels import surgery
+from amc_mobile.channels.cost import CostModel
+from amc_mobile.channels.groups import find_groups
+from amc_mobile.channels.ids import Ids
+from amc_mobile.data import load_dataset
+from amc_mobile.models.evaluation import evaluate
+from amc_mobile.models.loading import load_model
+from amc_mobile.pruning import refit as refit_module
+from amc_mobile.pruning.gram import collect_gram
+from amc_mobile.pruning.importance import channel_order, kept_of
+from amc_mobile.pruning.reconstruction import Reconstructor
+from amc_mobile.pruning.refit import refit
+
+
+def three_quarters(net: Subject) -> dict[str, Ids]:
+    order = channel_order(net.groups, net.model, net.gram)
+    return kept_of(order, np.maximum(2, net.groups.sizes * 3 // 4))
+
+
+def error(net: Subject, model: nn.Module, images: torch.Tensor) -> float:
+    with torch.no_grad():
+        return float((model(images) - net.model(images)).square().mean())
+
+
+@pytest.mark.parametrize("name", PRUNABLE)
+def test_a_refitted_network_is_cut_like_surgery_and_closer_to_the_original(name: str) -> None:
+    net = subject(name)
+    kept = three_quarters(net)
+    before = {key: value.clone() for key, value in net.model.state_dict().items()}
+    refitted = refit(net.model, net.groups, kept, net.images, positions=50, batch_size=30)
+    cut = surgery.apply(net.model, net.groups, kept)
+    assert {k: v.shape for k, v in refitted.state_dict().items()} == {k: v.shape for k, v in cut.state_dict().items()}
+    assert all(torch.equal(value, before[key]) for key, value in net.model.state_dict().items())
+    fresh = smooth_images(60, seed=50)
+    assert error(net, refitted, fresh) < 0.7 * error(net, cut, fresh)
+
+
+@pytest.mark.parametrize("name", ["PaddedShortcut", "Bottleneck", "Flattened", "SqueezeExcite"])
+def test_refitting_in_sequence_beats_the_one_shot_reconstruction(name: str) -> None:
+    net = subject(name)
+    order = channel_order(net.groups, net.model, net.gram)
+    widths = np.maximum(2, net.groups.sizes * 3 // 4)
+    one_shot = Reconstructor(net.model, net.groups, net.gram, order).build(widths)
+    refitted = refit(net.model, net.groups, kept_of(order, widths), net.images, positions=50)
+    fresh = smooth_images(60, seed=50)
+    assert error(net, refitted, fresh) < error(net, one_shot, fresh)
+
+
+def test_a_plan_that_keeps_everything_changes_nothing() -> None:
+    net = subject("Bottleneck")
+    refitted = refit(net.model, net.groups, {}, net.images)
+    original = net.model.state_dict()
+    assert all(torch.equal(value, original[key]) for key, value in refitted.state_dict().items())
+
+
+def test_layers_before_the_first_cut_keep_their_weights() -> None:
+    net = subject("PaddedShortcut")
+    told: list[str] = []
+    refitted = refit(net.model, net.groups, {"b1.0": np.arange(8)}, net.images, on_layer=told.append)
+    assert told == ["b2", "fc"]
+    for key in ("stem.0.weight", "stem.1.running_mean", "a1.0.weight", "a2.weight", "a2.bias"):
+        assert torch.equal(refitted.state_dict()[key], net.model.state_dict()[key])
+
+
+class Twins(nn.Module):
+    """A residual branch whose last layer can make up exactly for what an earlier layer lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1, bias=False)
+        self.first = nn.Conv2d(8, 4, 1, bias=False)
+        self.last = nn.Conv2d(4, 8, 1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.fc = nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        return self.fc(x + self.norm(self.last(self.first(x)))).mean((2, 3))
+
+
+def test_the_end_of_a_branch_is_fitted_to_the_original_sum() -> None:
+    """All is linear with three input channels, so 4 of 8 shared channels can still give the exact sum."""
+    torch.manual_seed(0)
+    model, images = Twins().eval(), torch.randn(40, 3, 4, 4)
+    with torch.no_grad():
+        model.norm.running_mean.normal_()
+        model.norm.running_var.uniform_(0.5, 2)
+        model.norm.weight.uniform_(0.5, 2)
+        model.norm.bias.normal_()
+    groups = find_groups(model, images[:2])
+    kept = {"stem": np.array([1, 3, 4, 6]), "first": np.array([0, 1, 3])}
+    refitted = refit(model, groups, kept, images, ridge=1e-9)
+    sums: list[torch.Tensor] = []
+    for network in (model, refitted):
+        network.fc.register_forward_pre_hook(lambda _, inputs: sums.append(inputs[0]))
+        with torch.no_grad():
+            network(images)
+    assert torch.allclose(sums[0][:, kept["stem"]], sums[1], atol=1e-3)
+
+
+def test_a_batch_norm_that_hides_its_channel_stays_finite() -> None:
+    net = subject("DenseLike")
+    model = surgery.apply(net.model, net.groups, {})
+    with torch.no_grad():
+        model.transition[0][1].weight[:3] = 0
+    refitted = refit(model, net.groups, three_quarters(net), net.images)
+    assert all(value.isfinite().all() for value in refitted.state_dict().values())
+
+
+def test_norms_behind_layers_that_are_not_refitted_get_the_statistics_they_see() -> None:
+    net = subject("SqueezeExcite")
+    refitted = refit(net.model, net.groups, three_quarters(net), net.images)
+    seen: list[torch.Tensor] = []
+    refitted.depthwise[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        refitted(net.images)
+    # The depthwise layer reads cut but unchanged channels; the norm behind it is estimated on all images.
+    assert torch.allclose(refitted.depthwise[1].running_mean, seen[0].mean((0, 2, 3)), atol=1e-4)
+    assert torch.allclose(refitted.depthwise[1].running_var, seen[0].var((0, 2, 3), correction=0), rtol=1e-3)
+
+
+def test_little_memory_means_fewer_images_and_still_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = subject("PaddedShortcut")
+    used: list[int] = []
+    run = refit_module.Run
+    monkeypatch.setattr(
+        refit_module, "Run", lambda program, batches, **held: used.append(len(batches)) or run(program, batches, **held)
+    )
+    for memory in (1, 2**30):
+        refitted = refit(net.model, net.groups, three_quarters(net), net.images, batch_size=10, memory_bytes=memory)
+        assert refitted(net.images[:1]).isfinite().all()
+    assert used == [1, 1, 6, 6]
+
+
+def test_the_seed_decides_the_result() -> None:
+    net = subject("PaddedShortcut")
+    kept = kept_of(first_order(net.groups), np.maximum(2, net.groups.sizes // 2))
+    results = [refit(net.model, net.groups, kept, net.images, positions=3, seed=s).state_dict() for s in (3, 3, 4)]
+    assert all(torch.equal(results[0][key], results[1][key]) for key in results[0])
+    assert any(not torch.equal(results[0][key], results[2][key]) for key in results[0])
+
+
+@pytest.mark.skipif("AMC_MOBILE_DATA" not in os.environ, reason="AMC_MOBILE_DATA names no folder with CIFAR-10")
+def test_half_of_resnet20_keeps_most_of_its_accuracy() -> None:
+    """Inner channels at half the MACs, fewer images than usual: without weights refitted it falls to 20-30 %."""
+    data = Path(os.environ["AMC_MOBILE_DATA"]) / "cifar10"
+    torch.set_num_threads(1)
+    loaded = load_model("resnet20", checkpoint=data / "resnet20-12fca82f.th")
+    dataset = load_dataset(f"cifar10:{data}/cifar10_lossless.npz", normalisation=loaded.normalisation)
+    groups = find_groups(loaded.module, torch.zeros(loaded.input_shape))
+    inner = [name.endswith("conv1") and name != "conv1" for name in groups.names]
+    widths = np.where(inner, groups.sizes // 2, groups.sizes)
+    costs = CostModel(loaded.module, groups)
+    assert costs.macs(widths) < 0.52 * costs.macs(groups.sizes)
+    images, test = dataset.train.normalised(slice(0, 500)), dataset.test
+    gram = collect_gram(loaded.module, groups, images)
+    rebuild = Reconstructor(loaded.module, groups, gram, channel_order(groups, loaded.module, gram))
+    cut, one_shot = rebuild.build(widths, reconstruct=False), rebuild.build(widths)
+    refitted = refit(loaded.module, groups, rebuild.kept(widths), images)
+    accuracies = [evaluate(model, test) for model in (cut, one_shot, refitted)]
+    assert accuracies[0] < 0.5
+    assert accuracies[1] > 0.68
+    assert accuracies[2] > max(0.75, accuracies[1])
