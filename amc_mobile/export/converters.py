@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the converters' talk from our users: swallows warnings, log records and everything written to stdout and stderr, by native code as well.
+    """Keeps the converters' talk from our users: warnings, logs, stdout and stderr, native code's as well.
 
     Process-wide while it lasts: other threads should not print meanwhile.
     """

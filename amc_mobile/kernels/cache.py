@@ -2,93 +2,89 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import nn
 
+from amc_mobile import store
 from amc_mobile.channels import surgery
 from amc_mobile.channels.groups import ChannelGroups
 from amc_mobile.channels.ids import Ids
-from amc_mobile.errors import CorruptFile, InvalidConfig
+from amc_mobile.errors import CorruptFile, InvalidConfig, UnsupportedLayer
 from amc_mobile.export.to_onnx import to_onnx
 from amc_mobile.export.to_tflite import to_tflite
-from amc_mobile.kernels.graph import Decoder
+from amc_mobile.kernels.labels import Vocabulary, decode
 from amc_mobile.kernels.template import Template
-from amc_mobile.kernels.widths import WidthCode, choose_widths
+from amc_mobile.kernels.width_code import MAX_TRACES, AmbiguousError, UndecodableError, WidthCode, choose_widths
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 1  # of template.json and of how traces are drawn
 EXPORTERS = {"tflite": to_tflite, "onnxruntime": to_onnx}
 SUFFIXES = {"tflite": ".tflite", "onnxruntime": ".onnx"}
 EXPORTER_PACKAGES = {"tflite": ("torch", "litert-torch"), "onnxruntime": ("torch", "onnx", "onnxscript")}
+Progress = Callable[[str, int, int], None]
 
 
 def load_or_build(
-    model: nn.Module,
-    groups: ChannelGroups,
-    runtime: str,
-    folder: Path,
-    *,
-    progress: Callable[[str, int, int], None] | None = None,
+    model: nn.Module, groups: ChannelGroups, runtime: str, folder: Path, *, progress: Progress | None = None
 ) -> Template:
     """The template of `model` for a runtime; exports only what `folder` does not hold yet.
 
     The exported files are kept whole and decoded anew at each load, so that nothing but them has to be trusted.
+    `progress`: called with a stage, how many exports are done and how many there will be. Raises UnsupportedLayer,
+    naming the operator, when the exported graph cannot be decoded, and what the exporter raises.
     """
     if runtime not in EXPORTERS:
         raise InvalidConfig(f"runtime {runtime!r} has no template", next_step="use tflite or onnxruntime")
-    code = choose_widths(groups.sizes)
-    traces = len(code.widths) - 1
-    kept = [_trace_channels(code, trace) for trace in range(1, traces + 1)]
-    place = folder / _fingerprint(model, groups, runtime, code)
-    contents = []
-    for trace in range(traces + 1):
-        path = place / f"trace_{trace}{SUFFIXES[runtime]}"
-        if progress is not None:
-            progress(f"export for {runtime}", trace, traces + 1)
-        if not path.exists():
-            cut = dict(zip(groups.names, kept[trace - 1], strict=True)) if trace else {}
-            EXPORTERS[runtime](surgery.apply(model, groups, cut), (1, *groups.input_shape[1:]), path)
-        contents.append(path.read_bytes())
-    if progress is not None:
-        progress(f"export for {runtime}", traces + 1, traces + 1)
-    return decode(groups, runtime, contents, code, kept, source=place)
+    vocabulary = Vocabulary(groups)
+    traces = 1
+    while True:
+        try:
+            code = choose_widths(groups.sizes, vocabulary.expressions, traces=traces)
+        except UndecodableError as error:
+            raise UnsupportedLayer("", str(error), next_step="prune a smaller part of the network") from error
+        files = _Files(model, groups, runtime, folder, code)
+        try:
+            return _decoded(groups, runtime, vocabulary, files, progress)
+        except AmbiguousError as error:
+            traces = code.traces + 1
+            if traces > MAX_TRACES:
+                raise UnsupportedLayer("", f"{error}, in {MAX_TRACES} pruned networks") from error
 
 
-def decode(
-    groups: ChannelGroups,
-    runtime: str,
-    contents: list[bytes],
-    code: WidthCode,
-    kept: list[list[Ids]],
-    *,
-    source: Path,
+def _decoded(
+    groups: ChannelGroups, runtime: str, vocabulary: Vocabulary, files: _Files, progress: Progress | None
 ) -> Template:
-    """`contents`: the exported original, then one export per trace with the channels `kept` of each group."""
-    form = _format(runtime)
-    try:
-        models = [form.parse(content) for content in contents]
-    except (ValueError, TypeError, IndexError, AttributeError) as error:
-        raise CorruptFile(
-            source, f"an exported file cannot be read ({error})", next_step="delete the folder"
-        ) from error
+    form = file_format(runtime)
+    models = []
+    for trace in range(files.code.traces + 1):
+        if progress is not None:
+            progress(f"export for {runtime}", trace, files.code.traces + 1)
+        models.append(files.parsed(trace, form))
+    if progress is not None:
+        progress(f"export for {runtime}", files.code.traces + 1, files.code.traces + 1)
     graphs = [form.to_graph(model) for model in models]
-    labels = Decoder(groups, code, kept).decode(graphs)
+    kept = [files.kept(trace) for trace in range(1, len(graphs))]
+    labels = decode(graphs, files.code, vocabulary, kept)
     if runtime == "tflite":
         from amc_mobile.kernels.tflite import TfliteTemplate
 
-        return TfliteTemplate(groups, models[0], graphs[0], labels)
+        return TfliteTemplate(models[0], groups, graphs[0], labels, vocabulary)
     from amc_mobile.kernels.onnx import OnnxTemplate
 
-    return OnnxTemplate(groups, models[0], graphs[0], labels)
+    return OnnxTemplate(models[0], groups, graphs[0], labels, vocabulary)
 
 
-def _format(runtime: str) -> ModuleType:
+def file_format(runtime: str) -> ModuleType:
+    """The module that reads and writes the files of a runtime; imported late, for its package may be missing."""
     if runtime == "tflite":
         from amc_mobile.kernels import tflite
 
@@ -98,21 +94,97 @@ def _format(runtime: str) -> ModuleType:
     return onnx
 
 
-def _trace_channels(code: WidthCode, trace: int) -> list[Ids]:
-    """Random channels, so that which of them stay can be recognised in the exported arrays."""
-    rng = np.random.default_rng(trace)
-    return [
-        np.sort(rng.choice(int(full), int(width), replace=False)).astype(np.int64)
-        for full, width in zip(code.widths[0], code.widths[trace], strict=True)
-    ]
+class _Files:
+    """The exported original and its pruned traces, in a folder named by everything that decides them."""
+
+    def __init__(self, model: nn.Module, groups: ChannelGroups, runtime: str, folder: Path, code: WidthCode) -> None:
+        self.code = code
+        self._model, self._groups, self._runtime = model, groups, runtime
+        self._folder = folder / f"{runtime}-{fingerprint(model, groups, runtime)}"
+        self._forget_other_behaviour()
+
+    def _forget_other_behaviour(self) -> None:
+        """Deletes the files when equal weights in equal modules compute something else: `forward` was edited."""
+        path = self._folder / "behaviour.json"
+        outputs = _outputs(self._model, self._groups.input_shape)
+        if path.exists():
+            before = np.array(store.read_json(path, format_version=FORMAT_VERSION)["outputs"], dtype=np.float64)
+            if before.shape == outputs.shape and np.allclose(
+                before, outputs, rtol=1e-3, atol=1e-4 * abs(outputs).max()
+            ):
+                return
+        for exported in self._folder.glob(f"*{SUFFIXES[self._runtime]}"):
+            exported.unlink()
+        store.write_json(path, {"outputs": outputs.tolist()}, format_version=FORMAT_VERSION)
+
+    def kept(self, trace: int) -> list[Ids]:
+        """Random channels of each group, so that which of them stay can be recognised in the exported arrays."""
+        rng = np.random.default_rng(trace)
+        sizes, widths = self.code.widths[0], self.code.widths[trace]
+        return [
+            np.sort(rng.choice(int(size), int(width), replace=False)).astype(np.int64)
+            for size, width in zip(sizes, widths, strict=True)
+        ]
+
+    def parsed(self, trace: int, form: ModuleType) -> object:
+        path = self._path(trace)
+        if not path.exists():
+            self._export(trace, path)
+        try:
+            return form.parse(path.read_bytes())
+        except (ValueError, TypeError, IndexError, AttributeError) as error:
+            raise CorruptFile(
+                path, f"cannot be read ({error})", next_step="delete it and run the step again"
+            ) from error
+        except Exception as error:  # protobuf's own errors share no base class with ours
+            if type(error).__name__ != "DecodeError":
+                raise
+            raise CorruptFile(path, "is not an ONNX file", next_step="delete it and run the step again") from error
+
+    def _path(self, trace: int) -> Path:
+        if trace == 0:
+            return self._folder / f"original{SUFFIXES[self._runtime]}"
+        widths = hashlib.sha256(self.code.widths[trace].tobytes()).hexdigest()[:8]
+        return self._folder / f"trace_{trace}_{widths}{SUFFIXES[self._runtime]}"
+
+    def _export(self, trace: int, path: Path) -> None:
+        kept = dict(zip(self._groups.names, self.kept(trace), strict=True)) if trace else {}
+        network = surgery.apply(self._model, self._groups, kept)
+        EXPORTERS[self._runtime](network, (1, *self._groups.input_shape[1:]), path)
 
 
-def _fingerprint(model: nn.Module, groups: ChannelGroups, runtime: str, code: WidthCode) -> str:
+def fingerprint(model: nn.Module, groups: ChannelGroups, runtime: str) -> str:
+    """16 hex digits: the network's weights and structure, its groups, and the exporters' versions."""
     digest = hashlib.sha256()
-    versions = {name: importlib.metadata.version(name) for name in EXPORTER_PACKAGES[runtime]}
-    facts = [FORMAT_VERSION, runtime, groups.input_shape, code.widths.tolist(), versions, str(model)]
-    digest.update(json.dumps(facts).encode())
+    facts = {
+        "format": FORMAT_VERSION,
+        "input_shape": list(groups.input_shape),
+        "groups": [[group.name, group.channels] for group in groups.groups],
+        "versions": [_version(package) for package in EXPORTER_PACKAGES[runtime]],
+        "structure": str(model),
+    }
+    digest.update(json.dumps(facts, sort_keys=True).encode())
+    for name, dims in sorted(groups.parameters.items()):
+        digest.update(name.encode())
+        for ids in dims:
+            digest.update(b"-" if ids is None else ids.group.tobytes() + ids.position.tobytes())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return f"{runtime}-{digest.hexdigest()[:16]}"
+    return digest.hexdigest()[:16]
+
+
+def _outputs(model: nn.Module, input_shape: Sequence[int]) -> NDArray[np.float64]:
+    """The first outputs for a fixed random image, shape (up to 64,)."""
+    image = np.random.default_rng(0).standard_normal((1, *input_shape[1:])).astype(np.float32)
+    clone = copy.deepcopy(model).cpu().eval()
+    with torch.no_grad():
+        output = clone(torch.from_numpy(image))
+    return output.flatten()[:64].double().numpy()  # type: ignore[no-any-return]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"  # the exporter will say what to install

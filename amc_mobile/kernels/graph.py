@@ -1,172 +1,92 @@
-"""An exported graph in the form that both file formats share, and the labels that width tracing gives it."""
+"""An exported graph as plain data, the same for both file formats."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 from numpy.typing import NDArray
 
-from amc_mobile.channels.groups import ChannelGroups
-from amc_mobile.channels.ids import DimensionIds, Ids
-from amc_mobile.errors import UnsupportedLayer
-from amc_mobile.kernels.widths import Expression, UndecodedInteger, WidthCode
+from amc_mobile.kernels.kernel import Attribute, Shape
 
-SMALL_CONSTANT = 64  # integers that describe shapes come in constants of at most this many values
-TensorName = str | int
-Array = NDArray[Any]
+Value = Hashable  # what a file calls a tensor: TFLite an index, ONNX a name
+Array = NDArray[np.generic]
+SMALL_CONSTANT = 64  # integer constants up to this many elements carry shapes, paddings, permutations
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Node:
-    """An operator. `constants`: input slot -> array; the other slots read activations (None: absent)."""
+    """One operator. `inputs`: None where a slot is left out; `constants`: the values of constant slots."""
 
-    name: str
-    inputs: tuple[TensorName | None, ...]
+    operator: str
+    inputs: tuple[Value | None, ...]
+    outputs: tuple[Value, ...]
     constants: Mapping[int, Array]
-    outputs: tuple[TensorName, ...]
-    attributes: Mapping[str, Any]
+    attributes: Mapping[str, Attribute]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Graph:
+    """Nodes in order of execution. `shapes` and `types` (NumPy names) cover every value that is read or made."""
+
     nodes: tuple[Node, ...]
-    shapes: Mapping[TensorName, tuple[int, ...]]
-    inputs: tuple[TensorName, ...]
-    outputs: tuple[TensorName, ...]
+    shapes: Mapping[Value, Shape]
+    types: Mapping[Value, str]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+
+    def describe(self, index: int) -> str:
+        return f"operator {index} ({self.nodes[index].operator})"
+
+    def consumers(self) -> dict[Value, list[int]]:
+        """The nodes that read each value, in order; a node that reads it twice stands twice."""
+        found: dict[Value, list[int]] = {}
+        for index, node in enumerate(self.nodes):
+            for value in node.inputs:
+                if value is not None:
+                    found.setdefault(value, []).append(index)
+        return found
+
+    def borders(self, nodes: Sequence[int]) -> tuple[tuple[Value, ...], tuple[Value, ...]]:
+        """What `nodes` read from outside and what they make that none of them reads."""
+        chosen = [self.nodes[index] for index in nodes]
+        made = dict.fromkeys(value for node in chosen for value in node.outputs)
+        read = dict.fromkeys(
+            value
+            for node in chosen
+            for slot, value in enumerate(node.inputs)
+            if value is not None and slot not in node.constants
+        )
+        return tuple(v for v in read if v not in made), tuple(v for v in made if v not in read)
+
+    def is_small_integer(self, index: int, slot: int) -> bool:
+        """Whether a constant carries sizes or positions rather than weights."""
+        array = self.nodes[index].constants[slot]
+        return array.dtype.kind == "i" and array.dtype.itemsize >= 4 and array.size <= SMALL_CONSTANT
 
 
-@dataclass(frozen=True)
-class ConstantLabel:
-    """How one constant follows the plan: cut along `ids`, or computed (`values`), or neither."""
-
-    dims: tuple[Expression, ...]
-    ids: tuple[DimensionIds | None, ...] | None = None
-    values: tuple[Expression, ...] | None = None
-
-    @property
-    def changes(self) -> bool:
-        return self.ids is not None or self.values is not None
-
-
-@dataclass
-class Labels:
-    """The expression of every integer of the graph that depends on the widths."""
-
-    shapes: dict[TensorName, tuple[Expression, ...]] = field(default_factory=dict)
-    constants: dict[tuple[int, int], ConstantLabel] = field(default_factory=dict)
-    attributes: dict[tuple[int, str], Expression | tuple[Expression, ...]] = field(default_factory=dict)
-
-
-class Vocabulary:
-    """The distinct channel arrangements of the network's parameters, to be recognised in exported arrays."""
-
-    def __init__(self, groups: ChannelGroups) -> None:
-        self._arrangements: dict[tuple[int, Expression], list[DimensionIds]] = {}
-        seen: set[bytes] = set()
-        for dims in groups.parameters.values():
-            for ids in dims:
-                if ids is None or ids.is_fixed:
-                    continue
-                fingerprint = ids.group.tobytes() + ids.position.tobytes()
-                if fingerprint in seen:
-                    continue
-                seen.add(fingerprint)
-                constant, factors = ids.expression(len(groups.groups))
-                terms = tuple((int(g), int(factors[g])) for g in np.flatnonzero(factors))
-                self._arrangements.setdefault((len(ids), Expression(constant, terms)), []).append(ids)
-
-    def candidates(self, length: int, expression: Expression) -> list[DimensionIds]:
-        canonical = Expression(expression.constant, tuple(sorted(expression.terms)))
-        return self._arrangements.get((length, canonical), [])
-
-
-class Decoder:
-    """Labels the original graph by comparing it with its traces, node by node."""
-
-    def __init__(self, groups: ChannelGroups, code: WidthCode, kept: Sequence[list[Ids]]) -> None:
-        self._code = code
-        self._kept = kept  # per trace, per group
-        self._vocabulary = Vocabulary(groups)
-
-    def decode(self, graphs: Sequence[Graph]) -> Labels:
-        """`graphs`: the original, then the traces. Raises UnsupportedLayer naming the operator that does not decode."""
-        original = graphs[0]
-        counts = {len(graph.nodes) for graph in graphs}
-        if len(counts) != 1:
-            raise UnsupportedLayer("", f"the exported graph has {sorted(counts)} operators at different widths")
-        labels = Labels()
-        for names in zip(*[graph.inputs for graph in graphs], strict=True):
-            labels.shapes[names[0]] = self._dims("input", [g.shapes[n] for g, n in zip(graphs, names, strict=True)], ())
-        for index, nodes in enumerate(zip(*[graph.nodes for graph in graphs], strict=True)):
-            where = f"operator {index} ({nodes[0].name})"
-            if len({(node.name, len(node.inputs), len(node.outputs)) for node in nodes}) != 1:
-                raise UnsupportedLayer("", f"{where} differs between widths: {[node.name for node in nodes]}")
-            local = [e for name in original.nodes[index].inputs if name in labels.shapes for e in labels.shapes[name]]
-            for slot in nodes[0].constants:
-                arrays = [node.constants[slot] for node in nodes]
-                labels.constants[index, slot] = self._constant(f"{where}, constant {slot}", arrays, local)
-            read = local + [e for slot in nodes[0].constants for e in labels.constants[index, slot].dims]
-            for names in zip(*[node.outputs for node in nodes], strict=True):
-                shapes = [graph.shapes[name] for graph, name in zip(graphs, names, strict=True)]
-                labels.shapes[names[0]] = self._dims(f"{where}, output", shapes, read)
-            for key, value in nodes[0].attributes.items():
-                values = [node.attributes[key] for node in nodes]
-                if any(other != value for other in values):
-                    labels.attributes[index, key] = self._attribute(f"{where}, {key}", values, local)
-        return labels
-
-    def _integer(self, where: str, values: Sequence[int], local: Sequence[Expression]) -> Expression:
-        try:
-            return self._code.decode(values, local)
-        except UndecodedInteger as error:
-            raise UnsupportedLayer("", f"{where}: {error}") from error
-
-    def _dims(
-        self, where: str, shapes: Sequence[tuple[int, ...]], local: Sequence[Expression]
-    ) -> tuple[Expression, ...]:
-        if len({len(shape) for shape in shapes}) != 1:
-            raise UnsupportedLayer("", f"{where}: its rank changes with the widths: {list(shapes)}")
-        return tuple(self._integer(f"{where} dim {d}", v, local) for d, v in enumerate(zip(*shapes, strict=True)))
-
-    def _attribute(
-        self, where: str, values: Sequence[Any], local: Sequence[Expression]
-    ) -> Expression | tuple[Expression, ...]:
-        if all(isinstance(value, int) for value in values):
-            return self._integer(where, values, local)
-        if all(isinstance(value, (list, tuple)) for value in values):
-            return tuple(self._integer(where, v, local) for v in zip(*values, strict=True))
-        raise UnsupportedLayer("", f"{where} changes with the widths: {list(values)}")
-
-    def _constant(self, where: str, arrays: Sequence[Array], local: Sequence[Expression]) -> ConstantLabel:
-        first = arrays[0]
-        dims = self._dims(where, [array.shape for array in arrays], local)
-        if all(e.is_constant for e in dims):
-            if all(np.array_equal(first, other) for other in arrays[1:]):
-                return ConstantLabel(dims)
-            if first.dtype.kind == "i" and first.size <= SMALL_CONSTANT:
-                columns = zip(*[array.ravel().tolist() for array in arrays], strict=True)
-                return ConstantLabel(dims, values=tuple(self._integer(where, v, local) for v in columns))
-            raise UnsupportedLayer("", f"{where}: its values change with the widths")
-        options: list[list[DimensionIds | None]] = [
-            [None] if e.is_constant else list(self._vocabulary.candidates(n, e))
-            for e, n in zip(dims, first.shape, strict=True)
+def differences(a: Graph, b: Graph) -> list[str]:
+    """What tells two graphs apart besides their weights and names: operators, shapes, types, attributes, integers."""
+    found = []
+    for index, (one, other) in enumerate(zip_longest(a.nodes, b.nodes)):
+        if one is None or other is None:
+            found.append(f"{len(a.nodes)} operators against {len(b.nodes)}")
+            break
+        left, right = _facts(a, index), _facts(b, index)
+        found += [
+            f"{a.describe(index)} {key}: {left[key]} against {right[key]}" for key in left if left[key] != right[key]
         ]
-        for choice in itertools.product(*options):
-            if all(
-                np.array_equal(cut(first, choice, kept), traced)
-                for kept, traced in zip(self._kept, arrays[1:], strict=True)
-            ):
-                return ConstantLabel(dims, ids=choice)
-        raise UnsupportedLayer("", f"{where} of shape {first.shape} does not follow the kept channels")
+    return found
 
 
-def cut(array: Array, ids: Sequence[DimensionIds | None], kept: list[Ids]) -> Array:
-    """The array at a plan: each dimension reduced to its surviving positions."""
-    for axis, dimension in enumerate(ids):
-        if dimension is not None:
-            array = array.take(dimension.surviving(kept), axis)
-    return array
+def _facts(graph: Graph, index: int) -> dict[str, object]:
+    node = graph.nodes[index]
+    return {
+        "operator": node.operator,
+        "inputs": tuple(None if v is None else (graph.shapes[v], graph.types[v]) for v in node.inputs),
+        "outputs": tuple((graph.shapes[v], graph.types[v]) for v in node.outputs),
+        "attributes": dict(node.attributes),
+        "integers": {s: c.ravel().tolist() for s, c in node.constants.items() if graph.is_small_integer(index, s)},
+    }

@@ -1,4 +1,4 @@
-"""A kernel: one unit of work of an exported graph, as the runtime executes it. The latency table's key. Needs no torch."""
+"""A kernel: one unit of work of an exported graph, and the key of the latency table. Needs no torch."""
 
 from __future__ import annotations
 

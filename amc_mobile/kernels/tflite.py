@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from amc_mobile.channels.groups import ChannelGroups
 from amc_mobile.errors import UnsupportedLayer
-from amc_mobile.kernels.graph import Array, Graph, Labels, Node
-from amc_mobile.kernels.kernel import GLUE_NAMES
-from amc_mobile.kernels.template import PlanCutter, Template
+from amc_mobile.kernels.graph import Array, Graph, Node, Value
+from amc_mobile.kernels.kernel import GLUE_NAMES, Attribute
+from amc_mobile.kernels.labels import Cut
+from amc_mobile.kernels.template import Template
 
 OPERATOR_NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
 DTYPES = {
@@ -22,13 +22,16 @@ DTYPES = {
     schema.TensorType.UINT8: np.uint8, schema.TensorType.INT16: np.int16, schema.TensorType.INT32: np.int32,
     schema.TensorType.INT64: np.int64, schema.TensorType.BOOL: np.bool_,
 }  # fmt: skip
+ALIGNMENT = 16  # bytes; the schema asks for it, and interpreters map weights from the file as they lie
 
 
 def parse(content: bytes) -> Any:
-    """The file as a schema object. Large buffers may lie outside the FlatBuffer: they are brought in."""
+    """The file as a schema object. Raises ValueError when it is not a .tflite file."""
+    if content[4:8] != b"TFL3":
+        raise ValueError("not a .tflite file")
     model = schema.ModelT.InitFromPackedBuf(content, 0)
     for buffer in model.buffers:
-        if buffer.offset > 1:
+        if buffer.offset > 1:  # large buffers may lie behind the FlatBuffer
             buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
             buffer.offset = buffer.size = 0
     if len(model.subgraphs) != 1:
@@ -44,191 +47,181 @@ def to_graph(model: Any) -> Graph:
         inputs = [int(i) for i in operator.inputs]
         nodes.append(
             Node(
-                name=operator_name(model, operator),
+                operator=_operator_name(model, operator),
                 inputs=tuple(None if i < 0 else i for i in inputs),
-                constants={slot: constants[i] for slot, i in enumerate(inputs) if i in constants},
                 outputs=tuple(int(i) for i in operator.outputs),
+                constants={slot: constants[i] for slot, i in enumerate(inputs) if i in constants},
                 attributes=_attributes(operator),
             )
         )
-    shapes = {i: _shape(tensor) for i, tensor in enumerate(subgraph.tensors)}
-    return Graph(tuple(nodes), shapes, tuple(map(int, subgraph.inputs)), tuple(map(int, subgraph.outputs)))
+    shapes: dict[Value, tuple[int, ...]] = {i: _shape(tensor) for i, tensor in enumerate(subgraph.tensors)}
+    types: dict[Value, str] = {i: np.dtype(_dtype(tensor)).name for i, tensor in enumerate(subgraph.tensors)}
+    inputs_, outputs = tuple(map(int, subgraph.inputs)), tuple(map(int, subgraph.outputs))
+    return Graph(tuple(nodes), shapes, types, inputs_, outputs)
 
 
-def operator_name(model: Any, operator: Any) -> str:
+def _operator_name(model: Any, operator: Any) -> str:
     code = model.operatorCodes[operator.opcodeIndex]
-    return OPERATOR_NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
+    return str(OPERATOR_NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)])
 
 
 def _shape(tensor: Any) -> tuple[int, ...]:
     return () if tensor.shape is None else tuple(int(n) for n in tensor.shape)
 
 
+def _dtype(tensor: Any) -> Any:
+    if tensor.type not in DTYPES:
+        raise UnsupportedLayer("", f"tensor {tensor.name!r} has TFLite type {tensor.type}, which is not supported")
+    return DTYPES[tensor.type]
+
+
 def _constant(model: Any, tensor: Any) -> Array | None:
     data = model.buffers[tensor.buffer].data
     if data is None or len(data) == 0:
         return None
-    return np.frombuffer(np.asarray(data, np.uint8).tobytes(), DTYPES[tensor.type]).reshape(_shape(tensor))
+    # A copy: views into the file would be unaligned and slow to slice.
+    return np.frombuffer(np.asarray(data, np.uint8).tobytes(), _dtype(tensor)).reshape(_shape(tensor))
 
 
-def _attributes(operator: Any) -> dict[str, Any]:
-    options = operator.builtinOptions
-    if options is None:
-        return {}
-    return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in vars(options).items()}
+def _attributes(operator: Any) -> dict[str, Attribute]:
+    found: dict[str, Attribute] = {}
+    for options in (operator.builtinOptions, operator.builtinOptions2):
+        for name, value in vars(options).items() if options is not None else ():
+            found[name] = tuple(value.tolist()) if isinstance(value, np.ndarray) else value
+    return found
 
 
 class TfliteTemplate(Template):
-    """A .tflite file whose every width follows the plan."""
+    """A .tflite file whose every width follows the plan. `_source`: the parsed original."""
 
     runtime = "tflite"
 
-    def __init__(self, groups: ChannelGroups, model: Any, graph: Graph, labels: Labels) -> None:
-        self._model = model
-        super().__init__(groups, graph, labels)
+    def __init__(self, source: Any, *facts: Any) -> None:
+        self._source = source
+        super().__init__(*facts)
 
     def units(self) -> list[list[int]]:
         """Operators one by one; PAD, QUANTIZE and DEQUANTIZE belong to their consumer where it is the only one."""
-        readers: dict[Any, int] = {}
-        for node in self._graph.nodes:
-            for name in node.inputs:
-                readers[name] = readers.get(name, 0) + 1
+        readers = self._graph.consumers()
         units: list[list[int]] = []
-        pending: dict[Any, list[int]] = {}
+        pending: dict[Value, list[int]] = {}
         for index, node in enumerate(self._graph.nodes):
-            unit = [earlier for name in node.inputs for earlier in pending.pop(name, [])] + [index]
+            unit = [earlier for value in node.inputs for earlier in pending.pop(value, [])] + [index]
             output = node.outputs[0]
-            if node.name in GLUE_NAMES and readers.get(output) == 1 and output not in self._graph.outputs:
+            if node.operator in GLUE_NAMES and len(readers.get(output, ())) == 1 and output not in self._graph.outputs:
                 pending[output] = unit
             else:
                 units.append(unit)
         return units
 
-    def build(self, cutter: PlanCutter, nodes: Sequence[int] | None) -> bytes:
-        return _Builder(self._model, self._graph, self._labels, cutter).build(nodes)
+    def build(self, cut: Cut, nodes: Sequence[int] | None) -> bytes:
+        return _Writer(self._source, self._graph, cut).write(nodes)
 
 
-class _Builder:
+class _AlignedBuffer(schema.BufferT):  # type: ignore[misc]
+    """Packs its bytes at ALIGNMENT, which the generated code does not."""
+
+    def __init__(self, array: Array) -> None:
+        super().__init__()
+        self.data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+    def Pack(self, builder: Any) -> Any:  # noqa: N802
+        builder.StartVector(1, self.data.size, ALIGNMENT)
+        builder.head -= self.data.size
+        builder.Bytes[builder.head : builder.head + self.data.size] = self.data.tobytes()
+        offset = builder.EndVector()
+        schema.BufferStart(builder)
+        schema.BufferAddData(builder, offset)
+        return schema.BufferEnd(builder)
+
+
+class _Writer:
     """Writes one file."""
 
-    def __init__(self, model: Any, graph: Graph, labels: Labels, cutter: PlanCutter) -> None:
-        self._source, self._graph, self._labels, self._cutter = model, graph, labels, cutter
-        self._model = schema.ModelT()
-        self._model.version = 3
-        self._model.description = model.description
-        self._model.buffers = [schema.BufferT()]  # buffer 0 is empty by convention
-        self._model.operatorCodes = []
-        self._subgraph = schema.SubGraphT()
-        self._subgraph.name = model.subgraphs[0].name
-        self._subgraph.tensors, self._subgraph.operators = [], []
-        self._model.subgraphs = [self._subgraph]
-        self._activations: dict[int, int] = {}
-        self._constants: dict[tuple[int, Any], int] = {}
-        self._copies: dict[int, int] = {}
-        self._codes: dict[int, int] = {}
+    def __init__(self, source: Any, graph: Graph, cut: Cut) -> None:
+        self._source, self._graph, self._cut = source, graph, cut
+        self._old = source.subgraphs[0]
+        self._tensors: list[Any] = []
+        self._buffers: list[Any] = [schema.BufferT()]  # buffer 0 is empty by convention
+        self._codes: list[Any] = []
+        self._activations: dict[Value, int] = {}
+        self._constants: dict[Hashable, int] = {}
+        self._copies: dict[Value, int] = {}
+        self._code_of: dict[int, int] = {}
 
-    def build(self, nodes: Sequence[int] | None) -> bytes:
+    def write(self, nodes: Sequence[int] | None) -> bytes:
         chosen = range(len(self._graph.nodes)) if nodes is None else nodes
-        for index in chosen:
-            self._add_operator(index)
-        if nodes is None:
-            inputs, outputs = list(self._graph.inputs), list(self._graph.outputs)
-        else:
-            made = {name for index in chosen for name in self._graph.nodes[index].outputs}
-            read = [
-                name
-                for index in chosen
-                for slot, name in enumerate(self._graph.nodes[index].inputs)
-                if name is not None and slot not in self._graph.nodes[index].constants
-            ]
-            inputs = [name for name in dict.fromkeys(read) if name not in made]
-            outputs = [n for index in chosen for n in self._graph.nodes[index].outputs if n not in read]
-        self._subgraph.inputs = [self._activation(int(name)) for name in inputs]
-        self._subgraph.outputs = [self._activation(int(name)) for name in outputs]
-        self._model.signatureDefs = [self._signature()]
-        size = sum(len(buffer.data) for buffer in self._model.buffers if buffer.data is not None)
-        builder = flatbuffers.Builder(size + 65536)
-        builder.Finish(self._model.Pack(builder), b"TFL3")
+        subgraph = schema.SubGraphT()
+        subgraph.name = self._old.name
+        subgraph.operators = [self._operator(index) for index in chosen]
+        inputs, outputs = (self._graph.inputs, self._graph.outputs) if nodes is None else self._graph.borders(nodes)
+        subgraph.inputs = [self._activation(value) for value in inputs]
+        subgraph.outputs = [self._activation(value) for value in outputs]
+        subgraph.tensors = self._tensors
+        model = schema.ModelT()
+        model.version, model.description = 3, self._source.description
+        model.operatorCodes, model.buffers, model.subgraphs = self._codes, self._buffers, [subgraph]
+        model.signatureDefs = [_signature(subgraph)]
+        weights = sum(len(buffer.data) + ALIGNMENT for buffer in self._buffers if buffer.data is not None)
+        builder = flatbuffers.Builder(weights + 1024 * (len(self._tensors) + 4))
+        builder.Finish(model.Pack(builder), b"TFL3")
         return bytes(builder.Output())
 
-    def _add_operator(self, index: int) -> None:
-        operator = copy.copy(self._source.subgraphs[0].operators[index])
-        node = self._graph.nodes[index]
-        if operator.opcodeIndex not in self._codes:
-            self._codes[operator.opcodeIndex] = len(self._model.operatorCodes)
-            self._model.operatorCodes.append(self._source.operatorCodes[operator.opcodeIndex])
-        changed = {key: value for (owner, key), value in self._labels.attributes.items() if owner == index}
+    def _operator(self, index: int) -> Any:
+        node, operator = self._graph.nodes[index], copy.copy(self._old.operators[index])
+        code = operator.opcodeIndex
+        if code not in self._code_of:
+            self._code_of[code] = len(self._codes)
+            self._codes.append(self._source.operatorCodes[code])
+        changed = self._cut.changed_attributes(index)
         if changed:
             operator.builtinOptions = copy.copy(operator.builtinOptions)
-            for key, value in changed.items():
-                at = self._cutter.widths
-                new = [e.at(at) for e in value] if isinstance(value, tuple) else value.at(at)
-                setattr(operator.builtinOptions, key, new)
-        tensors = []
-        for slot, name in enumerate(node.inputs):
-            if name is None:
-                tensors.append(-1)
-            elif slot in node.constants:
-                tensors.append(self._constant(index, slot, int(name)))
-            else:
-                tensors.append(self._activation(int(name)))
-        operator.opcodeIndex = self._codes[operator.opcodeIndex]
+            for name, value in changed.items():
+                setattr(operator.builtinOptions, name, list(value) if isinstance(value, tuple) else value)
+        tensors = [
+            -1 if value is None else self._constant(index, slot) if slot in node.constants else self._activation(value)
+            for slot, value in enumerate(node.inputs)
+        ]
+        operator.opcodeIndex = self._code_of[code]
         operator.inputs = np.array(tensors, np.int32)
-        operator.outputs = np.array([self._activation(int(name)) for name in node.outputs], np.int32)
-        self._subgraph.operators.append(operator)
+        operator.outputs = np.array([self._activation(value) for value in node.outputs], np.int32)
+        return operator
 
-    def _activation(self, name: int) -> int:
-        if name not in self._activations:
-            tensor = copy.copy(self._source.subgraphs[0].tensors[name])
-            tensor.shape = np.array(self._cutter.shape(self._labels.shapes[name]), np.int32)
+    def _activation(self, value: Value) -> int:
+        if value not in self._activations:
+            tensor = copy.copy(self._old.tensors[value])
+            tensor.shape = np.array(self._cut.shape(value), np.int32)
             tensor.buffer, tensor.shapeSignature = 0, None
-            self._activations[name] = self._append(tensor)
-        return self._activations[name]
+            self._activations[value] = self._append(tensor)
+        return self._activations[value]
 
-    def _constant(self, index: int, slot: int, name: int) -> int:
+    def _constant(self, index: int, slot: int) -> int:
         # Constants that are equal in the original can differ at a plan, e.g. the zero biases of two groups.
-        label = self._labels.constants[index, slot]
-        key = (name, (label.ids and tuple(map(id, label.ids)), label.values))
-        if key not in self._constants:
-            tensor = copy.copy(self._source.subgraphs[0].tensors[name])
-            copies = self._copies[name] = self._copies.get(name, 0) + 1
+        identity = self._cut.identity(index, slot)
+        if identity not in self._constants:
+            value = self._graph.nodes[index].inputs[slot]
+            tensor = copy.copy(self._old.tensors[value])
+            copies = self._copies[value] = self._copies.get(value, 0) + 1
             if copies > 1:  # names have to stay unique, or quantisers refuse the file
                 suffix = f".{copies}"
                 tensor.name = tensor.name + (suffix.encode() if isinstance(tensor.name, bytes) else suffix)
-            array = self._cutter.constant(index, slot, self._graph.nodes[index].constants[slot])
-            tensor.quantization = self._quantization(tensor.quantization, index, slot)
-            buffer = schema.BufferT()
-            buffer.data = np.frombuffer(np.ascontiguousarray(array).data, np.uint8) if array.size else None
-            self._model.buffers.append(buffer)
-            tensor.shape, tensor.buffer = np.array(array.shape, np.int32), len(self._model.buffers) - 1
-            self._constants[key] = self._append(tensor)
-        return self._constants[key]
-
-    def _quantization(self, parameters: Any, index: int, slot: int) -> Any:
-        """Scales and zero points per channel, cut like the channels."""
-        ids = self._labels.constants[index, slot].ids
-        if parameters is None or parameters.scale is None or len(parameters.scale) < 2 or ids is None:
-            return parameters
-        dimension = ids[parameters.quantizedDimension]
-        if dimension is None:
-            return parameters
-        cut = copy.copy(parameters)
-        positions = self._cutter.positions(dimension)
-        cut.scale = np.asarray(cut.scale)[positions]
-        if cut.zeroPoint is not None and len(cut.zeroPoint) > 1:
-            cut.zeroPoint = np.asarray(cut.zeroPoint)[positions]
-        return cut
+            array = self._cut.constant(index, slot)
+            self._buffers.append(_AlignedBuffer(array))
+            tensor.shape, tensor.buffer = np.array(array.shape, np.int32), len(self._buffers) - 1
+            self._constants[identity] = self._append(tensor)
+        return self._constants[identity]
 
     def _append(self, tensor: Any) -> int:
-        self._subgraph.tensors.append(tensor)
-        return len(self._subgraph.tensors) - 1
+        self._tensors.append(tensor)
+        return len(self._tensors) - 1
 
-    def _signature(self) -> Any:
-        signature = schema.SignatureDefT()
-        signature.signatureKey, signature.subgraphIndex = "serving_default", 0
-        signature.inputs = [_tensor_map(f"args_{i}", t) for i, t in enumerate(self._subgraph.inputs)]
-        signature.outputs = [_tensor_map(f"output_{i}", t) for i, t in enumerate(self._subgraph.outputs)]
-        return signature
+
+def _signature(subgraph: Any) -> Any:
+    signature = schema.SignatureDefT()
+    signature.signatureKey, signature.subgraphIndex = "serving_default", 0
+    signature.inputs = [_tensor_map(f"args_{i}", t) for i, t in enumerate(subgraph.inputs)]
+    signature.outputs = [_tensor_map(f"output_{i}", t) for i, t in enumerate(subgraph.outputs)]
+    return signature
 
 
 def _tensor_map(name: str, index: int) -> Any:

@@ -14,7 +14,7 @@ from amc_mobile.channels.structure import ChannelGroups
 from amc_mobile.errors import InvalidConfig
 from amc_mobile.pruning.elimination import Fit, eliminate
 from amc_mobile.pruning.gram import GramStatistics, LayerGram, group_channels
-from amc_mobile.pruning.least_squares import ridged
+from amc_mobile.pruning.least_squares import factorised
 
 METHODS = ("backward", "l1")
 # A layer with more columns takes over 10 CPU seconds and 0.5 GB: its groups are ordered by L1.
@@ -47,7 +47,7 @@ def channel_order(
         if method == "backward" and all(len(r.weight) <= MAX_ELIMINATION_COLUMNS for r in readers.values()):
             for name, reader in readers.items():
                 if name not in inverses:
-                    inverses[name] = torch.cholesky_inverse(torch.linalg.cholesky(ridged(reader.moment, ridge)))
+                    inverses[name] = torch.cholesky_inverse(factorised(reader.moment, ridge))
                 fit = _fit(reader, inverses[name], index, group.channels)
                 fits += [fit] if fit is not None else []
         if fits:

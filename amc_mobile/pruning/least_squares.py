@@ -19,11 +19,63 @@ def ridged(moment: Tensor, ridge: float) -> Tensor:
     return result
 
 
+def factorised(moment: Tensor, ridge: float) -> Tensor:
+    """The lower Cholesky factor of the ridged moment.
+
+    Moments are sums of float32 products: where rounding leaves one indefinite, the ridge grows until it is not.
+    """
+    factor: Tensor
+    factor, failed = torch.linalg.cholesky_ex(ridged(moment, ridge))
+    while int(failed) != 0:
+        ridge = max(ridge * 10, 1e-12)
+        factor, failed = torch.linalg.cholesky_ex(ridged(moment, ridge))
+    return factor
+
+
 def corrected(moment: Tensor, gradient: Tensor, ridge: float) -> Tensor:
     """The (n, outputs) change of weights that solves (moment + ridge) change = gradient.
 
     `gradient`: X'(Y - X W) / rows for the weights W now in place. A ridge on the change, not on the weights, leaves
     them as they are in directions that the sample says nothing about.
     """
-    factor = torch.linalg.cholesky(ridged(moment, ridge))
-    return torch.cholesky_solve(gradient, factor)
+    return torch.cholesky_solve(gradient, factorised(moment, ridge))
+
+
+class Moments:
+    """What least squares needs to know of rows X and residuals R = Y - X W; float32 products, added up in float64."""
+
+    def __init__(self, columns: int, outputs: int) -> None:
+        self.square = torch.zeros(columns, columns, dtype=torch.float64)
+        self.product = torch.zeros(columns, outputs, dtype=torch.float64)
+        self.mean = torch.zeros(columns, dtype=torch.float64)
+        self.residual_mean = torch.zeros(outputs, dtype=torch.float64)
+        self.rows = 0
+
+    def add(self, rows: Tensor, residuals: Tensor) -> None:
+        self.square += rows.T @ rows
+        self.product += rows.T @ residuals
+        self.mean += rows.sum(0)
+        self.residual_mean += residuals.sum(0)
+        self.rows += len(rows)
+
+    def __add__(self, other: Moments) -> Moments:
+        total = Moments(*self.product.shape)
+        for name in ("square", "product", "mean", "residual_mean", "rows"):
+            setattr(total, name, getattr(self, name) + getattr(other, name))
+        return total
+
+    def fit(self, ridge: float, *, intercept: bool) -> tuple[Tensor, Tensor]:
+        """(change of the weights (columns, outputs), change of the intercept (outputs,))"""
+        square, product = self.square / self.rows, self.product / self.rows
+        mean, residual_mean = self.mean / self.rows, self.residual_mean / self.rows
+        if not intercept:
+            return corrected(square, product, ridge), torch.zeros_like(residual_mean)
+        centred = product - torch.outer(mean, residual_mean)
+        change = corrected(square - torch.outer(mean, mean), centred, ridge)
+        return change, residual_mean - mean @ change
+
+    def gain(self, change: Tensor, intercept: Tensor) -> Tensor:
+        """(outputs,): by how much a change lowers the mean squared residual on these rows; negative if it does not."""
+        explained = 2 * (change * self.product).sum(0) + 2 * intercept * self.residual_mean
+        cost = (change * (self.square @ change)).sum(0) + 2 * intercept * (self.mean @ change)
+        return (explained - cost) / self.rows - intercept**2

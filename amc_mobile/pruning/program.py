@@ -59,7 +59,8 @@ def arguments(node: Node) -> dict[str, Any]:
 class Program:
     """The graph of `model` in evaluation mode for batches of the size of `example`; the model is not changed.
 
-    `state`: the values of parameters, buffers and constants by name; a run reads them at every node.
+    `state`: the values of parameters, buffers and constants by name; a run reads them at every node. `readers`: how
+    many nodes read each.
     """
 
     def __init__(self, model: nn.Module, example: Tensor) -> None:
@@ -88,6 +89,7 @@ class Program:
             )
             if node.op == "placeholder" and name:
                 self.names[node] = first_name.get(name, name)
+        self.readers = Counter(name for node, name in self.names.items() for _ in node.users)
         self.steps = tuple(step for node in self.nodes if (step := self._layer_step(node)) is not None)
 
     def name_of(self, node: Any) -> str | None:
@@ -95,8 +97,7 @@ class Program:
 
     def single_steps(self) -> dict[Node, LayerStep]:
         """The steps, by node, of layers whose weight nothing else in the network reads."""
-        readers = Counter(name for node, name in self.names.items() for _ in node.users)
-        return {step.node: step for step in self.steps if readers[f"{step.layer}.weight"] == 1}
+        return {step.node: step for step in self.steps if self.readers[f"{step.layer}.weight"] == 1}
 
     def norm_of(self, node: Node) -> NormStep | None:
         """The batch norm that `node` is, if it is one with running statistics."""

@@ -134,8 +134,8 @@ class PlanScorer:
 class PlanMeasurer:
     """Measures plans next to the original, so that a busy moment meets both, and remembers them in the run.
 
-    A plan's latency is its share of the original's in the same rounds times `reference_ms`, the original's p50 at
-    profiling time (LATENCY P8: the ratio cancels drift).
+    A plan's latency is `reference_ms`, the original's p50 at profiling time, over the median speed-up of alternating
+    rounds: the ratio cancels drift.
     """
 
     def __init__(self, latency: LatencyModel, run: Run, reconstructor: Reconstructor, reference_ms: float) -> None:
@@ -152,12 +152,16 @@ class PlanMeasurer:
             predicted = float(self._latency.p50_ms(widths[None])[0])
             file = self._latency.template.model_at(self._reconstructor.kept(widths))
             pair = measure_pair(self._latency.device, self._original, file, self._latency.protocol)
-            scale = self._reference_ms / pair.before.p50_ms
+            slowest = pair.speedup_interval[0]
+            measured = self._reference_ms / pair.speedup
             row = {
-                "predicted_ms": predicted, "measured_ms": pair.after.p50_ms * scale,
-                "ci_high_ms": pair.after.ci_high_ms * scale, "low_ms": pair.after.low_ms * scale,
-                "raw_p50_ms": pair.after.p50_ms, "raw_original_p50_ms": pair.before.p50_ms,
-            }  # fmt: skip
+                "predicted_ms": predicted,
+                "measured_ms": measured,
+                "ci_high_ms": self._reference_ms / slowest,
+                "low_ms": measured * pair.after.low_ms / pair.after.p50_ms,
+                "raw_p50_ms": pair.after.p50_ms,
+                "raw_original_p50_ms": pair.before.p50_ms,
+            }
             self._known[key] = row
             self._run.write("measured", {"plans": self._known})
             self._take(key, row)
@@ -238,7 +242,7 @@ def search_plan(
             "budget": {"unit": wanted.unit, "limit": limit, "asked": wanted.asked, "reference_ms": reference_ms},
             "policy": wanted.policy, "episodes": result.episodes, "evaluations": result.evaluations,
             "measurements": result.measurements, "reward": result.reward, "episode": result.episode,
-            "predicted_cost": result.predicted_cost, "measured_ms": result.measured_ms,
+            "predicted_cost": _predicted(plan.widths, budget, latency), "measured_ms": result.measured_ms,
             "ci_high_ms": result.ci_high_ms, "plan": plan.to_document(),
             "macs": float(costs.macs(plan.widths)), "original_macs": float(costs.macs(network.groups.sizes)),
             "parameters": float(costs.parameters(plan.widths)),
@@ -255,6 +259,11 @@ def search_plan(
     finally:
         if latency is not None:
             latency.close()
+
+
+def _predicted(widths: Widths, budget: Budget, latency: LatencyModel | None) -> float:
+    """In the budget's unit; a latency without the error band that the search adds to it."""
+    return float(latency.p50_ms(widths[None])[0]) if latency is not None else budget.cost_of(widths)
 
 
 def _cost(unit: Unit, costs: CostModel, latency: LatencyModel | None) -> Callable[[Widths], NDArray[np.float64]]:

@@ -51,7 +51,7 @@ def test_moments_hold_for_every_geometry_of_a_layer() -> None:
         second = (layer.weight * layer.projection).sum(0)
         assert torch.allclose(second, (outputs - bias).square().mean(0), rtol=1e-4), name
         assert torch.allclose(layer.mean @ layer.weight, (outputs - bias).mean(0), atol=1e-5), name
-        assert layer.output_variance == pytest.approx(float(outputs.var(0, correction=0).sum()), rel=1e-4)
+        assert layer.output_variance == pytest.approx(float(outputs.var(0, correction=0).sum()), rel=1e-3)
 
 
 @pytest.mark.parametrize("name", PRUNABLE)

@@ -1,0 +1,103 @@
+"""How long a template takes for a whole model, for one kernel and for a kernel's key, against the true exporter.
+
+Prints a table, or with --json one document: name, figures (ms of process time), baselines (seconds of the exporter),
+conditions. --quick measures a narrow MobileNetV2 only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from amc_mobile.channels import surgery
+from amc_mobile.channels.groups import find_groups
+from amc_mobile.channels.prove import random_kept
+from amc_mobile.kernels.cache import EXPORTERS, load_or_build
+from amc_mobile.models.registry import MODELS
+
+
+def timed_ms(run: Callable[[], object], repeats: int) -> float:
+    """Median process time of one call, ms: other programs on the machine count little."""
+    run()
+    samples = []
+    for _ in range(repeats):
+        start = time.process_time()
+        run()
+        samples.append((time.process_time() - start) * 1e3)
+    return statistics.median(samples)
+
+
+def measure(name: str, width: float, size: int, runtime: str) -> tuple[dict[str, float], dict[str, float]]:
+    shape = (1, 3, size, size)
+    model = MODELS[name].factory(num_classes=1000, width_multiplier=width, input_size=size).eval()
+    groups = find_groups(model, torch.zeros(shape))
+    kept = random_kept(groups, np.random.default_rng(0))
+    widths = np.array([len(kept[group]) for group in groups.names], dtype=np.int64)
+    with tempfile.TemporaryDirectory() as folder:
+        EXPORTERS[runtime](model, shape, Path(folder) / "warm")  # the converter's import and first call
+        start = time.process_time()
+        EXPORTERS[runtime](surgery.apply(model, groups, kept), shape, Path(folder) / "true")
+        export_s = time.process_time() - start
+        load_or_build(model, groups, runtime, Path(folder))
+        start = time.process_time()
+        template = load_or_build(model, groups, runtime, Path(folder))
+        decode_s = time.process_time() - start
+    sites = range(len(template.sites))
+    rng = np.random.default_rng(0)
+    plans = [rng.integers(2, template.sizes + 1) for _ in range(20)]
+    start = time.process_time()
+    for plan in plans:
+        template.kernels(plan)
+    fresh_us = (time.process_time() - start) / len(plans) / len(sites) * 1e6
+    figures = {
+        "ms_per_plan": timed_ms(lambda: template.model_at(kept), 15),
+        "ms_per_kernel": timed_ms(lambda: [template.cut_at_widths(i, widths) for i in sites], 5) / len(sites),
+        "us_per_new_kernel_key": fresh_us,
+        "us_per_known_kernel_key": timed_ms(lambda: template.kernels(widths), 15) / len(sites) * 1e3,
+        "s_per_load": decode_s,
+        "kernels": float(len(sites)),
+    }
+    return figures, {"export_s_per_plan": export_s}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    cases = [("mobilenet_v2", 0.5, 32)] if options.quick else [("mobilenet_v2", 1.0, 224), ("resnet50", 1.0, 224)]
+    runtimes = ["onnxruntime", *(["tflite"] if find_spec("litert_torch") else [])]
+    figures: dict[str, float] = {}
+    baselines: dict[str, float] = {}
+    for name, width, size in cases:
+        for runtime in runtimes:
+            found, base = measure(name, width, size, runtime)
+            figures |= {f"{name}.{runtime}.{key}": round(value, 3) for key, value in found.items()}
+            baselines |= {f"{name}.{runtime}.{key}": round(value, 3) for key, value in base.items()}
+    preferred = f"mobilenet_v2.{runtimes[-1]}."
+    figures = {key: figures[preferred + key] for key in ("ms_per_plan", "ms_per_kernel")} | figures
+    conditions = {
+        "machine": platform.machine(), "python": platform.python_version(), "torch": torch.__version__, "threads": 1,
+        "cases": [f"{name} x{width} @{size}" for name, width, size in cases], "headline": preferred.rstrip("."),
+    }  # fmt: skip
+    if options.json:
+        document = {"name": "template", "figures": figures, "baselines": baselines, "conditions": conditions}
+        print(json.dumps(document, indent=1))
+        return
+    for key, value in {**figures, **baselines}.items():
+        print(f"{key:55} {value:12.3f}")
+
+
+if __name__ == "__main__":
+    main()

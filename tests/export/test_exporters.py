@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from amc_mobile.errors import InvalidInput, MissingDependency, UnsupportedLayer
+from amc_mobile.export.converters import quiet
+from amc_mobile.export.parity import file_logits, parity
+from amc_mobile.export.to_onnx import to_onnx
+from amc_mobile.export.to_tflite import to_tflite
+
+SHAPE = (1, 3, 10, 8)
+EXPORTERS = {"onnx": to_onnx, "tflite": to_tflite}
+FORMATS = [
+    "onnx",
+    pytest.param(
+        "tflite", marks=pytest.mark.skipif(find_spec("litert_torch") is None, reason="needs the tflite extra")
+    ),
+]
+
+
+def three_layers() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU6(), nn.Flatten(), nn.Linear(8 * 5 * 4, 5)
+    )
+
+
+class Sorted(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.linalg.eigvals(x[0, 0, :8, :8]).real[None]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_an_exported_file_computes_what_torch_computes_and_nothing_is_printed(
+    form: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = three_layers()  # in training mode, as it comes from training
+    path = tmp_path / f"model.{form}"
+    EXPORTERS[form](model, SHAPE, path)
+    printed = capfd.readouterr()
+    images = np.random.default_rng(0).standard_normal((6, *SHAPE[1:])).astype(np.float32)
+    assert model.training
+    with torch.no_grad():
+        reference = model.eval()(torch.from_numpy(images)).numpy()
+    found = parity(file_logits(path, images), reference)
+    assert found.max_abs < 1e-5 < found.largest_logit
+    assert (found.top1_agreement, found.images) == (1.0, 6)
+    assert (printed.out, printed.err) == ("", "")
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_network_that_cannot_be_exported_leaves_no_file(form: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedLayer, match="cannot"):
+        EXPORTERS[form](Sorted(), SHAPE, tmp_path / f"model.{form}")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", FORMATS[1:])
+def test_image_outputs_are_channels_last_in_tflite(form: str, tmp_path: Path) -> None:
+    path = tmp_path / f"model.{form}"
+    EXPORTERS[form](nn.Conv2d(3, 7, 3), SHAPE, path)
+    outputs = file_logits(path, np.zeros(SHAPE, dtype=np.float32))
+    assert outputs.shape == (1, 8, 6, 7)
+
+
+def test_a_missing_converter_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "litert_torch", None)  # what an import of a missing package does
+    with pytest.raises(MissingDependency) as caught:
+        to_tflite(three_layers(), SHAPE, tmp_path / "model.tflite")
+    assert "amc-mobile[tflite]" in caught.value.next_step
+
+
+def test_parity_counts_images_whose_class_changed() -> None:
+    reference = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 2.0], [3.0, 0.0]], dtype=np.float32)
+    outputs = reference.copy()
+    outputs[0] = [0.0, 0.5]
+    found = parity(outputs, reference)
+    assert (found.max_abs, found.largest_logit, found.top1_agreement) == (1.0, 3.0, 0.75)
+    assert found.to_document()["images"] == 4
+
+
+def test_parity_takes_the_two_formats_only(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"not a \.tflite or \.onnx file"):
+        file_logits(tmp_path / "model.pt", np.zeros(SHAPE, dtype=np.float32))
+
+
+def test_output_comes_back_after_silence(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="inside"), quiet():
+        print("lost")
+        raise ValueError("inside")
+    print("heard")
+    assert capfd.readouterr().out == "heard\n"

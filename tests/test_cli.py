@@ -1,0 +1,144 @@
+"""The command line: help, exit codes, and errors a user can act on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+COMMANDS = ("models", "devices", "train", "profile", "search", "finetune", "export", "measure", "table show", "report")
+PROGRAM = "from amc_mobile.cli import main; main()"
+
+
+def amc(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+
+
+def assert_clear_error(done: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    line = next(line for line in done.stderr.splitlines() if line.startswith("error: "))
+    for word in words:
+        assert word in line + done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_and_needs_no_torch(command: str, tmp_path: Path) -> None:
+    program = f"import sys; sys.argv=['amc-mobile', *{command.split()!r}, '--help']\nfrom amc_mobile.cli import main\n"
+    program += "try: main()\nfinally: print('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert "Example: amc-mobile" in done.stdout
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_every_command_is_in_the_readme() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    assert [command for command in COMMANDS if f"`{command}" not in readme] == []
+
+
+def test_models_prints_one_json_document(tmp_path: Path) -> None:
+    done = amc("models", "--json", cwd=tmp_path)
+    assert {"mobilenet_v1", "resnet56"} <= {entry["name"] for entry in json.loads(done.stdout)["models"]}
+
+
+def test_an_unknown_command_is_a_usage_error(tmp_path: Path) -> None:
+    assert amc("prune", cwd=tmp_path).returncode == 2
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    done = amc("search", "--macs-ratio", "0.5", "--model", "resnet20", "--data", "digits", "--checkpoint", "no.pt",
+               cwd=tmp_path)  # fmt: skip
+    assert_clear_error(done, "no.pt", "--checkpoint")
+
+
+def test_a_checkpoint_of_another_shape_is_named(tmp_path: Path) -> None:
+    torch.save(nn.Conv2d(3, 4, 1).state_dict(), tmp_path / "other.pt")
+    done = amc("search", "--macs-ratio", "0.5", "--model", "resnet20", "--data", "digits", "--checkpoint", "other.pt",
+               cwd=tmp_path)  # fmt: skip
+    assert_clear_error(done, "other.pt")
+
+
+def test_a_network_with_control_flow_is_named(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Gate(nn.Module):\n"
+        "    def forward(self, x):\n        return x if x.mean() > 0 else -x\n"
+        "def build(num_classes=10):\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3), Gate(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))\n"
+    )
+    done = amc("search", "--macs-ratio", "0.5", "--model", "net.py:build", "--input-size", "32", "--data", "digits",
+               cwd=tmp_path)  # fmt: skip
+    assert_clear_error(done, "1")
+
+
+def test_a_budget_below_the_smallest_plan_says_what_can_be_reached(tmp_path: Path) -> None:
+    done = amc("search", "--macs-ratio", "0.01", "--model", "resnet20", "--data", "digits", cwd=tmp_path)
+    assert_clear_error(done, "smallest plan", "M MACs")
+
+
+def test_a_corrupt_table_is_refused_and_left_alone(tmp_path: Path) -> None:
+    table = tmp_path / "amc-workspace" / "table.sqlite"
+    table.parent.mkdir()
+    table.write_bytes(b"not a database" * 100)
+    done = amc("table", "show", cwd=tmp_path)
+    assert_clear_error(done, "table.sqlite")
+    assert table.read_bytes() == b"not a database" * 100
+
+
+def test_an_unknown_key_in_a_toml_file_lists_the_known_ones(tmp_path: Path) -> None:
+    (tmp_path / "amc.toml").write_text('modle = "resnet20"\n')
+    done = amc("profile", "--config", "amc.toml", cwd=tmp_path)
+    assert_clear_error(done, "modle", "known keys: model")
+
+
+def test_two_budgets_at_once_are_refused(tmp_path: Path) -> None:
+    done = amc("search", "--macs-ratio", "0.5", "--params-ratio", "0.5", "--model", "resnet20", cwd=tmp_path)
+    assert_clear_error(done, "2 budgets")
+
+
+def test_a_missing_file_to_measure_is_named(tmp_path: Path) -> None:
+    assert_clear_error(amc("measure", "none.onnx", cwd=tmp_path), "none.onnx")
+
+
+SEARCH = ("search", "--macs-ratio", "0.5", "--model", "resnet20", "--data", "digits", "--policy", "random",
+          "--episodes", "12", "--calibration-images", "64", "--reward-images", "32", "--quiet")  # fmt: skip
+
+
+def test_a_killed_search_goes_on_and_ends_like_one_that_was_not(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    assert amc(*SEARCH, cwd=whole).returncode == 0
+    log = killed / "amc-workspace/runs/resnet20-macs-ratio-0.5-random-s0/episodes.csv"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, *SEARCH], cwd=killed, env=environment)
+    deadline = time.monotonic() + 240
+    while (not log.exists() or len(log.read_text().splitlines()) < 4) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    rows = log.read_text().splitlines()
+    assert len(rows) >= 4
+    assert amc(*SEARCH, cwd=killed).returncode == 0
+    files = [
+        sorted(p.name for p in (side / "amc-workspace/runs").rglob("*") if p.is_file()) for side in (whole, killed)
+    ]
+    assert files[0] == files[1]
+    assert log.read_text().splitlines()[: len(rows) - 1] == rows[:-1]
+    plans = [json.loads((side / "amc-workspace/runs" / log.parent.name / "search.json").read_text())["plan"]
+             for side in (whole, killed)]  # fmt: skip
+    assert plans[0] == plans[1]
