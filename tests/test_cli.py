@@ -78,7 +78,8 @@ def test_a_network_with_control_flow_is_named(tmp_path: Path) -> None:
         "class Gate(nn.Module):\n"
         "    def forward(self, x):\n        return x if x.mean() > 0 else -x\n"
         "def build(num_classes=10):\n"
-        "    return nn.Sequential(nn.Conv2d(3, 8, 3), Gate(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))\n"
+        "    layers = [nn.Conv2d(3, 8, 3), Gate(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)]\n"
+        "    return nn.Sequential(*layers)\n"
     )
     done = amc("search", "--macs-ratio", "0.5", "--model", "net.py:build", "--input-size", "32", "--data", "digits",
                cwd=tmp_path)  # fmt: skip
