@@ -17,6 +17,9 @@ from amc_mobile.kernels.onnx import fused_units
 RUNTIME = "onnxruntime"
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_the_model_at_a_random_plan_is_the_true_export_of_the_pruned_network(name: str) -> None:
     it = subject(name, RUNTIME)

@@ -12,7 +12,10 @@ from amc_mobile.export.interpret import run_tflite, tflite_interpreter
 from amc_mobile.kernels.graph import differences
 
 RUNTIME = "tflite"
-pytestmark = pytest.mark.skipif(find_spec("litert_torch") is None, reason="needs the tflite extra")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("litert_torch") is None, reason="needs the tflite extra"),
+]
 
 
 @pytest.mark.parametrize("name", ALL)
