@@ -156,6 +156,7 @@ def test_the_seed_decides_the_result() -> None:
     assert any(not torch.equal(results[0][key], results[2][key]) for key in results[0])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("AMC_MOBILE_DATA" not in os.environ, reason="AMC_MOBILE_DATA names no folder with CIFAR-10")
 def test_half_of_resnet20_keeps_most_of_its_accuracy() -> None:
     """Inner channels at half the MACs, fewer images than usual: without weights refitted it falls to 20-30 %."""
