@@ -93,7 +93,9 @@ class Template(ABC):
             raise InvalidInput(f"no channel groups {unknown[:3]}", next_step=f"the groups are {list(self.group_names)}")
         lists = []
         for name, size in zip(self.group_names, self.sizes, strict=True):
-            indices = np.unique(np.asarray(kept.get(name, np.arange(size)), dtype=np.int64))
+            indices = np.asarray(kept[name] if name in kept else np.arange(size), dtype=np.int64)
+            if (indices[1:] <= indices[:-1]).any():
+                indices = np.unique(indices)
             if len(indices) < MIN_CHANNELS or indices[0] < 0 or indices[-1] >= size:
                 raise InvalidInput(
                     f"{name}: cannot keep {len(indices)} channels, up to {indices[-1:].tolist()}, of {size}",
