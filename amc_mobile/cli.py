@@ -40,6 +40,9 @@ SeedFlag = Annotated[int | None, typer.Option("--seed", help="Seed of every rand
 WidthFlag = Annotated[float | None, typer.Option("--width", help="Width multiplier of the network, e.g. 0.5.")]
 SizeFlag = Annotated[int | None, typer.Option("--input-size", help="Input height and width in pixels.")]
 ConfigFlag = Annotated[Path | None, typer.Option("--config", help="TOML file with the same keys as the flags.")]
+Bf16Flag = Annotated[
+    bool, typer.Option("--bf16", help="Forward passes in bfloat16: up to twice as fast where the CPU has AVX512-BF16.")
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 QuietFlag = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
 RunFlag = Annotated[str | None, typer.Option("--run", help="Name of the run; default: the last one.")]
@@ -84,6 +87,7 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
     width: WidthFlag = None,
     input_size: SizeFlag = None,
+    bf16: Bf16Flag = False,
     checkpoint: CheckpointFlag = None,
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
     seed: SeedFlag = None,
@@ -103,8 +107,9 @@ def train(
     )  # fmt: skip
     with progress_bars(quiet) as progress:
         result = train_network(
-            space, settings, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, progress=progress
-        )
+            space, settings, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, bf16=bf16,
+            progress=progress,
+        )  # fmt: skip
     show(result.text(), result.document(), as_json=as_json)
 
 
@@ -195,6 +200,7 @@ def finetune(
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 10,
     learning_rate: Annotated[float, typer.Option(help="Peak rate of the cosine schedule.")] = 0.02,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
+    bf16: Bf16Flag = False,
     run: RunFlag = None,
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
     as_json: JsonFlag = False,
@@ -209,8 +215,9 @@ def finetune(
     space = Workspace(workspace)
     with progress_bars(quiet) as progress:
         result = finetune_run(
-            space, run=run, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, progress=progress
-        )
+            space, run=run, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, bf16=bf16,
+            progress=progress,
+        )  # fmt: skip
     show(result.text(), result.document(), as_json=as_json)
 
 

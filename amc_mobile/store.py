@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +20,9 @@ def replacing(path: Path) -> Iterator[Path]:
     A process killed at any moment leaves the old file or the new one, never half of either.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(descriptor)
-    temporary = Path(name)
+    # Not tempfile: its files are readable by their owner alone, whatever the umask allows.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    temporary.open("xb").close()
     try:
         yield temporary
         with temporary.open("rb") as written:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -143,3 +145,52 @@ def test_a_killed_search_goes_on_and_ends_like_one_that_was_not(tmp_path: Path) 
     plans = [json.loads((side / "amc-workspace/runs" / log.parent.name / "search.json").read_text())["plan"]
              for side in (whole, killed)]  # fmt: skip
     assert plans[0] == plans[1]
+
+
+SMALL_NET = """
+from torch import nn
+
+
+def build(num_classes=10):
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, stride=2, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, num_classes),
+    )
+"""
+PROFILE = ("profile", "--device", "host", "--runtime", "onnxruntime", "--model", "net.py:build", "--input-size", "32",
+           "--data", "digits", "--quiet")  # fmt: skip
+
+
+def stored_passes(table: Path) -> list[tuple[int, str, str]]:
+    """(id, what was measured, its samples) of every pass in a table that another process may be writing."""
+    if not table.exists():
+        return []
+    with sqlite3.connect(table, timeout=30) as connection:
+        if not connection.execute("SELECT name FROM sqlite_master WHERE name = 'sample'").fetchall():
+            return []
+        return connection.execute("SELECT id, subject, samples_ms FROM sample ORDER BY id").fetchall()
+
+
+def test_a_killed_profile_goes_on_and_measures_nothing_twice(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(SMALL_NET)
+    table = tmp_path / "amc-workspace/table.sqlite"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, *PROFILE], cwd=tmp_path, env=environment)
+    deadline = time.monotonic() + 240
+    while not (before := stored_passes(table)) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the profile ended before it could be killed"
+    before = stored_passes(table)
+    assert before
+    assert amc(*PROFILE, cwd=tmp_path).returncode == 0
+    after = stored_passes(table)
+    assert after[: len(before)] == before
+    assert len(after) > len(before)
+    # A finished kernel is not measured again, neither by the second call nor by a third.
+    assert amc(*PROFILE, cwd=tmp_path).returncode == 0
+    assert stored_passes(table) == after
+    passes = Counter(subject for _, subject, _ in after)
+    assert max(passes.values()) <= 10  # the protocol's most passes, over both calls together
+    shown = json.loads(amc("table", "show", "--json", cwd=tmp_path).stdout)["conditions"]
+    assert sum(len(entry["kernels"]) + entry["model_measurements"] for entry in shown) == len(passes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +35,14 @@ class FinetuneResult:
 
 
 def finetune_run(
-    space: Workspace, *, run: str | None, epochs: int, learning_rate: float, batch_size: int, progress: Progress
+    space: Workspace,
+    *,
+    run: str | None,
+    epochs: int,
+    learning_rate: float,
+    batch_size: int,
+    bf16: bool,
+    progress: Progress,
 ) -> FinetuneResult:
     """Fine-tunes a run's pruned network; goes on where it was killed.
 
@@ -49,7 +57,7 @@ def finetune_run(
     before, held_out = evaluate(model, data.test), _held_out(model, data.reward)
     config = TrainConfig(
         epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, distill_weight=DISTILL_WEIGHT,
-        seed=settings.seed, threads=settings.threads,
+        bf16=bf16, seed=settings.seed, threads=os.cpu_count(),  # those of `settings` are for timing
     )  # fmt: skip
     state = folder.folder / "finetune-state.safetensors"
     train(

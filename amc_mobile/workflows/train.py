@@ -41,6 +41,7 @@ def train_network(
     epochs: int,
     learning_rate: float,
     batch_size: int,
+    bf16: bool,
     progress: Progress,
 ) -> TrainResult:
     """Trains on the data's training set and keeps the weights in the workspace.
@@ -58,7 +59,9 @@ def train_network(
         checkpoint=resolved_checkpoint(space, settings) if settings.checkpoint else None,
         seed=settings.seed,
     )
-    config = TrainConfig(epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, seed=settings.seed)
+    config = TrainConfig(
+        epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, bf16=bf16, seed=settings.seed
+    )
     state = space.folder / "train.safetensors"
     train(
         loaded.module,

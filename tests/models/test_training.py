@@ -70,6 +70,14 @@ def test_training_learns_what_separates_the_classes() -> None:
     assert not model.training
 
 
+def test_bfloat16_learns_too_and_keeps_float32_weights() -> None:
+    model = small_net()
+    reports = train(model, stripes(), replace(CONFIG, epochs=12, bf16=True), validate=stripes(40, seed=1))
+    assert reports[-1].validation_top1 is not None
+    assert reports[-1].validation_top1 > 0.9
+    assert weights(model).dtype == torch.float32
+
+
 def test_the_same_seed_gives_the_same_weights() -> None:
     models = [small_net() for _ in range(3)]
     for model, seed in zip(models, (1, 1, 2), strict=True):
