@@ -13,15 +13,8 @@ from amc_mobile.errors import UnsupportedLayer
 from amc_mobile.kernels.graph import Array, Graph, Node, Value
 from amc_mobile.kernels.kernel import Attribute
 from amc_mobile.kernels.labels import Cut
+from amc_mobile.kernels.onnx_units import fused_units
 from amc_mobile.kernels.template import Template
-
-# What ONNX Runtime's CPU provider fuses into the convolution or the matrix product before it.
-AFTER_PRODUCT = {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid"}
-ACTIVATIONS = {"Conv": AFTER_PRODUCT | {"Clip"}, "Gemm": AFTER_PRODUCT, "MatMul": AFTER_PRODUCT}
-# Arithmetic with constants that it folds into their weights.
-FOLDED = {"Conv": {"BatchNormalization", "Mul", "Add"}, "Gemm": set[str](), "MatMul": {"Add"}}
-PADDED = {"Conv", "AveragePool", "MaxPool"}  # take the Pad before them
-SHAPE_ONLY = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"}
 
 
 def parse(content: bytes) -> Any:
@@ -137,59 +130,3 @@ def _fill(tensor: Any, name: str, array: Array) -> None:
     tensor.name, tensor.data_type = name, helper.np_dtype_to_tensor_dtype(array.dtype)
     tensor.dims.extend(array.shape)
     tensor.raw_data = np.ascontiguousarray(array).tobytes()
-
-
-def fused_units(graph: Graph) -> list[list[int]]:
-    """Groups of nodes that ONNX Runtime's CPU provider executes as one, in order of their last node.
-
-    Padding, convolution, the sum it ends in and the activation; or a matrix product and the activation. Nodes that
-    only rename a shape belong to the node that reads them: they copy nothing.
-    """
-    readers = graph.consumers()
-    makers = {value: index for index, node in enumerate(graph.nodes) for value in node.outputs}
-    units: dict[int, list[int]] = {}
-
-    def only_reader(index: int) -> tuple[int, str] | tuple[None, str]:
-        """The node that alone reads what `index` makes, and its operator."""
-        value = graph.nodes[index].outputs[0]
-        found = readers.get(value, [])
-        if len(found) != 1 or value in graph.outputs:
-            return None, ""
-        return found[0], graph.nodes[found[0]].operator
-
-    def fused_after(index: int) -> list[int]:
-        operator = graph.nodes[index].operator
-        reader, kind = only_reader(index)
-        if reader is None:
-            return []
-        if operator in SHAPE_ONLY or (operator == "Pad" and kind in PADDED):
-            return [reader]
-        if operator == "Sigmoid" and kind == "Mul":  # x * sigmoid(x), one operator of its own
-            return [reader] if graph.nodes[index].inputs[0] in graph.nodes[reader].inputs else []
-        return fused_after_product(index) if operator in ACTIVATIONS else []
-
-    def fused_after_product(index: int) -> list[int]:
-        operator, fused = graph.nodes[index].operator, []
-        last, (reader, kind) = index, only_reader(index)
-        while reader is not None and kind in FOLDED[operator] and len(graph.nodes[reader].constants) > 0:
-            fused.append(reader)
-            last, (reader, kind) = reader, only_reader(reader)
-        if reader is not None and kind == "Add" and operator == "Conv" and not graph.nodes[reader].constants:
-            # Of two convolutions that are added, the later one has its other summand at hand.
-            summands = [makers[value] for value in graph.nodes[reader].inputs if value in makers]
-            if max(summands) == last:
-                fused.append(reader)
-                reader, kind = only_reader(reader)
-        if reader is not None and kind in ACTIVATIONS[operator]:
-            fused.append(reader)
-        return fused
-
-    for index in range(len(graph.nodes)):
-        unit = units.setdefault(index, [index])
-        for fused in fused_after(index):
-            if fused in units:
-                break
-            unit.append(fused)
-            units[fused] = unit
-    distinct = {id(unit): sorted(unit) for unit in units.values()}
-    return sorted(distinct.values(), key=lambda unit: unit[-1])

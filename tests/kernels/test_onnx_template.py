@@ -12,7 +12,7 @@ from amc_mobile.channels.cost import CostModel
 from amc_mobile.errors import InvalidInput
 from amc_mobile.export.interpret import run_onnx
 from amc_mobile.kernels.graph import differences
-from amc_mobile.kernels.onnx import fused_units
+from amc_mobile.kernels.onnx_units import fused_units
 
 RUNTIME = "onnxruntime"
 
@@ -93,14 +93,7 @@ def test_a_group_that_does_not_exist_is_refused() -> None:
         subject("plain20", RUNTIME).template.model_at({"nowhere": np.arange(4)})
 
 
-# ONNX Runtime decides by its internal layout, which the graph does not show; the calibration absorbs the difference.
-OTHERWISE_FUSED = (
-    pytest.param("resnet20", marks=pytest.mark.xfail(reason="39 operators run where we have 31 units")),
-    pytest.param("DenseLike", marks=pytest.mark.xfail(reason="24 operators run where we have 25 units")),
-)
-
-
-@pytest.mark.parametrize("name", ["mobilenet_v2", "InceptionLike", *OTHERWISE_FUSED])
+@pytest.mark.parametrize("name", ["mobilenet_v2", "InceptionLike", "resnet20", "resnet50", "DenseLike", "ShuffleLike"])
 def test_units_are_what_onnx_runtime_executes(name: str, tmp_path: Path) -> None:
     it = subject(name, RUNTIME)
     whole = it.template.model_at({})
