@@ -1,7 +1,14 @@
-"""From the sum of kernels to the whole model: an affine fit to whole models measured on the same device."""
+"""From the sum of kernels to the whole model: a robust fit to whole models measured on the same device.
+
+The table's lowest p20 and the p50 that a user sees are two numbers. The shape of the fit (offset, scale and at most two
+more terms) is found on the lowest p20 of the models measured while profiling, which noise hardly moves; its level, the
+p50 over that, follows the newest models measured, since a machine that is profiled and one that is searched on hours
+later differ in little else.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,18 +16,50 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-RIDGE = 0.02  # pull of the scale towards 1 and of the offset towards 0
+RIDGE = 0.02  # pull of the scale towards 1 and of the other terms towards 0
 HUBER = 1.5  # residuals beyond this many median deviations count less
 BAND_FLOOR = 0.02
 BAND_FACTOR = 1.5  # of the 90 % quantile of leave-one-out errors: covered 88-97 % of held-out plans
+BAND_QUANTILE = 0.9
+UNKNOWN_ERROR = 0.1  # where nothing can be left out
+HALF_LIFE = 10  # a model measured in a search counts half after this many newer ones
+PROFILED_LEVEL_WEIGHT = 2.0  # in the level, all profiled models together count as this many new ones
+TRUSTED_SIGMA = 0.02  # relative; a measurement this uncertain counts half
+HINGES_MB = (6.0, 8.0, 10.0)  # weights beyond about this size leave the processor's cache
+TERM_PENALTY = 1.1  # a further term must lower the leave-one-out error by this factor
+MIN_MODELS_PER_TERM = 4
+
+
+@dataclass(frozen=True)
+class WholeModel:
+    """One whole model that was measured, and the predicted sum of its kernels.
+
+    `boundary_mb`: bytes crossing the borders of its kernels, where the runtime converts layouts there, else 0.
+    `low_weight`, `p50_weight`: trust in either number, 0 to 1. `searched`: measured in a search; those are given in the
+    order measured.
+    """
+
+    sum_ms: float
+    low_ms: float
+    p50_ms: float
+    weight_mb: float = 0.0
+    boundary_mb: float = 0.0
+    low_weight: float = 1.0
+    p50_weight: float = 1.0
+    searched: bool = False
+
+
+def trust(sigma: float) -> float:
+    """The weight of a measurement with a relative uncertainty of `sigma`."""
+    return 1.0 / (1.0 + (sigma / TRUSTED_SIGMA) ** 2)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """`p50 = (offset + scale x sum of kernels) x p50_ratio`.
+    """`p50 = (offset + scale x sum + hinge + boundary) x p50_ratio`, each term of the whole model in ms.
 
-    The table speaks of a quiet machine (lowest p20), a budget of the p50 that a user sees: `p50_ratio` is their ratio
-    on the whole models measured. `band`: relative error that a prediction stays within, from leave-one-out errors.
+    `hinge_ms_per_mb` counts for weights beyond `hinge_mb`. `band`: relative error that a prediction stays within, from
+    leave-one-out errors.
     """
 
     offset_ms: float
@@ -29,46 +68,180 @@ class Calibration:
     band: float
     loo_mape: float
     models: int
+    hinge_mb: float = 0.0
+    hinge_ms_per_mb: float = 0.0
+    boundary_ms_per_mb: float = 0.0
 
-    def p50_ms(self, sums_ms: Floats) -> Floats:
-        return np.asarray((self.offset_ms + self.scale * sums_ms) * self.p50_ratio)
+    @property
+    def needs_weights(self) -> bool:
+        return self.hinge_ms_per_mb != 0
+
+    @property
+    def needs_boundary(self) -> bool:
+        return self.boundary_ms_per_mb != 0
+
+    def low_ms(self, sums_ms: Floats, weight_mb: Floats | None = None, boundary_mb: Floats | None = None) -> Floats:
+        """The quiet machine's latency, ms (N,). What `needs_weights` and `needs_boundary` say must be given."""
+        total = self.offset_ms + self.scale * sums_ms
+        if self.needs_weights:
+            assert weight_mb is not None
+            total = total + self.hinge_ms_per_mb * np.maximum(0.0, weight_mb - self.hinge_mb)
+        if self.needs_boundary:
+            assert boundary_mb is not None
+            total = total + self.boundary_ms_per_mb * boundary_mb
+        return np.asarray(total)
+
+    def p50_ms(self, sums_ms: Floats, weight_mb: Floats | None = None, boundary_mb: Floats | None = None) -> Floats:
+        """The p50 that a user sees, ms (N,)."""
+        return self.low_ms(sums_ms, weight_mb, boundary_mb) * self.p50_ratio
 
     def to_document(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def fit(sums_ms: Floats, lows_ms: Floats, p50s_ms: Floats) -> Calibration:
-    """`sums_ms`: predicted sums; `lows_ms`, `p50s_ms`: lowest p20 and p50 measured of the same whole models."""
-    offset, scale = _robust_affine(sums_ms, lows_ms)
-    errors = []
-    for left_out in range(len(sums_ms)):
-        rest = np.arange(len(sums_ms)) != left_out
-        if rest.sum() >= 2:
-            o, s = _robust_affine(sums_ms[rest], lows_ms[rest])
-            errors.append((o + s * sums_ms[left_out]) / lows_ms[left_out] - 1)
-    absolute = np.abs(errors) if errors else np.array([0.1])
+def fit(models: Sequence[WholeModel]) -> Calibration:
+    """Fits every form that the models can support and keeps the one with the lowest leave-one-out error."""
+    data = _Data(models)
+    best = _Fit(data, 0.0, False)
+    best_score = best.score()
+    for hinge_mb, boundary in _forms(data):
+        found = _Fit(data, hinge_mb, boundary)
+        terms = (hinge_mb > 0) + boundary
+        # More weights never make a model faster: a falling hinge has fitted noise.
+        if found.coefficients[2] >= 0 and found.score() * TERM_PENALTY**terms < best_score:
+            best, best_score = found, found.score() * TERM_PENALTY**terms
+    offset, scale, hinge, boundary_slope = best.coefficients
+    absolute = np.abs(best.errors)
     return Calibration(
         offset_ms=offset,
         scale=scale,
-        p50_ratio=float(np.median(p50s_ms / lows_ms)),
-        band=max(BAND_FLOOR, BAND_FACTOR * float(np.quantile(absolute, 0.9))),
-        loo_mape=float(absolute.mean()),
-        models=len(sums_ms),
+        p50_ratio=best.level(),
+        band=max(BAND_FLOOR, BAND_FACTOR * weighted_quantile(absolute, data.error_weights, BAND_QUANTILE)),
+        loo_mape=float(np.average(absolute, weights=data.error_weights)),
+        models=len(models),
+        hinge_mb=best.hinge_mb,
+        hinge_ms_per_mb=hinge,
+        boundary_ms_per_mb=boundary_slope,
     )
 
 
-def _robust_affine(x: Floats, y: Floats) -> tuple[float, float]:
-    """(offset, scale) of y by iteratively reweighted least squares on relative errors, with a ridge prior (0, 1)."""
-    weights = np.ones(len(x))
-    offset, scale = 0.0, 1.0
-    unit = float(np.mean(y))
-    for _ in range(10):
-        # Unknowns: offset / unit and scale - 1, so that the ridge means the same for both.
-        design = np.stack([unit / y, x / y], axis=1) * weights[:, None] ** 0.5
-        target = (1 - x / y) * weights**0.5
-        a, b = np.linalg.solve(design.T @ design + RIDGE * np.eye(2), design.T @ target)
-        offset, scale = float(a * unit), float(1 + b)
-        residuals = np.abs((offset + scale * x) / y - 1)
-        limit = HUBER * max(float(np.median(residuals)), 1e-4)
-        weights = np.minimum(1.0, limit / np.maximum(residuals, 1e-12))
-    return offset, scale
+def weighted_quantile(values: Floats, weights: Floats, quantile: float) -> float:
+    """The lowest value with `quantile` of the weight at or below it; the middle of two where both fit.
+
+    Nothing is interpolated towards the next value: a wild one must not pull, however little it weighs.
+    """
+    order = np.argsort(values, kind="stable")
+    reached = np.cumsum(weights[order]) / weights.sum()
+    ends = np.searchsorted(reached, [quantile - 1e-9, quantile + 1e-9]).clip(0, len(values) - 1)
+    return float(values[order][ends].mean())
+
+
+class _Data:
+    """The models as arrays, with the weights that age and trust give them."""
+
+    def __init__(self, models: Sequence[WholeModel]) -> None:
+        self.sum = np.array([m.sum_ms for m in models])
+        self.low = np.array([m.low_ms for m in models])
+        self.p50 = np.array([m.p50_ms for m in models])
+        self.weight_mb = np.array([m.weight_mb for m in models])
+        self.boundary_mb = np.array([m.boundary_mb for m in models])
+        self.searched = np.array([m.searched for m in models])
+        low_trust = np.maximum([m.low_weight for m in models], 1e-6)
+        p50_trust = np.maximum([m.p50_weight for m in models], 1e-6)
+        newer = np.where(self.searched, self.searched.sum() - np.cumsum(self.searched), 0)
+        fresh = 0.5 ** (newer / HALF_LIFE)
+        self.shape_weights = low_trust * fresh
+        profiled = ~self.searched
+        self.level_weights = p50_trust * fresh
+        if profiled.any():
+            self.level_weights[profiled] *= PROFILED_LEVEL_WEIGHT / p50_trust[profiled].sum()
+        # A profiled model's p50 was timed alone and its lowest p20 is sure; one measured in a search is timed against
+        # the original, and its p50 is what the budget is held against.
+        self.error_weights = np.where(self.searched, p50_trust, low_trust) * fresh
+
+    def __len__(self) -> int:
+        return len(self.sum)
+
+
+class _Fit:
+    """One form of the fit, its leave-one-out errors included."""
+
+    def __init__(self, data: _Data, hinge_mb: float, boundary: bool) -> None:
+        self._data, self.hinge_mb = data, hinge_mb
+        columns = [np.ones(len(data)), data.sum]
+        columns.append(np.maximum(0.0, data.weight_mb - hinge_mb) if hinge_mb > 0 else np.zeros(len(data)))
+        columns.append(data.boundary_mb if boundary else np.zeros(len(data)))
+        self._columns = np.stack(columns, axis=1)
+        everything = np.ones(len(data), dtype=bool)
+        self._lows = data.low / np.where(data.searched, self._drift(), 1.0)
+        solved = self._solve(everything)
+        offset, scale, slope, boundary_slope = (float(value) for value in solved)
+        self.coefficients = (offset, scale, slope, boundary_slope)
+        self._shape = self._columns @ solved
+        self.errors = self._left_out_errors()
+
+    def score(self) -> float:
+        return float(np.average(np.abs(self.errors), weights=self._data.error_weights))
+
+    def level(self) -> float:
+        return self._level(np.ones(len(self._data), dtype=bool), self._shape)
+
+    def _level(self, used: NDArray[np.bool_], shape: Floats) -> float:
+        data = self._data
+        return weighted_quantile((data.p50 / shape)[used], data.level_weights[used], 0.5)
+
+    def _drift(self) -> float:
+        """How much slower the models of the search ran than a fit to the profiled ones says; 1 until a few agree."""
+        data = self._data
+        profiled = ~data.searched
+        if not data.searched.any() or profiled.sum() < 2:
+            return 1.0
+        self._lows = data.low
+        ratios = (data.low / (self._columns @ self._solve(profiled)))[data.searched]
+        weights = data.shape_weights[data.searched]
+        return weighted_quantile(np.append(ratios, 1.0), np.append(weights, PROFILED_LEVEL_WEIGHT), 0.5)
+
+    def _left_out_errors(self) -> Floats:
+        data = self._data
+        errors = np.full(len(data), UNKNOWN_ERROR)
+        for left_out in range(len(data)):
+            rest = np.arange(len(data)) != left_out
+            if rest.sum() < 2:
+                continue
+            shape = self._columns @ self._solve(rest)
+            if data.searched[left_out]:
+                errors[left_out] = shape[left_out] * self._level(rest, shape) / data.p50[left_out] - 1
+            else:
+                errors[left_out] = shape[left_out] / data.low[left_out] - 1
+        return errors
+
+    def _solve(self, used: NDArray[np.bool_]) -> Floats:
+        """Coefficients (4,) by iteratively reweighted least squares on relative errors, drawn to (0, 1, 0, 0).
+
+        Unknowns are scaled to the mean latency, so that the ridge means the same for all.
+        """
+        columns, y, trusted = self._columns[used], self._lows[used], self._data.shape_weights[used]
+        unit = float(np.average(y, weights=trusted))
+        sizes = np.maximum(np.abs(columns).max(axis=0), 1e-12)
+        units = np.array([unit, 1.0, *(unit / sizes[2:])])
+        design, target = columns * units / y[:, None], 1 - columns[:, 1] / y
+        weights = trusted
+        solved = np.zeros(4)
+        for _ in range(8):
+            weighted = design * weights[:, None]
+            solved = np.linalg.solve(design.T @ weighted + RIDGE * np.eye(4), weighted.T @ target)
+            residuals = np.abs(design @ solved - target)
+            limit = HUBER * max(weighted_quantile(residuals, trusted, 0.5), 1e-4)
+            weights = trusted * np.minimum(1.0, limit / np.maximum(residuals, 1e-12))
+        return np.asarray(solved * units + np.array([0.0, 1.0, 0.0, 0.0]))
+
+
+def _forms(data: _Data) -> list[tuple[float, bool]]:
+    """(hinge in MB or 0, boundary term) beyond the plain affine fit."""
+    terms = len(data) // MIN_MODELS_PER_TERM - 1  # besides offset and scale
+    hinges = [hinge for hinge in HINGES_MB if (data.weight_mb > hinge).sum() >= 2] if terms >= 1 else []
+    forms = [(hinge, False) for hinge in hinges]
+    if terms >= 1 and data.boundary_mb.any():
+        forms.append((0.0, True))
+        forms += [(hinge, True) for hinge in hinges] if terms >= 2 else []
+    return forms

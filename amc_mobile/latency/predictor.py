@@ -2,155 +2,173 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import RegularGridInterpolator
-from scipy.optimize import nnls
 
 from amc_mobile.errors import MissingLatency
-from amc_mobile.latency.sampling import axis_points, site_points
+from amc_mobile.latency.plan_sums import Grid, PlanSums
+from amc_mobile.latency.sampling import points_per_axis, site_points
+from amc_mobile.latency.site_fit import (
+    SiteModel,
+    SitePoints,
+    Tile,
+    axis_values,
+    basis,
+    bilinear,
+    choose_tiles,
+    fit_site,
+)
 
 if TYPE_CHECKING:  # templates need torch; tables do not
     from amc_mobile.kernels.template import KernelSite, Template
 
 Widths = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Source = Literal["exact", "aligned", "ceil", "extrapolated"]
+
+EXACT_SIGMA = 0.01  # two passes of a measured kernel agree this well
+EXTRAPOLATION = 3.0  # times the sigma between points
+MEGABYTE = 1e6
 
 
 @dataclass(frozen=True)
-class SiteModel:
-    """The latency of one site: a non-negative roofline in its axes times an interpolated correction.
+class Prediction:
+    """Of one kernel site at one plan. `sigma`: relative.
 
-    The roofline a + sum b_i x_i + sum c_ij x_i x_j holds launch cost, bytes and MACs of a convolution, which are
-    linear and bilinear in its channels. The correction is exact at every measured point.
+    `source`: "exact": this kernel was measured; "aligned": on the grid, between measured points; "ceil": off the grid,
+    priced as the next widths above; "extrapolated": beyond the measured widths.
     """
 
-    site: KernelSite
-    coefficients: Floats
-    points: Floats  # (measured points, axes), scaled to at most 1
-    log_residuals: Floats  # (measured points,)
-    scale: Floats  # (axes,)
-
-    def predict(self, widths: Widths, correction: Floats | None = None) -> Floats:
-        """(N, groups) -> ms (N,). `correction`: log residuals found elsewhere, else by inverse distance."""
-        x = axis_values(self.site, widths) / self.scale
-        base = basis(x) @ self.coefficients
-        if correction is None:
-            distances = ((x[:, None, :] - self.points[None]) ** 2).sum(-1) if x.shape[1] else np.zeros((len(x), 1))
-            weights = 1.0 / (distances + 1e-9) ** 2
-            correction = (weights * self.log_residuals).sum(1) / weights.sum(1)
-        return np.asarray(base * np.exp(correction))
-
-
-def axis_values(site: KernelSite, widths: Widths) -> Floats:
-    """(N, axes): the value of each axis of a site at each plan."""
-    columns = [axis.evaluate(widths).astype(float) for axis in site.axes]
-    return np.stack(columns, axis=1) if columns else np.zeros((len(widths), 0))
-
-
-def basis(x: Floats) -> Floats:
-    """(N, axes) -> (N, terms): 1, every axis, every product of two."""
-    pairs = [x[:, i] * x[:, j] for i, j in itertools.combinations(range(x.shape[1]), 2)]
-    return np.stack([np.ones(len(x)), *x.T, *pairs], axis=1)
-
-
-def fit_site(site: KernelSite, widths: Widths, measured_ms: Floats) -> SiteModel:
-    """Fits one site to its measured points, each counting by its relative error."""
-    values = axis_values(site, widths)
-    scale = values.max(axis=0) if values.shape[1] else np.zeros(0)
-    x = values / scale
-    design = basis(x)
-    coefficients, _ = nnls(design / measured_ms[:, None], np.ones(len(x)))
-    fitted = design @ coefficients
-    return SiteModel(site, coefficients, x, np.log(measured_ms / fitted), scale)
+    ms: float
+    source: Source
+    sigma: float
 
 
 class LatencyPredictor:
     """Sums of kernel latencies for plans on the grid. Widths between grid points count as the next one above.
 
-    `lows_ms`: kernel key -> ms. Raises MissingLatency naming every kernel that has not been measured.
+    `lows_ms`: kernel key -> ms. `sampled`: the grids whose points were measured, where plans may take other widths than
+    those. `measured_plans`: plans, (N, groups), whose very kernels may have been measured too. Raises MissingLatency
+    naming every kernel of the sampled points that has not been measured.
     """
 
-    def __init__(self, template: Template, grids: Sequence[Widths], lows_ms: Mapping[str, float]) -> None:
-        self._grids = [np.asarray(grid) for grid in grids]
-        self._sparse: list[SiteModel] = []
-        self._missing: dict[str, str] = {}
-        tables: list[Floats] = []
-        strides = np.zeros((len(grids), 0))
-        offsets: list[int] = []
-        used = 0
-        self.sites: dict[int, SiteModel] = {}
-        for site in template.sites:
-            fitted = self._fit(template, site, lows_ms)
-            if fitted is None:
-                continue
-            self.sites[site.index] = fitted
-            if len(site.group_indices) > 2:
-                self._sparse.append(fitted)
-                continue
-            table = self._dense(template, fitted)
-            column = np.zeros((len(grids), 1))
-            for position, group in enumerate(site.group_indices):
-                column[group] = np.prod(table.shape[position + 1 :])
-            strides = np.concatenate([strides, column], axis=1)
-            offsets.append(used)
-            used += table.size
-            tables.append(table.ravel())
-        if self._missing:
-            raise MissingLatency(sorted(self._missing.values()))
-        self._strides = strides
-        self._offsets = np.array(offsets, dtype=np.int64)
-        self._flat = np.concatenate(tables) if tables else np.zeros(0)
+    def __init__(
+        self,
+        template: Template,
+        grids: Sequence[Widths],
+        lows_ms: Mapping[str, float],
+        *,
+        sampled: Sequence[Widths] | None = None,
+        measured_plans: Sequence[Widths] = (),
+    ) -> None:
+        self._grid = Grid(grids)
+        points = _collect(template, sampled or grids, lows_ms)
+        self.tiles: dict[str, Tile] = choose_tiles(points)
+        known = _also_measured(template, measured_plans, lows_ms)
+        self.sites: dict[int, SiteModel] = {
+            p.site.index: fit_site(p, self.tiles[p.site.operator_type], known[p.site.index]) for p in points
+        }
+        self._sums = PlanSums(self._grid, template.sites, [self.sites[s.index].predict_at for s in template.sites])
 
     def sum_ms(self, widths: Widths) -> Floats:
         """(N, groups) -> ms (N,): the sum over kernels of their lowest p20, before calibration."""
-        positions = self._positions(widths)
-        cells = (positions @ self._strides).astype(np.int64) + self._offsets
-        total: Floats = self._flat[cells].sum(axis=1)
-        for model in self._sparse:
-            total = total + model.predict(self._snapped(positions))
-        return total
+        return self._sums.sums(widths)
 
     def site_ms(self, widths: Widths) -> dict[int, float]:
         """Site index -> ms at one plan, shape (groups,)."""
-        snapped = self._snapped(self._positions(widths[None]))
-        return {index: float(model.predict(snapped)[0]) for index, model in self.sites.items()}
+        return {index: found.ms for index, found in self.explain(widths).items()}
 
-    def _positions(self, widths: Widths) -> Floats:
-        columns = [np.searchsorted(grid, widths[:, g]).clip(0, len(grid) - 1) for g, grid in enumerate(self._grids)]
-        return np.stack(columns, axis=1).astype(float)
+    def explain(self, widths: Widths) -> dict[int, Prediction]:
+        """Site index -> prediction at one plan, shape (groups,)."""
+        asked = np.asarray(widths, dtype=np.int64)[None]
+        snapped = self._grid.snapped(asked)
+        raised = (snapped != asked)[0]
+        found = {}
+        for index, model in self.sites.items():
+            ms = float(model.predict(snapped)[0])
+            values = axis_values(model.site, snapped)
+            if not model.is_inside(axis_values(model.site, asked))[0]:
+                found[index] = Prediction(ms, "extrapolated", model.sigma * EXTRAPOLATION)
+            elif raised[list(model.site.group_indices)].any():
+                # The truth lies between this and what the widths asked for would cost without steps.
+                off = abs(1 - float(model.predict(asked)[0]) / ms)
+                found[index] = Prediction(ms, "ceil", float(np.hypot(model.sigma, off)))
+            elif tuple(values[0].tolist()) in model.exact:
+                found[index] = Prediction(ms, "exact", EXACT_SIGMA)
+            else:
+                found[index] = Prediction(ms, "aligned", model.sigma)
+        return found
 
-    def _snapped(self, positions: Floats) -> Widths:
-        return np.stack([grid[positions[:, g].astype(int)] for g, grid in enumerate(self._grids)], axis=1)
+    def weight_mb(self, widths: Widths) -> Floats:
+        """(N, groups) -> (N,): the weights of the whole model."""
+        return self._weights.sums(widths)
 
-    def _fit(self, template: Template, site: KernelSite, lows_ms: Mapping[str, float]) -> SiteModel | None:
-        points = site_points(site, template.sizes, self._grids)
-        kernels = [template.kernel_at(site.index, widths) for widths in points]
-        missing = {k.key: f"{site.name}: {k.label}" for k in kernels if k.key not in lows_ms}
-        self._missing.update(missing)
-        if missing:
-            return None
-        return fit_site(site, np.array(points), np.array([lows_ms[kernel.key] for kernel in kernels]))
+    def boundary_mb(self, widths: Widths) -> Floats:
+        """(N, groups) -> (N,): what crosses the borders of kernels that multiply, where layouts are converted."""
+        return self._boundaries.sums(widths)
 
-    def _dense(self, template: Template, model: SiteModel) -> Floats:
-        """The latency at every grid point of the (at most two) groups of a site."""
-        groups = model.site.group_indices
-        axes = [self._grids[g] for g in groups]
-        widths = np.tile(template.sizes, (int(np.prod([len(axis) for axis in axes])), 1))
-        if groups:
-            mesh = np.meshgrid(*axes, indexing="ij")
-            widths[:, list(groups)] = np.stack([m.ravel() for m in mesh], axis=1)
-        correction = np.full(len(widths), model.log_residuals.mean())
-        if groups:
-            corners = [axis_points(axis).astype(float) for axis in axes]
-            residuals = model.log_residuals.reshape([len(corner) for corner in corners])
-            used = [i for i, corner in enumerate(corners) if len(corner) > 1]
-            if used:
-                interpolate = RegularGridInterpolator([corners[i] for i in used], residuals.squeeze())
-                correction = interpolate(widths[:, [groups[i] for i in used]].astype(float))
-        return model.predict(widths, correction).reshape([len(axis) for axis in axes])
+    @property
+    def held_bytes(self) -> int:
+        """Of the tables that sums are looked up in."""
+        return self._sums.held_bytes
+
+    @cached_property
+    def _weights(self) -> PlanSums:
+        return self._bytes([[k.weight_bytes for k in m.points.kernels] for m in self.sites.values()])
+
+    @cached_property
+    def _boundaries(self) -> PlanSums:
+        sites = self.sites.values()
+        return self._bytes([[k.activation_bytes if k.macs else 0 for k in m.points.kernels] for m in sites])
+
+    def _bytes(self, amounts: Sequence[Sequence[int]]) -> PlanSums:
+        sites, models = [m.site for m in self.sites.values()], self.sites.values()
+        found = [bilinear(m.points, np.array(a, np.float64) / MEGABYTE) for m, a in zip(models, amounts, strict=True)]
+        return PlanSums(self._grid, sites, [_Bilinear(coefficients) for coefficients in found])
+
+
+@dataclass(frozen=True)
+class _Bilinear:
+    coefficients: Floats
+
+    def __call__(self, values: Floats) -> Floats:
+        return np.asarray(basis(values) @ self.coefficients)
+
+
+def _collect(template: Template, grids: Sequence[Widths], lows_ms: Mapping[str, float]) -> list[SitePoints]:
+    count = points_per_axis(template, grids)
+    missing: dict[str, str] = {}
+    found = []
+    for site in template.sites:
+        widths = site_points(site, template.sizes, grids, count)
+        kernels = [template.kernel_at(site.index, row) for row in widths]
+        lacking = {k.key: f"{site.name}: {k.label}" for k in kernels if k.key not in lows_ms}
+        missing |= lacking
+        if not lacking:
+            measured = np.array([lows_ms[kernel.key] for kernel in kernels])
+            found.append(SitePoints.collect(site, np.array(widths), kernels, measured))
+    if missing:
+        raise MissingLatency(sorted(missing.values()))
+    return found
+
+
+def _also_measured(
+    template: Template, plans: Sequence[Widths], lows_ms: Mapping[str, float]
+) -> dict[int, dict[tuple[float, ...], float]]:
+    """Site index -> axis values -> ms, of the kernels of whole plans."""
+    found: dict[int, dict[tuple[float, ...], float]] = {site.index: {} for site in template.sites}
+    for plan in plans:
+        for site in template.sites:
+            low = lows_ms.get(template.kernel_at(site.index, plan).key)
+            if low is not None:
+                found[site.index][_values_of(site, plan)] = low
+    return found
+
+
+def _values_of(site: KernelSite, widths: Widths) -> tuple[float, ...]:
+    return tuple(axis_values(site, np.asarray(widths)[None])[0].tolist())

@@ -9,15 +9,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from amc_mobile.latency.site_fit import have_own_groups
+
 if TYPE_CHECKING:  # templates need torch; tables do not
     from amc_mobile.kernels.template import KernelSite, Template
 
 Widths = NDArray[np.int64]
-POINTS_PER_GROUP = 4  # geometric, the minimum and the full width included
-SPARSE_POINTS = 12  # for kernels that depend on more than two groups
+MOST_POINTS, FEWEST_POINTS = 5, 3  # per axis, geometric, the minimum and the full width included
+MOST_KERNELS = 460  # more than this, and fewer points per axis are taken
+SCATTERED_POINTS = 12  # for kernels whose axes cannot be moved apart
 
 
-def axis_points(grid: Widths, count: int = POINTS_PER_GROUP) -> Widths:
+def axis_points(grid: Widths, count: int = MOST_POINTS) -> Widths:
     """`count` geometrically spaced widths of an ascending grid, its ends included."""
     if len(grid) <= count:
         return grid
@@ -25,32 +28,62 @@ def axis_points(grid: Widths, count: int = POINTS_PER_GROUP) -> Widths:
     return np.unique(grid[np.abs(grid[:, None] - wanted).argmin(axis=0)])
 
 
-def site_points(site: KernelSite, sizes: Widths, grids: Sequence[Widths]) -> list[Widths]:
-    """Plans, each shape (groups,), at which to measure one site; groups it does not depend on stay full."""
-    if len(site.group_indices) <= 2:
-        choices = itertools.product(*(axis_points(grids[g]) for g in site.group_indices))
-        rows = [np.array(choice, dtype=np.int64) for choice in choices]
+def points_per_axis(template: Template, grids: Sequence[Widths]) -> int:
+    """As many points per axis as keep the number of kernels to measure affordable."""
+    for count in range(MOST_POINTS, FEWEST_POINTS, -1):
+        if len(_kernel_points(template, grids, count)) <= MOST_KERNELS:
+            return count
+    return FEWEST_POINTS
+
+
+def site_points(site: KernelSite, sizes: Widths, grids: Sequence[Widths], count: int = MOST_POINTS) -> list[Widths]:
+    """Plans, each shape (groups,), at which to measure one site; groups it does not depend on stay full.
+
+    Axes without common groups are moved apart, the groups of one axis together; else the ends and random widths are
+    taken.
+    """
+    if have_own_groups(site):
+        steps = [_axis_steps([group for group, _ in axis.terms], grids, count) for axis in site.axes]
+        rows = [dict(pair for step in choice for pair in step.items()) for choice in itertools.product(*steps)]
     else:
         rng = np.random.default_rng(site.index)
-        ends = [[grids[g][end] for g in site.group_indices] for end in (0, -1)]
-        drawn = [[rng.choice(grids[g]) for g in site.group_indices] for _ in range(SPARSE_POINTS - 2)]
-        rows = [np.array(row, dtype=np.int64) for row in (*ends, *drawn)]
+        rows = [{group: int(grids[group][end]) for group in site.group_indices} for end in (0, -1)]
+        rows += [
+            {group: int(rng.choice(grids[group])) for group in site.group_indices} for _ in range(SCATTERED_POINTS - 2)
+        ]
     points = []
     for row in rows:
         widths = sizes.copy()
-        widths[list(site.group_indices)] = row
+        for group, width in row.items():
+            widths[group] = width
         points.append(widths)
     return points
 
 
 def kernel_points(template: Template, grids: Sequence[Widths]) -> dict[str, tuple[int, Widths, str]]:
     """Kernel key -> (site, widths, label) for every kernel to measure, equal kernels once."""
+    return _kernel_points(template, grids, points_per_axis(template, grids))
+
+
+def _kernel_points(template: Template, grids: Sequence[Widths], count: int) -> dict[str, tuple[int, Widths, str]]:
     found: dict[str, tuple[int, Widths, str]] = {}
     for site in template.sites:
-        for widths in site_points(site, template.sizes, grids):
+        for widths in site_points(site, template.sizes, grids, count):
             kernel = template.kernel_at(site.index, widths)
             found.setdefault(kernel.key, (site.index, widths, kernel.label))
     return found
+
+
+def _axis_steps(groups: Sequence[int], grids: Sequence[Widths], count: int) -> list[dict[int, int]]:
+    """The points of one axis: group -> width."""
+    chosen = [axis_points(grids[group], count) for group in groups]
+    longest = max(len(points) for points in chosen)
+    # Groups with fewer widths stay at one of them for several steps.
+    picks = [np.linspace(0, len(points) - 1, longest).round().astype(int) for points in chosen]
+    return [
+        {group: int(points[pick[step]]) for group, points, pick in zip(groups, chosen, picks, strict=True)}
+        for step in range(longest)
+    ]
 
 
 def calibration_widths(sizes: Widths, grids: Sequence[Widths], *, seed: int = 0) -> list[Widths]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -15,7 +15,7 @@ from amc_mobile.errors import MissingDependency, MissingLatency
 from amc_mobile.kernels.cache import load_or_build
 from amc_mobile.kernels.template import Template
 from amc_mobile.latency import calibration
-from amc_mobile.latency.measurement import KernelRequest, ModelRequest
+from amc_mobile.latency.measurement import BUSY, NOISY, KernelRequest, ModelMeasurement, ModelRequest
 from amc_mobile.latency.predictor import LatencyPredictor
 from amc_mobile.latency.protocol import ProtocolConfig, measure_kernels, measure_models
 from amc_mobile.latency.sampling import calibration_widths, kernel_points
@@ -27,6 +27,7 @@ from amc_mobile.workflows.workspace import Settings, Workspace
 Widths = NDArray[np.int64]
 Floats = NDArray[np.float64]
 MIN_CALIBRATION_MODELS = 4
+UNTRUSTED = 0.2  # weight of a number that other work on the machine may have spoilt
 
 
 def chosen_runtime(settings: Settings) -> str:
@@ -40,11 +41,31 @@ def chosen_runtime(settings: Settings) -> str:
 
 @dataclass(frozen=True)
 class ModelPoint:
-    """A whole model in the calibration: its plan, lowest p20 and p50 in ms."""
+    """A whole model in the calibration: its plan, lowest p20 and p50 in ms, and the trust in each, 0 to 1."""
 
     widths: tuple[int, ...]
     low_ms: float
     p50_ms: float
+    low_weight: float = 1.0
+    p50_weight: float = 1.0
+    searched: bool = False
+
+    @classmethod
+    def profiled(cls, widths: Sequence[int] | Widths, measured: ModelMeasurement) -> ModelPoint:
+        return cls(
+            tuple(int(w) for w in widths),
+            measured.low_ms,
+            measured.p50_ms,
+            low_weight=UNTRUSTED if NOISY in measured.flags else 1.0,
+            p50_weight=UNTRUSTED if BUSY in measured.flags else 1.0,
+        )
+
+    @classmethod
+    def from_search(cls, widths: Sequence[int], row: Mapping[str, float]) -> ModelPoint:
+        """`row`: what the search keeps of a plan; the wider its interval, the less it counts."""
+        sigma = row["ci_high_ms"] / row["measured_ms"] - 1
+        sure = calibration.trust(sigma)
+        return cls(tuple(int(w) for w in widths), row["low_ms"], row["measured_ms"], sure, sure, searched=True)
 
 
 @dataclass
@@ -112,7 +133,16 @@ class LatencyModel:
     def points(self) -> list[ModelPoint]:
         """The whole models that the calibration looks at."""
         stored = self.table.models(self.conditions, self.identity)
-        return [ModelPoint(tuple(int(v) for v in w), m.low_ms, m.p50_ms) for w, m in stored] + self.extra
+        return [ModelPoint.profiled(widths, measured) for widths, measured in stored] + self.extra
+
+    @property
+    def reference(self) -> ModelPoint:
+        """The original as it was measured while profiling."""
+        full = tuple(int(w) for w in self.template.sizes)
+        found = next((point for point in self.points() if point.widths == full and not point.searched), None)
+        if found is None:
+            raise MissingLatency(["the whole model at full width"])
+        return found
 
     @property
     def calibration(self) -> calibration.Calibration:
@@ -120,11 +150,16 @@ class LatencyModel:
             points = self.points()
             if len(points) < MIN_CALIBRATION_MODELS:
                 raise MissingLatency(["whole models for the calibration"])
+            sums = self.predictor.sum_ms(np.array([point.widths for point in points], dtype=np.int64))
             fitted = calibration.fit(
-                self.predictor.sum_ms(np.array([point.widths for point in points], dtype=np.int64)),
-                np.array([point.low_ms for point in points]),
-                np.array([point.p50_ms for point in points]),
-            )
+                [
+                    calibration.WholeModel(
+                        float(total), point.low_ms, point.p50_ms, low_weight=point.low_weight,
+                        p50_weight=point.p50_weight, searched=point.searched,
+                    )
+                    for total, point in zip(sums, points, strict=True)
+                ]
+            )  # fmt: skip
             self._calibration = (len(self.extra), fitted)
         return self._calibration[1]
 

@@ -188,7 +188,7 @@ def _predictions(latency: LatencyModel, run: Run) -> Predictions:
     points = [(point, "calibration") for point in latency.points()]
     measured = run.read("measured")["plans"] if run.has("measured") else {}
     for key, row in measured.items():
-        point = ModelPoint(tuple(int(w) for w in key.split(",")), row["low_ms"], row["measured_ms"])
+        point = ModelPoint.from_search([int(w) for w in key.split(",")], row)
         latency.extra.append(point)
         points.append((point, "search"))
     predicted = latency.p50_ms(np.array([point.widths for point, _ in points], dtype=np.int64))

@@ -158,7 +158,7 @@ class PlanMeasurer:
                 "predicted_ms": predicted,
                 "measured_ms": measured,
                 "ci_high_ms": self._reference_ms / slowest,
-                "low_ms": measured * pair.after.low_ms / pair.after.p50_ms,
+                "low_ms": self._latency.reference.low_ms * pair.after.low_ms / pair.before.low_ms,
                 "raw_p50_ms": pair.after.p50_ms,
                 "raw_original_p50_ms": pair.before.p50_ms,
             }
@@ -169,8 +169,7 @@ class PlanMeasurer:
         return MeasuredCost(row["predicted_ms"], row["measured_ms"], row["ci_high_ms"])
 
     def _take(self, key: str, row: dict[str, float]) -> None:
-        widths = tuple(int(w) for w in key.split(","))
-        self._latency.extra.append(ModelPoint(widths, row["low_ms"], row["measured_ms"]))
+        self._latency.extra.append(ModelPoint.from_search([int(w) for w in key.split(",")], row))
 
 
 def group_facts(network: Network) -> list[GroupFacts]:

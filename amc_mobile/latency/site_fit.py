@@ -1,0 +1,220 @@
+"""The latency of one kernel site at any widths: a roofline on widths filled up to tiles, times a residual.
+
+Vector units work on tiles of channels, so a kernel costs what the next multiple of the tile costs; which tile, differs
+between operator types and is found by leaving measured points out. On filled widths a + sum b_i x_i + sum c_ij x_i x_j
+holds launch cost, bytes and MACs, which are linear and bilinear in the channels. What remains is interpolated between
+the logarithms of the residuals.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+if TYPE_CHECKING:  # templates need torch; tables do not
+    from amc_mobile.kernels.kernel import Kernel
+    from amc_mobile.kernels.template import KernelSite
+
+Widths = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Role = Literal["in", "out", "other"]
+Tile = tuple[int, int]  # of the input channels and of the output channels
+
+TILES: tuple[Tile, ...] = tuple(itertools.product((1, 8, 16), (1, 8, 16, 32)))
+NO_TILE: Tile = (1, 1)
+TILE_GAIN = 0.9  # a tile must lower the left-out error at least to this share of the error without
+UNKNOWN_SIGMA = 0.05  # of interpolation where no point can be left out
+LEAST_SIGMA = 0.005
+
+
+@dataclass(frozen=True)
+class SitePoints:
+    """The measured points of one site. `values`: (points, axes)."""
+
+    site: KernelSite
+    values: Floats
+    measured_ms: Floats
+    kernels: tuple[Kernel, ...]
+    channels_per_unit: tuple[float, ...]  # per axis: what one unit of it is worth in channels
+    roles: tuple[Role, ...]
+
+    @classmethod
+    def collect(cls, site: KernelSite, widths: Widths, kernels: Sequence[Kernel], measured_ms: Floats) -> SitePoints:
+        values = axis_values(site, widths)
+        read = [_role(values[:, axis], kernels) for axis in range(values.shape[1])]
+        scales, roles = tuple(scale for _, scale in read), tuple(role for role, _ in read)
+        return cls(site, values, measured_ms, tuple(kernels), scales, roles)
+
+    def filled(self, values: Floats, tile: Tile) -> Floats:
+        """(N, axes): every axis raised to the next multiple of its role's tile."""
+        filled = values.copy()
+        for axis, (role, scale) in enumerate(zip(self.roles, self.channels_per_unit, strict=True)):
+            step = {"in": tile[0], "out": tile[1], "other": 1}[role] / scale
+            if step > 1 / scale:
+                filled[:, axis] = np.ceil(values[:, axis] / step - 1e-9) * step
+        return filled
+
+
+@dataclass(frozen=True)
+class SiteModel:
+    """What `fit_site` found. `sigma`: relative error to expect between measured points.
+
+    `exact`: axis values -> ms of kernels that were measured themselves.
+    """
+
+    points: SitePoints
+    tile: Tile
+    coefficients: Floats
+    scale: Floats  # (axes,)
+    corners: tuple[Floats, ...] | None  # per axis ascending, where the points form a grid; None: scattered
+    log_residuals: Floats  # over the grid of corners, else (points,)
+    sigma: float
+    exact: Mapping[tuple[float, ...], float]
+
+    @property
+    def site(self) -> KernelSite:
+        return self.points.site
+
+    def predict(self, widths: Widths) -> Floats:
+        """(N, groups) -> ms (N,)."""
+        return self.predict_at(axis_values(self.site, widths))
+
+    def predict_at(self, values: Floats) -> Floats:
+        """(N, axes) -> ms (N,)."""
+        filled = self.points.filled(values, self.tile)
+        predicted = basis(filled / self.scale) @ self.coefficients * np.exp(self._residual(filled))
+        for known, measured_ms in self.exact.items():
+            predicted[(values == known).all(axis=1)] = measured_ms
+        return np.asarray(predicted)
+
+    def is_inside(self, values: Floats) -> NDArray[np.bool_]:
+        """(N, axes) -> (N,): whether all axes are within the measured range."""
+        low, high = self.points.values.min(axis=0), self.points.values.max(axis=0)
+        return np.asarray(((values >= low) & (values <= high)).all(axis=1))
+
+    def _residual(self, filled: Floats) -> Floats:
+        if self.corners is None:
+            known = self.points.filled(self.points.values, self.tile) / self.scale
+            distances = ((filled[:, None] / self.scale - known[None]) ** 2).sum(-1)
+            weights = 1.0 / (distances + 1e-9) ** 2
+            return np.asarray((weights * self.log_residuals).sum(1) / weights.sum(1))
+        residual = np.broadcast_to(self.log_residuals, (len(filled), *self.log_residuals.shape))
+        for axis, corners in enumerate(self.corners):
+            low, share = _between(corners, filled[:, axis])
+            rows = np.arange(len(filled))
+            high = np.minimum(low + 1, len(corners) - 1)
+            share = share.reshape(-1, *[1] * (residual.ndim - 2))
+            residual = residual[rows, low] * (1 - share) + residual[rows, high] * share
+        return np.asarray(residual)
+
+
+def axis_values(site: KernelSite, widths: Widths) -> Floats:
+    """(N, axes): the value of each axis of a site at each plan."""
+    columns = [axis.evaluate(widths).astype(float) for axis in site.axes]
+    return np.stack(columns, axis=1) if columns else np.zeros((len(widths), 0))
+
+
+def basis(x: Floats) -> Floats:
+    """(N, axes) -> (N, terms): 1, every axis, every product of two."""
+    pairs = [x[:, i] * x[:, j] for i, j in itertools.combinations(range(x.shape[1]), 2)]
+    return np.stack([np.ones(len(x)), *x.T, *pairs], axis=1)
+
+
+def have_own_groups(site: KernelSite) -> bool:
+    """Whether a site has at most two axes and they can be moved apart, so that its points form a grid."""
+    groups = [group for axis in site.axes for group, _ in axis.terms]
+    return len(site.axes) <= 2 and len(groups) == len(set(groups))
+
+
+def choose_tiles(sites: Sequence[SitePoints]) -> dict[str, Tile]:
+    """Operator type -> tile. No tile unless one predicts left-out points clearly better."""
+    errors: dict[tuple[str, Tile], list[Floats]] = {}
+    for points in {tuple(k.key for k in p.kernels): p for p in sites}.values():  # equal layers once
+        if points.values.shape[1] and len(points.values) > 2:
+            for tile in TILES:
+                errors.setdefault((points.site.operator_type, tile), []).append(_left_out_errors(points, tile))
+    chosen = {points.site.operator_type: NO_TILE for points in sites}
+    for kind in chosen:
+        means = {tile: float(np.concatenate(found).mean()) for (k, tile), found in errors.items() if k == kind}
+        if means:
+            best = min(means, key=lambda tile: (means[tile], tile))
+            if means[best] < TILE_GAIN * means[NO_TILE]:
+                chosen[kind] = best
+    return chosen
+
+
+def fit_site(points: SitePoints, tile: Tile, also_measured: Mapping[tuple[float, ...], float]) -> SiteModel:
+    """Fits one site to its points, each counting by its relative error. `also_measured` is taken as it is."""
+    own = {tuple(v): float(ms) for v, ms in zip(points.values.tolist(), points.measured_ms, strict=True)}
+    exact = {**also_measured, **own}
+    filled = points.filled(points.values, tile)
+    scale = filled.max(axis=0) if filled.shape[1] else np.zeros(0)
+    design = basis(filled / scale)
+    coefficients, _ = nnls(design / points.measured_ms[:, None], np.ones(len(design)))
+    residuals = np.log(points.measured_ms / (design @ coefficients))
+    if not have_own_groups(points.site):
+        return SiteModel(points, tile, coefficients, scale, None, residuals, UNKNOWN_SIGMA, exact)
+    corners = tuple(np.unique(filled[:, axis]) for axis in range(filled.shape[1]))
+    where = tuple(np.searchsorted(corner, filled[:, axis]) for axis, corner in enumerate(corners))
+    shape = tuple(len(corner) for corner in corners)
+    total, count = np.zeros(shape), np.zeros(shape)
+    # Points that the tile makes one, share their mean.
+    np.add.at(total, where, residuals if shape else residuals.mean())
+    np.add.at(count, where, 1)
+    if not count.all():
+        return SiteModel(points, tile, coefficients, scale, None, residuals, UNKNOWN_SIGMA, exact)
+    grid = total / count
+    return SiteModel(points, tile, coefficients, scale, corners, grid, _interpolation_sigma(corners, grid), exact)
+
+
+def bilinear(points: SitePoints, amounts: Floats) -> Floats:
+    """Coefficients in `basis(values)` of an amount that is bilinear in the axes, as bytes are. `amounts`: (points,)."""
+    return np.asarray(np.linalg.lstsq(basis(points.values), amounts, rcond=None)[0])
+
+
+def _role(values: Floats, kernels: Sequence[Kernel]) -> tuple[Role, float]:
+    """What an axis stands for, and how many channels one unit of it is."""
+    roles: tuple[Role, Role] = ("out", "in")
+    for role in roles:
+        channels = np.array([getattr(kernel.main, f"{role}_channels") for kernel in kernels], dtype=np.float64)
+        if len(values) > 1 and np.ptp(values) and np.allclose(channels * values[0], values * channels[0]):
+            return role, float(channels[0] / values[0])
+    return "other", 1.0
+
+
+def _left_out_errors(points: SitePoints, tile: Tile) -> Floats:
+    """Relative errors of the roofline at each point, fitted without it (closed form of least squares)."""
+    filled = points.filled(points.values, tile)
+    design = basis(filled / filled.max(axis=0)) / points.measured_ms[:, None]
+    inverse = np.linalg.pinv(design, rcond=1e-9)
+    leverage = np.einsum("ij,ji->i", design, inverse).clip(0, 0.95)
+    residuals = design @ (inverse @ np.ones(len(design))) - 1
+    return np.asarray(np.abs(residuals) / (1 - leverage))
+
+
+def _interpolation_sigma(corners: Sequence[Floats], residuals: Floats) -> float:
+    """From leaving out each inner line of the grid. Half of it: without the line, the steps are twice as wide."""
+    errors = []
+    for axis, corner in enumerate(corners):
+        lines = np.moveaxis(residuals, axis, 0)
+        for at in range(1, len(corner) - 1):
+            share = (corner[at] - corner[at - 1]) / (corner[at + 1] - corner[at - 1])
+            errors.append((lines[at - 1] * (1 - share) + lines[at + 1] * share - lines[at]).ravel())
+    if not errors:
+        return LEAST_SIGMA if not corners else UNKNOWN_SIGMA
+    return max(LEAST_SIGMA, float(np.sqrt(np.mean(np.concatenate(errors) ** 2))) / 2)
+
+
+def _between(corners: Floats, values: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """The corner at or below each value, and the share of the way to the next; clamped to the ends."""
+    low = np.searchsorted(corners, values, side="right").clip(1, max(1, len(corners) - 1)) - 1
+    if len(corners) < 2:
+        return np.zeros(len(values), dtype=np.int64), np.zeros(len(values))
+    share = ((values - corners[low]) / (corners[low + 1] - corners[low])).clip(0, 1)
+    return low.astype(np.int64), share

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from amc_mobile.device import host
+from amc_mobile.device.host import HostDevice, clock_mode, core_ranges, installed_runtimes, processor_name
+from amc_mobile.device.runtimes import RUNTIMES
+from amc_mobile.errors import InvalidConfig, MissingDependency
+
+
+def test_core_numbers_are_written_as_ranges() -> None:
+    assert core_ranges((0, 1, 2, 5)) == "0-2,5"
+    assert core_ranges((3,)) == "3"
+    assert core_ranges((0, 2, 4, 5)) == "0,2,4-5"
+    assert core_ranges(()) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("processor\t: 0\nmodel name\t: Abacus 9 @ 2 GHz\n", "Abacus 9 @ 2 GHz"),
+        ("Processor\t: AArch64 rev 4\nHardware\t: Slate 5\n", "Slate 5"),
+        ("Processor\t: AArch64 rev 4\n", "AArch64 rev 4"),
+    ],
+)
+def test_the_processor_is_named_as_the_system_tells_it(tmp_path: Path, text: str, name: str) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text(text)
+    assert processor_name(info) == name
+
+
+def test_a_system_that_does_not_tell_still_has_a_processor(tmp_path: Path) -> None:
+    assert processor_name(tmp_path / "missing")
+    (tmp_path / "empty").write_text("model name :\n")
+    assert processor_name(tmp_path / "empty")
+
+
+def test_governors_of_the_used_cores_are_the_clock_mode(tmp_path: Path) -> None:
+    for core, governor in ((0, "schedutil"), (1, "performance"), (2, "schedutil")):
+        path = tmp_path / f"cpu{core}" / "cpufreq" / "scaling_governor"
+        path.parent.mkdir(parents=True)
+        path.write_text(governor + "\n")
+    assert clock_mode((0, 2), tmp_path) == "schedutil"
+    assert clock_mode((0, 1, 7), tmp_path) == "performance+schedutil"
+    assert clock_mode((7,), tmp_path) == "unknown"
+
+
+@pytest.mark.parametrize("runtime", installed_runtimes())
+def test_conditions_of_this_computer_are_complete_and_stable(runtime: str) -> None:
+    found = HostDevice(runtime, 2).conditions()
+    assert (found.device, found.runtime, found.threads) == ("host", runtime, 2)
+    assert found.delegate == RUNTIMES[runtime].delegate
+    assert found.runtime_version[0].isdigit()
+    assert len(found.library_sha256) == 64
+    assert HostDevice(runtime, 2).conditions() == found
+    assert HostDevice(runtime, 1).conditions().key != found.key
+
+
+def test_cores_are_those_the_process_may_use() -> None:
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("this system has no affinity")
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert HostDevice(installed_runtimes()[0]).conditions().cores == str(min(before))
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def test_an_unknown_runtime_and_no_threads_are_refused() -> None:
+    with pytest.raises(InvalidConfig, match="'abacus' is unknown") as caught:
+        HostDevice("abacus")
+    assert "tflite" in caught.value.next_step
+    with pytest.raises(InvalidConfig, match="threads = 0"):
+        HostDevice(installed_runtimes()[0], 0)
+
+
+def test_a_runtime_that_is_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(RUNTIMES["tflite"]), "module", "no_such_module_here")
+    assert "tflite" not in host.installed_runtimes()
+    with pytest.raises(MissingDependency) as caught:
+        HostDevice("tflite")
+    assert "amc-mobile[tflite]" in caught.value.next_step

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from latency_toys import CONDITIONS, conv, passes
+
+from amc_mobile.errors import InvalidInput
+from amc_mobile.latency.measurement import (
+    BUSY,
+    FEW_RUNS,
+    NOISY,
+    KernelMeasurement,
+    ModelMeasurement,
+    ModelRequest,
+    PairMeasurement,
+    Pass,
+    model_key,
+)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0, 0.0, True, "1.0", None])
+def test_impossible_samples_are_refused(bad: object) -> None:
+    with pytest.raises(InvalidInput, match="latency"):
+        Pass((1.0, bad))  # type: ignore[arg-type]
+
+
+def test_nothing_measured_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="without samples"):
+        Pass(())
+    with pytest.raises(InvalidInput, match="no pass"):
+        KernelMeasurement("key", "label", (), CONDITIONS)
+    with pytest.raises(InvalidInput, match="no pass"):
+        ModelMeasurement((), CONDITIONS, 4)
+
+
+def test_a_kernel_seen_quiet_twice_has_no_flags() -> None:
+    assert KernelMeasurement("k", "l", passes(1.0, 1.04, 9.0), CONDITIONS).flags == ()
+    assert KernelMeasurement("k", "l", passes(1.0, 1.06), CONDITIONS).flags == (NOISY,)
+
+
+def test_a_kernel_is_busy_when_all_its_passes_were() -> None:
+    busy = Pass((1.0,) * 4, busy=True)
+    assert KernelMeasurement("k", "l", (busy, busy), CONDITIONS).flags == (BUSY,)
+    assert KernelMeasurement("k", "l", (busy, *passes(1.0)), CONDITIONS).flags == ()
+
+
+def test_percentiles_of_a_model_are_over_all_samples() -> None:
+    measured = ModelMeasurement((Pass((1.0, 2.0, 3.0)), Pass((4.0, 5.0))), CONDITIONS, 4)
+    assert measured.p50_ms == 3.0
+    assert measured.p90_ms == pytest.approx(4.6)
+    assert measured.low_ms == pytest.approx(1.4)
+    assert measured.p50_ratio == pytest.approx(3 / 1.4)
+    assert measured.ci_low_ms <= 3.0 <= measured.ci_high_ms
+
+
+def test_flags_of_a_model_say_what_is_wrong() -> None:
+    few = ModelMeasurement(passes(1.0, 1.0), CONDITIONS, 4)
+    assert few.flags == (FEW_RUNS,)
+    calm = ModelMeasurement(passes(1.0, 1.0, samples=15), CONDITIONS, 4)
+    assert calm.flags == ()
+    slow = ModelMeasurement(passes(1.0, 1.3, 1.4, samples=15), CONDITIONS, 4)
+    assert slow.flags == (NOISY, BUSY)
+
+
+def test_a_measurement_survives_its_document() -> None:
+    measured = ModelMeasurement((Pass((1.0, 2.0), busy=True), Pass((3.0,))), CONDITIONS, 7)
+    document = measured.to_document()
+    assert ModelMeasurement.from_document(document) == measured
+    assert document["runs"] == 3
+    assert document["p50_ms"] == 2.0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("samples_ms", [[1.0, -2.0], [3.0]]), ("samples_ms", [[], [3.0]]), ("samples_ms", None), ("busy", [True]),
+        ("conditions", {"device": "toy"}), ("warmup_runs", "many"),
+    ],
+)  # fmt: skip
+def test_a_document_that_is_no_measurement_is_refused(key: str, value: object) -> None:
+    document = ModelMeasurement(passes(1.0, 2.0), CONDITIONS, 4).to_document()
+    with pytest.raises(InvalidInput):
+        ModelMeasurement.from_document({**document, key: value})
+    with pytest.raises(InvalidInput, match="not a measurement"):
+        ModelMeasurement.from_document({k: v for k, v in document.items() if k != key})
+
+
+def test_a_pair_reports_the_median_speedup_with_its_interval() -> None:
+    before, after = (ModelMeasurement(passes(ms, ms), CONDITIONS, 4) for ms in (4.0, 2.0))
+    pair = PairMeasurement(before, after, (2.0, 2.1, 1.9, 2.0, 9.0))
+    low, high = pair.speedup_interval
+    assert pair.speedup == 2.0
+    assert 1.9 <= low <= 2.0 <= high <= 9.0
+    assert pair.to_document()["rounds"] == 5
+
+
+def test_the_same_widths_of_two_networks_have_two_keys() -> None:
+    assert model_key("plain", (8, 16)) != model_key("other", (8, 16))
+    assert model_key("plain", (8, 16)) == ModelRequest("plain", (8, 16), bytes).key
+    assert "8 16" in ModelRequest("plain", (8, 16), bytes).label
+
+
+def test_a_kernels_key_holds_its_shapes_and_no_name() -> None:
+    assert conv(8, 16).key == conv(8, 16).key != conv(16, 8).key

@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from latency_toys import CONDITIONS, ToyDevice, conv, request
+
+from amc_mobile.errors import DeviceError, InvalidConfig, InvalidInput
+from amc_mobile.latency import timing as timing_module
+from amc_mobile.latency.measurement import BUSY, KernelRequest, ModelRequest, Pass
+from amc_mobile.latency.protocol import ProtocolConfig, measure_kernels, measure_model, measure_models, measure_pair
+from amc_mobile.latency.table import LatencyTable
+from amc_mobile.latency.timing import Anchor, Timing, time_session
+
+MS = {name: 0.1 * (index + 1) for index, name in enumerate("abcdefgh")}
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> ToyDevice:
+    made = ToyDevice(MS | {"anchor": 0.1})
+    monkeypatch.setattr(timing_module, "time", made.clock())
+    return made
+
+
+def kernel_requests(names: str) -> dict[str, KernelRequest]:
+    made = [request(name, conv(8, 8 * (ord(name) - 96))) for name in names]
+    return {r.key: r for r in made}
+
+
+def slow_between(first: int, last: int, factor: float = 2.0) -> Callable[[int], float]:
+    return lambda opens: factor if first <= opens <= last else 1.0
+
+
+# One session
+
+
+def test_short_models_are_called_several_times_per_sample(device: ToyDevice) -> None:
+    with device.open(b"a") as session:
+        samples = time_session(session, Timing(4, 0.25, 3, 1.0))
+    assert samples == pytest.approx((0.1,) * 4)
+    assert device.now_s * 1000 == pytest.approx(0.1 * (3 + 4 * 3))  # 3 calls of 0.1 ms reach 0.25 ms
+
+
+def test_slow_models_take_fewer_samples_but_never_too_few(device: ToyDevice) -> None:
+    device.ms = {"slow": 600.0}
+    with device.open(b"slow") as session:
+        assert len(time_session(session, Timing(20, 0.25, 4, 1.0))) == 4
+        assert len(time_session(session, Timing(20, 0.25, 4, 6.5))) == 11
+    fast = Timing(20, 0.25, 4, 1000.0)
+    with device.open(b"slow") as session:
+        assert len(time_session(session, fast)) == 20
+
+
+def test_one_interrupted_warmup_run_does_not_shorten_the_samples(device: ToyDevice) -> None:
+    calls = Counter()
+
+    def run() -> None:
+        calls["run"] += 1
+        device.now_s += 0.5 if calls["run"] == 2 else 0.0001
+
+    time_session(SimpleNamespace(run=run), Timing(2, 0.25, 3, 10.0))
+    assert calls["run"] == 3 + 2 * 3
+
+
+# The anchor
+
+
+def test_an_anchor_is_steady_until_the_machine_slows_down(device: ToyDevice) -> None:
+    anchor = Anchor(device, b"anchor", Timing(4, 0.2, 2, 1.0), tolerance=0.05)
+    assert anchor.is_steady()
+    device.slowdown = lambda opens: 1.2
+    assert not anchor.is_steady()
+    device.slowdown = lambda opens: 1.04
+    assert anchor.is_steady()
+
+
+def test_an_anchor_learns_a_quieter_machine(device: ToyDevice) -> None:
+    device.slowdown = lambda opens: 1.5
+    anchor = Anchor(device, b"anchor", Timing(4, 0.2, 2, 1.0), tolerance=0.05)
+    device.slowdown = lambda opens: 1.0
+    assert anchor.is_steady()
+    device.slowdown = lambda opens: 1.5
+    assert not anchor.is_steady()
+
+
+def test_one_quiet_reading_of_several_is_enough(device: ToyDevice) -> None:
+    anchor = Anchor(device, b"anchor", Timing(4, 0.2, 2, 1.0), tolerance=0.05, readings=3)
+    device.slowdown = slow_between(4, 5)
+    assert anchor.is_steady()
+
+
+# Kernels
+
+
+def test_a_kernel_stops_when_its_two_lowest_passes_agree(device: ToyDevice) -> None:
+    found = measure_kernels(device, kernel_requests("abc"), config=ProtocolConfig())
+    assert {len(kernel.passes) for kernel in found.values()} == {3}
+    assert sorted(kernel.low_ms for kernel in found.values()) == pytest.approx([0.1, 0.2, 0.3])
+    assert all(kernel.flags == () and kernel.conditions == CONDITIONS for kernel in found.values())
+
+
+def test_a_kernel_goes_on_while_its_passes_differ_and_stops_at_the_most_allowed(device: ToyDevice) -> None:
+    config = ProtocolConfig(max_passes=6)
+    device.slowdown = lambda opens: 1 + opens / 10  # never the same twice
+    (kernel,) = measure_kernels(device, kernel_requests("h"), config=config).values()
+    assert len(kernel.passes) == 6
+    lows = [1.0, 1.02, 1.5, 1.015]
+    passes = [Pass((low,)) for low in lows]
+    assert not config.is_kernel_done(passes[:2])
+    assert not config.is_kernel_done(passes[:3])
+    assert not config.is_kernel_done(passes)
+    assert config.is_kernel_done([*passes, Pass((1.008,))])
+
+
+def test_passes_of_a_microsecond_agree_within_the_clocks_reach() -> None:
+    config = ProtocolConfig()
+    assert config.is_kernel_done([Pass((0.00100,)), Pass((0.00108,)), Pass((0.2,))])
+    assert not config.is_kernel_done([Pass((0.00100,)), Pass((0.00112,)), Pass((0.2,))])
+
+
+def test_every_pass_takes_all_kernels_in_another_order(device: ToyDevice) -> None:
+    names = "abcdefgh"
+    measure_kernels(device, kernel_requests(names), anchor=request("anchor"), config=ProtocolConfig(anchor_every=8))
+    order = "".join(name for name in device.opened if name != "anchor")
+    rounds = [order[i : i + 8] for i in range(0, len(order), 8)]
+    assert len(rounds) == 3
+    assert all(sorted(one) == list(names) for one in rounds)
+    assert len(set(rounds)) == 3
+
+
+def test_results_come_as_kernels_are_done(device: ToyDevice) -> None:
+    heard: list[tuple[int, int, str]] = []
+    wanted = kernel_requests("abcd")
+    measure_kernels(device, wanted, on_result=lambda *news: heard.append(news))
+    assert [(done, total) for done, total, _ in heard] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert {key for _, _, key in heard} == set(wanted)
+
+
+def test_a_block_measured_while_the_machine_was_busy_is_made_again(device: ToyDevice) -> None:
+    # Three readings make the anchor; the first block's four kernels and the reading after them are slow.
+    device.slowdown = slow_between(4, 10)
+    found = measure_kernels(
+        device, kernel_requests("abcd"), anchor=request("anchor"), config=ProtocolConfig(anchor_every=4)
+    )
+    assert sorted(kernel.low_ms for kernel in found.values()) == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert all(len(kernel.passes) == 3 for kernel in found.values())
+    assert all(not one.busy for kernel in found.values() for one in kernel.passes)
+    assert all(max(max(samples) for samples in kernel.samples_ms) < 0.5 for kernel in found.values())
+
+
+def test_what_stays_busy_is_kept_and_flagged(device: ToyDevice) -> None:
+    device.slowdown = lambda opens: 1.0 if opens <= 3 else 2.0
+    found = measure_kernels(
+        device, kernel_requests("abcd"), anchor=request("anchor"),
+        config=ProtocolConfig(anchor_every=4, anchor_repeats=1, anchor_total_repeats=2),
+    )  # fmt: skip
+    assert all(kernel.flags == (BUSY,) for kernel in found.values())
+    assert sorted(kernel.low_ms for kernel in found.values()) == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    opened = Counter(name for name in device.opened if name != "anchor")
+    assert sum(opened.values()) == 4 * (3 + 2)  # three passes, and two blocks thrown away in all
+
+
+def test_a_kernel_that_does_not_run_is_named(device: ToyDevice) -> None:
+    @contextmanager
+    def refuse(model: bytes) -> Iterator[SimpleNamespace]:
+        raise InvalidInput("unreadable", next_step="export again")
+        yield
+
+    device.open = refuse
+    wanted = kernel_requests("a")
+    with pytest.raises(DeviceError, match=r"CONV_2D 1x1 8->8 @8x8: unreadable") as caught:
+        measure_kernels(device, wanted)
+    assert caught.value.next_step == "export again"
+
+
+# The table
+
+
+def test_nothing_is_measured_twice(device: ToyDevice, tmp_path: Path) -> None:
+    with LatencyTable(tmp_path / "t.sqlite") as table:
+        first = measure_kernels(device, kernel_requests("abc"), table=table)
+        opened = len(device.opened)
+        second = measure_kernels(device, kernel_requests("abc"), table=table)
+        assert len(device.opened) == opened
+        assert second == first
+        more = measure_kernels(device, kernel_requests("abcd"), table=table, anchor=request("anchor"))
+        new = Counter(device.opened[opened:])
+        assert new["d"] == 3
+        assert not set(new) & set("abc")
+        assert len(more) == 4
+
+
+def test_a_killed_run_goes_on_with_the_passes_it_lacks(device: ToyDevice, tmp_path: Path) -> None:
+    config = ProtocolConfig(anchor_every=2)
+    wanted = kernel_requests("abcdef")
+    with LatencyTable(tmp_path / "t.sqlite") as table:
+        plain_open = device.open
+
+        @contextmanager
+        def dying(model: bytes) -> Iterator[SimpleNamespace]:
+            if len(device.opened) > 12:
+                raise KeyboardInterrupt
+            with plain_open(model) as session:
+                yield session
+
+        device.open = dying
+        with pytest.raises(KeyboardInterrupt):
+            measure_kernels(device, wanted, table=table, anchor=request("anchor"), config=config)
+        stored = table.passes(CONDITIONS, wanted)
+        before = sum(len(passes) for passes in stored.values())
+        assert 0 < before < 18
+        device.open = plain_open
+        device.opened.clear()
+        found = measure_kernels(device, wanted, table=table, anchor=request("anchor"), config=config)
+        made = sum(count for name, count in Counter(device.opened).items() if name != "anchor")
+        assert made == 18 - before
+        assert {len(kernel.passes) for kernel in found.values()} == {3}
+
+
+def test_other_conditions_are_measured_anew(device: ToyDevice, tmp_path: Path) -> None:
+    with LatencyTable(tmp_path / "t.sqlite") as table:
+        measure_kernels(device, kernel_requests("ab"), table=table)
+        device.opened.clear()
+        device.measured_under = replace(CONDITIONS, threads=2)
+        measure_kernels(device, kernel_requests("ab"), table=table, anchor=request("anchor"))
+        assert Counter(device.opened)["a"] == 3
+        assert {c.threads for c in table.conditions()} == {1, 2}
+
+
+# Whole models
+
+
+def test_whole_models_take_all_their_passes_interleaved(device: ToyDevice, tmp_path: Path) -> None:
+    plans = [ModelRequest("net", (8 * (i + 1),), lambda name=name: name.encode()) for i, name in enumerate("abc")]
+    config = ProtocolConfig(model_passes=4, model_samples=6)
+    with LatencyTable(tmp_path / "t.sqlite") as table:
+        found = measure_models(device, {p.key: p for p in plans}, table=table, config=config)
+        assert {len(m.passes) for m in found.values()} == {4}
+        assert {len(samples) for m in found.values() for samples in m.samples_ms} == {6}
+        stored = table.models(CONDITIONS, "net")
+        assert {tuple(w): m.low_ms for w, m in stored} == {
+            (8 * (i + 1),): pytest.approx(0.1 * (i + 1)) for i in range(3)
+        }
+        device.opened.clear()
+        measure_models(device, {p.key: p for p in plans}, table=table, config=config)
+        assert device.opened == []
+
+
+def test_one_model_alone(device: ToyDevice) -> None:
+    measured = measure_model(device, b"c", ProtocolConfig(model_passes=3, model_samples=5))
+    assert [len(samples) for samples in measured.samples_ms] == [5, 5, 5]
+    assert measured.p50_ms == pytest.approx(0.3)
+    assert (measured.warmup_runs, measured.conditions) == (4, CONDITIONS)
+
+
+def test_a_pair_is_timed_in_alternating_blocks_so_that_drift_cancels(device: ToyDevice) -> None:
+    device.slowdown = lambda opens: 1 + opens / 20  # steadily slower: the lone ratio of two runs would be wrong
+    pair = measure_pair(device, b"d", b"b", ProtocolConfig(pair_rounds=5, model_samples=10))
+    assert pair.speedup == pytest.approx(2.0)
+    assert pair.speedup_interval == (pytest.approx(2.0), pytest.approx(2.0))
+    assert device.opened == ["d", "b"] * 5
+    assert pair.before.p50_ms == pytest.approx(2 * pair.after.p50_ms)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("kernel_samples", 0), ("min_passes", 0), ("max_passes", 2), ("agreement", -0.1), ("kernel_sample_ms", 0.0),
+        ("anchor_drift", float("nan")), ("anchor_every", 0), ("pair_rounds", 0),
+    ],
+)  # fmt: skip
+def test_a_protocol_that_cannot_work_is_refused(field: str, value: float) -> None:
+    with pytest.raises(InvalidConfig, match=field):
+        ProtocolConfig(**{field: value})
