@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from amc_mobile.channels.ids import DimensionIds, Ids
 from amc_mobile.channels.structure import ChannelGroups
-from amc_mobile.channels.surgery import _resize
+from amc_mobile.channels.surgery import resize
 from amc_mobile.pruning.gram import GramStatistics
 from amc_mobile.pruning.importance import kept_of
 from amc_mobile.pruning.least_squares import DEFAULT_RIDGE, corrected
@@ -54,6 +54,11 @@ class Reconstructor:
             for name, tensor in (*module._parameters.items(), *module._buffers.items())
             if tensor is not None
         }
+
+    @property
+    def sizes(self) -> Widths:
+        """(groups,): the original channels."""
+        return self._groups.sizes
 
     def kept(self, widths: Widths) -> dict[str, Ids]:
         """The channels that a plan of these widths, shape (groups,), keeps."""
@@ -178,5 +183,5 @@ def _assembled(model: nn.Module, tensors: Mapping[str, Tensor], state: Mapping[s
         memo[id(original)] = tensor
     built = copy.deepcopy(model, memo).eval()
     for module in built.modules():
-        _resize(module)
+        resize(module)
     return built
