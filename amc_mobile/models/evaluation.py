@@ -13,7 +13,7 @@ from amc_mobile.models.labelled_images import LabelledImages
 
 
 def logits(
-    model: nn.Module, images: LabelledImages, batch_size: int = 250, *, channels_last: bool | None = None
+    model: nn.Module, images: LabelledImages, batch_size: int = 64, *, channels_last: bool | None = None
 ) -> Tensor:
     """(N, classes) outputs on the CPU, in evaluation mode; the model's mode and weights are left as they were.
 
@@ -47,7 +47,7 @@ def runs_channels_last(model: nn.Module, example: Tensor) -> bool:
     return True
 
 
-def evaluate(model: nn.Module, images: LabelledImages, batch_size: int = 250) -> float:
+def evaluate(model: nn.Module, images: LabelledImages, batch_size: int = 64) -> float:
     """Top-1 accuracy in [0, 1]."""
     outputs = logits(model, images, batch_size)
     return float((outputs.argmax(1) == images.labels).float().mean())
