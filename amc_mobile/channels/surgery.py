@@ -38,7 +38,7 @@ def apply(model: nn.Module, groups: ChannelGroups, kept: Mapping[str, Ids]) -> n
         memo[id(original)] = tensor
     pruned = copy.deepcopy(model, memo)
     for module in pruned.modules():
-        _resize(module)
+        resize(module)
     return pruned
 
 
@@ -63,7 +63,7 @@ def _tensor(model: nn.Module, name: str) -> Tensor:
     return value
 
 
-def _resize(module: nn.Module) -> None:
+def resize(module: nn.Module) -> None:
     """Brings the attributes that describe a module's width in line with its weight."""
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor):

@@ -12,22 +12,42 @@ from amc_mobile.errors import InvalidInput
 from amc_mobile.models.labelled_images import LabelledImages
 
 
-def logits(model: nn.Module, images: LabelledImages, batch_size: int = 250) -> Tensor:
-    """(N, classes) outputs on the CPU, in evaluation mode; the model's mode and weights are left as they were."""
+def logits(
+    model: nn.Module, images: LabelledImages, batch_size: int = 64, *, channels_last: bool | None = None
+) -> Tensor:
+    """(N, classes) outputs on the CPU, in evaluation mode; the model's mode and weights are left as they were.
+
+    `channels_last`: the memory layout of the batches; None tries one image, since `view` on a map needs the other.
+    """
     if len(images) == 0:
         raise InvalidInput("there are no images to evaluate on")
+    if channels_last is None:
+        channels_last = runs_channels_last(model, images.normalised(slice(0, 1)))
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     parameter = next(model.parameters(), None)
     device = parameter.device if parameter is not None else torch.device("cpu")
     outputs = []
     with _evaluating(model), torch.inference_mode():
         for start in range(0, len(images), batch_size):
             batch = images.normalised(slice(start, start + batch_size))
-            outputs.append(model(batch.to(device)).cpu())
+            outputs.append(model(batch.to(device).contiguous(memory_format=layout)).cpu())
     # Cloned outside inference mode: the result may take part in later computations.
     return torch.cat(outputs).clone()
 
 
-def evaluate(model: nn.Module, images: LabelledImages, batch_size: int = 250) -> float:
+def runs_channels_last(model: nn.Module, example: Tensor) -> bool:
+    """Whether the network runs in that memory layout. `example`: (N, C, H, W), on any device."""
+    parameter = next(model.parameters(), None)
+    images = example.to(parameter.device if parameter is not None else "cpu")
+    try:
+        with _evaluating(model), torch.inference_mode():
+            model(images.contiguous(memory_format=torch.channels_last))
+    except RuntimeError:
+        return False
+    return True
+
+
+def evaluate(model: nn.Module, images: LabelledImages, batch_size: int = 64) -> float:
     """Top-1 accuracy in [0, 1]."""
     outputs = logits(model, images, batch_size)
     return float((outputs.argmax(1) == images.labels).float().mean())

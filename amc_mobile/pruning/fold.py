@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from amc_mobile.models.evaluation import runs_channels_last
 from amc_mobile.pruning.program import Program
 
 
@@ -30,7 +31,7 @@ def find_folding(model: nn.Module, example: Tensor) -> Folding:
 
     `example`: (N, C, H, W). Traces the network, which takes seconds: once for all plans.
     """
-    program = Program(model, example)
+    program = Program(model, example.contiguous())
     means = [step.norm.mean for step in program.steps if step.norm is not None]
     modules = dict(model.named_modules())
     pairs = []
@@ -39,7 +40,7 @@ def find_folding(model: nn.Module, example: Tensor) -> Folding:
             norm = step.norm.mean.rpartition(".")[0]
             if _can_fold(modules.get(step.layer), modules.get(norm)):
                 pairs.append((step.layer, norm))
-    return Folding(tuple(pairs), _runs_channels_last(folded(model, Folding(tuple(pairs))), example))
+    return Folding(tuple(pairs), runs_channels_last(folded(model, Folding(tuple(pairs))), example))
 
 
 @torch.no_grad()
@@ -59,15 +60,6 @@ def folded(model: nn.Module, folding: Folding | None = None) -> nn.Module:
     clone = copy.deepcopy(model, memo).eval()
     layout = torch.channels_last if folding.channels_last else torch.contiguous_format
     return clone.to(memory_format=layout)  # type: ignore[call-overload,no-any-return]
-
-
-@torch.no_grad()
-def _runs_channels_last(model: nn.Module, example: Tensor) -> bool:
-    try:
-        model(example.contiguous(memory_format=torch.channels_last))
-    except RuntimeError:
-        return False
-    return True
 
 
 def _in_sequence(modules: dict[str, nn.Module]) -> Folding:

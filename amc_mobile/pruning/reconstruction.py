@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from amc_mobile.channels.ids import DimensionIds, Ids
 from amc_mobile.channels.structure import ChannelGroups
-from amc_mobile.channels.surgery import _resize
-from amc_mobile.pruning.gram import GramStatistics
+from amc_mobile.channels.surgery import resize
+from amc_mobile.pruning.gram import GramStatistics, LayerGram, group_channels
 from amc_mobile.pruning.importance import kept_of
 from amc_mobile.pruning.least_squares import DEFAULT_RIDGE, corrected
+from amc_mobile.pruning.nested import NestedSolver
 
 Widths = NDArray[np.int64]
 CACHE_BYTES = 256 * 2**20
@@ -47,6 +48,7 @@ class Reconstructor:
         self._errors: dict[tuple[str, bytes], float] = {}
         self._cache_bytes, self._used_bytes = cache_bytes, 0
         self._cuts = _Cuts(groups, self._order)
+        self._nested = _nested_solvers(gram, groups, self._order, ridge)
         modules = dict(model.named_modules())
         self._tensors: dict[str, Tensor] = {
             f"{path}.{name}" if path else name: tensor
@@ -54,6 +56,11 @@ class Reconstructor:
             for name, tensor in (*module._parameters.items(), *module._buffers.items())
             if tensor is not None
         }
+
+    @property
+    def sizes(self) -> Widths:
+        """(groups,): the original channels."""
+        return self._groups.sizes
 
     def kept(self, widths: Widths) -> dict[str, Ids]:
         """The channels that a plan of these widths, shape (groups,), keeps."""
@@ -117,17 +124,38 @@ class Reconstructor:
         if (known := self._solved.get(key)) is not None:
             self._solved.move_to_end(key)
             return known
-        gram = self._gram.layers[layer]
-        columns = gram.columns(kept_inputs)
-        moment = gram.moment[columns][:, columns]
-        weight = gram.weight[columns]
-        solved = weight + corrected(moment, gram.projection[columns] - moment @ weight, self._ridge)
-        result = solved.float()
+        if (nested := self._nested.get(layer)) is not None:
+            result = nested.solve(len(kept_inputs))
+        else:
+            result = self._solved_alone(self._gram.layers[layer], kept_inputs)
         self._solved[key] = result
         self._used_bytes += result.nbytes
         while self._used_bytes > self._cache_bytes and len(self._solved) > 1:
             self._used_bytes -= self._solved.popitem(last=False)[1].nbytes
         return result
+
+    def _solved_alone(self, gram: LayerGram, kept_inputs: Ids) -> Tensor:
+        columns = gram.columns(kept_inputs)
+        moment = gram.moment[columns][:, columns]
+        weight = gram.weight[columns]
+        solved = weight + corrected(moment, gram.projection[columns] - moment @ weight, self._ridge)
+        return solved.float()
+
+
+def _nested_solvers(
+    gram: GramStatistics, groups: ChannelGroups, order: Mapping[str, Ids], ridge: float
+) -> dict[str, NestedSolver]:
+    """For the layers that read one group only: whatever a plan keeps there is the start of that group's order."""
+    solvers = {}
+    for name, layer in gram.layers.items():
+        read = np.unique(layer.in_ids.group)
+        if len(read) != 1 or read[0] < 0:
+            continue
+        group = groups.groups[read[0]]
+        places = group_channels(layer.in_ids, int(read[0]), group.channels)
+        if places is not None:
+            solvers[name] = NestedSolver(layer, places[order[group.name]], ridge)
+    return solvers
 
 
 class _Cuts:
@@ -178,5 +206,5 @@ def _assembled(model: nn.Module, tensors: Mapping[str, Tensor], state: Mapping[s
         memo[id(original)] = tensor
     built = copy.deepcopy(model, memo).eval()
     for module in built.modules():
-        _resize(module)
+        resize(module)
     return built

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,8 +15,7 @@ from amc_mobile.channels.plan import PruningPlan
 from amc_mobile.data import DataSplit
 from amc_mobile.errors import InvalidConfig
 from amc_mobile.latency.protocol import measure_pair
-from amc_mobile.models.evaluation import evaluate, logits
-from amc_mobile.pruning.fold import folded
+from amc_mobile.models.evaluation import evaluate
 from amc_mobile.pruning.gram import collect_gram
 from amc_mobile.pruning.importance import channel_order
 from amc_mobile.pruning.reconstruction import Reconstructor
@@ -27,9 +25,10 @@ from amc_mobile.search.episode_log import EpisodeLog, EpisodeRow
 from amc_mobile.search.features import GroupFacts
 from amc_mobile.search.loop import run_search
 from amc_mobile.search.policies import make_policy
-from amc_mobile.search.reward import MeasuredCost, Outcome, fidelity, reward_of, top1
+from amc_mobile.search.reward import MeasuredCost
 from amc_mobile.workflows.latency_model import LatencyModel, ModelPoint, latency_model
 from amc_mobile.workflows.network import Network, load_network
+from amc_mobile.workflows.plan_scorer import PlanScorer
 from amc_mobile.workflows.profile import default_grids
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.runs import Run, run_name
@@ -106,29 +105,6 @@ class SearchOutcome:
             f"parameters {s['parameters'] / 1e6:.3f} M of {s['original_parameters'] / 1e6:.3f} M\n"
             f"  top-1 on {s['test_images']} test images: {accuracies}"
         )
-
-
-class PlanScorer:
-    """Scores plans: builds the reconstructed network and compares it with the original on the reward images."""
-
-    def __init__(self, network: Network, data: DataSplit, reconstructor: Reconstructor, reward: str) -> None:
-        self._images, self._labels = data.reward, data.reward.labels
-        self._reconstructor, self._reward = reconstructor, reward
-        self._costs = CostModel(network.module, network.groups)
-        self._reference = logits(folded(network.module), self._images)
-        self.cost_of: Callable[[Widths], float] = lambda widths: float(self._costs.macs(widths))
-        self.unit: Unit = "macs"
-
-    def __call__(self, widths: Widths) -> Outcome:
-        started = time.process_time()
-        model = folded(self._reconstructor.build(widths))
-        built = time.process_time()
-        outputs = logits(model, self._images)
-        seconds = {"reconstruction": built - started, "evaluation": time.process_time() - built}
-        accuracy, closeness = top1(outputs, self._labels), fidelity(outputs, self._reference)
-        reward = reward_of(self._reward, top1=accuracy, fidelity=closeness, cost=self.cost_of(widths), unit=self.unit)
-        macs, parameters = float(self._costs.macs(widths)), float(self._costs.parameters(widths))
-        return Outcome(reward, accuracy, closeness, macs, parameters, seconds)
 
 
 class PlanMeasurer:

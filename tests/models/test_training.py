@@ -233,6 +233,27 @@ def test_evaluation_leaves_the_mode_of_every_layer_as_it_was() -> None:
     assert torch.equal(weights(model), before)
 
 
+class Viewing(nn.Module):
+    """Flattens a map in a way that the channels-last layout does not allow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4 * 64, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.conv(x)
+        return self.fc(maps.view(len(x), -1))  # type: ignore[no-any-return]
+
+
+def test_a_network_that_views_its_maps_is_evaluated_in_the_other_layout() -> None:
+    model, images = Viewing(), stripes()
+    with torch.no_grad():
+        wanted = model(images.normalised().contiguous())
+    torch.testing.assert_close(logits(model, images, batch_size=20), wanted)
+    with pytest.raises(RuntimeError, match="view"):
+        logits(model.to(memory_format=torch.channels_last), images, channels_last=True)
+
+
 def test_no_images_to_evaluate_on_is_an_error() -> None:
     with pytest.raises(InvalidInput, match="no images"):
         evaluate(small_net(), stripes().subset([]))

@@ -1,0 +1,48 @@
+"""Least squares for every prefix of an order of channels from one factorisation.
+
+With A = X'X / rows + ridge and B = X'Y / rows + ridge W, rows in the order of importance, the Cholesky factor of a
+leading block of A is the leading block of its factor L, and the forward solution Z = L^-1 B is nested in the same way:
+the weights for the first n columns are L_n^-T Z_n, one triangular solve. The ridge is `ridge` times the mean diagonal
+over ALL columns and holds the weights to where they are, as in `least_squares.corrected`.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from amc_mobile.channels.ids import Ids
+from amc_mobile.pruning.gram import LayerGram
+from amc_mobile.pruning.least_squares import factorised
+
+
+class NestedSolver:
+    """For a layer that reads one channel group. Factorised on first use: columns^2 x 8 bytes are kept."""
+
+    def __init__(self, gram: LayerGram, channels: Ids, ridge: float) -> None:
+        """`channels`: (channels, times) positions of the group's channels along the inputs, most important first."""
+        self._gram, self._ridge = gram, ridge
+        self._columns = gram.columns(channels.ravel())
+
+    @cached_property
+    def _factor(self) -> tuple[Tensor, Tensor]:
+        """L' (upper), and Z"""
+        moment = self._gram.moment[self._columns][:, self._columns]
+        factor = factorised(moment, self._ridge)
+        weight = self._gram.weight[self._columns]
+        # A - moment is what factorising added: the ridge may have had to grow.
+        added = float((factor[0] @ factor[0]) - moment[0, 0])
+        right = self._gram.projection[self._columns] + added * weight
+        return factor.T, torch.linalg.solve_triangular(factor, right, upper=False)
+
+    def solve(self, inputs: int) -> Tensor:
+        """(kept columns, outputs), float32, columns in their original order.
+
+        `inputs`: how many input channels the first channels of the order occupy.
+        """
+        upper, forward = self._factor
+        count = inputs * self._gram.block
+        solved = torch.linalg.solve_triangular(upper[:count, :count], forward[:count], upper=True)
+        return solved[torch.argsort(self._columns[:count])].float()

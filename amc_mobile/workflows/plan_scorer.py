@@ -1,0 +1,45 @@
+"""Scores plans on the reward images: what an episode of a search costs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amc_mobile.channels.cost import CostModel
+from amc_mobile.data import DataSplit
+from amc_mobile.models.evaluation import logits
+from amc_mobile.pruning.fold import find_folding, folded
+from amc_mobile.pruning.reconstruction import Reconstructor
+from amc_mobile.search.budget import Unit
+from amc_mobile.search.reward import Outcome, fidelity, reward_of, top1
+from amc_mobile.workflows.network import Network
+
+Widths = NDArray[np.int64]
+
+
+class PlanScorer:
+    """Scores plans: builds the reconstructed network and compares it with the original on the reward images."""
+
+    def __init__(self, network: Network, data: DataSplit, reconstructor: Reconstructor, reward: str) -> None:
+        self.images, self._labels = data.reward, data.reward.labels
+        self._reconstructor, self._reward = reconstructor, reward
+        self._costs = CostModel(network.module, network.groups)
+        self.folding = find_folding(network.module, self.images.normalised(slice(0, 1)))
+        self._layout = self.folding.channels_last
+        self.reference = logits(folded(network.module, self.folding), self.images, channels_last=self._layout)
+        self.cost_of: Callable[[Widths], float] = lambda widths: float(self._costs.macs(widths))
+        self.unit: Unit = "macs"
+
+    def __call__(self, widths: Widths) -> Outcome:
+        started = time.process_time()
+        model = folded(self._reconstructor.build(widths), self.folding)
+        built = time.process_time()
+        outputs = logits(model, self.images, channels_last=self._layout)
+        seconds = {"reconstruction": built - started, "evaluation": time.process_time() - built}
+        accuracy, closeness = top1(outputs, self._labels), fidelity(outputs, self.reference)
+        reward = reward_of(self._reward, top1=accuracy, fidelity=closeness, cost=self.cost_of(widths), unit=self.unit)
+        macs, parameters = float(self._costs.macs(widths)), float(self._costs.parameters(widths))
+        return Outcome(reward, accuracy, closeness, macs, parameters, seconds)
