@@ -9,6 +9,7 @@ from pathlib import Path
 
 from amc_mobile.device.conditions import Conditions
 from amc_mobile.device.runtimes import RUNTIMES, Runtime, RuntimeSession, installed_runtimes
+from amc_mobile.device.timing import SessionDevice
 from amc_mobile.errors import InvalidConfig, MissingDependency
 
 __all__ = ["HostDevice", "Session", "installed_runtimes"]
@@ -43,7 +44,7 @@ def _closed() -> object:
     raise RuntimeError("this session is closed")
 
 
-class HostDevice:
+class HostDevice(SessionDevice):
     """Runs models on this computer's CPU with one runtime, "tflite" or "onnxruntime".
 
     Raises InvalidConfig for unknown runtimes and thread counts below 1, MissingDependency for a runtime that is not

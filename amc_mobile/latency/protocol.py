@@ -15,7 +15,9 @@ from typing import Protocol
 
 import numpy as np
 
+from amc_mobile.device.timing import Device, Job, SamplesMs, Timing
 from amc_mobile.errors import InvalidConfig
+from amc_mobile.latency.anchor import Anchor
 from amc_mobile.latency.measurement import (
     KernelMeasurement,
     KernelRequest,
@@ -26,7 +28,6 @@ from amc_mobile.latency.measurement import (
 )
 from amc_mobile.latency.statistics import pass_low_ms
 from amc_mobile.latency.table import LatencyTable
-from amc_mobile.latency.timing import Anchor, Device, Session, Timing, time_model, time_session
 
 OnResult = Callable[[int, int, str], None]  # done, total, the key that is done
 
@@ -49,7 +50,6 @@ class ProtocolConfig:
     spread_s: float = 0.0  # the passes of `measure_model` are spread over at least this long
     warmup_runs: int = 4
     pair_rounds: int = 10
-    anchor_every: int = 40  # requests
     anchor_drift: float = 0.05
     anchor_repeats: int = 2  # of one block
     anchor_total_repeats: int = 10  # of all blocks together: a busy machine must not take for ever
@@ -58,7 +58,7 @@ class ProtocolConfig:
     def __post_init__(self) -> None:
         for name in (
             "kernel_samples", "min_passes", "max_passes", "model_passes", "model_samples", "warmup_runs",
-            "pair_rounds", "anchor_every",
+            "pair_rounds",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise InvalidConfig(f"{name} = {getattr(self, name)} must be at least 1")
@@ -137,31 +137,33 @@ def measure_models(
 def measure_model(device: Device, model: bytes, config: ProtocolConfig | None = None) -> ModelMeasurement:
     """Measures one whole model. Raises DeviceError when it does not run."""
     config = config or ProtocolConfig()
-    passes = []
-    began = time.monotonic()
-    for done in range(config.model_passes):
-        due = began + config.spread_s * done / max(1, config.model_passes - 1)
-        time.sleep(max(0.0, due - time.monotonic()))
-        passes.append(Pass(time_model(device, "the model", lambda: model, config.model_timing)))
+    job = Job("model", "the model", lambda: model, config.model_timing)
+    passes: list[Pass] = []
+    with device.session():
+        if config.spread_s == 0:
+            passes = [Pass(samples) for samples in device.passes([job] * config.model_passes)]
+        began = time.monotonic()
+        while len(passes) < config.model_passes:
+            due = began + config.spread_s * len(passes) / max(1, config.model_passes - 1)
+            time.sleep(max(0.0, due - time.monotonic()))
+            passes += [Pass(samples) for samples in device.passes([job])]
     return ModelMeasurement(tuple(passes), device.conditions(), config.warmup_runs)
 
 
 def measure_pair(device: Device, before: bytes, after: bytes, config: ProtocolConfig | None = None) -> PairMeasurement:
     """Times two models in alternating blocks, before-after-after-before, in fresh sessions per round."""
     config = config or ProtocolConfig()
-    timing = config.model_timing
-    half = Timing(max(2, timing.samples // 2), timing.min_sample_ms, timing.warmup_runs, timing.max_s / 2, 2)
+    jobs = [
+        Job("before", "the original model", lambda: before, config.model_timing),
+        Job("after", "the pruned model", lambda: after, config.model_timing),
+    ]
     passes: tuple[list[Pass], list[Pass]] = ([], [])
     speedups = []
-    for _ in range(config.pair_rounds):
-        with device.open(before) as first, device.open(after) as second:
-            sessions: tuple[Session, Session] = (first, second)
-            samples: tuple[list[float], list[float]] = ([], [])
-            for which in (0, 1, 1, 0):
-                samples[which].extend(time_session(sessions[which], half))
-        for which in (0, 1):
-            passes[which].append(Pass(tuple(samples[which])))
-        speedups.append(float(np.median(samples[0]) / np.median(samples[1])))
+    with device.session():
+        for samples in device.alternate(jobs[0], jobs[1], config.pair_rounds):
+            for which in (0, 1):
+                passes[which].append(Pass(samples[which]))
+            speedups.append(float(np.median(samples[0]) / np.median(samples[1])))
     conditions = device.conditions()
     measured = [ModelMeasurement(tuple(side), conditions, config.warmup_runs) for side in passes]
     return PairMeasurement(measured[0], measured[1], tuple(speedups))
@@ -202,22 +204,24 @@ class _Run:
         self._add_stored(passes)
         todo = [key for key in self._requests if not is_done(passes[key])]
         total, done = len(passes), len(passes) - len(todo)
+        if not todo:
+            return passes
         anchor = self._anchor(anchor_request, todo)
         order = random.Random(self._config.seed)
-        while todo:
-            order.shuffle(todo)
-            for start in range(0, len(todo), self._config.anchor_every):
-                block = todo[start : start + self._config.anchor_every]
-                made = self._block(block, timing, anchor)
-                if self._table is not None:
-                    self._table.add_passes(self._conditions, made, warmup_runs=timing.warmup_runs)
-                for key, one in made:
-                    passes[key].append(one)
-                    if is_done(passes[key]):
-                        done += 1
-                        if self._on_result:
-                            self._on_result(done, total, key)
-            todo = [key for key in todo if not is_done(passes[key])]
+        with self._device.session():
+            while todo:
+                order.shuffle(todo)
+                for start in range(0, len(todo), self._device.jobs_per_block):
+                    made = self._block(todo[start : start + self._device.jobs_per_block], timing, anchor)
+                    if self._table is not None:
+                        self._table.add_passes(self._conditions, made, warmup_runs=timing.warmup_runs)
+                    for key, one in made:
+                        passes[key].append(one)
+                        if is_done(passes[key]):
+                            done += 1
+                            if self._on_result:
+                                self._on_result(done, total, key)
+                todo = [key for key in todo if not is_done(passes[key])]
         return passes
 
     def _add_stored(self, passes: dict[str, list[Pass]]) -> None:
@@ -231,17 +235,26 @@ class _Run:
         request = request or self._requests[todo[len(todo) // 2]]
         # More samples than a kernel's pass takes: one reading judges a whole block.
         timing = Timing(8, self._config.kernel_sample_ms, self._config.warmup_runs, self._config.kernel_pass_s)
-        return Anchor(self._device, request.model(), timing, tolerance=self._config.anchor_drift)
+        return Anchor(Job(request.key, "the anchor", request.model, timing), tolerance=self._config.anchor_drift)
 
     def _block(self, keys: Sequence[str], timing: Timing, anchor: Anchor | None) -> list[tuple[str, Pass]]:
         for repeats in range(self._config.anchor_repeats + 1):
-            samples = [(key, self._time(key, timing)) for key in keys]
-            steady = anchor is None or anchor.is_steady()
+            samples, steady = self._passes(keys, timing, anchor)
             if steady or repeats == self._config.anchor_repeats or self._repeats_left == 0:
-                return [(key, Pass(values, busy=not steady)) for key, values in samples]
+                return [(key, Pass(values, busy=not steady)) for key, values in zip(keys, samples, strict=True)]
             self._repeats_left -= 1
+            self._device.settle()
         raise AssertionError("unreachable: the last repeat returns")
 
-    def _time(self, key: str, timing: Timing) -> tuple[float, ...]:
-        request = self._requests[key]
-        return time_model(self._device, request.label, request.model, timing)
+    def _passes(self, keys: Sequence[str], timing: Timing, anchor: Anchor | None) -> tuple[list[SamplesMs], bool]:
+        """One pass of each, and whether the device stayed the same meanwhile. The anchor travels with the block."""
+        first = anchor.first_jobs() if anchor else []
+        last = anchor.jobs() if anchor else []
+        requests = [self._requests[key] for key in keys]
+        jobs = [Job(request.key, request.label, request.model, timing) for request in requests]
+        made = list(self._device.passes([*first, *jobs, *last]))
+        if anchor is None:
+            return made, self._device.is_steady()
+        anchor.see(made[: len(first)])
+        steady = anchor.is_steady(made[len(first) + len(jobs) :])
+        return made[len(first) : len(first) + len(jobs)], steady and self._device.is_steady()

@@ -44,5 +44,5 @@ class NestedSolver:
         """
         upper, forward = self._factor
         count = inputs * self._gram.block
-        solved = torch.linalg.solve_triangular(upper[:count, :count], forward[:count], upper=True)
+        solved: Tensor = torch.linalg.solve_triangular(upper[:count, :count], forward[:count], upper=True)
         return solved[torch.argsort(self._columns[:count])].float()

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from amc_mobile.device.conditions import Conditions
+from amc_mobile.device.timing import SessionDevice
 from amc_mobile.kernels.expression import Expression
 from amc_mobile.kernels.kernel import Kernel, Operator
 from amc_mobile.kernels.template import KernelSite
@@ -22,7 +23,7 @@ CONDITIONS = Conditions(
 
 
 @dataclass
-class ToyDevice:
+class ToyDevice(SessionDevice):
     """Model `b"conv"` takes `ms["conv"] * slowdown(opens so far)`; every run moves the clock by just that."""
 
     ms: Mapping[str, float]
@@ -30,6 +31,9 @@ class ToyDevice:
     now_s: float = 0.0
     opened: list[str] = field(default_factory=list)
     measured_under: Conditions = CONDITIONS
+    jobs_per_block: int = 40
+    held: list[str] = field(default_factory=list)  # "taken", "given back", "settled"
+    hot: Callable[[int], bool] = lambda opens: False
 
     def conditions(self) -> Conditions:
         return self.measured_under
@@ -43,6 +47,20 @@ class ToyDevice:
             self.now_s += self.ms[name] / 1000 * self.slowdown(len(self.opened))
 
         yield SimpleNamespace(run=run)
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        self.held.append("taken")
+        try:
+            yield
+        finally:
+            self.held.append("given back")
+
+    def is_steady(self) -> bool:
+        return not self.hot(len(self.opened))
+
+    def settle(self) -> None:
+        self.held.append("settled")
 
     def clock(self) -> SimpleNamespace:
         """Stands in for the module `time` of the code that times sessions."""

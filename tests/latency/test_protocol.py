@@ -10,12 +10,13 @@ from types import SimpleNamespace
 import pytest
 from latency_toys import CONDITIONS, ToyDevice, conv, request
 
+from amc_mobile.device import timing as timing_module
+from amc_mobile.device.timing import Job, SamplesMs, Timing, time_session
 from amc_mobile.errors import DeviceError, InvalidConfig, InvalidInput
-from amc_mobile.latency import timing as timing_module
+from amc_mobile.latency.anchor import READINGS, Anchor
 from amc_mobile.latency.measurement import BUSY, KernelRequest, ModelRequest, Pass
 from amc_mobile.latency.protocol import ProtocolConfig, measure_kernels, measure_model, measure_models, measure_pair
 from amc_mobile.latency.table import LatencyTable
-from amc_mobile.latency.timing import Anchor, Timing, time_session
 
 MS = {name: 0.1 * (index + 1) for index, name in enumerate("abcdefgh")}
 
@@ -70,28 +71,33 @@ def test_one_interrupted_warmup_run_does_not_shorten_the_samples(device: ToyDevi
 # The anchor
 
 
-def test_an_anchor_is_steady_until_the_machine_slows_down(device: ToyDevice) -> None:
-    anchor = Anchor(device, b"anchor", Timing(4, 0.2, 2, 1.0), tolerance=0.05)
-    assert anchor.is_steady()
-    device.slowdown = lambda opens: 1.2
-    assert not anchor.is_steady()
-    device.slowdown = lambda opens: 1.04
-    assert anchor.is_steady()
+def anchor_of(*first_ms: float) -> Anchor:
+    made = Anchor(Job("anchor", "the anchor", b"anchor", Timing(4, 0.2, 2, 1.0)), tolerance=0.05)
+    assert len(made.first_jobs()) == READINGS
+    made.see(readings(*first_ms))
+    return made
 
 
-def test_an_anchor_learns_a_quieter_machine(device: ToyDevice) -> None:
-    device.slowdown = lambda opens: 1.5
-    anchor = Anchor(device, b"anchor", Timing(4, 0.2, 2, 1.0), tolerance=0.05)
-    device.slowdown = lambda opens: 1.0
-    assert anchor.is_steady()
-    device.slowdown = lambda opens: 1.5
-    assert not anchor.is_steady()
+def readings(*each_ms: float) -> list[SamplesMs]:
+    return [(ms,) * 4 for ms in each_ms]
 
 
-def test_one_quiet_reading_of_several_is_enough(device: ToyDevice) -> None:
-    anchor = Anchor(device, b"anchor", Timing(4, 0.2, 2, 1.0), tolerance=0.05, readings=3)
-    device.slowdown = slow_between(4, 5)
-    assert anchor.is_steady()
+def test_an_anchor_is_steady_until_the_machine_slows_down() -> None:
+    anchor = anchor_of(0.1, 0.1, 0.1)
+    assert anchor.first_jobs() == []
+    assert anchor.is_steady(readings(0.1, 0.1, 0.1))
+    assert not anchor.is_steady(readings(0.12, 0.12, 0.12))
+    assert anchor.is_steady(readings(0.104, 0.104, 0.104))
+
+
+def test_an_anchor_learns_a_quieter_machine() -> None:
+    anchor = anchor_of(0.15, 0.15, 0.15)
+    assert anchor.is_steady(readings(0.1, 0.1, 0.1))
+    assert not anchor.is_steady(readings(0.15, 0.15, 0.15))
+
+
+def test_one_quiet_reading_of_several_is_enough() -> None:
+    assert anchor_of(0.1, 0.2, 0.2).is_steady(readings(0.2, 0.2, 0.1))
 
 
 # Kernels
@@ -125,7 +131,8 @@ def test_passes_of_a_microsecond_agree_within_the_clocks_reach() -> None:
 
 def test_every_pass_takes_all_kernels_in_another_order(device: ToyDevice) -> None:
     names = "abcdefgh"
-    measure_kernels(device, kernel_requests(names), anchor=request("anchor"), config=ProtocolConfig(anchor_every=8))
+    device.jobs_per_block = 8
+    measure_kernels(device, kernel_requests(names), anchor=request("anchor"))
     order = "".join(name for name in device.opened if name != "anchor")
     rounds = [order[i : i + 8] for i in range(0, len(order), 8)]
     assert len(rounds) == 3
@@ -144,20 +151,29 @@ def test_results_come_as_kernels_are_done(device: ToyDevice) -> None:
 def test_a_block_measured_while_the_machine_was_busy_is_made_again(device: ToyDevice) -> None:
     # Three readings make the anchor; the first block's four kernels and the reading after them are slow.
     device.slowdown = slow_between(4, 10)
-    found = measure_kernels(
-        device, kernel_requests("abcd"), anchor=request("anchor"), config=ProtocolConfig(anchor_every=4)
-    )
+    device.jobs_per_block = 4
+    found = measure_kernels(device, kernel_requests("abcd"), anchor=request("anchor"))
     assert sorted(kernel.low_ms for kernel in found.values()) == pytest.approx([0.1, 0.2, 0.3, 0.4])
     assert all(len(kernel.passes) == 3 for kernel in found.values())
     assert all(not one.busy for kernel in found.values() for one in kernel.passes)
     assert all(max(max(samples) for samples in kernel.samples_ms) < 0.5 for kernel in found.values())
 
 
+def test_a_block_during_which_the_device_grew_hot_is_made_again_once_it_has_settled(device: ToyDevice) -> None:
+    device.hot = lambda opens: opens <= 10 and "settled" not in device.held
+    found = measure_kernels(device, kernel_requests("abcd"), anchor=request("anchor"))
+    assert device.held == ["taken", "settled", "given back"]
+    assert all(len(kernel.passes) == 3 for kernel in found.values())
+    assert all(not one.busy for kernel in found.values() for one in kernel.passes)
+    opened = Counter(name for name in device.opened if name != "anchor")
+    assert sum(opened.values()) == 4 * (3 + 1)  # three passes, and the block thrown away
+
+
 def test_what_stays_busy_is_kept_and_flagged(device: ToyDevice) -> None:
     device.slowdown = lambda opens: 1.0 if opens <= 3 else 2.0
     found = measure_kernels(
         device, kernel_requests("abcd"), anchor=request("anchor"),
-        config=ProtocolConfig(anchor_every=4, anchor_repeats=1, anchor_total_repeats=2),
+        config=ProtocolConfig(anchor_repeats=1, anchor_total_repeats=2),
     )  # fmt: skip
     assert all(kernel.flags == (BUSY,) for kernel in found.values())
     assert sorted(kernel.low_ms for kernel in found.values()) == pytest.approx([0.2, 0.4, 0.6, 0.8])
@@ -187,6 +203,7 @@ def test_nothing_is_measured_twice(device: ToyDevice, tmp_path: Path) -> None:
         opened = len(device.opened)
         second = measure_kernels(device, kernel_requests("abc"), table=table)
         assert len(device.opened) == opened
+        assert device.held == ["taken", "given back"]  # with nothing to do the device is left alone
         assert second == first
         more = measure_kernels(device, kernel_requests("abcd"), table=table, anchor=request("anchor"))
         new = Counter(device.opened[opened:])
@@ -196,7 +213,8 @@ def test_nothing_is_measured_twice(device: ToyDevice, tmp_path: Path) -> None:
 
 
 def test_a_killed_run_goes_on_with_the_passes_it_lacks(device: ToyDevice, tmp_path: Path) -> None:
-    config = ProtocolConfig(anchor_every=2)
+    device.jobs_per_block = 2
+    config = ProtocolConfig()
     wanted = kernel_requests("abcdef")
     with LatencyTable(tmp_path / "t.sqlite") as table:
         plain_open = device.open
@@ -230,6 +248,13 @@ def test_other_conditions_are_measured_anew(device: ToyDevice, tmp_path: Path) -
         measure_kernels(device, kernel_requests("ab"), table=table, anchor=request("anchor"))
         assert Counter(device.opened)["a"] == 3
         assert {c.threads for c in table.conditions()} == {1, 2}
+
+
+def test_a_device_is_given_back_after_an_error(device: ToyDevice) -> None:
+    device.ms = {}
+    with pytest.raises(KeyError):
+        measure_kernels(device, kernel_requests("ab"))
+    assert device.held == ["taken", "given back"]
 
 
 # Whole models
@@ -271,7 +296,7 @@ def test_a_pair_is_timed_in_alternating_blocks_so_that_drift_cancels(device: Toy
     ("field", "value"),
     [
         ("kernel_samples", 0), ("min_passes", 0), ("max_passes", 2), ("agreement", -0.1), ("kernel_sample_ms", 0.0),
-        ("anchor_drift", float("nan")), ("anchor_every", 0), ("pair_rounds", 0),
+        ("anchor_drift", float("nan")), ("warmup_runs", 0), ("pair_rounds", 0),
     ],
 )  # fmt: skip
 def test_a_protocol_that_cannot_work_is_refused(field: str, value: float) -> None:

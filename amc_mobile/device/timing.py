@@ -1,0 +1,145 @@
+"""What a device does for a measurement: one pass per job, each in a fresh session, warmed up and timed."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from amc_mobile.device.conditions import Conditions
+from amc_mobile.errors import AmcMobileError, DeviceError
+
+SamplesMs = tuple[float, ...]  # milliseconds per inference, in the order run; warm-up runs are left out
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How one session is timed. Slow models take at least `min_samples` and stop at `max_s`."""
+
+    samples: int
+    min_sample_ms: float  # shorter models are called several times per sample, and the sample is the mean
+    warmup_runs: int
+    max_s: float
+    min_samples: int = 4
+
+    @property
+    def half(self) -> Timing:
+        """For one of the two blocks that a model gets in an alternating round."""
+        return replace(self, samples=max(2, self.samples // 2), max_s=self.max_s / 2, min_samples=2)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One pass to make. `model` builds the file; `key` is equal for jobs whose files are equal."""
+
+    key: str
+    label: str
+    model: Callable[[], bytes]
+    timing: Timing
+
+
+class Device(Protocol):
+    """Where models run. `jobs_per_block`: passes between two looks at whether the device is still the same."""
+
+    @property
+    def jobs_per_block(self) -> int: ...
+
+    def conditions(self) -> Conditions: ...
+
+    def session(self) -> AbstractContextManager[object]:
+        """Holds the device for measuring; passes are made within it."""
+
+    def passes(self, jobs: Sequence[Job]) -> Iterator[SamplesMs]:
+        """Makes the passes one after another, in this order. Raises DeviceError that names the model that fails."""
+
+    def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[SamplesMs, SamplesMs]]:
+        """Times two models in alternating blocks, before-after-after-before, in fresh sessions per round."""
+
+    def is_steady(self) -> bool:
+        """Whether the device itself sees nothing, such as heat, that makes it slower than at the session's start."""
+
+    def settle(self) -> None:
+        """Waits until the device is fit again. Raises DeviceError when it does not come to rest."""
+
+
+class Session(Protocol):
+    run: Callable[[], object]
+
+
+class SessionDevice(ABC):
+    """A device whose sessions this process runs and times itself."""
+
+    jobs_per_block = 40
+
+    @abstractmethod
+    def open(self, model: bytes) -> AbstractContextManager[Session]:
+        """A fresh session with its inputs filled."""
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        yield
+
+    def passes(self, jobs: Sequence[Job]) -> Iterator[SamplesMs]:
+        for job in jobs:
+            with _naming(job), self.open(job.model()) as session:
+                samples = time_session(session, job.timing)
+            yield samples
+
+    def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[SamplesMs, SamplesMs]]:
+        jobs = (before, after)
+        files = [job.model() for job in jobs]
+        for _ in range(rounds):
+            samples: tuple[list[float], list[float]] = ([], [])
+            with ExitStack() as stack:
+                sessions = []
+                for job, file in zip(jobs, files, strict=True):
+                    with _naming(job):
+                        sessions.append(stack.enter_context(self.open(file)))
+                for which in (0, 1, 1, 0):
+                    with _naming(jobs[which]):
+                        samples[which].extend(time_session(sessions[which], jobs[which].timing.half))
+            yield tuple(samples[0]), tuple(samples[1])
+
+    def is_steady(self) -> bool:
+        return True
+
+    def settle(self) -> None:  # noqa: B027 - other work on this computer shows in the anchor alone
+        """There is nothing to wait for."""
+
+
+@contextmanager
+def _naming(job: Job) -> Iterator[None]:
+    try:
+        yield
+    except AmcMobileError as error:
+        raise DeviceError(f"{job.label}: {error.message}", next_step=error.next_step) from error
+
+
+def time_session(session: Session, timing: Timing) -> SamplesMs:
+    """Warms up and times one session."""
+    run, clock = session.run, time.perf_counter
+    shortest = math.inf
+    began = clock()
+    for done in range(timing.warmup_runs):
+        start = clock()
+        run()
+        shortest = min(shortest, clock() - start)
+        if done > 0 and clock() - began > timing.max_s / 2:
+            break
+    # The shortest warm-up run decides: a single interrupted one would make the samples too short to time.
+    calls = max(1, math.ceil(timing.min_sample_ms / 1000 / max(shortest, 1e-7)))
+    samples: list[float] = []
+    began = clock()
+    for _ in range(timing.samples):
+        start = clock()
+        for _ in range(calls):
+            run()
+        end = clock()
+        samples.append(max(end - start, 1e-9) * 1000 / calls)
+        if end - began > timing.max_s and len(samples) >= timing.min_samples:
+            break
+    return tuple(samples)

@@ -1,0 +1,37 @@
+"""The anchor: a model that is measured again and again. What drifts is the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from amc_mobile.device.timing import Job, SamplesMs
+from amc_mobile.latency.statistics import pass_low_ms
+
+READINGS = 3
+
+
+class Anchor:
+    """`job`: some 0.1 ms long. `tolerance`: relative, over the lowest reading so far."""
+
+    def __init__(self, job: Job, *, tolerance: float) -> None:
+        self._job = job
+        self._tolerance = tolerance
+        self._lowest_ms = math.inf
+
+    def first_jobs(self) -> list[Job]:
+        """What to run before the first block, for a level to compare with; nothing later."""
+        return [] if math.isfinite(self._lowest_ms) else self.jobs()
+
+    def jobs(self) -> list[Job]:
+        """What to run after a block: several readings, since a single one may meet a hiccup."""
+        return [self._job] * READINGS
+
+    def see(self, readings: Sequence[SamplesMs]) -> None:
+        self._lowest_ms = min([self._lowest_ms, *(pass_low_ms(samples) for samples in readings)])
+
+    def is_steady(self, readings: Sequence[SamplesMs]) -> bool:
+        """Whether the lowest of these readings is within the tolerance of the lowest before."""
+        before = self._lowest_ms
+        self.see(readings)
+        return min(pass_low_ms(samples) for samples in readings) <= before * (1 + self._tolerance)
