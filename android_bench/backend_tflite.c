@@ -4,8 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The library returns its delegate options by value; they begin with the thread count and have grown since. Every one
- * of their layouts is returned through memory that the caller provides, so it is enough that ours is larger. */
+/* The delegate's options begin with the thread count and have grown from version to version: 4, 8, 16, then more bytes.
+ * The largest is far below this. */
 typedef struct {
     int32_t threads;
     int32_t rest[255];
@@ -28,7 +28,7 @@ static struct {
     int (*tensor_type)(const void *);
     size_t (*tensor_bytes)(const void *);
     void *(*tensor_data)(const void *);
-    XnnpackOptions (*xnnpack_options)(void);
+    Function xnnpack_options; /* () -> options, by value */
     void *(*xnnpack_create)(const XnnpackOptions *);
     void (*xnnpack_delete)(void *);
     int threads;
@@ -57,7 +57,7 @@ static bool load(void *library, const Manifest *manifest, Message *why) {
         {"TfLiteTensorType", (Function *)&tfl.tensor_type, false},
         {"TfLiteTensorByteSize", (Function *)&tfl.tensor_bytes, false},
         {"TfLiteTensorData", (Function *)&tfl.tensor_data, false},
-        {"TfLiteXNNPackDelegateOptionsDefault", (Function *)&tfl.xnnpack_options, true},
+        {"TfLiteXNNPackDelegateOptionsDefault", &tfl.xnnpack_options, true},
         {"TfLiteXNNPackDelegateCreate", (Function *)&tfl.xnnpack_create, true},
         {"TfLiteXNNPackDelegateDelete", (Function *)&tfl.xnnpack_delete, true},
     };
@@ -102,11 +102,47 @@ static void close_session(void *opaque) {
     free(session);
 }
 
+/* Calls a function that returns a struct of unknown size by value. Up to 16 bytes come back in two registers; a larger
+ * one is written to memory whose address the caller passes, in a register that the function otherwise ignores. So both
+ * are provided, and the memory tells afterwards which of them was used. */
+static void default_xnnpack_options(XnnpackOptions *options) {
+    uint64_t low, high;
+    memset(options, 0xA5, sizeof *options);
+    const int32_t untouched = options->threads;
+#if defined(__aarch64__)
+    register uint64_t x0 __asm__("x0");
+    register uint64_t x1 __asm__("x1");
+    register void *memory __asm__("x8") = options;
+    __asm__ volatile("blr %[function]"
+                     : "=r"(x0), "=r"(x1), "+r"(memory)
+                     : [function] "r"(tfl.xnnpack_options)
+                     : "x2", "x3", "x4", "x5", "x6", "x7", "x9", "x10", "x11", "x12", "x13", "x14", "x15", "x16", "x17",
+                       "x30", "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v16", "v17", "v18", "v19", "v20", "v21",
+                       "v22", "v23", "v24", "v25", "v26", "v27", "v28", "v29", "v30", "v31", "cc", "memory");
+    low = x0;
+    high = x1;
+#elif defined(__x86_64__)
+    typedef struct {
+        uint64_t low, high;
+    } Registers;
+    Registers registers = ((Registers(*)(void *))tfl.xnnpack_options)(options);
+    low = registers.low;
+    high = registers.high;
+#else
+#error "only for 64-bit Arm and x86"
+#endif
+    if (options->threads != untouched) return;
+    memset(options, 0, sizeof *options);
+    memcpy(options, &low, sizeof low);
+    memcpy((char *)options + sizeof low, &high, sizeof high);
+}
+
 static bool create_interpreter(Session *session, Message *why) {
     void *options = tfl.options_create();
     tfl.options_set_num_threads(options, tfl.threads);
     if (tfl.is_xnnpack) {
-        XnnpackOptions xnnpack = tfl.xnnpack_options();
+        XnnpackOptions xnnpack;
+        default_xnnpack_options(&xnnpack);
         xnnpack.threads = tfl.threads;
         session->delegate = tfl.xnnpack_create(&xnnpack);
         if (session->delegate) tfl.options_add_delegate(options, session->delegate);
