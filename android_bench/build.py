@@ -1,4 +1,4 @@
-"""Builds amc-bench: for phones and for Linux on Arm with zig's compiler (PyPI `ziglang`, no NDK), for this computer with cc.
+"""Builds amc-bench: with zig's compiler (PyPI `ziglang`) for phones and Linux on Arm, with cc for this computer.
 
 Stands alone, with nothing but the standard library, because the build hook of the wheel runs it before anything else of
 this project is installed.

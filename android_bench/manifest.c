@@ -100,8 +100,8 @@ static bool add_pair(Reader *reader, char *value, Message *why) {
 /* True when the key sets the timing of the models that follow; `good` tells whether its value is allowed. */
 static bool set_timing(Timing *timing, const char *key, const char *value, bool *good) {
     if (!strcmp(key, "warmup_runs")) *good = parse_int(value, 0, 1000000, &timing->warmup_runs);
-    else if (!strcmp(key, "samples")) *good = parse_int(value, 1, 1000000, &timing->samples);
-    else if (!strcmp(key, "min_samples")) *good = parse_int(value, 1, 1000000, &timing->min_samples);
+    else if (!strcmp(key, "samples")) *good = parse_int(value, 1, 100000, &timing->samples);
+    else if (!strcmp(key, "min_samples")) *good = parse_int(value, 1, 100000, &timing->min_samples);
     else if (!strcmp(key, "min_sample_ms")) *good = parse_number(value, 1e6, &timing->min_sample_ms);
     else if (!strcmp(key, "max_s")) *good = parse_number(value, 1e6, &timing->max_s);
     else return false;
