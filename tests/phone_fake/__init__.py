@@ -1,0 +1,1 @@
+"""A phone in pure Python: an adbd that the real adb server connects to, with a sandbox for a file system and faults."""
