@@ -130,7 +130,7 @@ class AdbPhone:
                     next_step=CABLE,
                 )
             if time.monotonic() >= connect_at:
-                self._connect_again()
+                self._connect_again(min(CONNECT_TIMEOUT_S, timeout_s - waited))
                 connect_at = time.monotonic() + CONNECT_EVERY_S
             time.sleep(POLL_S)
 
@@ -144,15 +144,15 @@ class AdbPhone:
             )
         return same[0] if same else None
 
-    def _connect_again(self) -> None:
+    def _connect_again(self, limit_s: float) -> None:
         """A wireless phone comes back at once when asked to, by itself only after some 10 s."""
         host, colon, port = self.serial.rpartition(":")
         if not (host and colon and port.isdecimal()):
             return
         try:
             # While adb holds the dead connection, it takes a new one for a repetition.
-            self.server.disconnect(self.serial, Deadline("forgetting the phone's old link", CONNECT_TIMEOUT_S))
-            self.server.connect(self.serial, Deadline("connecting to the phone", CONNECT_TIMEOUT_S))
+            self.server.disconnect(self.serial, Deadline("forgetting the phone's old link", limit_s))
+            self.server.connect(self.serial, Deadline("connecting to the phone", limit_s))
         except DeviceError:
             return
 
