@@ -10,11 +10,23 @@ AmcMobileError                exit 1
   UnreachableBudget           no plan meets the budget; carries the fastest reachable cost
   BudgetNotMet                exit 3: the measured result is over the budget
   DeviceError                 the device cannot be used or failed while measuring
+    DeviceUnavailable         no such phone, phone offline, no adb; carries nothing worth a retry
+      DeviceUnauthorized      the phone waits for its USB debugging dialog
+      AmbiguousDevice         several phones fit
+    DeviceDisconnected        the link to the phone broke; worth a retry
+    DeadlineExceeded          our own total time limit passed
+    PhoneRebooted             the phone started anew while it worked for us
+    PhoneDiskFull             no space on the phone
+    PhoneCommandFailed        a command on the phone ended with an error: exit code, stderr
+    PhoneOutputInvalid        the phone's answer cannot be read
+    PhoneUnfit                preflight: the named problems, each of which can be waived
+    PhoneBusy                 another process of this computer measures on the phone
+    RunnerFailed              the benchmark program on the phone ended without finishing
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
@@ -93,3 +105,85 @@ class BudgetNotMet(AmcMobileError):
 
 class DeviceError(AmcMobileError):
     """The device cannot be used, or failed while measuring."""
+
+
+class DeviceUnavailable(DeviceError):
+    """There is no phone to talk to; a retry without a person's help is pointless."""
+
+
+class DeviceUnauthorized(DeviceUnavailable):
+    """The phone is attached and waits for somebody to allow USB debugging."""
+
+    def __init__(self, serial: str) -> None:
+        super().__init__(
+            f"the phone {serial} does not allow USB debugging from this computer yet (adb says unauthorized)",
+            next_step="unlock the phone and accept the dialog 'Allow USB debugging?'; if none appears, unplug the "
+            "cable and plug it in again",
+        )
+        self.serial = serial
+
+
+class AmbiguousDevice(DeviceUnavailable):
+    """Several phones fit what was asked for."""
+
+
+class DeviceDisconnected(DeviceError):
+    """The link to the phone broke. Worth a retry: cables and wireless links come back."""
+
+
+class DeadlineExceeded(DeviceError):
+    """A step took longer than its total time limit."""
+
+    def __init__(self, what: str, limit_s: float, *, next_step: str = "") -> None:
+        super().__init__(
+            f"{what}: not done within {limit_s:g} s",
+            next_step=next_step or "check the cable and that the phone is awake, then run the same command again",
+        )
+        self.limit_s = limit_s
+
+
+class PhoneRebooted(DeviceError):
+    """The phone started anew while it worked for us."""
+
+
+class PhoneDiskFull(DeviceError):
+    """The phone has no space for what must be written."""
+
+
+class PhoneCommandFailed(DeviceError):
+    """A command ran on the phone and ended with an error."""
+
+    def __init__(self, command: str, exit_code: int, stderr: str, *, next_step: str = "") -> None:
+        said = " ".join(stderr.split())[:300]
+        super().__init__(
+            f"on the phone, `{command[:120]}` ended with exit code {exit_code}" + (f": {said}" if said else ""),
+            next_step=next_step or "run `amc-mobile doctor`",
+        )
+        self.command = command
+        self.exit_code = exit_code
+        self.stderr = stderr
+
+
+class PhoneOutputInvalid(DeviceError):
+    """The phone's answer to a question is not in the form it should have."""
+
+    def __init__(self, source: str, why: str, *, next_step: str = "") -> None:
+        super().__init__(f"cannot read the phone's {source}: {why}", next_step=next_step or "run `amc-mobile doctor`")
+        self.source = source
+
+
+class PhoneUnfit(DeviceError):
+    """The phone is in no state to measure on. `problems`: names that can be waived, each with what is wrong."""
+
+    def __init__(self, problems: Mapping[str, str], *, next_step: str) -> None:
+        listed = "; ".join(f"{text} [{name}]" for name, text in problems.items())
+        super().__init__(f"the phone is not fit to measure: {listed}", next_step=next_step)
+        self.problems = dict(problems)
+
+
+class PhoneBusy(DeviceError):
+    """Another process of this computer uses the phone."""
+
+
+class RunnerFailed(DeviceError):
+    """The benchmark program on the phone ended without finishing its work."""

@@ -1,0 +1,153 @@
+"""What is known of an attached phone: read in one go, since each question to a phone costs a round trip."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from amc_mobile.device.adb import AdbPhone
+from amc_mobile.device.host import core_ranges
+from amc_mobile.device.phone_output import (
+    BATTERY_TYPE,
+    SKIN_TYPE,
+    BatteryState,
+    CpuInfo,
+    CpuPolicy,
+    ThermalState,
+    parse_battery,
+    parse_cpu_info,
+    parse_cpu_policies,
+    parse_free_bytes,
+    parse_properties,
+    parse_switch,
+    parse_thermal,
+)
+from amc_mobile.errors import PhoneOutputInvalid
+
+PHONE_FOLDER = "/data/local/tmp"  # the only place where the shell user may both write and execute
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_POLICY_FILES = "related_cpus cpuinfo_max_freq scaling_max_freq scaling_governor"
+_CLOCKS = (
+    f"cd /sys/devices/system/cpu/cpufreq 2>/dev/null && for p in policy*; do for f in {_POLICY_FILES}; do "
+    '[ -r "$p/$f" ] && echo "$p/$f:$(cat "$p/$f")"; done; done'
+)
+STATE_QUESTIONS = {
+    "thermal": "dumpsys thermalservice",
+    "battery": "dumpsys battery",
+    "clocks": _CLOCKS,
+    "low_power": "settings get global low_power",
+}
+FACT_QUESTIONS = {
+    "properties": "getprop",
+    "cpu_info": "cat /proc/cpuinfo",
+    "free": f"df -k {PHONE_FOLDER}",
+    "boot_id": f"cat {BOOT_ID}",
+    **STATE_QUESTIONS,
+}
+
+
+@dataclass(frozen=True)
+class PhoneState:
+    """What changes while a phone works. `thermal` is None on Androids below 10, which have no thermal service."""
+
+    thermal: ThermalState | None
+    battery: BatteryState
+    policies: tuple[CpuPolicy, ...]
+    low_power_mode: bool
+
+    @property
+    def celsius(self) -> float | None:
+        """The warmer of skin and battery; None on a phone that tells neither."""
+        known = [self.thermal.hottest_celsius(kind) if self.thermal else None for kind in (SKIN_TYPE, BATTERY_TYPE)]
+        return max((value for value in (*known, self.battery.celsius) if value is not None), default=None)
+
+
+@dataclass(frozen=True)
+class PhoneFacts:
+    """What identifies a phone, and its state when it was asked."""
+
+    serial: str
+    properties: Mapping[str, str]
+    cpu: CpuInfo
+    free_bytes: int
+    boot_id: str
+    state: PhoneState
+
+    @property
+    def model(self) -> str:
+        return self.properties.get("ro.product.model", "") or "unknown"
+
+    @property
+    def soc(self) -> str:
+        """The chip: many phones tell only their board's platform."""
+        for key in ("ro.soc.model", "ro.board.platform", "ro.hardware"):
+            if value := self.properties.get(key):
+                return value
+        return self.cpu.name or "unknown"
+
+    @property
+    def sdk(self) -> int:
+        text = self.properties.get("ro.build.version.sdk", "")
+        return int(text) if re.fullmatch(r"[0-9]{1,4}", text) else 0
+
+    @property
+    def android(self) -> str:
+        return self.properties.get("ro.build.version.release", "") or "unknown"
+
+    @property
+    def abis(self) -> tuple[str, ...]:
+        text = self.properties.get("ro.product.cpu.abilist", "") or self.properties.get("ro.product.cpu.abi", "")
+        return tuple(abi for abi in text.split(",") if abi)
+
+    @property
+    def clusters(self) -> str:
+        """The core clusters as `0-3 at 1700 MHz, 4-7 at 2360 MHz`; empty when the phone does not tell."""
+        return ", ".join(f"{core_ranges(p.cores)} at {p.max_khz // 1000} MHz" for p in self.state.policies)
+
+
+def read_facts(adb: AdbPhone) -> PhoneFacts:
+    """Raises PhoneOutputInvalid naming what the phone does not answer as a phone should."""
+    answers = ask(adb, FACT_QUESTIONS, what="asking the phone about itself")
+    boot_id = answers["boot_id"].strip()
+    if not re.fullmatch(r"[0-9a-f-]{36}", boot_id):
+        raise PhoneOutputInvalid("boot id", f"{boot_id[:60]!r}")
+    return PhoneFacts(
+        adb.serial,
+        parse_properties(answers["properties"]),
+        parse_cpu_info(answers["cpu_info"]),
+        parse_free_bytes(answers["free"]),
+        boot_id,
+        _state(answers),
+    )
+
+
+def read_state(adb: AdbPhone) -> PhoneState:
+    return _state(ask(adb, STATE_QUESTIONS, what="asking the phone how it is"))
+
+
+def read_properties(adb: AdbPhone) -> dict[str, str]:
+    return parse_properties(adb.run("getprop"))
+
+
+def ask(adb: AdbPhone, questions: Mapping[str, str], *, what: str) -> dict[str, str]:
+    """Runs several scripts in one shell: name -> what each printed. A script that fails leaves an empty answer."""
+    token = secrets.token_hex(8)
+    script = "\n".join(f"echo {token} {name}\n( {command}\n) 2>/dev/null" for name, command in questions.items())
+    text = adb.shell(script, what=what, check=False).text.replace("\r\n", "\n")
+    answers = dict.fromkeys(questions, "")
+    for part in re.split(rf"^{token} ", text, flags=re.MULTILINE)[1:]:
+        name, _, answer = part.partition("\n")
+        answers[name] = answer
+    return answers
+
+
+def _state(answers: Mapping[str, str]) -> PhoneState:
+    has_thermal = "Thermal Status" in answers["thermal"] or "HAL" in answers["thermal"]
+    return PhoneState(
+        parse_thermal(answers["thermal"]) if has_thermal else None,
+        parse_battery(answers["battery"]),
+        parse_cpu_policies(answers["clocks"]),
+        parse_switch(answers["low_power"], "low-power setting"),
+    )

@@ -1,0 +1,162 @@
+"""The inference libraries for phones that the user added: taken out of an AAR, a wheel, or given as a .so file."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from amc_mobile.device.elf import read_elf
+from amc_mobile.errors import CorruptFile, InvalidConfig, InvalidInput
+from amc_mobile.store import read_json, replacing, write_json
+
+FORMAT_VERSION = 1  # 1: runtime, version, abi, libc, file, sha256
+# By what each exports; a library with both of the last two is driven through the newer interface.
+EXPORTS = {"onnxruntime": b"OrtGetApiBase", "litert": b"LiteRtCreateEnvironment", "tflite": b"TfLiteInterpreterCreate"}
+MAX_LIBRARY_BYTES = 512 << 20
+MAX_MEMBERS = 20_000
+_MEMBER = re.compile(r"(?:jni/[\w-]+/|[\w.-]+/(?:[\w.-]+/)*)(lib[\w.+-]{1,80}\.so(?:\.[\w.]{1,20})?)")
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+MAVEN = (
+    "com.microsoft.onnxruntime:onnxruntime-android, org.tensorflow:tensorflow-lite, com.google.ai.edge.litert:litert"
+)
+
+
+@dataclass(frozen=True)
+class RuntimeLibrary:
+    """One library for one processor. `runtime`: "tflite", "litert" or "onnxruntime", by the interface it has."""
+
+    runtime: str
+    version: str
+    abi: str
+    libc: str  # "bionic": Android's
+    path: Path
+    sha256: str
+
+    @property
+    def label(self) -> str:
+        return f"{self.runtime} {self.version} {self.abi}"
+
+
+def add_library(source: Path, folder: Path, *, version: str | None = None) -> list[RuntimeLibrary]:
+    """Adds the libraries in an .aar, a .whl or an .so file to `folder`; equal ones are written over.
+
+    `version`: needed where neither the file's name nor a wheel's tells it. Raises InvalidInput for files that hold no
+    library we can drive, CorruptFile for broken archives.
+    """
+    if not source.is_file():
+        raise InvalidInput(f"no file {source}", next_step=f"download an AAR from Maven: {MAVEN}")
+    version = version or _version_in_name(source.name)
+    if not re.fullmatch(r"\d{1,5}\.\d{1,5}\.\d{1,5}", version):
+        raise InvalidConfig(f"version {version!r} is not of the form 1.2.3", next_step="pass --version X.Y.Z")
+    added = [
+        _store(folder, name, content, version)
+        for name, content in _libraries_in(source)
+        if _runtime_of(content) is not None
+    ]
+    if not added:
+        raise InvalidInput(
+            f"{source}: no library of ONNX Runtime, TFLite or LiteRT in it", next_step=f"use one of these AARs: {MAVEN}"
+        )
+    return added
+
+
+def list_libraries(folder: Path) -> list[RuntimeLibrary]:
+    """Raises CorruptFile for entries that cannot be read or whose library is not the one that was added."""
+    return [_read(path) for path in sorted(folder.glob("*/library.json"))] if folder.is_dir() else []
+
+
+def choose_library(libraries: Sequence[RuntimeLibrary], runtime: str, abis: Sequence[str]) -> RuntimeLibrary:
+    """The newest library for a phone with these ABIs, the phone's favourite first; "tflite" also takes LiteRT.
+
+    Raises InvalidInput saying what to add.
+    """
+    wanted = ("tflite", "litert") if runtime == "tflite" else (runtime,)
+    for abi in abis:
+        fitting = [library for library in libraries if library.runtime in wanted and library.abi == abi]
+        if fitting:
+            # Libraries for other C libraries do not load on Android; they serve phones imitated by a Linux computer.
+            return max(
+                fitting,
+                key=lambda library: (
+                    library.libc == "bionic",
+                    tuple(map(int, library.version.split("."))),
+                    library.runtime,
+                ),
+            )
+    have = ", ".join(library.label for library in libraries) or "none"
+    raise InvalidInput(
+        f"no {runtime} library for a phone with {'/'.join(abis) or 'an unknown processor'}; added so far: {have}",
+        next_step=f"download an AAR ({MAVEN}), then `amc-mobile runtime add FILE.aar`",
+    )
+
+
+def _version_in_name(name: str) -> str:
+    found = _VERSION.findall(name)
+    if len(set(found)) != 1:
+        raise InvalidConfig(f"the name {name!r} does not tell the library's version", next_step="pass --version X.Y.Z")
+    return str(found[0])
+
+
+def _libraries_in(source: Path) -> Iterator[tuple[str, bytes]]:
+    """File name and content of each library. Only names are taken from archives, never paths."""
+    if source.suffix not in (".aar", ".whl", ".zip"):
+        if source.stat().st_size > MAX_LIBRARY_BYTES:
+            raise InvalidInput(f"{source}: larger than {MAX_LIBRARY_BYTES >> 20} MiB")
+        yield source.name, source.read_bytes()
+        return
+    try:
+        with zipfile.ZipFile(source) as archive:
+            members = archive.infolist()
+            if len(members) > MAX_MEMBERS:
+                raise InvalidInput(f"{source}: {len(members)} files are too many for a library's archive")
+            for member in members:
+                match = _MEMBER.fullmatch(member.filename)
+                if match is None or ".." in member.filename:
+                    continue
+                # The size in the directory may lie, so what is read is bounded as well.
+                with archive.open(member) as file:
+                    content = file.read(MAX_LIBRARY_BYTES + 1)
+                if len(content) > MAX_LIBRARY_BYTES:
+                    raise InvalidInput(f"{source}: {member.filename} is larger than {MAX_LIBRARY_BYTES >> 20} MiB")
+                yield match[1], content
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+        raise CorruptFile(source, f"not a readable archive ({error})", next_step="download it again") from error
+
+
+def _runtime_of(content: bytes) -> str | None:
+    """By the names it exports, which stand between zeros in its table of strings."""
+    return next((name for name, symbol in EXPORTS.items() if b"\0" + symbol + b"\0" in content), None)
+
+
+def _store(folder: Path, name: str, content: bytes, version: str) -> RuntimeLibrary:
+    elf = read_elf(content)
+    runtime = _runtime_of(content)
+    assert runtime is not None, "the caller has looked"
+    file = re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".")
+    target = folder / f"{runtime}-{version}-{elf.abi}"
+    target.mkdir(parents=True, exist_ok=True)
+    library = RuntimeLibrary(runtime, version, elf.abi, elf.libc, target / file, hashlib.sha256(content).hexdigest())
+    with replacing(library.path) as temporary:
+        temporary.write_bytes(content)
+    document = {key: value for key, value in asdict(library).items() if key != "path"}
+    write_json(target / "library.json", {**document, "file": file}, format_version=FORMAT_VERSION)
+    return library
+
+
+def _read(path: Path) -> RuntimeLibrary:
+    document = read_json(path, format_version=FORMAT_VERSION)
+    again = f"delete {path.parent} and run `amc-mobile runtime add` again"
+    try:
+        texts = {key: document[key] for key in ("runtime", "version", "abi", "libc", "sha256", "file")}
+    except KeyError as error:
+        raise CorruptFile(path, f"has no {error}", next_step=again) from error
+    if not all(isinstance(value, str) for value in texts.values()) or not _VERSION.fullmatch(texts["version"]):
+        raise CorruptFile(path, "holds values of a wrong kind", next_step=again)
+    library = path.parent / Path(texts.pop("file")).name
+    if not library.is_file() or hashlib.sha256(library.read_bytes()).hexdigest() != texts["sha256"]:
+        raise CorruptFile(library, "is not the library that was added", next_step=again)
+    return RuntimeLibrary(path=library, **texts)

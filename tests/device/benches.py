@@ -1,0 +1,39 @@
+"""Batches for the stand-in runner."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from phone_fake import fake_runner_source
+
+from amc_mobile.device.phone import InstalledFile
+
+
+def fake_runner(folder: Path) -> Path:
+    """The stand-in as an executable file."""
+    path = folder / "amc-bench"
+    path.write_text(f"#!{sys.executable} -ISs\n{fake_runner_source()}")
+    path.chmod(0o755)
+    return path
+
+
+def installed(path: Path) -> InstalledFile:
+    import hashlib
+
+    return InstalledFile(path, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def manifest(library: str, models: Iterable[str], cores: str = "") -> str:
+    lines = ["amc_bench_manifest 1", "runtime tflite", f"library {library}", "threads 1", "deadline_s 60", "samples 4"]
+    lines += [f"cores {cores}"] if cores else []
+    return "\n".join([*lines, *(f"model {name} {name}.tflite" for name in models)]) + "\n"
+
+
+def results(lines: Iterable[str]) -> list[tuple[str, float]]:
+    """(id, first sample) of each result line, which are checked to be one complete run in order."""
+    documents = [json.loads(line) for line in lines]
+    assert [d["event"] for d in documents] == ["start"] + ["result"] * (len(documents) - 2) + ["end"]
+    return [(d["id"], d["samples_ms"][0]) for d in documents[1:-1]]

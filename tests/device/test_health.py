@@ -1,0 +1,176 @@
+"""Fit to measure or not; waiting to cool; clocks held and given back; one process per phone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from phone_fake.phone import FakePhone
+
+from amc_mobile.device import health
+from amc_mobile.device.adb import AdbPhone
+from amc_mobile.device.clock_mode import FIXED, UNLOCKED, clock_mode
+from amc_mobile.device.phone_facts import PhoneFacts, PhoneState, read_facts, read_state
+from amc_mobile.device.phone_lock import phone_lock
+from amc_mobile.device.profile import load_profiles
+from amc_mobile.errors import DeviceError, InvalidConfig, PhoneBusy, PhoneUnfit
+
+PROFILE = replace(load_profiles()["pixel"], cooldown_s=0.2)
+SKIN = "Temperature{mValue=27.5, mType=3"
+HOT_SKIN = "Temperature{mValue=41.5, mType=3"
+
+
+def problems(adb: AdbPhone) -> dict[str, str]:
+    facts = read_facts(adb)
+    return health.problems(facts, facts.state, PROFILE)
+
+
+def test_a_good_phone_has_no_problem(adb: AdbPhone) -> None:
+    assert problems(adb) == {}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "name", "said"),
+    [
+        ("dumpsys_battery.txt", "level: 77", "level: 24", health.LOW_BATTERY, "24 %, below 25 %"),
+        ("dumpsys_battery.txt", "temperature: 265", "temperature: 401", health.HOT, "40.1 C, above 35 C"),
+        ("dumpsys_thermalservice.txt", SKIN, HOT_SKIN, health.HOT, "41.5 C"),
+        ("dumpsys_thermalservice.txt", "Thermal Status: 0", "Thermal Status: 2", health.THROTTLED, "status 2"),
+        ("setting_low_power", "0", "1", health.LOW_POWER_MODE, "battery saver"),
+        ("getprop.txt", "[ro.hardware]: [shiba]", "[ro.hardware]: [ranchu]", health.EMULATOR, "emulator"),
+    ],
+)
+def test_each_problem_has_a_name_its_values_and_can_be_waived(
+    adb: AdbPhone, phone: FakePhone, file: str, old: str, new: str, name: str, said: str
+) -> None:
+    phone.sandbox.edit(file, old, new)
+    found = problems(adb)
+    assert list(found) == [name]
+    assert said in found[name]
+    with pytest.raises(PhoneUnfit) as caught:
+        health.require_fit(found, [])
+    assert list(caught.value.problems) == [name]
+    assert health.REMEDIES[name] in caught.value.next_step
+    assert f"--waive {name}" in caught.value.next_step
+    health.require_fit(found, [name])
+
+
+def test_an_unknown_waiver_is_refused() -> None:
+    with pytest.raises(InvalidConfig) as caught:
+        health.check_waivers(["HOTT"])
+    assert "HOT, " in caught.value.next_step
+
+
+def test_a_phone_without_thermal_service_is_judged_by_its_battery(adb: AdbPhone, phone: FakePhone) -> None:
+    (phone.sandbox.state / "dumpsys_thermalservice.txt").unlink()
+    assert read_state(adb).thermal is None
+    assert read_state(adb).celsius == 26.5
+    assert problems(adb) == {}
+
+
+def test_the_wait_ends_when_the_phone_is_cool(adb: AdbPhone, phone: FakePhone) -> None:
+    phone.sandbox.edit("dumpsys_thermalservice.txt", SKIN, HOT_SKIN)
+    seen = []
+
+    def cool_it(state: PhoneState, waited_s: float) -> None:
+        seen.append(state.celsius)
+        phone.sandbox.edit("dumpsys_thermalservice.txt", HOT_SKIN, SKIN)
+
+    state = health.wait_until_cool(
+        lambda: read_state(adb), replace(PROFILE, cooldown_s=60), on_wait=cool_it, poll_s=0.01
+    )
+    assert (seen, state.celsius) == ([41.5], 27.5)
+
+
+def test_the_wait_for_a_phone_that_stays_hot_has_an_end(adb: AdbPhone, phone: FakePhone) -> None:
+    phone.sandbox.edit("dumpsys_thermalservice.txt", SKIN, HOT_SKIN)
+    with pytest.raises(PhoneUnfit, match=r"41\.5 C, above 35 C after") as caught:
+        health.wait_until_cool(lambda: read_state(adb), PROFILE, poll_s=0.05)
+    assert list(caught.value.problems) == [health.HOT]
+    assert health.wait_until_cool(lambda: read_state(adb), PROFILE, waived=[health.HOT]).celsius == 41.5
+
+
+def test_a_lower_clock_limit_of_the_used_cores_is_drift(adb: AdbPhone, phone: FakePhone) -> None:
+    before = read_state(adb)
+    phone.sandbox.write("sys/devices/system/cpu/cpufreq/policy4/scaling_max_freq", "1200000\n")
+    now = read_state(adb)
+    assert health.drift(before, now, (8,), PROFILE) == {}
+    found = health.drift(before, now, (4, 5), PROFILE)
+    assert found == {health.CLOCK_DROPPED: "cores 4-7 may run at 1200 MHz, before 2360 MHz"}
+
+
+def settings(phone: FakePhone) -> tuple[str, str]:
+    state = phone.sandbox.state
+    stay_on = state / "setting_stay_on_while_plugged_in"
+    return (state / "fixed_performance").read_text().strip(), stay_on.read_text().strip() if stay_on.exists() else "-"
+
+
+@pytest.mark.parametrize(("before", "after"), [("3", "3"), ("0", "0"), (None, "-")])
+def test_clocks_are_held_and_the_settings_given_back(
+    adb: AdbPhone, phone: FakePhone, before: str | None, after: str
+) -> None:
+    path = phone.sandbox.state / "setting_stay_on_while_plugged_in"
+    path.unlink() if before is None else path.write_text(before)
+    with clock_mode(adb, 34, FIXED) as held:
+        assert held == FIXED
+        assert settings(phone) == ("true", "7")
+    assert settings(phone) == ("false", after)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, DeviceError])
+def test_the_settings_come_back_after_errors_and_ctrl_c(
+    adb: AdbPhone, phone: FakePhone, kind: type[BaseException]
+) -> None:
+    with pytest.raises(kind), clock_mode(adb, 34, FIXED):
+        assert settings(phone) == ("true", "7")
+        raise kind("stop")
+    assert settings(phone) == ("false", "0")
+
+
+def test_the_settings_come_back_over_a_link_that_breaks(adb: AdbPhone, phone: FakePhone) -> None:
+    with clock_mode(adb, 34, FIXED):
+        phone.faults.add("disconnect", "settings put", after_bytes=3)
+    assert settings(phone) == ("false", "0")
+
+
+def test_settings_that_cannot_be_given_back_are_told(
+    adb: AdbPhone, phone: FakePhone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("amc_mobile.device.clock_mode.RESTORE_TIMEOUT_S", 0.5)
+    with pytest.raises(DeviceError, match="did not get its settings back") as caught, clock_mode(adb, 34, FIXED):
+        phone.unplug()
+    assert "set-fixed-performance-mode-enabled false" in caught.value.next_step
+
+
+def test_old_androids_stay_unlocked(adb: AdbPhone, phone: FakePhone) -> None:
+    with clock_mode(adb, 29, FIXED) as held:
+        assert held == UNLOCKED
+        assert settings(phone) == ("false", "7")
+
+
+def test_a_phone_is_held_by_one_process_and_freed_by_its_end(tmp_path: Path) -> None:
+    program = (
+        "import sys, pathlib\nfrom amc_mobile.device.phone_lock import phone_lock\n"
+        f"with phone_lock('a b/../c', pathlib.Path({str(tmp_path)!r})):\n print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(PhoneBusy, match=f"process {holder.pid} "), phone_lock("a b/../c", tmp_path):
+            pass
+        with phone_lock("another", tmp_path):
+            holder.kill()
+    with phone_lock("a b/../c", tmp_path):
+        assert [p.name for p in tmp_path.iterdir() if "a_20b" in p.name] == ["a_20b_2f.._2fc.lock"]
+
+
+def test_emulators_are_known_by_any_of_their_properties(adb: AdbPhone) -> None:
+    facts: PhoneFacts = read_facts(adb)
+    for key, value in (("ro.kernel.qemu", "1"), ("ro.boot.qemu", "1"), ("ro.hardware", "goldfish")):
+        assert health.is_emulator(replace(facts, properties={**facts.properties, key: value}))
+    assert not health.is_emulator(facts)

@@ -1,0 +1,220 @@
+"""Batches on the fake phone, through the real adb server, with everything that may go wrong while they run."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from benches import fake_runner, installed, manifest, results
+from phone_fake.phone import FakePhone
+
+from amc_mobile.device import adb as adb_module
+from amc_mobile.device import phone as phone_module
+from amc_mobile.device.adb import AdbPhone
+from amc_mobile.device.phone import FOLDER, PhoneRunner
+from amc_mobile.errors import (
+    DeadlineExceeded,
+    DeviceDisconnected,
+    DeviceError,
+    InvalidInput,
+    PhoneDiskFull,
+    PhoneOutputInvalid,
+    PhoneRebooted,
+    RunnerFailed,
+)
+
+MODELS = {f"m{n}": f"ms={n + 1}.5 wait=0.06" for n in range(8)}
+WANTED = [(name, n + 1.5) for n, name in enumerate(MODELS)]
+
+
+@pytest.fixture
+def runner(adb: AdbPhone, tmp_path: Path) -> PhoneRunner:
+    library = tmp_path / "libtensorflowlite_jni.so"
+    library.write_bytes(b"\x7fELF not loaded by the stand-in")
+    runner = PhoneRunner(adb, installed(fake_runner(tmp_path)), installed(library))
+    runner.open()
+    return runner
+
+
+def batch(runner: PhoneRunner, models: dict[str, str] = MODELS, deadline_s: float = 60) -> Iterator[str]:
+    files = {f"{name}.tflite": text.encode() for name, text in models.items()}
+    return runner.run(manifest(runner.library_path, models), files, deadline_s=deadline_s)
+
+
+def left_on(phone: FakePhone) -> list[str]:
+    return sorted(p.name for p in phone.sandbox.local(FOLDER).iterdir() if not p.name.startswith("keep-"))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert condition()
+
+
+def test_lines_come_while_the_runner_works_and_nothing_is_left(runner: PhoneRunner, phone: FakePhone) -> None:
+    lines = batch(runner)
+    first = next(lines)
+    assert '"event": "start"' in first
+    assert len(phone.sandbox.processes()) >= 1
+    assert results([first, *lines]) == WANTED
+    assert left_on(phone) == []
+    assert phone.sandbox.processes() == []
+
+
+def test_runner_and_library_are_copied_once(runner: PhoneRunner, phone: FakePhone) -> None:
+    kept = phone.sandbox.local(FOLDER)
+    before = {p: p.stat().st_mtime_ns for p in kept.glob("keep-*/*")}
+    assert len(before) == 2
+    phone.faults.add("close", "^sync:.*", after_bytes=2000, times=9)
+    runner.open()
+    assert {p: p.stat().st_mtime_ns for p in kept.glob("keep-*/*")} == before
+
+
+def test_a_half_copied_runner_is_copied_again(runner: PhoneRunner, phone: FakePhone) -> None:
+    path = next(phone.sandbox.local(FOLDER).glob("keep-*/amc-bench"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    runner.open()
+    assert path.read_bytes() == whole
+
+
+def test_an_unplugged_phone_loses_no_result(runner: PhoneRunner, phone: FakePhone) -> None:
+    lines = batch(runner)
+    got = [next(lines), next(lines)]
+    phone.unplug()
+    timer = threading.Timer(0.8, phone.plug_in)
+    timer.start()
+    assert results([*got, *lines]) == WANTED
+    timer.join()
+
+
+def test_answers_cut_at_any_place_lose_no_result(runner: PhoneRunner, phone: FakePhone) -> None:
+    for after in (0, 40, 100, 300):
+        phone.faults.add("disconnect", "tail -c", after_bytes=after)
+    assert results(batch(runner)) == WANTED
+
+
+def test_a_link_that_breaks_while_starting_starts_once(runner: PhoneRunner, phone: FakePhone) -> None:
+    fault = phone.faults.add("disconnect", "mkdir started", after_bytes=5)
+    assert results(batch(runner)) == WANTED
+    assert fault.struck == 1
+
+
+def test_a_stalled_answer_loses_no_result(
+    runner: PhoneRunner, phone: FakePhone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(phone_module, "POLL_TIMEOUT_S", 0.7)
+    fault = phone.faults.add("stall", "tail -c", after_bytes=60)
+    assert results(batch(runner)) == WANTED
+    assert fault.struck == 1
+
+
+def test_a_phone_that_stays_away_is_an_error_and_the_next_run_cleans_up(
+    runner: PhoneRunner, phone: FakePhone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(phone_module, "RECONNECT_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(phone_module, "CLEAN_TIMEOUT_S", 0.5)
+    lines = batch(runner, {"a": "ms=1.5", "b": "ms=2.5 wait=99"})
+    next(lines)
+    phone.unplug()
+    with pytest.raises(DeviceDisconnected, match="did not come back"):
+        list(lines)
+    assert len(phone.sandbox.processes()) == 1
+    phone.plug_in()
+    runner.open()
+    wait_for(lambda: phone.sandbox.processes() == [])
+    assert left_on(phone) == []
+    assert results(batch(runner)) == WANTED
+
+
+def test_a_reboot_is_named_after_what_was_measured(runner: PhoneRunner, phone: FakePhone) -> None:
+    lines = batch(runner, {"a": "ms=1.5", "b": "ms=2.5 wait=99"})
+    got = [next(lines)]
+    results_file = next(phone.sandbox.local(FOLDER).glob("batch-*")) / "results.jsonl"
+    wait_for(lambda: b'"id": "a"' in results_file.read_bytes())
+    phone.reboot()
+    with pytest.raises(PhoneRebooted, match="started anew"):
+        for line in lines:
+            got.append(line)
+    assert '"id": "a"' in got[1]
+    runner.open()
+    assert left_on(phone) == []
+    assert results(batch(runner)) == WANTED
+
+
+def test_a_runner_that_crashes_is_told_with_its_log(runner: PhoneRunner, phone: FakePhone) -> None:
+    with pytest.raises(RunnerFailed, match="Segmentation fault"):
+        list(batch(runner, {"a": "ms=1.5", "b": "crash", "c": "ms=1"}))
+    assert left_on(phone) == []
+
+
+def test_a_runner_that_cannot_be_executed_is_told(runner: PhoneRunner, phone: FakePhone) -> None:
+    next(phone.sandbox.local(FOLDER).glob("keep-*/amc-bench")).chmod(0o644)
+    with pytest.raises(RunnerFailed, match=r"[Pp]ermission denied"):
+        list(batch(runner))
+
+
+def test_garbage_among_the_results_is_no_number(runner: PhoneRunner) -> None:
+    with pytest.raises(PhoneOutputInvalid, match="results"):
+        list(batch(runner, {"a": "ms=1.5", "b": "garbage ms=1"}))
+
+
+def test_garbage_around_every_answer_changes_nothing(runner: PhoneRunner, phone: FakePhone) -> None:
+    phone.faults.add("garbage", "shell", times=999)
+    assert results(batch(runner)) == WANTED
+
+
+def test_the_deadline_ends_the_runner(runner: PhoneRunner, phone: FakePhone) -> None:
+    runner.end_grace_s = 0.5
+    with pytest.raises(DeadlineExceeded, match="the batch on the phone"):
+        list(batch(runner, {"a": "ms=1.5", "b": "ms=1 wait=99"}, deadline_s=0.5))
+    assert phone.sandbox.processes() == []
+    assert left_on(phone) == []
+
+
+def test_closing_the_iterator_ends_the_runner(runner: PhoneRunner, phone: FakePhone) -> None:
+    lines = batch(runner, {"a": "ms=1.5", "b": "ms=1 wait=99"})
+    next(lines)
+    lines.close()  # type: ignore[attr-defined]
+    assert phone.sandbox.processes() == []
+
+
+def test_ctrl_c_ends_the_runner(runner: PhoneRunner, phone: FakePhone) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        for _ in batch(runner, {"a": "ms=1.5", "b": "ms=1 wait=99"}):
+            raise KeyboardInterrupt
+    wait_for(lambda: phone.sandbox.processes() == [])
+
+
+def test_a_full_disk_is_named_before_anything_is_copied(runner: PhoneRunner, phone: FakePhone) -> None:
+    phone.sandbox.free_bytes = 33 << 20
+    with pytest.raises(PhoneDiskFull, match="33 MiB free"):
+        list(batch(runner, {"a": "ms=1.5" + " " * (1 << 20)}))
+    phone.sandbox.free_bytes = 99 << 20
+    assert results(batch(runner)) == WANTED
+
+
+def test_a_disk_that_fills_while_copying_is_named(
+    runner: PhoneRunner, phone: FakePhone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(phone_module, "SPARE_BYTES", -(1 << 30))
+    phone.sandbox.free_bytes = 1024
+    with pytest.raises(PhoneDiskFull, match="No space left"):
+        list(batch(runner))
+    assert left_on(phone) == []
+
+
+@pytest.mark.parametrize("name", ["../x", "a b", "a;id", "$(id)", "", ".hidden", "a/b", "x" * 101])
+def test_names_that_could_mislead_the_phone_are_refused(runner: PhoneRunner, name: str) -> None:
+    with pytest.raises(InvalidInput, match="no name for a file"):
+        list(runner.run("amc_bench_manifest 1\n", {name: b""}, deadline_s=5))
+
+
+def test_every_failure_above_is_a_device_error() -> None:
+    for kind in (PhoneRebooted, RunnerFailed, DeviceDisconnected, DeadlineExceeded, PhoneDiskFull, PhoneOutputInvalid):
+        assert issubclass(kind, DeviceError)
+    assert adb_module.ATTEMPTS > 1

@@ -1,0 +1,105 @@
+"""The phone as a device: a whole session, its conditions, and phones that are not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from benches import fake_runner, manifest, results
+from phone_fake.phone import FakePhone
+
+from amc_mobile.device import health
+from amc_mobile.device.adb import AdbPhone
+from amc_mobile.device.clock_mode import FIXED
+from amc_mobile.device.conditions import Conditions
+from amc_mobile.device.phone_device import PhoneDevice
+from amc_mobile.device.profile import load_profiles
+from amc_mobile.device.runtime_library import RuntimeLibrary
+from amc_mobile.errors import InvalidConfig, PhoneBusy, PhoneUnfit
+
+PROFILES = load_profiles()
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> RuntimeLibrary:
+    path = tmp_path / "libtensorflowlite_jni.so"
+    path.write_bytes(b"\x7fELF not loaded by the stand-in")
+    return RuntimeLibrary("tflite", "2.17.0", "arm64-v8a", "bionic", path, "ab" * 32)
+
+
+@pytest.fixture
+def device(adb: AdbPhone, library: RuntimeLibrary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PhoneDevice:
+    monkeypatch.setenv("AMC_MOBILE_HOME", str(tmp_path / "home"))
+    return PhoneDevice(adb, PROFILES["pixel_8"], library, fake_runner(tmp_path), mode=FIXED)
+
+
+def test_a_session_measures_and_gives_everything_back(device: PhoneDevice, phone: FakePhone) -> None:
+    with device.session():
+        assert (phone.sandbox.state / "fixed_performance").read_text() == "true\n"
+        text = manifest(device.library_path, ["a"], cores=device.conditions().cores)
+        lines = list(device.run(text, {"a.tflite": b"ms=1.5"}, deadline_s=60))
+        device.require_steady()
+        with pytest.raises(PhoneBusy), device.session():
+            pass
+    assert results(lines) == [("a", 1.5)]
+    assert '"cores_seen": "4-7"' in lines[0]
+    assert (phone.sandbox.state / "fixed_performance").read_text() == "false\n"
+
+
+def test_conditions_say_all_that_changes_a_latency(device: PhoneDevice) -> None:
+    with device.session():
+        conditions = device.conditions()
+    assert conditions == Conditions(
+        device="Google Pixel 8",
+        soc="zuma",
+        os="Android 14 google/shiba/shiba:14/FAKE.000000.001/1234567:user/release-keys",
+        runtime="tflite",
+        runtime_version="2.17.0",
+        library_sha256=conditions.library_sha256,
+        delegate="XNNPACK",
+        threads=1,
+        cores="4-7",
+        clock_mode="fixed_performance sched_pixel",
+    )
+    assert len(conditions.library_sha256) == 64
+
+
+def test_another_runner_makes_other_conditions(device: PhoneDevice, library: RuntimeLibrary, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    runner = fake_runner(other)
+    runner.write_text(runner.read_text() + "# another build\n")
+    changed = PhoneDevice(device.adb, device.profile, library, runner).conditions()
+    assert set(changed.differences(device.conditions())) == {"library_sha256"}
+
+
+def test_an_unfit_phone_is_not_measured_unless_waived(
+    device: PhoneDevice, phone: FakePhone, library: RuntimeLibrary, tmp_path: Path
+) -> None:
+    phone.sandbox.edit("dumpsys_battery.txt", "level: 77", "level: 7")
+    phone.sandbox.edit("setting_low_power", "0", "1")
+    with pytest.raises(PhoneUnfit) as caught, device.session():
+        pass
+    assert set(caught.value.problems) == {health.LOW_BATTERY, health.LOW_POWER_MODE}
+    waiving = PhoneDevice(
+        device.adb, device.profile, library, tmp_path / "amc-bench", waived=[health.LOW_BATTERY, health.LOW_POWER_MODE]
+    )
+    with waiving.session():
+        assert waiving.adb.run("echo", "measured") == "measured\n"
+
+
+def test_heat_during_a_session_is_told(device: PhoneDevice, phone: FakePhone) -> None:
+    with device.session():
+        phone.sandbox.write("sys/devices/system/cpu/cpufreq/policy4/scaling_max_freq", "1200000\n")
+        phone.sandbox.edit("dumpsys_thermalservice.txt", "Thermal Status: 0", "Thermal Status: 1")
+        with pytest.raises(PhoneUnfit) as caught:
+            device.require_steady()
+    assert set(caught.value.problems) == {health.CLOCK_DROPPED, health.THROTTLED}
+
+
+def test_wrong_threads_and_waivers_are_refused(device: PhoneDevice, library: RuntimeLibrary, tmp_path: Path) -> None:
+    runner = tmp_path / "amc-bench"
+    with pytest.raises(InvalidConfig, match="threads"):
+        PhoneDevice(device.adb, device.profile, library, runner, threads=0)
+    with pytest.raises(InvalidConfig, match="COLD"):
+        PhoneDevice(device.adb, device.profile, library, runner, waived=["COLD"])

@@ -1,0 +1,177 @@
+"""The parsers of phone output: on texts in the phones' forms, and on anything at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from amc_mobile.device import phone_output as out
+from amc_mobile.device.benchmark_model import parse_benchmark_model
+from amc_mobile.errors import PhoneOutputInvalid
+
+STATE = Path(__file__).parent.parent / "phone_fake" / "state" / "pixel_8"
+CLASSIC = """STARTING!
+INFO: Initialized session in 1.5ms.
+count=3 first=900 curr=500 min=400 max=900 avg=600 std=200
+
+count=50 first=450 curr=431 min=402.5 max=480 avg=425.25 std=12 p5=404 median=424 p95=470
+
+Inference timings in us: Init: 1500, First inference: 900, Warmup (avg): 600, Inference (avg): 425.25
+"""
+LITERT = """
+========== BENCHMARK RESULTS ==========
+Model initialization: 1.50 ms
+Warmup (first):       0.90 ms
+Warmup (avg):         0.60 ms (3 runs)
+Inference (avg):      0.43 ms (50 runs)
+Inference (min):      0.40 ms
+Inference (max):      0.48 ms
+Inference (std):      0.01
+Throughput:           12.00 MB/s
+
+Memory Usage:
+Init footprint:       1.00 MB
+======================================
+"""
+POLICIES = (STATE / "cpufreq.txt").read_text()
+DF = "Filesystem 1K-blocks Used Available Use% Mounted on\n/dev/block/a_long_name\n  900 500 400 56% /data\n"
+
+
+def test_properties_may_hold_line_ends_and_brackets() -> None:
+    properties = out.parse_properties((STATE / "getprop.txt").read_text() + "[a.b]: [x]: [y]]\n[empty]: []\n")
+    assert properties["ro.product.model"] == "Pixel 8"
+    assert properties["sys.multi"] == "a first line\nand a second"
+    assert properties["a.b"] == "x]: [y]"
+    assert properties["empty"] == ""
+
+
+def test_core_lists_of_both_forms() -> None:
+    assert out.parse_core_list("0-2,5") == (0, 1, 2, 5)
+    assert out.parse_core_list("4 5 6 7\n") == (4, 5, 6, 7)
+    assert out.parse_allowed_cores("Name:\tx\nCpus_allowed:\t30\nCpus_allowed_list:\t4-5\n") == (4, 5)
+
+
+def test_policies_come_slowest_first_with_their_present_limit() -> None:
+    slow, middle, fast = out.parse_cpu_policies(
+        POLICIES.replace("policy8/scaling_max_freq:2900000", "policy8/scaling_max_freq:1200000")
+    )
+    assert (slow.cores, middle.cores, fast.cores) == ((0, 1, 2, 3), (4, 5, 6, 7), (8,))
+    assert (fast.max_khz, fast.scaling_max_khz, fast.governor) == (2900000, 1200000, "sched_pixel")
+
+
+def test_cpu_info_names_the_part_of_each_core() -> None:
+    info = out.parse_cpu_info((STATE / "cpuinfo.txt").read_text())
+    assert info.parts == ("0x41/0xd46",) * 4 + ("0x41/0xd4d",) * 4 + ("0x41/0xd4e",)
+    assert "asimddp" in info.features
+
+
+def test_only_present_temperatures_of_real_sensors_count() -> None:
+    thermal = out.parse_thermal((STATE / "dumpsys_thermalservice.txt").read_text())
+    assert (thermal.status, thermal.hal_ready) == (0, True)
+    assert thermal.hottest_celsius(out.CPU_TYPE) == 31.5
+    assert thermal.hottest_celsius(out.SKIN_TYPE) == 27.5
+    assert thermal.hottest_celsius(out.NPU_TYPE) is None
+    assert {t.name for t in thermal.temperatures} == {"BIG", "LITTLE", "G3D", "VIRTUAL-SKIN", "battery"}
+
+
+def test_a_phone_without_thermal_hal_has_a_status_and_no_temperatures() -> None:
+    thermal = out.parse_thermal("Thermal Status: 2\nCached temperatures:\nHAL Ready: false\n")
+    assert thermal == out.ThermalState(2, False, ())
+
+
+def test_battery_temperature_is_in_tenths() -> None:
+    battery = out.parse_battery((STATE / "dumpsys_battery.txt").read_text())
+    assert battery == out.BatteryState(77.0, 26.5, True)
+
+
+def test_free_space_when_the_line_is_broken_in_two() -> None:
+    assert out.parse_free_bytes(DF) == 400 * 1024
+
+
+def test_both_formats_of_benchmark_model_mean_the_same() -> None:
+    classic, litert = parse_benchmark_model(CLASSIC), parse_benchmark_model(LITERT)
+    assert (
+        (classic.init_ms, classic.first_ms, classic.runs)
+        == (1.5, 0.9, 50)
+        == (litert.init_ms, litert.first_ms, litert.runs)
+    )
+    assert (classic.average_ms, classic.min_ms, classic.max_ms) == (0.42525, 0.4025, 0.48)
+    assert (litert.average_ms, litert.min_ms, litert.max_ms) == (0.43, 0.40, 0.48)
+
+
+def test_equal_samples_are_no_latency_of_zero() -> None:
+    text = (
+        "count=50 curr=3(all same)\n"
+        "Inference timings in us: Init: 9, First inference: 3, Warmup (avg): 3, Inference (avg): 3\n"
+    )
+    result = parse_benchmark_model(text)
+    assert (result.average_ms, result.min_ms, result.max_ms) == (0.003, 0.003, 0.003)
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "named"),
+    [
+        (out.parse_properties, "error: device offline", "getprop"),
+        (out.parse_core_list, "0-99999", "cores"),
+        (out.parse_core_list, "5-3", "cores"),
+        (out.parse_cpu_policies, "policy0/related_cpus:0\n", "cpufreq/policy0"),
+        (out.parse_cpu_policies, POLICIES.replace("4 5 6 7", "3 4 5 6 7"), "two policies"),
+        (out.parse_cpu_info, "", "cpuinfo"),
+        (out.parse_thermal, "Can't find service: thermalservice", "thermalservice"),
+        (out.parse_battery, "level: 900\nscale: 100", "900 of 100"),
+        (out.parse_battery, "level: many", "level"),
+        (out.parse_free_bytes, "df: /data: No such file", "df"),
+        (parse_benchmark_model, "STARTING!\nSegmentation fault", "did not finish"),
+        (parse_benchmark_model, CLASSIC.replace("(avg): 425.25", "(avg): 0"), "impossible"),
+    ],
+)
+def test_what_cannot_be_read_names_its_source(parse: Callable[[str], object], text: str, named: str) -> None:
+    with pytest.raises(PhoneOutputInvalid, match=named):
+        parse(text)
+
+
+PARSERS: dict[str, tuple[Callable[[str], object], str]] = {
+    "properties": (out.parse_properties, (STATE / "getprop.txt").read_text()),
+    "core_list": (out.parse_core_list, "0-3,6 7"),
+    "allowed_cores": (out.parse_allowed_cores, "Cpus_allowed_list:\t0-3\n"),
+    "policies": (out.parse_cpu_policies, POLICIES),
+    "cpu_info": (out.parse_cpu_info, (STATE / "cpuinfo.txt").read_text()),
+    "thermal": (out.parse_thermal, (STATE / "dumpsys_thermalservice.txt").read_text()),
+    "battery": (out.parse_battery, (STATE / "dumpsys_battery.txt").read_text()),
+    "df": (out.parse_free_bytes, DF),
+    "switch": (lambda text: out.parse_switch(text, "low_power"), "1\n"),
+    "classic": (parse_benchmark_model, CLASSIC),
+    "litert": (parse_benchmark_model, LITERT),
+}
+
+
+@st.composite
+def damaged(draw: st.DrawFn, text: str) -> str:
+    """A real text with a piece cut out and something else put in, or anything at all."""
+    if draw(st.integers(0, 4)) == 0:
+        return draw(st.text(max_size=300))
+    start = draw(st.integers(0, len(text)))
+    end = draw(st.integers(start, min(len(text), start + 60)))
+    junk = draw(
+        st.one_of(st.text(max_size=20), st.sampled_from(["9" * 400, "1e999", "nan", "-1", "²", "\0", "\n", "=", "}"]))
+    )
+    return text[:start] + junk + text[end:]
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_damaged_output_gives_a_value_or_our_error(name: str) -> None:
+    parse, text = PARSERS[name]
+
+    @settings(max_examples=1000, deadline=None, database=None)
+    @given(damaged(text))
+    def parses_or_says_why(sample: str) -> None:
+        try:
+            parse(sample)
+        except PhoneOutputInvalid as error:
+            assert error.message.startswith("cannot read the phone's ")
+
+    parses_or_says_why()

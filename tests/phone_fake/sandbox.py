@@ -1,0 +1,114 @@
+"""The fake phone's files and programs: a folder on this computer.
+
+Commands run in this computer's /bin/sh with the phone's absolute paths turned into paths of the folder, and with small
+programs in front of PATH that answer for Android's: getprop, dumpsys, cmd, settings, svc, df.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import uuid
+from pathlib import Path
+
+STATE = Path(__file__).parent / "state"
+PHONE_PATHS = re.compile(r"(?<![\w/.-])/(data/local/tmp|sys/devices/system/cpu|proc/cpuinfo|proc/sys/kernel/random)\b")
+PROGRAMS = {
+    "getprop": 'cat "$PHONE/state/getprop.txt"',
+    "dumpsys": 'cat "$PHONE/state/dumpsys_$1.txt" 2>/dev/null || echo "Can\'t find service: $1"',
+    "cmd": 'case "$1 $2" in\n'
+    '"power set-fixed-performance-mode-enabled") echo "$3" > "$PHONE/state/fixed_performance";;\n'
+    '*) echo "cmd: Can\'t find service: $1" >&2; exit 20;;\nesac',
+    "settings": 'file="$PHONE/state/setting_$3"\ncase "$1" in\n'
+    'get) if [ -e "$file" ]; then cat "$file"; else echo null; fi;;\nput) echo "$4" > "$file";;\n'
+    'delete) rm -f "$file"; echo "Deleted 1 rows";;\nesac',
+    "svc": 'if [ "$1 $2" = "power stayon" ]; then\n'
+    '[ "$3" = true ] && echo 7 > "$PHONE/state/setting_stay_on_while_plugged_in"\n'
+    '[ "$3" = false ] && echo 0 > "$PHONE/state/setting_stay_on_while_plugged_in"\nfi\nexit 0',
+    "df": 'free=$(cat "$PHONE/state/free_kib")\n'
+    'echo "Filesystem      1K-blocks     Used Available Use% Mounted on"\n'
+    'echo "/dev/block/dm-9 112222333 $((112222333 - free)) $free  50% /data"',
+}
+
+
+class Sandbox:
+    """A folder that stands for a phone's file system. `state`: what the phone's programs answer, as text files."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self.folder = folder
+        self.state = folder / "state"
+        self._marker = f"AMC_FAKE_PHONE={uuid.uuid4().hex}"
+        shutil.copytree(STATE / kind, self.state)
+        for name in ("data/local/tmp", "bin", "proc/sys/kernel/random"):
+            (folder / name).mkdir(parents=True)
+        self.write("proc/cpuinfo", (self.state / "cpuinfo.txt").read_text())
+        for line in (self.state / "cpufreq.txt").read_text().splitlines():
+            path, _, value = line.partition(":")
+            self.write(f"sys/devices/system/cpu/{path}", value + "\n")
+        for name, body in PROGRAMS.items():
+            program = folder / "bin" / name
+            program.write_text(f"#!/bin/sh\n{body}\n")
+            program.chmod(0o755)
+        self.new_boot_id()
+
+    def write(self, path: str, content: str) -> None:
+        target = self.folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(content)
+
+    def edit(self, name: str, old: str, new: str) -> None:
+        """Changes what a program of the phone answers."""
+        path = self.state / name
+        text = path.read_text()
+        assert old in text, f"{name} does not hold {old!r}"
+        path.write_text(text.replace(old, new))
+
+    def new_boot_id(self) -> None:
+        self.write("proc/sys/kernel/random/boot_id", f"{uuid.uuid4()}\n")
+
+    @property
+    def free_bytes(self) -> int:
+        return int((self.state / "free_kib").read_text()) * 1024
+
+    @free_bytes.setter
+    def free_bytes(self, size: int) -> None:
+        (self.state / "free_kib").write_text(f"{size // 1024}\n")
+
+    def local(self, path: str) -> Path:
+        """Where a file of the phone lies on this computer."""
+        return self.folder / path.lstrip("/")
+
+    def start_shell(self, script: str) -> subprocess.Popen[bytes]:
+        name, _, value = self._marker.partition("=")
+        environment = {"PATH": f"{self.folder}/bin:/usr/bin:/bin", "PHONE": str(self.folder), name: value}
+        script = PHONE_PATHS.sub(lambda match: str(self.folder) + match.group(0), script)
+        return subprocess.Popen(
+            ["/bin/sh", "-c", script],
+            cwd=self.folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+
+    def processes(self) -> list[int]:
+        """The pids of what runs on the phone: those with this sandbox's marker in their environment."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                if entry.name.isdecimal() and self._marker.encode() in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+        return found
+
+    def kill_all(self) -> None:
+        for pid in self.processes():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
