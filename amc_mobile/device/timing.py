@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -43,18 +43,21 @@ class Job:
 
 
 class Device(Protocol):
-    """Where models run. `jobs_per_block`: passes between two looks at whether the device is still the same."""
+    """Where models run. `jobs_per_batch`: about as many as it is given at once, since starting may cost seconds."""
 
     @property
-    def jobs_per_block(self) -> int: ...
+    def jobs_per_batch(self) -> int: ...
 
     def conditions(self) -> Conditions: ...
 
     def session(self) -> AbstractContextManager[object]:
         """Holds the device for measuring; passes are made within it."""
 
-    def passes(self, jobs: Sequence[Job]) -> Iterator[SamplesMs]:
-        """Makes the passes one after another, in this order. Raises DeviceError that names the model that fails."""
+    def passes(self, jobs: Sequence[Job]) -> Generator[SamplesMs, None, None]:
+        """Makes the passes and gives their results one after another, in this order, as they come.
+
+        Closing the generator ends the work. Raises DeviceError that names the model that fails.
+        """
 
     def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[SamplesMs, SamplesMs]]:
         """Times two models in alternating blocks, before-after-after-before, in fresh sessions per round."""
@@ -73,7 +76,7 @@ class Session(Protocol):
 class SessionDevice(ABC):
     """A device whose sessions this process runs and times itself."""
 
-    jobs_per_block = 40
+    jobs_per_batch = 1  # starting costs nothing
 
     @abstractmethod
     def open(self, model: bytes) -> AbstractContextManager[Session]:
@@ -83,7 +86,7 @@ class SessionDevice(ABC):
     def session(self) -> Iterator[None]:
         yield
 
-    def passes(self, jobs: Sequence[Job]) -> Iterator[SamplesMs]:
+    def passes(self, jobs: Sequence[Job]) -> Generator[SamplesMs, None, None]:
         for job in jobs:
             with _naming(job), self.open(job.model()) as session:
                 samples = time_session(session, job.timing)

@@ -1,7 +1,7 @@
 """How kernels and whole models are measured.
 
 Every pass opens a fresh session; the order is shuffled anew for each pass, so that drift meets all alike. Kernels stop
-when their two lowest passes agree. Between blocks of requests an anchor is read: where it has drifted, the block is
+when their two lowest passes agree. Between stretches of passes an anchor is read: where it has drifted, the stretch is
 thrown away and made again, a bounded number of times; after that its passes are kept and flagged busy.
 """
 
@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -50,15 +52,16 @@ class ProtocolConfig:
     spread_s: float = 0.0  # the passes of `measure_model` are spread over at least this long
     warmup_runs: int = 4
     pair_rounds: int = 10
+    anchor_every: int = 40  # passes
     anchor_drift: float = 0.05
-    anchor_repeats: int = 2  # of one block
-    anchor_total_repeats: int = 10  # of all blocks together: a busy machine must not take for ever
+    anchor_repeats: int = 2  # in a row
+    anchor_total_repeats: int = 10  # in all: a busy machine must not take for ever
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in (
             "kernel_samples", "min_passes", "max_passes", "model_passes", "model_samples", "warmup_runs",
-            "pair_rounds",
+            "pair_rounds", "anchor_every",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise InvalidConfig(f"{name} = {getattr(self, name)} must be at least 1")
@@ -106,7 +109,7 @@ def measure_kernels(
     if table is not None:
         table.add_kernels(request.kernel for request in requests.values())
     made = _Run(device, requests, table, config, on_result).all_passes(
-        config.kernel_timing, config.is_kernel_done, anchor
+        config.kernel_timing, config.is_kernel_done, config.min_passes, anchor
     )
     conditions = device.conditions()
     return {
@@ -128,7 +131,7 @@ def measure_models(
     if table is not None:
         table.add_models(requests.values())
     made = _Run(device, requests, table, config, on_result).all_passes(
-        config.model_timing, lambda passes: len(passes) >= config.model_passes, anchor
+        config.model_timing, lambda passes: len(passes) >= config.model_passes, config.model_passes, anchor
     )
     conditions = device.conditions()
     return {key: ModelMeasurement(tuple(made[key]), conditions, config.warmup_runs) for key in requests}
@@ -196,10 +199,16 @@ class _Run:
         self._on_result = on_result
         self._conditions = device.conditions()
         self._repeats_left = config.anchor_total_repeats
+        self._in_a_row = 0
 
     def all_passes(
-        self, timing: Timing, is_done: Callable[[Sequence[Pass]], bool], anchor_request: _Request | None
+        self,
+        timing: Timing,
+        is_done: Callable[[Sequence[Pass]], bool],
+        at_least: int,
+        anchor_request: _Request | None,
     ) -> dict[str, list[Pass]]:
+        """Passes by key, until `is_done` of each; `at_least`: no key is done with fewer."""
         passes: dict[str, list[Pass]] = {key: [] for key in self._requests}
         self._add_stored(passes)
         todo = [key for key in self._requests if not is_done(passes[key])]
@@ -210,14 +219,15 @@ class _Run:
         order = random.Random(self._config.seed)
         with self._device.session():
             while todo:
-                order.shuffle(todo)
-                for start in range(0, len(todo), self._device.jobs_per_block):
-                    made = self._block(todo[start : start + self._device.jobs_per_block], timing, anchor)
+                # Rounds that every key needs in any case can be given to the device at once.
+                rounds = max(1, at_least - max(len(passes[key]) for key in todo))
+                queue = [key for _ in range(rounds) for key in order.sample(todo, len(todo))]
+                for made in self._stretches(queue, timing, anchor):
                     if self._table is not None:
                         self._table.add_passes(self._conditions, made, warmup_runs=timing.warmup_runs)
                     for key, one in made:
                         passes[key].append(one)
-                        if is_done(passes[key]):
+                        if is_done(passes[key]) and not is_done(passes[key][:-1]):
                             done += 1
                             if self._on_result:
                                 self._on_result(done, total, key)
@@ -233,28 +243,51 @@ class _Run:
         if len(todo) < 2 and request is None:
             return None
         request = request or self._requests[todo[len(todo) // 2]]
-        # More samples than a kernel's pass takes: one reading judges a whole block.
+        # More samples than a kernel's pass takes: one reading judges a whole stretch.
         timing = Timing(8, self._config.kernel_sample_ms, self._config.warmup_runs, self._config.kernel_pass_s)
         return Anchor(Job(request.key, "the anchor", request.model, timing), tolerance=self._config.anchor_drift)
 
-    def _block(self, keys: Sequence[str], timing: Timing, anchor: Anchor | None) -> list[tuple[str, Pass]]:
-        for repeats in range(self._config.anchor_repeats + 1):
-            samples, steady = self._passes(keys, timing, anchor)
-            if steady or repeats == self._config.anchor_repeats or self._repeats_left == 0:
-                return [(key, Pass(values, busy=not steady)) for key, values in zip(keys, samples, strict=True)]
-            self._repeats_left -= 1
-            self._device.settle()
-        raise AssertionError("unreachable: the last repeat returns")
+    def _stretches(
+        self, queue: Sequence[str], timing: Timing, anchor: Anchor | None
+    ) -> Iterator[list[tuple[str, Pass]]]:
+        """Makes one pass per key of `queue` and gives those between two looks at the anchor together.
 
-    def _passes(self, keys: Sequence[str], timing: Timing, anchor: Anchor | None) -> tuple[list[SamplesMs], bool]:
-        """One pass of each, and whether the device stayed the same meanwhile. The anchor travels with the block."""
+        What was made while the anchor drifted is made again, a bounded number of times; then it is flagged busy.
+        """
+        length = self._config.anchor_every
+        waiting = [list(queue[start : start + length]) for start in range(0, len(queue), length)]
+        while waiting:
+            count = max(1, self._device.jobs_per_batch // length)
+            batch, waiting = waiting[:count], waiting[count:]
+            again = []
+            for keys, samples, steady in self._batch(batch, timing, anchor):
+                self._in_a_row = 0 if steady else self._in_a_row + 1
+                if steady or self._in_a_row > self._config.anchor_repeats or self._repeats_left == 0:
+                    yield [(key, Pass(values, busy=not steady)) for key, values in zip(keys, samples, strict=True)]
+                else:
+                    self._repeats_left -= 1
+                    again.append(keys)
+            if again:
+                self._device.settle()
+                waiting = again + waiting
+
+    def _batch(
+        self, stretches: Sequence[list[str]], timing: Timing, anchor: Anchor | None
+    ) -> Iterator[tuple[list[str], list[SamplesMs], bool]]:
+        """For each stretch its keys, samples, and whether the device stayed the same meanwhile; as they come."""
         first = anchor.first_jobs() if anchor else []
         last = anchor.jobs() if anchor else []
-        requests = [self._requests[key] for key in keys]
-        jobs = [Job(request.key, request.label, request.model, timing) for request in requests]
-        made = list(self._device.passes([*first, *jobs, *last]))
-        if anchor is None:
-            return made, self._device.is_steady()
-        anchor.see(made[: len(first)])
-        steady = anchor.is_steady(made[len(first) + len(jobs) :])
-        return made[len(first) : len(first) + len(jobs)], steady and self._device.is_steady()
+        jobs = list(first)
+        for keys in stretches:
+            requests = [self._requests[key] for key in keys]
+            jobs += [Job(request.key, request.label, request.model, timing) for request in requests] + last
+        with closing(self._device.passes(jobs)) as made:
+            if anchor is not None:
+                anchor.see(list(islice(made, len(first))))
+            for position, keys in enumerate(stretches):
+                samples = list(islice(made, len(keys)))
+                steady = anchor.is_steady(list(islice(made, len(last)))) if anchor else True
+                # Heat shows in the anchor as well; the device itself is asked when it has nothing to do.
+                if position == len(stretches) - 1:
+                    steady = steady and self._device.is_steady()
+                yield keys, samples, steady

@@ -31,7 +31,7 @@ class ToyDevice(SessionDevice):
     now_s: float = 0.0
     opened: list[str] = field(default_factory=list)
     measured_under: Conditions = CONDITIONS
-    jobs_per_block: int = 40
+    jobs_per_batch: int = 1
     held: list[str] = field(default_factory=list)  # "taken", "given back", "settled"
     hot: Callable[[int], bool] = lambda opens: False
 

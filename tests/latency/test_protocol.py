@@ -131,8 +131,7 @@ def test_passes_of_a_microsecond_agree_within_the_clocks_reach() -> None:
 
 def test_every_pass_takes_all_kernels_in_another_order(device: ToyDevice) -> None:
     names = "abcdefgh"
-    device.jobs_per_block = 8
-    measure_kernels(device, kernel_requests(names), anchor=request("anchor"))
+    measure_kernels(device, kernel_requests(names), anchor=request("anchor"), config=ProtocolConfig(anchor_every=8))
     order = "".join(name for name in device.opened if name != "anchor")
     rounds = [order[i : i + 8] for i in range(0, len(order), 8)]
     assert len(rounds) == 3
@@ -151,8 +150,8 @@ def test_results_come_as_kernels_are_done(device: ToyDevice) -> None:
 def test_a_block_measured_while_the_machine_was_busy_is_made_again(device: ToyDevice) -> None:
     # Three readings make the anchor; the first block's four kernels and the reading after them are slow.
     device.slowdown = slow_between(4, 10)
-    device.jobs_per_block = 4
-    found = measure_kernels(device, kernel_requests("abcd"), anchor=request("anchor"))
+    config = ProtocolConfig(anchor_every=4)
+    found = measure_kernels(device, kernel_requests("abcd"), anchor=request("anchor"), config=config)
     assert sorted(kernel.low_ms for kernel in found.values()) == pytest.approx([0.1, 0.2, 0.3, 0.4])
     assert all(len(kernel.passes) == 3 for kernel in found.values())
     assert all(not one.busy for kernel in found.values() for one in kernel.passes)
@@ -161,7 +160,8 @@ def test_a_block_measured_while_the_machine_was_busy_is_made_again(device: ToyDe
 
 def test_a_block_during_which_the_device_grew_hot_is_made_again_once_it_has_settled(device: ToyDevice) -> None:
     device.hot = lambda opens: opens <= 10 and "settled" not in device.held
-    found = measure_kernels(device, kernel_requests("abcd"), anchor=request("anchor"))
+    config = ProtocolConfig(anchor_every=4)
+    found = measure_kernels(device, kernel_requests("abcd"), anchor=request("anchor"), config=config)
     assert device.held == ["taken", "settled", "given back"]
     assert all(len(kernel.passes) == 3 for kernel in found.values())
     assert all(not one.busy for kernel in found.values() for one in kernel.passes)
@@ -169,16 +169,27 @@ def test_a_block_during_which_the_device_grew_hot_is_made_again_once_it_has_sett
     assert sum(opened.values()) == 4 * (3 + 1)  # three passes, and the block thrown away
 
 
+def test_of_several_stretches_in_one_batch_only_the_busy_one_is_made_again(device: ToyDevice) -> None:
+    device.jobs_per_batch = 8
+    device.slowdown = slow_between(11, 17)  # after three readings, four kernels and three readings
+    config = ProtocolConfig(anchor_every=4)
+    found = measure_kernels(device, kernel_requests("abcd"), anchor=request("anchor"), config=config)
+    assert sorted(kernel.low_ms for kernel in found.values()) == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert all(len(kernel.passes) == 3 for kernel in found.values())
+    opened = Counter(name for name in device.opened if name != "anchor")
+    assert sum(opened.values()) == 4 * (3 + 1)
+
+
 def test_what_stays_busy_is_kept_and_flagged(device: ToyDevice) -> None:
     device.slowdown = lambda opens: 1.0 if opens <= 3 else 2.0
     found = measure_kernels(
         device, kernel_requests("abcd"), anchor=request("anchor"),
-        config=ProtocolConfig(anchor_repeats=1, anchor_total_repeats=2),
+        config=ProtocolConfig(anchor_every=4, anchor_repeats=1, anchor_total_repeats=2),
     )  # fmt: skip
     assert all(kernel.flags == (BUSY,) for kernel in found.values())
     assert sorted(kernel.low_ms for kernel in found.values()) == pytest.approx([0.2, 0.4, 0.6, 0.8])
     opened = Counter(name for name in device.opened if name != "anchor")
-    assert sum(opened.values()) == 4 * (3 + 2)  # three passes, and two blocks thrown away in all
+    assert sum(opened.values()) == 4 * (3 + 1)  # three passes; once it has shown to last, nothing more is thrown away
 
 
 def test_a_kernel_that_does_not_run_is_named(device: ToyDevice) -> None:
@@ -213,8 +224,7 @@ def test_nothing_is_measured_twice(device: ToyDevice, tmp_path: Path) -> None:
 
 
 def test_a_killed_run_goes_on_with_the_passes_it_lacks(device: ToyDevice, tmp_path: Path) -> None:
-    device.jobs_per_block = 2
-    config = ProtocolConfig()
+    config = ProtocolConfig(anchor_every=2)
     wanted = kernel_requests("abcdef")
     with LatencyTable(tmp_path / "t.sqlite") as table:
         plain_open = device.open
@@ -296,7 +306,7 @@ def test_a_pair_is_timed_in_alternating_blocks_so_that_drift_cancels(device: Toy
     ("field", "value"),
     [
         ("kernel_samples", 0), ("min_passes", 0), ("max_passes", 2), ("agreement", -0.1), ("kernel_sample_ms", 0.0),
-        ("anchor_drift", float("nan")), ("warmup_runs", 0), ("pair_rounds", 0),
+        ("anchor_drift", float("nan")), ("anchor_every", 0), ("pair_rounds", 0),
     ],
 )  # fmt: skip
 def test_a_protocol_that_cannot_work_is_refused(field: str, value: float) -> None:

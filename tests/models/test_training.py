@@ -108,7 +108,7 @@ def test_a_killed_process_leaves_a_file_that_a_run_continues_from(tmp_path: Path
     )
     file = tmp_path / "run"
     child = subprocess.Popen([sys.executable, "-c", program, str(file), str(Path(__file__).parent)])
-    deadline_s = time.monotonic() + 60
+    deadline_s = time.monotonic() + 240
     while not file.exists() and child.poll() is None and time.monotonic() < deadline_s:
         time.sleep(0.01)
     child.kill()
