@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -139,6 +140,17 @@ def test_results_are_appended_to_the_file_that_is_named(runner: Path, manifest: 
     before, *lines = (tmp_path / "results").read_text().splitlines()
     assert before == "before"
     assert [json.loads(line)["event"] for line in lines] == ["start", "result", "end"]
+
+
+def test_a_pulled_cable_does_not_end_the_run(runner: Path, manifest: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "manifest").write_text(manifest("sleep 50").text())
+    process = subprocess.Popen([runner, tmp_path / "manifest", tmp_path / "results"], stderr=subprocess.DEVNULL)
+    results = tmp_path / "results"
+    while not results.exists() or "start" not in results.read_text():
+        assert process.poll() is None
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(20) == 0
+    assert '"status":"done","results":1' in results.read_text()
 
 
 def test_the_lines_have_the_keys_of_the_recorded_contract(runner: Path, manifest: Manifest, tmp_path: Path) -> None:
