@@ -72,6 +72,14 @@ def test_a_slow_model_stops_sampling_early_but_takes_its_least_number(
     assert len(least.samples_ms) == 6
 
 
+def test_a_timing_holds_for_the_models_that_follow_it(runner: Path, manifest: Manifest, tmp_path: Path) -> None:
+    asked = manifest("ok", "ok", "ok")
+    first, second, third = asked.models
+    entries = (first, replace(second, timing=BenchTiming(warmup_runs=0, samples=7)), third)
+    run = run_on_host(runner, replace(asked, entries=entries), tmp_path)
+    assert [(len(result.samples_ms), result.warmup_runs) for result in run.results] == [(3, 1), (7, 0), (3, 1)]
+
+
 def test_a_pair_is_timed_in_alternating_blocks(
     runner: Path, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
