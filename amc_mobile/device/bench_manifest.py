@@ -1,0 +1,135 @@
+"""What the runner is asked to do: plain data and the manifest's text, as `android_bench/README.md` describes it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from amc_mobile.errors import InvalidConfig
+
+MANIFEST_VERSION = 1  # 1: `key value` lines, models and pairs
+RUNTIMES = ("tflite", "litert", "onnxruntime")
+_ID = re.compile(r"[A-Za-z0-9._-]{1,80}", re.ASCII)
+_CORES = re.compile(r"[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?)*", re.ASCII)
+_VERSION = re.compile(r"[A-Za-z0-9.+_-]{1,31}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class BenchTiming:
+    """How one pass is timed. Slow models take at least `min_samples` and stop at `max_s`; 0: no limit."""
+
+    warmup_runs: int = 4
+    samples: int = 20
+    min_sample_ms: float = 0.0  # a shorter model is run several times per sample, and the sample is the mean
+    max_s: float = 0.0
+    min_samples: int = 4
+
+    def __post_init__(self) -> None:
+        if not (
+            0 <= self.warmup_runs <= 1_000_000 and 1 <= self.samples <= 100_000 and 1 <= self.min_samples <= 100_000
+        ):
+            raise InvalidConfig(f"{self}: the counts are out of range")
+        if not (0 <= self.min_sample_ms <= 1e6 and 0 <= self.max_s <= 1e6):
+            raise InvalidConfig(f"{self}: the times must be between 0 and 1,000,000")
+
+    def lines(self) -> list[str]:
+        return [
+            f"warmup_runs {self.warmup_runs}",
+            f"samples {self.samples}",
+            f"min_sample_ms {self.min_sample_ms:.6f}",
+            f"max_s {self.max_s:.6f}",
+            f"min_samples {self.min_samples}",
+        ]
+
+
+@dataclass(frozen=True)
+class BenchModel:
+    """One pass over one model. `path`: absolute, or relative to the manifest's folder."""
+
+    id: str
+    path: str
+
+    def __post_init__(self) -> None:
+        if not _ID.fullmatch(self.id):
+            raise InvalidConfig(f"{self.id!r} is not an identifier of 1 to 80 of A-Z a-z 0-9 . _ -")
+        _check_path(self.path)
+
+
+@dataclass(frozen=True)
+class BenchPair:
+    """Two models open together, timed in blocks first, second, second, first; each gives a result of its own."""
+
+    first: BenchModel
+    second: BenchModel
+
+
+def _check_path(path: str) -> None:
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidConfig(f"the path {path!r} is not valid text") from error
+    if not path or any(c in path for c in "\n\t\0"):
+        raise InvalidConfig(f"the path {path!r} is empty or holds a newline, a tab or a zero byte")
+
+
+@dataclass(frozen=True)
+class BenchManifest:
+    """What the runner is asked to do. Raises InvalidConfig for what the runner would refuse.
+
+    `cores`: in the kernel's list form, "" for all; `runtime_version`: needed for litert, whose ABI depends on it;
+    `delegate`: xnnpack or none, for tflite only.
+    """
+
+    runtime: str
+    library: str
+    threads: int
+    deadline_s: int
+    entries: tuple[BenchModel | BenchPair, ...]
+    timing: BenchTiming = BenchTiming()
+    runtime_version: str = ""
+    cores: str = ""
+    delegate: str = ""
+
+    def __post_init__(self) -> None:
+        if self.runtime not in RUNTIMES:
+            raise InvalidConfig(f"runtime {self.runtime!r} is unknown", next_step=f"use one of {', '.join(RUNTIMES)}")
+        _check_path(self.library)
+        if not 1 <= self.threads <= 256:
+            raise InvalidConfig(f"threads = {self.threads} must be between 1 and 256")
+        if not 1 <= self.deadline_s <= 1_000_000:
+            raise InvalidConfig(f"deadline_s = {self.deadline_s} must be between 1 and 1,000,000")
+        if not self.entries:
+            raise InvalidConfig("the manifest names no model")
+        if self.runtime_version and not _VERSION.fullmatch(self.runtime_version):
+            raise InvalidConfig(f"runtime_version {self.runtime_version!r} is not a version")
+        if self.runtime == "litert" and not self.runtime_version:
+            raise InvalidConfig(
+                "litert needs its runtime_version", next_step="its ABI depends on it, and it tells none"
+            )
+        if self.cores and (len(self.cores) > 255 or not _CORES.fullmatch(self.cores)):
+            raise InvalidConfig(f"cores {self.cores!r} is not a list such as 4-5,7")
+        if self.delegate and (self.runtime != "tflite" or self.delegate not in ("xnnpack", "none")):
+            raise InvalidConfig(f"delegate {self.delegate!r} is not allowed for {self.runtime}")
+
+    @property
+    def models(self) -> tuple[BenchModel, ...]:
+        """In the order of the results' index: a pair counts as two."""
+        found: list[BenchModel] = []
+        for entry in self.entries:
+            found += [entry.first, entry.second] if isinstance(entry, BenchPair) else [entry]
+        return tuple(found)
+
+    def text(self) -> str:
+        """The manifest as the runner reads it."""
+        lines = [f"amc_bench_manifest {MANIFEST_VERSION}", f"runtime {self.runtime}", f"library {self.library}"]
+        for key in ("runtime_version", "cores", "delegate"):
+            if getattr(self, key):
+                lines.append(f"{key} {getattr(self, key)}")
+        lines += [f"threads {self.threads}", f"deadline_s {self.deadline_s}", *self.timing.lines()]
+        for entry in self.entries:
+            if isinstance(entry, BenchPair):
+                fields = (entry.first.id, entry.first.path, entry.second.id, entry.second.path)
+                lines.append("pair " + "\t".join(fields))
+            else:
+                lines.append(f"model {entry.id} {entry.path}")
+        return "\n".join(lines) + "\n"

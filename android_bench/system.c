@@ -1,0 +1,142 @@
+/* The clock, the cores, memory and files, with system calls alone. */
+#include "bench.h"
+
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MAX_CORES 1024
+#define BITS_PER_WORD (8 * sizeof(unsigned long))
+
+double now_ms(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec * 1e3 + (double)now.tv_nsec / 1e6;
+}
+
+void log_line(const char *format, ...) {
+    char line[1024] = "amc-bench: ";
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(line + 11, sizeof line - 12, format, arguments);
+    va_end(arguments);
+    strcat(line, "\n");
+    if (write(2, line, strlen(line)) < 0) return; /* nowhere left to say it */
+}
+
+/* `4-5,7` -> bits. The kernel's own list form. */
+static bool parse_cores(const char *list, unsigned long *mask) {
+    const char *at = list;
+    for (;;) {
+        long range[2];
+        for (int i = 0; i < 2; i++) {
+            if (*at < '0' || *at > '9') return false;
+            range[i] = 0;
+            for (; *at >= '0' && *at <= '9' && range[i] < MAX_CORES; at++) range[i] = range[i] * 10 + (*at - '0');
+            if (range[i] >= MAX_CORES) return false;
+            if (i == 1 || *at != '-') {
+                if (i == 0) range[1] = range[0];
+                break;
+            }
+            at++;
+        }
+        if (range[0] > range[1]) return false;
+        for (long core = range[0]; core <= range[1]; core++)
+            mask[(size_t)core / BITS_PER_WORD] |= 1ul << ((size_t)core % BITS_PER_WORD);
+        if (!*at) return true;
+        if (*at++ != ',') return false;
+    }
+}
+
+bool set_cores(const char *list, Message *why) {
+    unsigned long mask[MAX_CORES / BITS_PER_WORD] = {0};
+    if (!parse_cores(list, mask)) return fail(why, "cores %s is not a list such as 4-5,7", list);
+    if (sched_setaffinity(0, sizeof mask, (const cpu_set_t *)(void *)mask) != 0)
+        return fail(why, "the kernel refuses to run this process on cores %s", list);
+    return true;
+}
+
+/* The rest of the line of /proc/self/status that starts with `key`, without leading blanks; "" where there is none. */
+static void status_line(const char *key, char *value, size_t size) {
+    Text status = {0};
+    Message ignored;
+    value[0] = 0;
+    if (!read_file("/proc/self/status", 1u << 20, &status, &ignored)) return;
+    for (char *line = status.bytes; line && *line;) {
+        char *end = strchr(line, '\n');
+        if (end) *end = 0;
+        if (!strncmp(line, key, strlen(key))) {
+            line += strlen(key);
+            snprintf(value, size, "%s", line + strspn(line, " \t"));
+            break;
+        }
+        line = end ? end + 1 : NULL;
+    }
+    text_free(&status);
+}
+
+void cores_seen(char *list, size_t size) { status_line("Cpus_allowed_list:", list, size); }
+
+void reset_peak_memory(void) {
+    int file = open("/proc/self/clear_refs", O_WRONLY);
+    if (file < 0) return;
+    /* "5" resets VmHWM; where it is refused, the peak is that of the process so far. */
+    if (write(file, "5", 1) != 1) log_line("the peak memory cannot be reset: it is that of all models so far");
+    close(file);
+}
+
+long peak_memory_kb(void) {
+    char value[64];
+    status_line("VmHWM:", value, sizeof value);
+    return value[0] >= '0' && value[0] <= '9' ? strtol(value, NULL, 10) : -1;
+}
+
+bool is_readable(const char *path) {
+    char byte;
+    int file = open(path, O_RDONLY);
+    if (file < 0) return false;
+    bool readable = read(file, &byte, 1) >= 0; /* a folder opens, but does not read */
+    close(file);
+    return readable;
+}
+
+bool read_file(const char *path, size_t limit, Text *content, Message *why) {
+    int file = open(path, O_RDONLY);
+    if (file < 0) return fail(why, "%.400s cannot be opened", path);
+    char block[4096];
+    for (;;) {
+        ssize_t count = read(file, block, sizeof block);
+        if (count < 0 || content->length + (size_t)count > limit) {
+            close(file);
+            return fail(why, count < 0 ? "%.400s cannot be read" : "%.400s is too large", path);
+        }
+        if (count == 0) break;
+        char *bytes = content->bytes;
+        if (content->length + (size_t)count + 1 > content->capacity) {
+            content->capacity = (content->length + sizeof block + 1) * 2;
+            bytes = realloc(content->bytes, content->capacity);
+            if (!bytes) return close(file), fail(why, "out of memory");
+        }
+        content->bytes = bytes;
+        memcpy(bytes + content->length, block, (size_t)count);
+        content->length += (size_t)count;
+        bytes[content->length] = 0;
+    }
+    close(file);
+    return content->bytes != NULL || fail(why, "%.400s is empty", path);
+}
+
+bool find_symbols(void *library, const Symbol *symbols, size_t count, Message *why) {
+    for (size_t i = 0; i < count; i++) {
+        void *address = dlsym(library, symbols[i].name);
+        if (!address && !symbols[i].optional) return fail(why, "the library does not export %s", symbols[i].name);
+        memcpy(symbols[i].function, &address, sizeof address); /* ISO C has no cast from data to function pointers */
+    }
+    return true;
+}

@@ -1,0 +1,115 @@
+/* One pass: load, first inference, warm-up, samples. The rules are those of the package's own timing of a session. */
+#include "bench.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MAX_RUNS_PER_SAMPLE 1000000
+
+typedef struct {
+    const Backend *backend;
+    void *session;
+    const char *id;
+} Running;
+
+static bool open_session(const Backend *backend, const Entry *entry, Running *running, Measured *measured,
+                         Message *why) {
+    progress.current_id = running->id = entry->id;
+    running->backend = backend;
+    if (!is_readable(entry->path)) return fail(why, "%.400s cannot be read", entry->path);
+    double start = now_ms();
+    running->session = backend->open(entry->path, why);
+    if (!running->session) return false;
+    measured->load_ms = now_ms() - start;
+    start = now_ms();
+    if (!backend->run(running->session, why)) return false;
+    measured->first_ms = now_ms() - start;
+    return true;
+}
+
+static void close_session(Running *running) {
+    if (running->session) running->backend->close(running->session);
+    running->session = NULL;
+    progress.current_id = "";
+}
+
+static int runs_for(double min_sample_ms, double shortest_ms) {
+    double runs = min_sample_ms / (shortest_ms > 1e-4 ? shortest_ms : 1e-4);
+    if (runs >= MAX_RUNS_PER_SAMPLE) return MAX_RUNS_PER_SAMPLE;
+    int whole = (int)runs;
+    return whole < runs ? whole + 1 : whole > 1 ? whole : 1;
+}
+
+/* Adds a block of samples, after its own warm-up. False: `why`, or nothing where the deadline has passed. */
+static bool time_block(const Running *running, const Timing *timing, Measured *measured, Message *why) {
+    bool (*run)(void *, Message *) = running->backend->run;
+    void *session = running->session;
+    double shortest = HUGE_VAL, began = now_ms();
+    progress.current_id = running->id;
+    for (int done = 0; done < timing->warmup_runs; done++) {
+        double start = now_ms();
+        if (is_past_deadline() || !run(session, why)) return false;
+        double end = now_ms();
+        if (end - start < shortest) shortest = end - start;
+        measured->warmup_runs++;
+        if (timing->max_s > 0 && done > 0 && end - began > timing->max_s * 500) break;
+    }
+    if (timing->warmup_runs == 0) shortest = measured->first_ms;
+    /* The shortest warm-up run decides: one that was interrupted would make the samples too short to time. */
+    int runs = runs_for(timing->min_sample_ms, shortest);
+    measured->runs_per_sample = runs;
+    began = now_ms();
+    for (int taken = 0; taken < timing->samples;) {
+        double start = now_ms();
+        for (int i = 0; i < runs; i++)
+            if (!run(session, why)) return false;
+        double end = now_ms();
+        double sample_ms = (end - start) / runs;
+        measured->samples_ms[measured->samples++] = sample_ms > 1e-6 ? sample_ms : 1e-6; /* the clock's resolution */
+        taken++;
+        if (is_past_deadline()) return taken == timing->samples;
+        if (timing->max_s > 0 && end - began > timing->max_s * 1e3 && taken >= timing->min_samples) break;
+    }
+    return true;
+}
+
+static bool prepare(Measured *measured, size_t samples, Message *why) {
+    memset(measured, 0, sizeof *measured);
+    measured->samples_ms = malloc(samples * sizeof *measured->samples_ms);
+    return measured->samples_ms || fail(why, "out of memory");
+}
+
+bool measure(const Backend *backend, const Entry *entry, Measured *measured, Message *why) {
+    Running running = {0};
+    reset_peak_memory();
+    bool good = prepare(measured, (size_t)entry->timing.samples, why) &&
+                open_session(backend, entry, &running, measured, why) &&
+                time_block(&running, &entry->timing, measured, why);
+    measured->peak_rss_kb = peak_memory_kb();
+    close_session(&running);
+    return good;
+}
+
+bool measure_pair(const Backend *backend, const Entry entries[2], Measured measured[2], Message *why) {
+    static const int order[] = {0, 1, 1, 0};
+    Running running[2] = {0};
+    Timing half = entries[0].timing;
+    half.samples = (half.samples + 1) / 2;
+    half.min_samples = (half.min_samples + 1) / 2;
+    half.max_s /= 2;
+    bool good = true;
+    reset_peak_memory();
+    for (int i = 0; i < 2; i++) good = prepare(&measured[i], 2 * (size_t)half.samples, why) && good;
+    for (int i = 0; i < 2 && good; i++) {
+        Message inner = {""};
+        good = open_session(backend, &entries[i], &running[i], &measured[i], &inner);
+        if (!good) fail(why, "%s: %.400s", entries[i].id, inner.text);
+    }
+    for (int i = 0; i < 4 && good; i++) good = time_block(&running[order[i]], &half, &measured[order[i]], why);
+    for (int i = 0; i < 2; i++) {
+        measured[i].peak_rss_kb = peak_memory_kb();
+        close_session(&running[i]);
+    }
+    return good;
+}
