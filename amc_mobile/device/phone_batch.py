@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from amc_mobile.device.adb import RECONNECT_TIMEOUT_S, AdbPhone
-from amc_mobile.device.adb_shell import quote
+from amc_mobile.device.adb_shell import process_holds, quote
 from amc_mobile.device.deadline import Deadline
 from amc_mobile.device.phone_facts import BOOT_ID, PHONE_FOLDER
 from amc_mobile.errors import (
@@ -25,7 +25,7 @@ from amc_mobile.errors import (
 )
 
 FOLDER = f"{PHONE_FOLDER}/amc-mobile"
-MANIFEST_SUFFIX = ".manifest"
+MANIFEST = "manifest.txt"
 RESULTS = "results.jsonl"
 POLL_TIMEOUT_S = 20.0
 CLEAN_TIMEOUT_S = 10.0
@@ -50,7 +50,7 @@ class PhoneBatch:
             local = Path(folder) / "manifest"
             local.write_text(manifest, encoding="utf-8")
             self._may_exist = True
-            self._adb.push(local, f"{self._folder}/{self._token}{MANIFEST_SUFFIX}")
+            self._adb.push(local, f"{self._folder}/{MANIFEST}")
 
     def start(self, runner: str) -> None:
         # mkdir decides whether it was started already: a link that breaks here makes the command run twice.
@@ -58,7 +58,9 @@ class PhoneBatch:
             f"cd {quote(self._folder)} || exit 9\n"
             "if mkdir started 2>/dev/null; then\n"
             "  detach=$(command -v setsid || command -v nohup)\n"
-            f"  $detach ../{quote(runner)} {self._token}{MANIFEST_SUFFIX} {RESULTS} >log.txt 2>&1 </dev/null &\n"
+            # The token in the program's own name is what every way of reading a command line finds.
+            f"  ln -s ../{quote(runner)} run-{self._token}\n"
+            f"  $detach ./run-{self._token} {MANIFEST} {RESULTS} >log.txt 2>&1 </dev/null &\n"
             "  echo $! > pid\n"
             "fi\n"
             f"cat {BOOT_ID} pid"
@@ -105,7 +107,7 @@ class PhoneBatch:
             f'while [ $n -lt {steps} ]; do line=; read -r line </proc/$pid/cmdline; [ -n "$line" ] || break; '
             f"sleep {step_s:.2f} || sleep 1; n=$((n + 1)); done 2>/dev/null\n"
             f"cat {BOOT_ID}\n"
-            f"{_is_alive(self._token)} && echo alive || echo ended\n"
+            f"{process_holds('$pid', self._token)} && echo alive || echo ended\n"
             f"[ -e {RESULTS} ] && tail -c +{offset + 1} {RESULTS}\n"
             "exit 0"
         )
@@ -145,15 +147,10 @@ def remove_batches(pattern: str) -> str:
         f"for folder in {pattern}; do\n"
         '[ -d "$folder" ] || continue\n'
         'if [ -s "$folder/pid" ]; then pid=$(cat "$folder/pid")\n'
-        'grep -q "${folder#batch-}" "/proc/$pid/cmdline" 2>/dev/null && kill -9 "$pid"; fi\n'
+        f'token="${{folder#batch-}}"; {process_holds("$pid", "$token")} && kill -9 "$pid"; fi\n'
         'rm -rf "$folder"\n'
         "done\n"
     )
-
-
-def _is_alive(token: str) -> str:
-    """A condition of the phone's shell; run in the batch's folder."""
-    return f'[ -s pid ] && grep -q {token} "/proc/$(cat pid)/cmdline" 2>/dev/null'
 
 
 def _decoded(line: bytes) -> str:
