@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from amc_mobile import cli_device
 from amc_mobile.errors import AmcMobileError
 from amc_mobile.terminal import progress_bars, show
 from amc_mobile.workflows.workspace import Settings, Workspace
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 table_app = typer.Typer(help="Look into the latency table. Example: amc-mobile table show", rich_markup_mode=None)
 app.add_typer(table_app, name="table")
+cli_device.register(app)
 
 # Optional[...] and not `| None`: Typer evaluates these annotations, also on Python 3.10.
 WorkspaceFlag = Annotated[Path, typer.Option("--workspace", help="Folder with the table, templates and runs.")]
@@ -64,18 +66,6 @@ def models(as_json: JsonFlag = False) -> None:
 
     document = list_models()
     show(models_text(document), document, as_json=as_json)
-
-
-@app.command()
-def devices(as_json: JsonFlag = False) -> None:
-    """List the devices that can measure, and the runtimes each has.
-
-    Example: amc-mobile devices --json
-    """
-    from amc_mobile.workflows.listing import devices_text, list_devices
-
-    document = list_devices()
-    show(devices_text(document), document, as_json=as_json)
 
 
 @app.command()

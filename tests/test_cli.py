@@ -16,7 +16,10 @@ import pytest
 import torch
 from torch import nn
 
-COMMANDS = ("models", "devices", "train", "profile", "search", "finetune", "export", "measure", "table show", "report")
+COMMANDS = (
+    "models", "devices", "doctor", "runtime add", "runtime list", "train", "profile", "search", "finetune", "export",
+    "measure", "table show", "report",
+)  # fmt: skip
 PROGRAM = "from amc_mobile.cli import main; main()"
 
 

@@ -48,6 +48,16 @@ def command_line(*words: str) -> str:
     return " ".join(quote(word) for word in words)
 
 
+def process_holds(pid: str, token: str) -> str:
+    """A condition of the phone's shell: the command line of process `pid` holds `token`, so the pid is still ours.
+
+    Two ways, since command lines hold NULs: the grep of old Androids stops at the first, the read of some shells too.
+    """
+    file = f'"/proc/{pid}/cmdline"'
+    read = f'line=; read -r line <{file}; case "$line" in *{token}*) ;; *) false;; esac'
+    return f"{{ grep -q {token} {file} || {{ {read}; }}; }} 2>/dev/null"
+
+
 def run_shell(server: AdbServer, transport_id: int, script: str, deadline: Deadline) -> ShellOutput:
     """Runs a script in the phone's shell and returns everything it printed, or raises.
 
@@ -110,7 +120,7 @@ def _kill_group(server: AdbServer, transport_id: int, stdout: bytes, begin: str,
     pid = started.group(1).decode()
     deadline = Deadline("stopping a command on the phone", KILL_TIMEOUT_S)
     # adbd gives each shell a process group of its own. The token in the command line proves that the pid is still ours.
-    script = f"grep -q {token} /proc/{pid}/cmdline && {{ kill -9 -{pid} || kill -9 {pid}; }}"
+    script = f"{process_holds(pid, token)} && {{ kill -9 -{pid} || kill -9 {pid}; }}"
     try:
         with server.service(transport_id, f"shell,v2,raw:{script}", deadline) as connection:
             for _ in _packets(connection, deadline):

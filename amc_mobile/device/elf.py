@@ -36,7 +36,7 @@ def read_elf(content: bytes) -> ElfFacts:
         raise InvalidInput(f"a library for a processor that no phone has (ELF machine {machine})")
     try:
         return ElfFacts(ABI_OF_MACHINE[machine], _needed(content, is_64=content[4] == 2))
-    except (struct.error, ValueError, UnicodeDecodeError) as error:
+    except (struct.error, ValueError, OverflowError) as error:
         raise InvalidInput(f"a damaged shared library: {error}") from error
 
 

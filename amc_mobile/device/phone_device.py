@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from amc_mobile.device import health
 from amc_mobile.device.adb import AdbPhone
+from amc_mobile.device.bench_manifest import BenchManifest, BenchModel, BenchPair, BenchTiming
+from amc_mobile.device.bench_results import BenchEvent, BenchStart, ResultStream
 from amc_mobile.device.clock_mode import UNLOCKED, clock_mode
 from amc_mobile.device.conditions import Conditions
 from amc_mobile.device.host import core_ranges
 from amc_mobile.device.phone import InstalledFile, PhoneRunner
 from amc_mobile.device.phone_facts import PhoneFacts, PhoneState, read_facts, read_state
 from amc_mobile.device.phone_lock import phone_lock
+from amc_mobile.device.phone_output import parse_core_list
 from amc_mobile.device.profile import DeviceProfile
 from amc_mobile.device.runtime_library import RuntimeLibrary
-from amc_mobile.device.user_folder import locks_folder
-from amc_mobile.errors import InvalidConfig
+from amc_mobile.device.user_folder import locks_folder, profiles_folder
+from amc_mobile.errors import DeviceError, InvalidConfig, RunnerFailed
 
 DELEGATES = {"tflite": "XNNPACK", "litert": "XNNPACK", "onnxruntime": "CPUExecutionProvider"}
 OnWait = Callable[[PhoneState, float], None]
@@ -72,11 +76,6 @@ class PhoneDevice:
         """The cores the runner is told to use; empty: the phone chooses."""
         return self.profile.cores_for(self.threads, self.facts.state.policies)
 
-    @property
-    def library_path(self) -> str:
-        """The runtime library as a manifest names it."""
-        return self._runner.library_path
-
     @contextmanager
     def session(self) -> Iterator[PhoneDevice]:
         """Takes the phone, waits until it is cool, checks it, holds its clocks, and gives everything back at the end.
@@ -89,13 +88,60 @@ class PhoneDevice:
             state = self.cool_down()
             health.require_fit(health.problems(facts, state, self.profile), self._waived)
             self._mode = stack.enter_context(clock_mode(self.adb, facts.sdk, self._wanted_mode))
+            stack.callback(self._clean_up)
             self._runner.open()
             self._baseline = read_state(self.adb)
             yield self
 
-    def run(self, manifest: str, files: Mapping[str, bytes], *, deadline_s: float) -> Iterator[str]:
-        """Runs one batch; see PhoneRunner.run."""
-        return self._runner.run(manifest, files, deadline_s=deadline_s)
+    def bench(
+        self,
+        entries: Sequence[BenchModel | BenchPair],
+        files: Mapping[str, bytes],
+        timing: BenchTiming,
+        *,
+        deadline_s: int,
+    ) -> Iterator[BenchEvent]:
+        """Measures models and yields what the runner tells as it comes: start, results, models that failed, end.
+
+        `files`: the models, by the paths in `entries`; equal ones are copied to the phone once in a session. Raises
+        DeviceError where the kernel did not grant the cores, RunnerFailed when the runner ended early, and what
+        PhoneRunner.run raises.
+        """
+        paths = dict(zip(files, self._runner.keep(files.values()), strict=True))
+        manifest = BenchManifest(
+            runtime=self.library.runtime,
+            library=self._runner.library_path,
+            threads=self.threads,
+            deadline_s=deadline_s,
+            entries=tuple(_with_paths(entry, paths) for entry in entries),
+            timing=timing,
+            runtime_version=self.library.version,
+            cores=core_ranges(self.cores),
+        )
+        stream = ResultStream([model.id for model in manifest.models])
+        for line in self._runner.run(manifest.text(), deadline_s=deadline_s):
+            for event in stream.feed(line.encode() + b"\n"):
+                if isinstance(event, BenchStart):
+                    self._require_cores(event)
+                yield event
+        if stream.end is None or stream.end.status != "done":
+            why = stream.end.message or stream.end.status if stream.end else "it never said so"
+            raise RunnerFailed(
+                f"the runner ended early with {len(stream.missing)} of {len(manifest.models)} models left: {why}",
+                next_step="run the same command again: what was measured is kept",
+            )
+
+    def _clean_up(self) -> None:
+        with suppress(DeviceError):  # without a link the next session does it
+            self._runner.close()
+
+    def _require_cores(self, start: BenchStart) -> None:
+        # Phones take a mask and ignore it, silently.
+        if self.cores and set(parse_core_list(start.cores_seen)) != set(self.cores):
+            raise DeviceError(
+                f"the phone runs the models on cores {start.cores_seen or 'unknown'}, not on {start.cores_wanted}",
+                next_step=f"name other cores in a profile of your own in {profiles_folder()}: cores = ...",
+            )
 
     def cool_down(self) -> PhoneState:
         """Waits until the phone is neither hot nor throttled. Raises PhoneUnfit after the profile's longest wait."""
@@ -126,3 +172,10 @@ class PhoneDevice:
             cores=core_ranges(self.cores) or "any",
             clock_mode=" ".join([self._mode, *sorted(governors)]),
         )
+
+
+def _with_paths(entry: BenchModel | BenchPair, paths: Mapping[str, str]) -> BenchModel | BenchPair:
+    if isinstance(entry, BenchModel):
+        return replace(entry, path=paths[entry.path])
+    first, second = (replace(model, path=paths[model.path]) for model in (entry.first, entry.second))
+    return BenchPair(first, second)

@@ -1,4 +1,4 @@
-"""What there is: networks, devices, and what a latency table holds."""
+"""What there is: networks, and what a latency table holds."""
 
 from __future__ import annotations
 
@@ -27,28 +27,6 @@ def models_text(document: dict[str, Any]) -> str:
         render_rows(["model", "input", "what it is"], rows)
         + "\nAlso: path/to/file.py:function, torchvision:NAME, timm:NAME (where installed)"
     )
-
-
-def list_devices() -> dict[str, Any]:
-    """This computer with its conditions under each runtime that is installed."""
-    from amc_mobile.device.host import HostDevice, installed_runtimes
-
-    found = []
-    for runtime in ("tflite", "onnxruntime"):
-        if runtime in installed_runtimes():
-            conditions = HostDevice(runtime).conditions()
-            found.append(conditions.to_document())
-    return {"devices": found}
-
-
-def devices_text(document: dict[str, Any]) -> str:
-    from amc_mobile.report.tables import render_rows
-
-    rows = [
-        [row["device"], row["soc"], row["os"], f"{row['runtime']} {row['runtime_version']}", str(row["cores"])]
-        for row in document["devices"]
-    ]
-    return render_rows(["device", "processor", "system", "runtime", "cores"], rows)
 
 
 def show_table(space: Workspace) -> dict[str, Any]:

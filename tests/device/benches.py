@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from phone_fake import fake_runner_source
@@ -26,10 +26,10 @@ def installed(path: Path) -> InstalledFile:
     return InstalledFile(path, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-def manifest(library: str, models: Iterable[str], cores: str = "") -> str:
+def manifest(library: str, models: Mapping[str, str]) -> str:
+    """`models`: paths by identifier."""
     lines = ["amc_bench_manifest 1", "runtime tflite", f"library {library}", "threads 1", "deadline_s 60", "samples 4"]
-    lines += [f"cores {cores}"] if cores else []
-    return "\n".join([*lines, *(f"model {name} {name}.tflite" for name in models)]) + "\n"
+    return "\n".join([*lines, *(f"model {name} {path}" for name, path in models.items())]) + "\n"
 
 
 def results(lines: Iterable[str]) -> list[tuple[str, float]]:

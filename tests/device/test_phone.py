@@ -13,6 +13,7 @@ from phone_fake.phone import FakePhone
 
 from amc_mobile.device import adb as adb_module
 from amc_mobile.device import phone as phone_module
+from amc_mobile.device import phone_batch as batch_module
 from amc_mobile.device.adb import AdbPhone
 from amc_mobile.device.phone import FOLDER, PhoneRunner
 from amc_mobile.errors import (
@@ -40,12 +41,13 @@ def runner(adb: AdbPhone, tmp_path: Path) -> PhoneRunner:
 
 
 def batch(runner: PhoneRunner, models: dict[str, str] = MODELS, deadline_s: float = 60) -> Iterator[str]:
-    files = {f"{name}.tflite": text.encode() for name, text in models.items()}
-    return runner.run(manifest(runner.library_path, models), files, deadline_s=deadline_s)
+    paths = runner.keep([text.encode() for text in models.values()])
+    text = manifest(runner.library_path, dict(zip(models, paths, strict=True)))
+    return runner.run(text, deadline_s=deadline_s)
 
 
 def left_on(phone: FakePhone) -> list[str]:
-    return sorted(p.name for p in phone.sandbox.local(FOLDER).iterdir() if not p.name.startswith("keep-"))
+    return sorted(p.name for p in phone.sandbox.local(FOLDER).iterdir() if not p.name.startswith(("keep-", "models")))
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -56,11 +58,11 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def test_lines_come_while_the_runner_works_and_nothing_is_left(runner: PhoneRunner, phone: FakePhone) -> None:
-    lines = batch(runner)
+    lines = batch(runner, {"a": "ms=1.5", "b": "ms=2.5 wait=2"})
     first = next(lines)
     assert '"event": "start"' in first
     assert len(phone.sandbox.processes()) >= 1
-    assert results([first, *lines]) == WANTED
+    assert results([first, *lines]) == [("a", 1.5), ("b", 2.5)]
     assert left_on(phone) == []
     assert phone.sandbox.processes() == []
 
@@ -107,7 +109,7 @@ def test_a_link_that_breaks_while_starting_starts_once(runner: PhoneRunner, phon
 def test_a_stalled_answer_loses_no_result(
     runner: PhoneRunner, phone: FakePhone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(phone_module, "POLL_TIMEOUT_S", 0.7)
+    monkeypatch.setattr(batch_module, "POLL_TIMEOUT_S", 0.7)
     fault = phone.faults.add("stall", "tail -c", after_bytes=60)
     assert results(batch(runner)) == WANTED
     assert fault.struck == 1
@@ -116,8 +118,8 @@ def test_a_stalled_answer_loses_no_result(
 def test_a_phone_that_stays_away_is_an_error_and_the_next_run_cleans_up(
     runner: PhoneRunner, phone: FakePhone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(phone_module, "RECONNECT_TIMEOUT_S", 0.5)
-    monkeypatch.setattr(phone_module, "CLEAN_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(batch_module, "RECONNECT_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(batch_module, "CLEAN_TIMEOUT_S", 0.5)
     lines = batch(runner, {"a": "ms=1.5", "b": "ms=2.5 wait=99"})
     next(lines)
     phone.unplug()
@@ -208,10 +210,34 @@ def test_a_disk_that_fills_while_copying_is_named(
     assert left_on(phone) == []
 
 
-@pytest.mark.parametrize("name", ["../x", "a b", "a;id", "$(id)", "", ".hidden", "a/b", "x" * 101])
-def test_names_that_could_mislead_the_phone_are_refused(runner: PhoneRunner, name: str) -> None:
-    with pytest.raises(InvalidInput, match="no name for a file"):
-        list(runner.run("amc_bench_manifest 1\n", {name: b""}, deadline_s=5))
+def test_models_are_copied_once_and_removed_at_the_end(runner: PhoneRunner, phone: FakePhone) -> None:
+    first = runner.keep([b"ms=1", b"ms=2", b"ms=1"])
+    assert (len(set(first)), first[0]) == (2, first[2])
+    fault = phone.faults.add("close", "^sync:", times=9)
+    assert runner.keep([b"ms=2", b"ms=1"]) == [first[1], first[0]]
+    assert fault.struck == 0
+    phone.faults.mend()
+    runner.keep([b"ms=3"])
+    folder = phone.sandbox.local(f"{FOLDER}/models")
+    assert sorted(p.read_bytes() for p in folder.iterdir()) == [b"ms=1", b"ms=2", b"ms=3"]
+    runner.close()
+    assert left_on(phone) == []
+    assert not folder.exists()
+
+
+def test_models_make_room_for_new_ones(runner: PhoneRunner, phone: FakePhone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(phone_module, "KEEP_BYTES", 10)
+    runner.keep([b"ms=1", b"ms=2"])
+    assert results(batch(runner, {"a": "ms=2", "b": "ms=3"})) == [("a", 2.0), ("b", 3.0)]
+    folder = phone.sandbox.local(f"{FOLDER}/models")
+    assert sorted(p.read_bytes() for p in folder.iterdir()) == [b"ms=2", b"ms=3"]
+
+
+@pytest.mark.parametrize("name", ["a b.so", "a;id.so", "$(id)", ".hidden", "x" * 101])
+def test_names_that_could_mislead_the_phone_are_refused(adb: AdbPhone, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(InvalidInput, match="no phone should see"):
+        PhoneRunner(adb, installed(tmp_path / name), installed(tmp_path / name))
 
 
 def test_every_failure_above_is_a_device_error() -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from benches import fake_runner, manifest, results
+from benches import fake_runner
 from phone_fake.phone import FakePhone
 
 from amc_mobile.device import health
 from amc_mobile.device.adb import AdbPhone
+from amc_mobile.device.bench_manifest import BenchModel, BenchTiming
+from amc_mobile.device.bench_results import BenchResult, BenchStart
 from amc_mobile.device.clock_mode import FIXED
 from amc_mobile.device.conditions import Conditions
+from amc_mobile.device.phone import FOLDER
 from amc_mobile.device.phone_device import PhoneDevice
 from amc_mobile.device.profile import load_profiles
 from amc_mobile.device.runtime_library import RuntimeLibrary
@@ -36,13 +39,15 @@ def device(adb: AdbPhone, library: RuntimeLibrary, tmp_path: Path, monkeypatch: 
 def test_a_session_measures_and_gives_everything_back(device: PhoneDevice, phone: FakePhone) -> None:
     with device.session():
         assert (phone.sandbox.state / "fixed_performance").read_text() == "true\n"
-        text = manifest(device.library_path, ["a"], cores=device.conditions().cores)
-        lines = list(device.run(text, {"a.tflite": b"ms=1.5"}, deadline_s=60))
+        events = list(device.bench([BenchModel("a", "a b;c")], {"a b;c": b"ms=1.5"}, BenchTiming(), deadline_s=60))
         device.require_steady()
         with pytest.raises(PhoneBusy), device.session():
             pass
-    assert results(lines) == [("a", 1.5)]
-    assert '"cores_seen": "4-7"' in lines[0]
+    start, result, _ = events
+    assert isinstance(start, BenchStart)
+    assert isinstance(result, BenchResult)
+    assert (start.cores_seen, result.id, result.samples_ms[0]) == ("4-7", "a", 1.5)
+    assert not list(phone.sandbox.local(FOLDER).glob("[!k]*"))
     assert (phone.sandbox.state / "fixed_performance").read_text() == "false\n"
 
 

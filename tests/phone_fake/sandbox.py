@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 STATE = Path(__file__).parent / "state"
@@ -65,6 +66,17 @@ class Sandbox:
         text = path.read_text()
         assert old in text, f"{name} does not hold {old!r}"
         path.write_text(text.replace(old, new))
+
+    def set_clusters(self, clusters: Mapping[tuple[int, ...], int]) -> None:
+        """Other core clusters: cores -> maximum clock in kHz. Programs run here: name cores that this computer has."""
+        folder = "sys/devices/system/cpu/cpufreq"
+        shutil.rmtree(self.folder / folder)
+        for cores, max_khz in clusters.items():
+            policy = f"{folder}/policy{cores[0]}"
+            self.write(f"{policy}/related_cpus", " ".join(map(str, cores)) + "\n")
+            self.write(f"{policy}/scaling_governor", "schedutil\n")
+            for name in ("cpuinfo_max_freq", "scaling_max_freq"):
+                self.write(f"{policy}/{name}", f"{max_khz}\n")
 
     def new_boot_id(self) -> None:
         self.write("proc/sys/kernel/random/boot_id", f"{uuid.uuid4()}\n")

@@ -1,0 +1,77 @@
+"""Commands about phones: what is attached, what is wrong with it, and the runtime libraries for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from amc_mobile.terminal import show
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+runtime_app = typer.Typer(
+    help="Inference libraries for phones. Example: amc-mobile runtime list", rich_markup_mode=None
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands of this module."""
+    app.command()(devices)
+    app.command()(doctor)
+    app.add_typer(runtime_app, name="runtime")
+
+
+def devices(as_json: JsonFlag = False) -> None:
+    """List the devices that can measure: this computer, and the phones adb sees with the profile each matches.
+
+    Example: amc-mobile devices --json
+    """
+    from amc_mobile.workflows.devices import devices_text, list_devices
+
+    document = list_devices()
+    show(devices_text(document), document, as_json=as_json)
+
+
+def doctor(as_json: JsonFlag = False) -> None:
+    """Say what keeps a phone from measuring, and what to do about it. Exit 1 when something does.
+
+    Example: amc-mobile doctor
+    """
+    from amc_mobile.workflows.devices import doctor as examine
+    from amc_mobile.workflows.devices import doctor_text
+
+    document = examine()
+    show(doctor_text(document), document, as_json=as_json)
+    if not document["ok"]:
+        raise typer.Exit(1)
+
+
+@runtime_app.command("add")
+def runtime_add(
+    file: Annotated[Path, typer.Argument(help="An .aar from Maven, a wheel, or a shared library.")],
+    version: Annotated[
+        str | None, typer.Option("--version", help="Where the file's name does not tell: 1.2.3.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Take the inference libraries for phones out of a file and keep them.
+
+    Example: amc-mobile runtime add onnxruntime-android-1.29.0.aar
+    """
+    from amc_mobile.workflows.runtimes import add_runtime, runtimes_text
+
+    document = add_runtime(file, version=version)
+    show(runtimes_text(document), document, as_json=as_json)
+
+
+@runtime_app.command("list")
+def runtime_list(as_json: JsonFlag = False) -> None:
+    """List the inference libraries for phones that were added.
+
+    Example: amc-mobile runtime list
+    """
+    from amc_mobile.workflows.runtimes import list_runtimes, runtimes_text
+
+    document = list_runtimes()
+    show(runtimes_text(document), document, as_json=as_json)

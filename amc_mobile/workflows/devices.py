@@ -1,0 +1,177 @@
+"""What can measure: this computer, the phones adb sees, and what is wrong with each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from amc_mobile.device import health
+from amc_mobile.device.adb import AdbPhone
+from amc_mobile.device.adb_server import AdbServer, AttachedPhone, remedy
+from amc_mobile.device.phone_facts import PhoneFacts, read_facts
+from amc_mobile.device.profile import DeviceProfile, load_profiles, matching_profiles
+from amc_mobile.device.runtime_library import MAVEN, RuntimeLibrary, choose_library, list_libraries
+from amc_mobile.device.user_folder import profiles_folder, runtimes_folder
+from amc_mobile.errors import AmcMobileError, DeviceError, InvalidInput
+
+NO_ADB = "NO_ADB"
+NOT_READY = "NOT_READY"
+NO_ANSWER = "NO_ANSWER"
+NO_PROFILE = "NO_PROFILE"
+NO_RUNTIME = "NO_RUNTIME"
+FOREIGN_RUNTIME = "FOREIGN_RUNTIME"
+LITTLE_SPACE = "LITTLE_SPACE"
+NO_CLUSTERS = "NO_CLUSTERS"
+SPACE_WANTED_BYTES = 1 << 30
+PLUG_IN = "plug a phone in, switch on USB debugging in its developer options and accept its dialog"
+
+
+def list_devices() -> dict[str, Any]:
+    """This computer under each runtime that is installed, and every phone that adb sees, with its problems."""
+    problems: list[dict[str, str]] = []
+    try:
+        server = AdbServer()
+        attached = server.settled_phones()
+    except DeviceError as error:
+        # Without adb this computer can still measure.
+        return {"devices": _host(), "phones": [], "problems": [_problem(NO_ADB, error.message, error.next_step)]}
+    profiles = load_profiles(profiles_folder())
+    libraries = _libraries(problems)
+    with ThreadPoolExecutor(max_workers=8) as pool:  # a phone that hangs must not keep the others waiting
+        phones = list(pool.map(lambda phone: _phone(server, phone, profiles, libraries), attached))
+    return {"devices": _host(), "phones": phones, "problems": problems}
+
+
+def _host() -> list[dict[str, Any]]:
+    from amc_mobile.device.host import HostDevice, installed_runtimes
+
+    installed = installed_runtimes()
+    return [HostDevice(name).conditions().to_document() for name in ("tflite", "onnxruntime") if name in installed]
+
+
+def _libraries(problems: list[dict[str, str]]) -> list[RuntimeLibrary]:
+    try:
+        return list_libraries(runtimes_folder())
+    except AmcMobileError as error:
+        problems.append(_problem(NO_RUNTIME, error.message, error.next_step))
+        return []
+
+
+def _problem(name: str, what: str, next_step: str) -> dict[str, str]:
+    return {"name": name, "what": what, "remedy": next_step}
+
+
+def _phone(
+    server: AdbServer,
+    attached: AttachedPhone,
+    profiles: Mapping[str, DeviceProfile],
+    libraries: Sequence[RuntimeLibrary],
+) -> dict[str, Any]:
+    document: dict[str, Any] = {"serial": attached.serial, "state": attached.state, "problems": []}
+    if not attached.is_ready:
+        what = f"adb says {attached.state}"
+        document["problems"].append(_problem(NOT_READY, what, remedy(attached.state)))
+        return document
+    try:
+        facts = read_facts(AdbPhone(server, attached))
+    except DeviceError as error:
+        document["problems"].append(_problem(NO_ANSWER, error.message, error.next_step))
+        return document
+    fitting = matching_profiles(profiles, facts.properties)
+    state = facts.state
+    document |= {
+        "model": facts.model,
+        "soc": facts.soc,
+        "android": facts.android,
+        "sdk": facts.sdk,
+        "abis": list(facts.abis),
+        "clusters": facts.clusters,
+        "governors": sorted({policy.governor for policy in state.policies}),
+        "celsius": state.celsius,
+        "battery_percent": state.battery.percent,
+        "free_bytes": facts.free_bytes,
+        "profiles": [profile.name for profile in fitting],
+        "runtimes": [library.label for library in libraries if library.abi in facts.abis],
+    }
+    document["problems"] += _phone_problems(facts, fitting[0] if fitting else None, libraries)
+    return document
+
+
+def _phone_problems(
+    facts: PhoneFacts, profile: DeviceProfile | None, libraries: Sequence[RuntimeLibrary]
+) -> list[dict[str, str]]:
+    found = []
+    if profile is None:
+        what = f"no profile fits {facts.model} with {'/'.join(facts.abis) or 'an unknown processor'}"
+        found.append(_problem(NO_PROFILE, what, f"write one: a TOML file in {profiles_folder()}"))
+    else:
+        unfit = health.problems(facts, facts.state, profile)
+        found += [_problem(name, what, health.REMEDIES[name]) for name, what in unfit.items()]
+        try:
+            library = choose_library(libraries, profile.runtime, facts.abis)
+            if library.libc == "glibc":
+                what = f"{library.label} is built for Linux computers and does not load on Android"
+                found.append(_problem(FOREIGN_RUNTIME, what, f"add an AAR: {MAVEN}"))
+        except InvalidInput as error:
+            found.append(_problem(NO_RUNTIME, error.message, error.next_step))
+    if facts.free_bytes < SPACE_WANTED_BYTES:
+        what = f"{facts.free_bytes >> 20} MiB free, {SPACE_WANTED_BYTES >> 20} MiB are comfortable"
+        found.append(_problem(LITTLE_SPACE, what, "free some space on the phone"))
+    if not facts.state.policies:
+        what = "the phone hides its core clusters, so the fast cores are unknown"
+        found.append(_problem(NO_CLUSTERS, what, "name the cores in a profile of your own: cores = ..."))
+    return found
+
+
+def devices_text(document: dict[str, Any]) -> str:
+    from amc_mobile.report.tables import render_rows
+
+    rows = [
+        [row["device"], row["soc"], row["os"], f"{row['runtime']} {row['runtime_version']}", str(row["cores"])]
+        for row in document["devices"]
+    ]
+    parts = [render_rows(["device", "processor", "system", "runtime", "cores"], rows)]
+    if document["phones"]:
+        headers = ["phone", "state", "model", "chip", "Android", "cores", "C", "battery", "free", "--device"]
+        parts.append(render_rows(headers, [_phone_row(phone) for phone in document["phones"]]))
+    return "\n\n".join([*parts, *_problem_lines(document)])
+
+
+def _phone_row(phone: Mapping[str, Any]) -> list[str]:
+    if "model" not in phone:
+        return [phone["serial"], phone["state"], *[""] * 8]
+    celsius = phone["celsius"]
+    return [
+        phone["serial"],
+        phone["state"],
+        phone["model"],
+        phone["soc"],
+        phone["android"],
+        phone["clusters"],
+        "" if celsius is None else f"{celsius:.1f}",
+        f"{phone['battery_percent']:.0f} %",
+        f"{phone['free_bytes'] / 1e9:.1f} GB",
+        ", ".join(phone["profiles"]),
+    ]
+
+
+def _problem_lines(document: Mapping[str, Any]) -> list[str]:
+    found = [("", problem) for problem in document["problems"]]
+    found += [(f"{phone['serial']}: ", problem) for phone in document["phones"] for problem in phone["problems"]]
+    return [f"{owner}{problem['what']} [{problem['name']}]\n  next: {problem['remedy']}" for owner, problem in found]
+
+
+def doctor() -> dict[str, Any]:
+    """As `list_devices`, with `ok`: whether a phone is there and nothing is wrong with any of them."""
+    document = list_devices()
+    phones = document["phones"]
+    if not phones and not document["problems"]:
+        document["problems"].append(_problem(NOT_READY, "adb sees no phone", PLUG_IN))
+    ok = not document["problems"] and not any(phone["problems"] for phone in phones)
+    return {"ok": ok, **document}
+
+
+def doctor_text(document: dict[str, Any]) -> str:
+    verdict = "all is well" if document["ok"] else "what to mend is listed last"
+    return f"{devices_text(document)}\n\n{verdict}"

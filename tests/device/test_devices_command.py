@@ -1,0 +1,132 @@
+"""`devices`, `doctor` and `runtime` as typed, with phones in every state."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from elf_files import ARM64, shared_library
+from phone_fake.phone import FakePhone, PrivateAdbServer
+
+ROOT = Path(__file__).parent.parent.parent
+AAR = "tensorflow-lite-2.17.0.aar"
+
+
+@pytest.fixture
+def amc(adb_server: PrivateAdbServer, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "AMC_MOBILE_HOME": str(tmp_path / "home")}
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        program = "from amc_mobile.cli import main; main()"
+        return subprocess.run(
+            [sys.executable, "-c", program, *words], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+
+    return run
+
+
+def aar(folder: Path) -> Path:
+    with zipfile.ZipFile(folder / AAR, "w") as file:
+        content = shared_library(ARM64, ("libc.so",), ("TfLiteInterpreterCreate",))
+        file.writestr("jni/arm64-v8a/libtensorflowlite_jni.so", content)
+    return folder / AAR
+
+
+def names(phone: dict[str, Any]) -> list[str]:
+    return [problem["name"] for problem in phone["problems"]]
+
+
+def test_a_new_user_is_led_to_a_phone_that_measures(
+    amc: Callable[..., subprocess.CompletedProcess[str]], new_phone: Callable[..., FakePhone], tmp_path: Path
+) -> None:
+    nothing = amc("doctor")
+    assert nothing.returncode == 1
+    assert "USB debugging" in nothing.stdout
+    phone = new_phone()
+    lacking = amc("doctor")
+    assert lacking.returncode == 1
+    assert "amc-mobile runtime add FILE.aar" in lacking.stdout
+    added = amc("runtime", "add", str(aar(tmp_path)))
+    assert "tflite 2.17.0 arm64-v8a bionic" in " ".join(added.stdout.split())
+    assert json.loads(amc("runtime", "list", "--json").stdout)["runtimes"][0]["version"] == "2.17.0"
+    well = amc("doctor")
+    assert (well.returncode, well.stderr) == (0, "")
+    assert "all is well" in well.stdout
+    for word in (phone.serial, "Pixel 8", "zuma", "4-7 at 2360 MHz", "27.5", "77 %", "57.5 GB", "pixel_8, pixel"):
+        assert word in well.stdout
+
+
+def test_devices_says_what_is_wrong_with_each_phone(
+    amc: Callable[..., subprocess.CompletedProcess[str]],
+    new_phone: Callable[..., FakePhone],
+    adb_server: PrivateAdbServer,
+) -> None:
+    locked, stalled, bad = new_phone(attach=False), new_phone(), new_phone()
+    locked.become("unauthorized")
+    adb_server.attach(locked)
+    stalled.faults.add("close", "shell", times=99)
+    bad.sandbox.edit("dumpsys_battery.txt", "level: 77", "level: 3")
+    bad.sandbox.edit("getprop.txt", "arm64-v8a", "mips")
+    bad.sandbox.edit("getprop.txt", "[Google]", "[Nobody]")
+    bad.sandbox.free_bytes = 100 << 20
+    done = amc("devices", "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert {row["device"] for row in document["devices"]} == {"host"}
+    phones = {phone["serial"]: phone for phone in document["phones"]}
+    assert names(phones[locked.serial]) == ["NOT_READY"]
+    assert "accept the dialog" in phones[locked.serial]["problems"][0]["remedy"]
+    assert names(phones[stalled.serial]) == ["NO_ANSWER"]
+    assert names(phones[bad.serial]) == ["NO_PROFILE", "LITTLE_SPACE"]
+    text = amc("devices").stdout
+    assert f"{locked.serial}: adb says unauthorized [NOT_READY]" in text
+
+
+def test_a_library_for_linux_computers_is_not_taken_for_androids(
+    amc: Callable[..., subprocess.CompletedProcess[str]], phone: FakePhone, tmp_path: Path
+) -> None:
+    file = tmp_path / "libtensorflowlite_c-2.17.0.so"
+    file.write_bytes(shared_library(ARM64, ("libc.so.6",), ("TfLiteInterpreterCreate",)))
+    assert "not on Android" in amc("runtime", "add", str(file)).stdout
+    (document,) = json.loads(amc("doctor", "--json").stdout)["phones"]
+    assert names(document) == ["FOREIGN_RUNTIME"]
+
+
+def test_without_adb_this_computer_is_still_listed(
+    amc: Callable[..., subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    environment = {"ADBUTILS_ADB_PATH": str(tmp_path / "none"), "ANDROID_ADB_SERVER_PORT": "9"}
+    program = "import os; os.environ.update(%r); from amc_mobile.cli import main; main()" % environment  # noqa: UP031
+    done = subprocess.run(
+        [sys.executable, "-c", program, "devices"],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "host" in done.stdout
+    assert "platform-tools" in done.stdout
+
+
+def test_a_broken_profile_of_the_user_is_named(
+    amc: Callable[..., subprocess.CompletedProcess[str]], phone: FakePhone, tmp_path: Path
+) -> None:
+    folder = tmp_path / "home" / "device_profiles"
+    folder.mkdir(parents=True)
+    (folder / "mine.toml").write_text("sumary = 'x'\n")
+    done = amc("devices")
+    assert done.returncode == 1
+    assert "mine.toml: unknown key 'sumary'" in done.stderr
+
+
+def test_what_is_no_library_is_refused(amc: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    (tmp_path / "x-1.0.0.aar").write_text("no zip")
+    done = amc("runtime", "add", "x-1.0.0.aar")
+    assert done.returncode == 1
+    assert "not a readable archive" in done.stderr
+    assert "next: download it again" in done.stderr

@@ -1,0 +1,169 @@
+"""Runtime libraries taken out of archives, from strangers."""
+
+from __future__ import annotations
+
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from elf_files import ARM, ARM64, X86_64, shared_library
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from amc_mobile.device.elf import read_elf
+from amc_mobile.device.runtime_library import RuntimeLibrary, add_library, choose_library, list_libraries
+from amc_mobile.errors import AmcMobileError, CorruptFile, InvalidConfig, InvalidInput
+
+ORT_ARM64 = shared_library(ARM64, ("libdl.so", "libc.so"), ("OrtGetApiBase",))
+ORT_X86 = shared_library(X86_64, ("libc.so.6",), ("OrtGetApiBase",))
+TFLITE = shared_library(ARM64, ("libc.so",), ("TfLiteInterpreterCreate",))
+LITERT = shared_library(ARM64, ("libc.so",), ("LiteRtCreateEnvironment", "TfLiteInterpreterCreate"))
+
+
+def archive(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    return path
+
+
+def test_an_aar_gives_a_library_per_processor(tmp_path: Path) -> None:
+    aar = archive(
+        tmp_path / "onnxruntime-android-1.29.0.aar",
+        {
+            "jni/arm64-v8a/libonnxruntime.so": ORT_ARM64,
+            "jni/x86_64/libonnxruntime.so": ORT_X86,
+            "jni/arm64-v8a/libonnxruntime4j_jni.so": shared_library(ARM64, ("libc.so",), ()),
+            "classes.jar": b"java",
+        },
+    )
+    folder = tmp_path / "runtimes"
+    added = add_library(aar, folder)
+    assert [(lib.label, lib.libc) for lib in added] == [
+        ("onnxruntime 1.29.0 arm64-v8a", "bionic"),
+        ("onnxruntime 1.29.0 x86_64", "glibc"),
+    ]
+    assert list_libraries(folder) == added
+    assert added[0].path.read_bytes() == ORT_ARM64
+    assert add_library(aar, folder) == added
+    assert choose_library(added, "onnxruntime", ("arm64-v8a", "armeabi-v7a")) == added[0]
+
+
+def test_a_plain_library_needs_its_version_in_name_or_flag(tmp_path: Path) -> None:
+    file = tmp_path / "libtensorflowlite_jni.so"
+    file.write_bytes(TFLITE)
+    with pytest.raises(InvalidConfig) as caught:
+        add_library(file, tmp_path / "r")
+    assert "--version" in caught.value.next_step
+    with pytest.raises(InvalidConfig, match="newest"):
+        add_library(file, tmp_path / "r", version="newest")
+    assert add_library(file, tmp_path / "r", version="2.17.0")[0].label == "tflite 2.17.0 arm64-v8a"
+
+
+def test_a_wheels_library_is_found_and_litert_is_told_from_tflite(tmp_path: Path) -> None:
+    wheel = archive(
+        tmp_path / "ai_edge_litert-2.3.0-cp311-manylinux_2_27_aarch64.whl", {"ai_edge_litert/libLiteRt.so": LITERT}
+    )
+    with pytest.raises(InvalidConfig, match="does not tell"):
+        add_library(archive(tmp_path / "ai_edge_litert.whl", {"a/libLiteRt.so": LITERT}), tmp_path / "r")
+    assert add_library(wheel, tmp_path / "r")[0].runtime == "litert"
+
+
+def test_paths_in_an_archive_reach_nothing_outside(tmp_path: Path) -> None:
+    evil = archive(
+        tmp_path / "evil-1.0.0.aar",
+        {
+            "../../libonnxruntime.so": ORT_ARM64,
+            "jni/../../../libonnxruntime.so": ORT_ARM64,
+            "/tmp/libonnxruntime.so": ORT_ARM64,
+            "jni/arm64-v8a/lib..\\..\\x.so": ORT_ARM64,
+            "jni/arm64-v8a/libgood.so": ORT_ARM64,
+        },
+    )
+    folder = tmp_path / "deep" / "runtimes"
+    (library,) = add_library(evil, folder)
+    assert library.path == folder / "onnxruntime-1.0.0-arm64-v8a" / "libgood.so"
+    written = {path for path in tmp_path.rglob("*") if path.is_file() and path != evil}
+    assert written == {library.path, library.path.parent / "library.json"}
+
+
+def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amc_mobile.device.runtime_library.MAX_LIBRARY_BYTES", 1000)
+    bomb = tmp_path / "bomb-1.0.0.aar"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("jni/arm64-v8a/libonnxruntime.so", ORT_ARM64 + bytes(1_000_000))
+    with pytest.raises(InvalidInput, match="larger than"):
+        add_library(bomb, tmp_path / "r")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("a-1.0.0.aar", b"no zip", CorruptFile),
+        ("lib-1.0.0.so", b"\x7fELF but short", InvalidInput),
+        ("lib-1.0.0.so", shared_library(ARM64, (), ()), InvalidInput),
+        ("lib-1.0.0.so", shared_library(8, (), ("OrtGetApiBase",)), InvalidInput),
+    ],
+)
+def test_what_is_no_runtime_is_refused(tmp_path: Path, name: str, content: bytes, kind: type[AmcMobileError]) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(kind):
+        add_library(tmp_path / name, tmp_path / "r")
+    assert list_libraries(tmp_path / "r") == []
+
+
+def test_a_missing_file_says_where_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        add_library(tmp_path / "none.aar", tmp_path / "r")
+    assert "onnxruntime-android" in caught.value.next_step
+
+
+def library(runtime: str, version: str, abi: str = "arm64-v8a", libc: str = "bionic") -> RuntimeLibrary:
+    return RuntimeLibrary(runtime, version, abi, libc, Path("lib.so"), "0" * 64)
+
+
+def test_the_newest_fitting_library_is_chosen() -> None:
+    old, new = library("tflite", "2.9.0"), library("tflite", "2.17.0")
+    desktop, litert = library("tflite", "3.0.0", libc="glibc"), library("litert", "2.3.0")
+    short = library("tflite", "9.0.0", abi="armeabi-v7a")
+    assert choose_library([old, new, desktop, short], "tflite", ("arm64-v8a", "armeabi-v7a")) == new
+    assert choose_library([old, litert], "tflite", ("arm64-v8a",)) == old
+    assert choose_library([litert], "tflite", ("arm64-v8a",)) == litert
+    assert choose_library([short], "tflite", ("arm64-v8a", "armeabi-v7a")) == short
+    with pytest.raises(InvalidInput, match=r"no onnxruntime library.*added so far: litert 2.3.0") as caught:
+        choose_library([litert], "onnxruntime", ("arm64-v8a",))
+    assert "runtime add" in caught.value.next_step
+
+
+@pytest.mark.parametrize("damage", ["library", "document", "version"])
+def test_a_damaged_store_is_told(tmp_path: Path, damage: str) -> None:
+    file = tmp_path / "libtflite-1.0.0.so"
+    file.write_bytes(TFLITE)
+    (added,) = add_library(file, tmp_path / "r")
+    document = added.path.parent / "library.json"
+    if damage == "library":
+        added.path.write_bytes(b"other")
+    elif damage == "document":
+        document.write_text("{")
+    else:
+        document.write_text(document.read_text().replace('"1.0.0"', '"1.x"'))
+    with pytest.raises(CorruptFile):
+        list_libraries(tmp_path / "r")
+
+
+def test_the_headers_of_a_real_library_are_read() -> None:
+    facts = read_elf(Path(sys.executable).resolve().read_bytes())
+    assert facts.libc in ("glibc", "none")
+    assert read_elf(ORT_ARM64).needed == ("libdl.so", "libc.so")
+    assert read_elf(shared_library(ARM, (), ())).abi == "armeabi-v7a"
+
+
+@settings(max_examples=1000, deadline=None, database=None)
+@given(st.integers(0, len(ORT_ARM64)), st.binary(max_size=40))
+def test_damaged_headers_give_facts_or_our_error(at: int, junk: bytes) -> None:
+    damaged = ORT_ARM64[:at] + junk + ORT_ARM64[at + len(junk) :]
+    try:
+        read_elf(damaged)
+    except InvalidInput as error:
+        assert error.message
