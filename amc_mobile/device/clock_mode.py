@@ -17,6 +17,11 @@ RESTORE_TIMEOUT_S = 30.0
 _STAY_ON = "settings {verb} global stay_on_while_plugged_in"
 
 
+def held_mode(mode: str, sdk: int) -> str:
+    """What `clock_mode` holds of the wanted mode."""
+    return FIXED if mode == FIXED and sdk >= FIXED_PERFORMANCE_SDK else UNLOCKED
+
+
 @contextmanager
 def clock_mode(adb: AdbPhone, sdk: int, mode: str) -> Iterator[str]:
     """Holds the wanted mode and keeps the screen on: with it off, Android parks all threads on the small cores.
@@ -27,7 +32,7 @@ def clock_mode(adb: AdbPhone, sdk: int, mode: str) -> Iterator[str]:
     if mode not in MODES:
         raise InvalidConfig(f"clock mode {mode!r} is unknown", next_step=f"use one of {', '.join(MODES)}")
     stayed_on = adb.shell(_STAY_ON.format(verb="get"), what="reading the screen setting").text.strip()
-    held = FIXED if mode == FIXED and sdk >= FIXED_PERFORMANCE_SDK else UNLOCKED
+    held = held_mode(mode, sdk)
     try:
         adb.shell("svc power stayon true; input keyevent KEYCODE_WAKEUP || true", what="keeping the screen on")
         if held == FIXED:

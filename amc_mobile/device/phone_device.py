@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from amc_mobile.device import health
 from amc_mobile.device.adb import AdbPhone
 from amc_mobile.device.bench_manifest import BenchManifest, BenchModel, BenchPair, BenchTiming
 from amc_mobile.device.bench_results import BenchEvent, BenchStart, ResultStream
-from amc_mobile.device.clock_mode import UNLOCKED, clock_mode
+from amc_mobile.device.clock_mode import UNLOCKED, clock_mode, held_mode
 from amc_mobile.device.conditions import Conditions
 from amc_mobile.device.host import core_ranges
 from amc_mobile.device.phone import InstalledFile, PhoneRunner
@@ -63,7 +63,6 @@ class PhoneDevice:
         self._on_wait = on_wait
         self._facts: PhoneFacts | None = None
         self._baseline: PhoneState | None = None
-        self._mode = UNLOCKED
 
     @property
     def facts(self) -> PhoneFacts:
@@ -87,7 +86,7 @@ class PhoneDevice:
             facts = self.facts
             state = self.cool_down()
             health.require_fit(health.problems(facts, state, self.profile), self._waived)
-            self._mode = stack.enter_context(clock_mode(self.adb, facts.sdk, self._wanted_mode))
+            stack.enter_context(clock_mode(self.adb, facts.sdk, self._wanted_mode))
             stack.callback(self._clean_up)
             self._runner.open()
             self._baseline = read_state(self.adb)
@@ -100,7 +99,7 @@ class PhoneDevice:
         timing: BenchTiming,
         *,
         deadline_s: int,
-    ) -> Iterator[BenchEvent]:
+    ) -> Generator[BenchEvent, None, None]:
         """Measures models and yields what the runner tells as it comes: start, results, models that failed, end.
 
         `files`: the models, by the paths in `entries`; equal ones are copied to the phone once in a session. Raises
@@ -170,7 +169,7 @@ class PhoneDevice:
             delegate=DELEGATES[self.library.runtime],
             threads=self.threads,
             cores=core_ranges(self.cores) or "any",
-            clock_mode=" ".join([self._mode, *sorted(governors)]),
+            clock_mode=" ".join([held_mode(self._wanted_mode, facts.sdk), *sorted(governors)]),
         )
 
 

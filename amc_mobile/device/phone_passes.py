@@ -1,0 +1,97 @@
+"""A phone as the protocol sees it: passes in, samples out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
+
+from amc_mobile.device.bench_manifest import BenchModel, BenchPair, BenchTiming
+from amc_mobile.device.bench_results import BenchError, BenchResult
+from amc_mobile.device.conditions import Conditions
+from amc_mobile.device.phone_device import PhoneDevice
+from amc_mobile.device.timing import Job, SamplesMs, Timing
+from amc_mobile.errors import DeviceError, PhoneUnfit, RunnerFailed
+
+# Loading a model and its first inference, which no timing bounds; the runner is ended only when it hangs.
+LOAD_ALLOWANCE_S = 5.0
+START_ALLOWANCE_S = 60.0
+
+
+class PhonePasses:
+    """Makes passes on a phone. A batch is one start of the runner, whose cost must vanish beside the measuring."""
+
+    jobs_per_batch = 1200
+
+    def __init__(self, phone: PhoneDevice) -> None:
+        self.phone = phone
+
+    def conditions(self) -> Conditions:
+        return self.phone.conditions()
+
+    def session(self) -> AbstractContextManager[object]:
+        """Raises PhoneBusy, PhoneUnfit naming the problems, PhoneDiskFull."""
+        return self.phone.session()
+
+    def passes(self, jobs: Sequence[Job]) -> Generator[SamplesMs, None, None]:
+        """Raises DeviceError naming the model that fails, and what PhoneDevice.bench raises."""
+        files = _Files(jobs)
+        entries = [BenchModel(files.names[job.key], files.names[job.key], _bench_timing(job.timing)) for job in jobs]
+        yield from self._results(entries, files, jobs)
+
+    def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[SamplesMs, SamplesMs]]:
+        """Both models open together in every round, timed before-after-after-before."""
+        jobs = (before, after)
+        files = _Files(jobs)
+        models = [BenchModel(files.names[job.key], files.names[job.key], _bench_timing(job.timing)) for job in jobs]
+        results = self._results([BenchPair(models[0], models[1])] * rounds, files, jobs * rounds)
+        with closing(results):
+            for first in results:
+                yield first, next(results)
+
+    def is_steady(self) -> bool:
+        """Whether neither heat nor a lower limit of the clocks has come over the phone since the session began."""
+        try:
+            self.phone.require_steady()
+        except PhoneUnfit:
+            return False
+        return True
+
+    def settle(self) -> None:
+        """Raises PhoneUnfit when the phone stays hot for longer than its profile allows."""
+        self.phone.cool_down()
+
+    def _results(
+        self, entries: Sequence[BenchModel | BenchPair], files: _Files, jobs: Sequence[Job]
+    ) -> Generator[SamplesMs, None, None]:
+        deadline_s = START_ALLOWANCE_S + sum(2 * job.timing.max_s + LOAD_ALLOWANCE_S for job in jobs)
+        events = self.phone.bench(entries, files.contents, BenchTiming(), deadline_s=math.ceil(deadline_s))
+        given = 0
+        with closing(events):
+            for event in events:
+                if isinstance(event, BenchError):
+                    raise DeviceError(f"{jobs[event.index].label}: {event.message}")
+                if isinstance(event, BenchResult):
+                    if event.index != given:
+                        raise RunnerFailed(f"result {event.index} came where {given} was due")
+                    given += 1
+                    yield event.samples_ms
+
+
+class _Files:
+    """The files of some jobs; those with equal keys once."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        distinct = {job.key: job for job in reversed(jobs)}
+        self.names = {key: f"m{number}" for number, key in enumerate(distinct)}
+        self.contents = {self.names[key]: job.model() for key, job in distinct.items()}
+
+
+def _bench_timing(timing: Timing) -> BenchTiming:
+    return BenchTiming(
+        warmup_runs=timing.warmup_runs,
+        samples=timing.samples,
+        min_sample_ms=timing.min_sample_ms,
+        max_s=timing.max_s,
+        min_samples=timing.min_samples,
+    )
