@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -53,6 +53,7 @@ class ProtocolConfig:
     anchor_drift: float = 0.05
     anchor_repeats: int = 2  # of one block
     anchor_total_repeats: int = 10  # of all blocks together: a busy machine must not take for ever
+    cpu_time: bool = False  # benchmarks only: the table and every budget speak of wall time
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -73,11 +74,15 @@ class ProtocolConfig:
 
     @property
     def kernel_timing(self) -> Timing:
-        return Timing(self.kernel_samples, self.kernel_sample_ms, self.warmup_runs, self.kernel_pass_s)
+        return Timing(
+            self.kernel_samples, self.kernel_sample_ms, self.warmup_runs, self.kernel_pass_s, cpu_time=self.cpu_time
+        )
 
     @property
     def model_timing(self) -> Timing:
-        return Timing(self.model_samples, self.model_sample_ms, self.warmup_runs, self.model_pass_s)
+        return Timing(
+            self.model_samples, self.model_sample_ms, self.warmup_runs, self.model_pass_s, cpu_time=self.cpu_time
+        )
 
     def is_kernel_done(self, passes: Sequence[Pass]) -> bool:
         """The stop rule: the two lowest of at least `min_passes` passes agree, or `max_passes` were made."""
@@ -150,7 +155,7 @@ def measure_pair(device: Device, before: bytes, after: bytes, config: ProtocolCo
     """Times two models in alternating blocks, before-after-after-before, in fresh sessions per round."""
     config = config or ProtocolConfig()
     timing = config.model_timing
-    half = Timing(max(2, timing.samples // 2), timing.min_sample_ms, timing.warmup_runs, timing.max_s / 2, 2)
+    half = replace(timing, samples=max(2, timing.samples // 2), max_s=timing.max_s / 2, min_samples=2)
     passes: tuple[list[Pass], list[Pass]] = ([], [])
     speedups = []
     for _ in range(config.pair_rounds):
@@ -230,7 +235,7 @@ class _Run:
             return None
         request = request or self._requests[todo[len(todo) // 2]]
         # More samples than a kernel's pass takes: one reading judges a whole block.
-        timing = Timing(8, self._config.kernel_sample_ms, self._config.warmup_runs, self._config.kernel_pass_s)
+        timing = replace(self._config.kernel_timing, samples=8)
         return Anchor(self._device, request.model(), timing, tolerance=self._config.anchor_drift)
 
     def _block(self, keys: Sequence[str], timing: Timing, anchor: Anchor | None) -> list[tuple[str, Pass]]:
