@@ -100,10 +100,7 @@ class LatencyModel:
         """Measures the kernels and calibration models that the table lacks; returns the number of kernels needed."""
         points = kernel_points(self.template, self.sampled)
         self._measure_kernels([(site, widths) for site, widths, _ in points.values()], progress)
-        plans = [
-            ModelRequest(self.identity, tuple(int(w) for w in widths), partial(self.file_at, widths))
-            for widths in calibration_widths(self.template.sizes, self.sampled)
-        ]
+        plans = self.calibration_requests()
         measure_models(
             self.device,
             {plan.key: plan for plan in plans},
@@ -113,6 +110,12 @@ class LatencyModel:
         )
         self._predictor = self._calibration = None
         return len(points)
+
+    def calibration_requests(self) -> list[ModelRequest]:
+        return [
+            ModelRequest(self.identity, tuple(int(w) for w in widths), partial(self.file_at, widths))
+            for widths in calibration_widths(self.template.sizes, self.sampled)
+        ]
 
     def measure_exactly(self, widths: Widths, progress: Progress) -> None:
         """Measures the very kernels of one plan, shape (groups,), so that its prediction interpolates nothing."""

@@ -120,9 +120,11 @@ def measure(
     device = HostDevice(runtime)
     with LatencyTable(folder / f"{'cpu' if config.cpu_time else 'wall'}.sqlite") as table:
         latency = LatencyModel(template, device, table, grids, grids, "benchmark", config)
+        requests = [ModelRequest("held out", tuple(plan.tolist()), partial(latency.file_at, plan)) for plan in held_out]
+        # In one shuffled run with the models of the calibration: the machine's state must not tell the two apart.
+        together = [*latency.calibration_requests(), *requests]
+        measured = measure_models(device, {r.key: r for r in together}, table=table, config=config)
         kernels = latency.measure_missing(silent)
-        requests = [ModelRequest("held out", tuple(plan), partial(latency.file_at, plan)) for plan in held_out]
-        measured = measure_models(device, {r.key: r for r in requests}, table=table, config=config)
         true = np.array([measured[request.key].low_ms for request in requests])
         points = latency.points()
         stored = latency.table.kernels(latency.conditions)
@@ -142,7 +144,7 @@ def measure(
             "kernels": float(kernels),
             "kernel_passes": float(sum(len(k.passes) for k in stored.values())),
             "noisy_kernels": float(sum(bool(k.flags) for k in stored.values())),
-            "noisy_models": float(sum("NOISY" in m.flags for m in measured.values())),
+            "noisy_models": float(sum("NOISY" in measured[r.key].flags for r in requests)),
             "fastest_ms": float(true.min()), "slowest_ms": float(true.max()),
         }  # fmt: skip
     return found, facts
