@@ -16,11 +16,11 @@ from amc_mobile.latency.sampling import points_per_axis, site_points
 from amc_mobile.latency.site_fit import (
     SiteModel,
     SitePoints,
-    Tile,
+    Steps,
     axis_values,
     basis,
     bilinear,
-    choose_tiles,
+    choose_steps,
     fit_site,
 )
 
@@ -69,10 +69,10 @@ class LatencyPredictor:
     ) -> None:
         self._grid = Grid(grids)
         points = _collect(template, sampled or grids, lows_ms)
-        self.tiles: dict[str, Tile] = choose_tiles(points)
+        self.steps: dict[str, Steps] = choose_steps(points)
         known = _also_measured(template, measured_plans, lows_ms if exact_ms is None else exact_ms)
         self.sites: dict[int, SiteModel] = {
-            p.site.index: fit_site(p, self.tiles[p.site.operator_type], known[p.site.index]) for p in points
+            p.site.index: fit_site(p, self.steps[p.site.operator_type], known[p.site.index]) for p in points
         }
         self._sums = PlanSums(self._grid, template.sites, [self.sites[s.index].predict_at for s in template.sites])
 

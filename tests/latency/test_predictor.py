@@ -10,6 +10,7 @@ from amc_mobile.errors import MissingLatency
 from amc_mobile.kernels.kernel import Kernel
 from amc_mobile.latency.predictor import LatencyPredictor
 from amc_mobile.latency.sampling import kernel_points, site_points
+from amc_mobile.latency.site_fit import NO_STEPS, Steps
 
 COSTS = [smooth_ms, stepped_ms]
 
@@ -93,9 +94,9 @@ def test_an_empty_table_predicts_nothing() -> None:
 
 def test_the_steps_of_a_device_are_found_per_operator_type() -> None:
     made = predictor(stepped_ms)
-    assert made.tiles["conv1x1"][1] == 16
-    assert made.tiles["add"] == (1, 1)
-    assert predictor(smooth_ms).tiles["conv1x1"] == (1, 1)
+    assert made.steps["conv1x1"].tile_out == 16
+    assert made.steps["add"] == NO_STEPS
+    assert predictor(smooth_ms).steps["conv1x1"] == NO_STEPS
 
 
 def test_a_staircase_is_predicted_between_its_measured_points() -> None:
@@ -108,6 +109,19 @@ def test_a_staircase_is_predicted_between_its_measured_points() -> None:
             errors.append(abs(made.site_ms(widths)[site] / true - 1))
     assert np.mean(errors) < 0.01
     assert max(errors) < 0.05
+
+
+def test_slower_code_for_unaligned_widths_is_found_and_priced() -> None:
+    def penalised_ms(kernel: Kernel) -> float:
+        main = kernel.main
+        slower = 1 + 0.3 * (main.in_channels % 16 > 0) + 0.2 * (main.out_channels % 16 > 0)
+        return 0.002 + kernel.macs * 4e-8 * slower if kernel.macs else smooth_ms(kernel)
+
+    made = predictor(penalised_ms)
+    assert made.steps["conv1x1"] == Steps(1, 1, 16)
+    for site in (0, 1):
+        for widths in all_plans()[::11]:
+            assert made.site_ms(widths)[site] == pytest.approx(penalised_ms(TEMPLATE.kernel_at(site, widths)), rel=0.06)
 
 
 # Where a prediction comes from
