@@ -16,11 +16,11 @@ from amc_mobile.latency.sampling import points_per_axis, site_points
 from amc_mobile.latency.site_fit import (
     SiteModel,
     SitePoints,
-    Tile,
+    Steps,
     axis_values,
     basis,
     bilinear,
-    choose_tiles,
+    choose_steps,
     fit_site,
 )
 
@@ -53,8 +53,8 @@ class LatencyPredictor:
     """Sums of kernel latencies for plans on the grid. Widths between grid points count as the next one above.
 
     `lows_ms`: kernel key -> ms. `sampled`: the grids whose points were measured, where plans may take other widths than
-    those. `measured_plans`: plans, (N, groups), whose very kernels may have been measured too. Raises MissingLatency
-    naming every kernel of the sampled points that has not been measured.
+    those. `measured_plans`: plans, each (groups,), whose very kernels are taken from `exact_ms` (default: `lows_ms`)
+    where it has them. Raises MissingLatency naming every kernel of the sampled points that has not been measured.
     """
 
     def __init__(
@@ -65,13 +65,14 @@ class LatencyPredictor:
         *,
         sampled: Sequence[Widths] | None = None,
         measured_plans: Sequence[Widths] = (),
+        exact_ms: Mapping[str, float] | None = None,
     ) -> None:
         self._grid = Grid(grids)
         points = _collect(template, sampled or grids, lows_ms)
-        self.tiles: dict[str, Tile] = choose_tiles(points)
-        known = _also_measured(template, measured_plans, lows_ms)
+        self.steps: dict[str, Steps] = choose_steps(points)
+        known = _also_measured(template, measured_plans, lows_ms if exact_ms is None else exact_ms)
         self.sites: dict[int, SiteModel] = {
-            p.site.index: fit_site(p, self.tiles[p.site.operator_type], known[p.site.index]) for p in points
+            p.site.index: fit_site(p, self.steps[p.site.operator_type], known[p.site.index]) for p in points
         }
         self._sums = PlanSums(self._grid, template.sites, [self.sites[s.index].predict_at for s in template.sites])
 
@@ -158,13 +159,13 @@ def _collect(template: Template, grids: Sequence[Widths], lows_ms: Mapping[str, 
 
 
 def _also_measured(
-    template: Template, plans: Sequence[Widths], lows_ms: Mapping[str, float]
+    template: Template, plans: Sequence[Widths], exact_ms: Mapping[str, float]
 ) -> dict[int, dict[tuple[float, ...], float]]:
     """Site index -> axis values -> ms, of the kernels of whole plans."""
     found: dict[int, dict[tuple[float, ...], float]] = {site.index: {} for site in template.sites}
     for plan in plans:
         for site in template.sites:
-            low = lows_ms.get(template.kernel_at(site.index, plan).key)
+            low = exact_ms.get(template.kernel_at(site.index, plan).key)
             if low is not None:
                 found[site.index][_values_of(site, plan)] = low
     return found

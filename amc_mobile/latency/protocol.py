@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Protocol
 
@@ -56,6 +56,7 @@ class ProtocolConfig:
     anchor_drift: float = 0.05
     anchor_repeats: int = 2  # in a row
     anchor_total_repeats: int = 10  # in all: a busy machine must not take for ever
+    cpu_time: bool = False  # benchmarks only: the table and every budget speak of wall time
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -76,11 +77,15 @@ class ProtocolConfig:
 
     @property
     def kernel_timing(self) -> Timing:
-        return Timing(self.kernel_samples, self.kernel_sample_ms, self.warmup_runs, self.kernel_pass_s)
+        return Timing(
+            self.kernel_samples, self.kernel_sample_ms, self.warmup_runs, self.kernel_pass_s, cpu_time=self.cpu_time
+        )
 
     @property
     def model_timing(self) -> Timing:
-        return Timing(self.model_samples, self.model_sample_ms, self.warmup_runs, self.model_pass_s)
+        return Timing(
+            self.model_samples, self.model_sample_ms, self.warmup_runs, self.model_pass_s, cpu_time=self.cpu_time
+        )
 
     def is_kernel_done(self, passes: Sequence[Pass]) -> bool:
         """The stop rule: the two lowest of at least `min_passes` passes agree, or `max_passes` were made."""
@@ -244,7 +249,7 @@ class _Run:
             return None
         request = request or self._requests[todo[len(todo) // 2]]
         # More samples than a kernel's pass takes: one reading judges a whole stretch.
-        timing = Timing(8, self._config.kernel_sample_ms, self._config.warmup_runs, self._config.kernel_pass_s)
+        timing = replace(self._config.kernel_timing, samples=8)
         return Anchor(Job(request.key, "the anchor", request.model, timing), tolerance=self._config.anchor_drift)
 
     def _stretches(

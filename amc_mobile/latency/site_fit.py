@@ -1,7 +1,8 @@
 """The latency of one kernel site at any widths: a roofline on widths filled up to tiles, times a residual.
 
-Vector units work on tiles of channels, so a kernel costs what the next multiple of the tile costs; which tile, differs
-between operator types and is found by leaving measured points out. On filled widths a + sum b_i x_i + sum c_ij x_i x_j
+Vector units work on tiles of channels: a kernel costs what the next multiple of the tile costs, or widths that are no
+multiple run slower code. Which of these, and which tile, differs between operator types and is found by leaving
+measured points out. On filled widths a + sum b_i x_i + sum c_ij x_i x_j
 holds launch cost, bytes and MACs, which are linear and bilinear in the channels. What remains is interpolated between
 the logarithms of the residuals.
 """
@@ -24,11 +25,24 @@ if TYPE_CHECKING:  # templates need torch; tables do not
 Widths = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Role = Literal["in", "out", "other"]
-Tile = tuple[int, int]  # of the input channels and of the output channels
 
-TILES: tuple[Tile, ...] = tuple(itertools.product((1, 8, 16), (1, 8, 16, 32)))
-NO_TILE: Tile = (1, 1)
-TILE_GAIN = 0.9  # a tile must lower the left-out error at least to this share of the error without
+
+@dataclass(frozen=True, order=True)
+class Steps:
+    """How the latency of an operator type climbs with its channels; 1 means no steps.
+
+    `tile_in`, `tile_out`: channels are filled up to a multiple of these. `aligned`: channels that are no multiple of
+    this run slower code.
+    """
+
+    tile_in: int = 1
+    tile_out: int = 1
+    aligned: int = 1
+
+
+NO_STEPS = Steps()
+STEPS = (*itertools.starmap(Steps, itertools.product((1, 8, 16), (1, 8, 16, 32))), Steps(1, 1, 16), Steps(1, 1, 32))
+STEPS_GAIN = 0.9  # steps must lower the left-out error at least to this share of the error without
 UNKNOWN_SIGMA = 0.05  # of interpolation where no point can be left out
 LEAST_SIGMA = 0.005
 
@@ -51,14 +65,26 @@ class SitePoints:
         scales, roles = tuple(scale for _, scale in read), tuple(role for role, _ in read)
         return cls(site, values, measured_ms, tuple(kernels), scales, roles)
 
-    def filled(self, values: Floats, tile: Tile) -> Floats:
+    def filled(self, values: Floats, steps: Steps) -> Floats:
         """(N, axes): every axis raised to the next multiple of its role's tile."""
         filled = values.copy()
         for axis, (role, scale) in enumerate(zip(self.roles, self.channels_per_unit, strict=True)):
-            step = {"in": tile[0], "out": tile[1], "other": 1}[role] / scale
+            step = {"in": steps.tile_in, "out": steps.tile_out, "other": 1}[role] / scale
             if step > 1 / scale:
                 filled[:, axis] = np.ceil(values[:, axis] / step - 1e-9) * step
         return filled
+
+    def terms(self, values: Floats, scale: Floats, steps: Steps) -> Floats:
+        """(N, axes) -> (N, terms): the basis of filled and scaled axes, and per axis the work on unaligned channels."""
+        filled = self.filled(values, steps) / scale
+        columns = [basis(filled)]
+        if steps.aligned > 1:
+            work = filled.prod(axis=1)
+            for axis, (role, per_unit) in enumerate(zip(self.roles, self.channels_per_unit, strict=True)):
+                if role != "other":
+                    off = np.abs(np.remainder(values[:, axis] * per_unit + 0.5, steps.aligned) - 0.5) > 1e-6
+                    columns.append((work * off)[:, None])
+        return np.concatenate(columns, axis=1)
 
 
 @dataclass(frozen=True)
@@ -69,7 +95,7 @@ class SiteModel:
     """
 
     points: SitePoints
-    tile: Tile
+    steps: Steps
     coefficients: Floats
     scale: Floats  # (axes,)
     corners: tuple[Floats, ...] | None  # per axis ascending, where the points form a grid; None: scattered
@@ -87,8 +113,8 @@ class SiteModel:
 
     def predict_at(self, values: Floats) -> Floats:
         """(N, axes) -> ms (N,)."""
-        filled = self.points.filled(values, self.tile)
-        predicted = basis(filled / self.scale) @ self.coefficients * np.exp(self._residual(filled))
+        terms, filled = self.points.terms(values, self.scale, self.steps), self.points.filled(values, self.steps)
+        predicted = terms @ self.coefficients * np.exp(self._residual(filled))
         for known, measured_ms in self.exact.items():
             predicted[(values == known).all(axis=1)] = measured_ms
         return np.asarray(predicted)
@@ -100,7 +126,7 @@ class SiteModel:
 
     def _residual(self, filled: Floats) -> Floats:
         if self.corners is None:
-            known = self.points.filled(self.points.values, self.tile) / self.scale
+            known = self.points.filled(self.points.values, self.steps) / self.scale
             distances = ((filled[:, None] / self.scale - known[None]) ** 2).sum(-1)
             weights = 1.0 / (distances + 1e-9) ** 2
             return np.asarray((weights * self.log_residuals).sum(1) / weights.sum(1))
@@ -132,34 +158,34 @@ def have_own_groups(site: KernelSite) -> bool:
     return len(site.axes) <= 2 and len(groups) == len(set(groups))
 
 
-def choose_tiles(sites: Sequence[SitePoints]) -> dict[str, Tile]:
-    """Operator type -> tile. No tile unless one predicts left-out points clearly better."""
-    errors: dict[tuple[str, Tile], list[Floats]] = {}
+def choose_steps(sites: Sequence[SitePoints]) -> dict[str, Steps]:
+    """Operator type -> steps. None unless some predict left-out points clearly better."""
+    errors: dict[tuple[str, Steps], list[Floats]] = {}
     for points in {tuple(k.key for k in p.kernels): p for p in sites}.values():  # equal layers once
         if points.values.shape[1] and len(points.values) > 2:
-            for tile in TILES:
-                errors.setdefault((points.site.operator_type, tile), []).append(_left_out_errors(points, tile))
-    chosen = {points.site.operator_type: NO_TILE for points in sites}
+            for steps in STEPS:
+                errors.setdefault((points.site.operator_type, steps), []).append(_left_out_errors(points, steps))
+    chosen = {points.site.operator_type: NO_STEPS for points in sites}
     for kind in chosen:
-        means = {tile: float(np.concatenate(found).mean()) for (k, tile), found in errors.items() if k == kind}
+        means = {steps: float(np.concatenate(found).mean()) for (k, steps), found in errors.items() if k == kind}
         if means:
-            best = min(means, key=lambda tile: (means[tile], tile))
-            if means[best] < TILE_GAIN * means[NO_TILE]:
+            best = min(means, key=lambda steps: (means[steps], steps))
+            if means[best] < STEPS_GAIN * means[NO_STEPS]:
                 chosen[kind] = best
     return chosen
 
 
-def fit_site(points: SitePoints, tile: Tile, also_measured: Mapping[tuple[float, ...], float]) -> SiteModel:
+def fit_site(points: SitePoints, steps: Steps, also_measured: Mapping[tuple[float, ...], float]) -> SiteModel:
     """Fits one site to its points, each counting by its relative error. `also_measured` is taken as it is."""
     own = {tuple(v): float(ms) for v, ms in zip(points.values.tolist(), points.measured_ms, strict=True)}
     exact = {**also_measured, **own}
-    filled = points.filled(points.values, tile)
+    filled = points.filled(points.values, steps)
     scale = filled.max(axis=0) if filled.shape[1] else np.zeros(0)
-    design = basis(filled / scale)
+    design = points.terms(points.values, scale, steps)
     coefficients, _ = nnls(design / points.measured_ms[:, None], np.ones(len(design)))
     residuals = np.log(points.measured_ms / (design @ coefficients))
     if not have_own_groups(points.site):
-        return SiteModel(points, tile, coefficients, scale, None, residuals, UNKNOWN_SIGMA, exact)
+        return SiteModel(points, steps, coefficients, scale, None, residuals, UNKNOWN_SIGMA, exact)
     corners = tuple(np.unique(filled[:, axis]) for axis in range(filled.shape[1]))
     where = tuple(np.searchsorted(corner, filled[:, axis]) for axis, corner in enumerate(corners))
     shape = tuple(len(corner) for corner in corners)
@@ -168,9 +194,9 @@ def fit_site(points: SitePoints, tile: Tile, also_measured: Mapping[tuple[float,
     np.add.at(total, where, residuals if shape else residuals.mean())
     np.add.at(count, where, 1)
     if not count.all():
-        return SiteModel(points, tile, coefficients, scale, None, residuals, UNKNOWN_SIGMA, exact)
+        return SiteModel(points, steps, coefficients, scale, None, residuals, UNKNOWN_SIGMA, exact)
     grid = total / count
-    return SiteModel(points, tile, coefficients, scale, corners, grid, _interpolation_sigma(corners, grid), exact)
+    return SiteModel(points, steps, coefficients, scale, corners, grid, _interpolation_sigma(corners, grid), exact)
 
 
 def bilinear(points: SitePoints, amounts: Floats) -> Floats:
@@ -188,10 +214,10 @@ def _role(values: Floats, kernels: Sequence[Kernel]) -> tuple[Role, float]:
     return "other", 1.0
 
 
-def _left_out_errors(points: SitePoints, tile: Tile) -> Floats:
+def _left_out_errors(points: SitePoints, steps: Steps) -> Floats:
     """Relative errors of the roofline at each point, fitted without it (closed form of least squares)."""
-    filled = points.filled(points.values, tile)
-    design = basis(filled / filled.max(axis=0)) / points.measured_ms[:, None]
+    scale = points.filled(points.values, steps).max(axis=0)
+    design = points.terms(points.values, scale, steps) / points.measured_ms[:, None]
     inverse = np.linalg.pinv(design, rcond=1e-9)
     leverage = np.einsum("ij,ji->i", design, inverse).clip(0, 0.95)
     residuals = design @ (inverse @ np.ones(len(design))) - 1

@@ -9,12 +9,14 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from amc_mobile.channels.plan import grid
 from amc_mobile.device.conditions import Conditions
 from amc_mobile.device.host import HostDevice, installed_runtimes
 from amc_mobile.errors import MissingDependency, MissingLatency
 from amc_mobile.kernels.cache import load_or_build
 from amc_mobile.kernels.template import Template
 from amc_mobile.latency import calibration
+from amc_mobile.latency.calibration import WholeModel
 from amc_mobile.latency.measurement import BUSY, NOISY, KernelRequest, ModelMeasurement, ModelRequest
 from amc_mobile.latency.predictor import LatencyPredictor
 from amc_mobile.latency.protocol import ProtocolConfig, measure_kernels, measure_models
@@ -28,6 +30,10 @@ Widths = NDArray[np.int64]
 Floats = NDArray[np.float64]
 MIN_CALIBRATION_MODELS = 4
 UNTRUSTED = 0.2  # weight of a number that other work on the machine may have spoilt
+
+
+def default_grids(network: Network, *, multiple: int = 8, min_keep_ratio: float = 0.2) -> list[Widths]:
+    return [grid(int(size), multiple=multiple, min_keep_ratio=min_keep_ratio) for size in network.groups.sizes]
 
 
 def chosen_runtime(settings: Settings) -> str:
@@ -70,12 +76,17 @@ class ModelPoint:
 
 @dataclass
 class LatencyModel:
-    """Predicts the latency of plans of one network on one device. `extra` measurements refine the calibration."""
+    """Predicts the latency of plans of one network on one device.
+
+    `grids`: the widths that plans may have; `sampled`: those that the kernels to measure are taken from. `extra`:
+    models measured since the profile; they refine the calibration.
+    """
 
     template: Template
     device: HostDevice
     table: LatencyTable
     grids: Sequence[Widths]
+    sampled: Sequence[Widths]
     identity: str  # of the network, in the table of whole models
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     extra: list[ModelPoint] = field(default_factory=list)
@@ -87,24 +98,9 @@ class LatencyModel:
 
     def measure_missing(self, progress: Progress) -> int:
         """Measures the kernels and calibration models that the table lacks; returns the number of kernels needed."""
-        points = kernel_points(self.template, self.grids)
-        kernels = {
-            key: KernelRequest(
-                self.template.kernel_at(site, widths), partial(self.template.cut_at_widths, site, widths)
-            )
-            for key, (site, widths, _) in points.items()
-        }
-        measure_kernels(
-            self.device,
-            kernels,
-            table=self.table,
-            on_result=lambda done, total, _: progress("measure kernels", done, total),
-            config=self.protocol,
-        )
-        plans = [
-            ModelRequest(self.identity, tuple(int(w) for w in widths), partial(self.file_at, widths))
-            for widths in calibration_widths(self.template.sizes, self.grids)
-        ]
+        points = kernel_points(self.template, self.sampled)
+        self._measure_kernels([(site, widths) for site, widths, _ in points.values()], progress)
+        plans = self.calibration_requests()
         measure_models(
             self.device,
             {plan.key: plan for plan in plans},
@@ -114,6 +110,30 @@ class LatencyModel:
         )
         self._predictor = self._calibration = None
         return len(points)
+
+    def calibration_requests(self) -> list[ModelRequest]:
+        return [
+            ModelRequest(self.identity, tuple(int(w) for w in widths), partial(self.file_at, widths))
+            for widths in calibration_widths(self.template.sizes, self.sampled)
+        ]
+
+    def measure_exactly(self, widths: Widths, progress: Progress) -> None:
+        """Measures the very kernels of one plan, shape (groups,), so that its prediction interpolates nothing."""
+        self._measure_kernels([(site.index, widths) for site in self.template.sites], progress)
+        self._predictor = self._calibration = None
+
+    def _measure_kernels(self, wanted: Sequence[tuple[int, Widths]], progress: Progress) -> None:
+        requests = [
+            KernelRequest(self.template.kernel_at(site, widths), partial(self.template.cut_at_widths, site, widths))
+            for site, widths in wanted
+        ]
+        measure_kernels(
+            self.device,
+            {request.key: request for request in requests},
+            table=self.table,
+            on_result=lambda done, total, _: progress("measure kernels", done, total),
+            config=self.protocol,
+        )
 
     def file_at(self, widths: Widths) -> bytes:
         """The whole model with the first channels of each group: which ones stay does not change the latency."""
@@ -127,7 +147,12 @@ class LatencyModel:
             if not measured:
                 raise MissingLatency([f"any kernel under {self.conditions.runtime}, {self.device.threads} thread(s)"])
             lows = {key: kernel.low_ms for key, kernel in measured.items()}
-            self._predictor = LatencyPredictor(self.template, self.grids, lows)
+            # Of plans that were measured, the very kernels may be in the table too: those seen quiet are taken.
+            exact = {key: kernel.low_ms for key, kernel in measured.items() if not kernel.flags}
+            plans = [np.array(point.widths, dtype=np.int64) for point in self.points()]
+            self._predictor = LatencyPredictor(
+                self.template, self.grids, lows, sampled=self.sampled, measured_plans=plans, exact_ms=exact
+            )
         return self._predictor
 
     def points(self) -> list[ModelPoint]:
@@ -150,22 +175,32 @@ class LatencyModel:
             points = self.points()
             if len(points) < MIN_CALIBRATION_MODELS:
                 raise MissingLatency(["whole models for the calibration"])
-            sums = self.predictor.sum_ms(np.array([point.widths for point in points], dtype=np.int64))
-            fitted = calibration.fit(
-                [
-                    calibration.WholeModel(
-                        float(total), point.low_ms, point.p50_ms, low_weight=point.low_weight,
-                        p50_weight=point.p50_weight, searched=point.searched,
-                    )
-                    for total, point in zip(sums, points, strict=True)
-                ]
-            )  # fmt: skip
+            fitted = calibration.fit(self._whole_models(points))
             self._calibration = (len(self.extra), fitted)
         return self._calibration[1]
 
+    def _whole_models(self, points: Sequence[ModelPoint]) -> list[WholeModel]:
+        widths = np.array([point.widths for point in points], dtype=np.int64)
+        sums, weights = self.predictor.sum_ms(widths), self.predictor.weight_mb(widths)
+        # Only ONNX Runtime converts layouts between kernels: inside, its convolutions block the channels.
+        converts = self.template.runtime == "onnxruntime"
+        boundaries = self.predictor.boundary_mb(widths) if converts else np.zeros(len(points))
+        return [
+            WholeModel(
+                float(sums[i]), point.low_ms, point.p50_ms, float(weights[i]), float(boundaries[i]),
+                point.low_weight, point.p50_weight, point.searched,
+            )
+            for i, point in enumerate(points)
+        ]  # fmt: skip
+
     def p50_ms(self, widths: Widths) -> Floats:
         """(N, groups) -> predicted p50 of the whole model, ms (N,)."""
-        return self.calibration.p50_ms(self.predictor.sum_ms(widths))
+        fitted, predictor = self.calibration, self.predictor
+        return fitted.p50_ms(
+            predictor.sum_ms(widths),
+            predictor.weight_mb(widths) if fitted.needs_weights else None,
+            predictor.boundary_mb(widths) if fitted.needs_boundary else None,
+        )
 
     def safe_p50_ms(self, widths: Widths) -> Floats:
         """The prediction with its error band on top: what a search holds against the budget."""
@@ -186,5 +221,6 @@ def latency_model(
         device=HostDevice(runtime, settings.threads),
         table=LatencyTable(space.table_path),
         grids=grids,
+        sampled=default_grids(network),
         identity=f"{settings.model} x{settings.width_multiplier} {network.input_shape}",
     )

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from amc_mobile.channels.plan import grid
 from amc_mobile.latency.calibration import Calibration
-from amc_mobile.workflows.latency_model import LatencyModel, latency_model
-from amc_mobile.workflows.network import Network, load_network
+from amc_mobile.workflows.latency_model import LatencyModel, default_grids, latency_model
+from amc_mobile.workflows.network import load_network
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.workspace import Settings, Workspace
 
@@ -43,12 +41,8 @@ class ProfileResult:
         )
 
 
-def default_grids(network: Network, *, multiple: int = 8, min_keep_ratio: float = 0.2) -> list[NDArray[np.int64]]:
-    return [grid(int(size), multiple=multiple, min_keep_ratio=min_keep_ratio) for size in network.groups.sizes]
-
-
 def profile_result(model: str, latency: LatencyModel, kernels: int) -> ProfileResult:
-    smallest = np.array([grid[0] for grid in latency.grids])
+    smallest = np.array([widths[0] for widths in latency.grids])
     ends = latency.p50_ms(np.stack([latency.template.sizes, smallest]))
     return ProfileResult(
         model, latency.conditions.to_document(), kernels, float(ends[0]), float(ends[1]), latency.calibration

@@ -31,9 +31,8 @@ from amc_mobile.report.content import (
 from amc_mobile.report.files import report_document, write_report
 from amc_mobile.report.text import render_text
 from amc_mobile.search.episode_log import EpisodeLog
-from amc_mobile.workflows.latency_model import LatencyModel, ModelPoint, chosen_runtime, latency_model
+from amc_mobile.workflows.latency_model import LatencyModel, ModelPoint, chosen_runtime, default_grids, latency_model
 from amc_mobile.workflows.network import Network, load_network
-from amc_mobile.workflows.profile import default_grids
 from amc_mobile.workflows.progress import silent
 from amc_mobile.workflows.runs import Run
 from amc_mobile.workflows.workspace import Settings, Workspace

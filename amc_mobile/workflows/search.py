@@ -26,11 +26,10 @@ from amc_mobile.search.features import GroupFacts
 from amc_mobile.search.loop import run_search
 from amc_mobile.search.policies import make_policy
 from amc_mobile.search.reward import MeasuredCost
-from amc_mobile.workflows.latency_model import LatencyModel, ModelPoint, latency_model
+from amc_mobile.workflows.latency_model import LatencyModel, ModelPoint, default_grids, latency_model
 from amc_mobile.workflows.network import Network, load_network
 from amc_mobile.workflows.plan_scorer import PlanScorer
-from amc_mobile.workflows.profile import default_grids
-from amc_mobile.workflows.progress import Progress
+from amc_mobile.workflows.progress import Progress, silent
 from amc_mobile.workflows.runs import Run, run_name
 from amc_mobile.workflows.workspace import Settings, Workspace
 
@@ -141,6 +140,7 @@ class PlanMeasurer:
             self._known[key] = row
             self._run.write("measured", {"plans": self._known})
             self._take(key, row)
+            self._latency.measure_exactly(widths, silent)
         row = self._known[key]
         return MeasuredCost(row["predicted_ms"], row["measured_ms"], row["ci_high_ms"])
 

@@ -10,6 +10,7 @@ from amc_mobile.errors import MissingLatency
 from amc_mobile.kernels.kernel import Kernel
 from amc_mobile.latency.predictor import LatencyPredictor
 from amc_mobile.latency.sampling import kernel_points, site_points
+from amc_mobile.latency.site_fit import NO_STEPS, Steps
 
 COSTS = [smooth_ms, stepped_ms]
 
@@ -86,3 +87,105 @@ def test_every_missing_kernel_is_named_at_once() -> None:
 def test_an_empty_table_predicts_nothing() -> None:
     with pytest.raises(MissingLatency):
         LatencyPredictor(TEMPLATE, GRIDS, {})
+
+
+# Steps
+
+
+def test_the_steps_of_a_device_are_found_per_operator_type() -> None:
+    made = predictor(stepped_ms)
+    assert made.steps["conv1x1"].tile_out == 16
+    assert made.steps["add"] == NO_STEPS
+    assert predictor(smooth_ms).steps["conv1x1"] == NO_STEPS
+
+
+def test_a_staircase_is_predicted_between_its_measured_points() -> None:
+    made = predictor(stepped_ms)
+    plans = all_plans()
+    errors = []
+    for site in (0, 1):
+        for widths in plans[::11]:
+            true = stepped_ms(TEMPLATE.kernel_at(site, widths))
+            errors.append(abs(made.site_ms(widths)[site] / true - 1))
+    assert np.mean(errors) < 0.01
+    assert max(errors) < 0.05
+
+
+def test_slower_code_for_unaligned_widths_is_found_and_priced() -> None:
+    def penalised_ms(kernel: Kernel) -> float:
+        main = kernel.main
+        slower = 1 + 0.3 * (main.in_channels % 16 > 0) + 0.2 * (main.out_channels % 16 > 0)
+        return 0.002 + kernel.macs * 4e-8 * slower if kernel.macs else smooth_ms(kernel)
+
+    made = predictor(penalised_ms)
+    assert made.steps["conv1x1"] == Steps(1, 1, 16)
+    for site in (0, 1):
+        for widths in all_plans()[::11]:
+            assert made.site_ms(widths)[site] == pytest.approx(penalised_ms(TEMPLATE.kernel_at(site, widths)), rel=0.06)
+
+
+# Where a prediction comes from
+
+
+def test_every_prediction_tells_its_source_and_how_sure_it_is() -> None:
+    made = predictor(stepped_ms)
+    full = made.explain(np.array([32, 64, 24]))
+    assert {found.source for found in full.values()} == {"exact"}
+    inside = made.explain(np.array([24, 48, 24]))
+    assert inside[0].source == "aligned"
+    assert inside[2].source == inside[4].source == "exact"
+    raised = made.explain(np.array([24, 47, 24]))
+    assert raised[0].source == raised[1].source == "ceil"
+    assert raised[2].source == "exact"
+    assert raised[0].ms == inside[0].ms
+    for found in (*full.values(), *inside.values(), *raised.values()):
+        assert 0 < found.sigma < 0.5
+    assert raised[0].sigma >= inside[0].sigma
+
+
+def test_widths_beyond_the_measured_ones_are_extrapolated_and_less_sure() -> None:
+    wider = [np.concatenate([[4], grid]) for grid in GRIDS]
+    made = LatencyPredictor(TEMPLATE, wider, lows(smooth_ms), sampled=GRIDS)
+    beyond, inside = made.explain(np.array([4, 48, 24]))[0], made.explain(np.array([24, 48, 24]))[0]
+    assert beyond.source == "extrapolated"
+    assert beyond.sigma == pytest.approx(3 * inside.sigma)
+    assert beyond.ms == pytest.approx(smooth_ms(conv(4, 48)), rel=0.05)
+
+
+def test_kernels_measured_in_a_search_replace_the_interpolation() -> None:
+    plan = np.array([24, 48, 24])
+    kernel = TEMPLATE.kernel_at(0, plan)
+    known = {**lows(smooth_ms), kernel.key: 0.5}
+    blind = LatencyPredictor(TEMPLATE, GRIDS, known)
+    seeing = LatencyPredictor(TEMPLATE, GRIDS, known, measured_plans=[plan])
+    careful = LatencyPredictor(TEMPLATE, GRIDS, known, measured_plans=[plan], exact_ms={})
+    assert seeing.explain(plan)[0].ms == 0.5
+    assert seeing.explain(plan)[0].source == "exact"
+    assert seeing.sum_ms(plan[None])[0] == pytest.approx(sum(seeing.site_ms(plan).values()))
+    for unaware in (blind, careful):
+        assert unaware.explain(plan)[0].source == "aligned"
+        assert unaware.sum_ms(plan[None])[0] == pytest.approx(
+            seeing.sum_ms(plan[None])[0] - 0.5 + blind.site_ms(plan)[0]
+        )
+    other = np.array([16, 48, 24])
+    assert seeing.site_ms(other) == blind.site_ms(other)
+
+
+# Sums of bytes
+
+
+def test_bytes_are_exact_for_every_plan() -> None:
+    made, plans = predictor(), all_plans()[::7]
+    kernels = [TEMPLATE.kernels(plan) for plan in plans]
+    assert made.weight_mb(plans) == pytest.approx([sum(k.weight_bytes for k in row) / 1e6 for row in kernels])
+    crossing = [sum(k.activation_bytes for k in row if k.macs) / 1e6 for row in kernels]
+    assert made.boundary_mb(plans) == pytest.approx(crossing)
+
+
+def test_sums_of_kernels_with_many_groups_are_looked_up_or_computed_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans = all_plans()
+    tabled = predictor(stepped_ms)
+    monkeypatch.setattr("amc_mobile.latency.plan_sums.MAX_CELLS", 1)
+    computed = predictor(stepped_ms)
+    assert computed.sum_ms(plans) == pytest.approx(tabled.sum_ms(plans), rel=1e-9)
+    assert computed.held_bytes < tabled.held_bytes
