@@ -16,7 +16,7 @@ import numpy as np
 from amc_mobile.errors import BudgetNotMet, InvalidConfig, InvalidInput, UnreachableBudget
 from amc_mobile.search.budget import Budget, Widths, format_cost
 from amc_mobile.search.episode_log import CHECK, EpisodeLog, EpisodeRow, Pending
-from amc_mobile.search.policies import Policy
+from amc_mobile.search.policy import Policy
 from amc_mobile.search.reward import MeasuredCost, Outcome
 from amc_mobile.search.standings import Plan, Standings
 

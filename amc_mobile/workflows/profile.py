@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amc_mobile.channels.plan import grid
+from amc_mobile.errors import InvalidConfig
 from amc_mobile.latency.calibration import Calibration
 from amc_mobile.workflows.latency_model import LatencyModel, latency_model
 from amc_mobile.workflows.network import Network, load_network
@@ -43,8 +45,24 @@ class ProfileResult:
         )
 
 
-def default_grids(network: Network, *, multiple: int = 8, min_keep_ratio: float = 0.2) -> list[NDArray[np.int64]]:
-    return [grid(int(size), multiple=multiple, min_keep_ratio=min_keep_ratio) for size in network.groups.sizes]
+def default_grids(
+    network: Network, *, multiple: int = 8, min_keep_ratio: float = 0.2, keep: str = ""
+) -> list[NDArray[np.int64]]:
+    """The widths each group may take. `keep`: groups that stay whole, as patterns of their names separated by commas,
+    or "residual": those that more than one layer writes, which shortcuts add up. Raises InvalidConfig."""
+    patterns = [pattern for pattern in keep.replace(" ", "").split(",") if pattern]
+    for pattern in patterns:
+        if pattern != "residual" and not fnmatch.filter(network.groups.names, pattern):
+            raise InvalidConfig(
+                f"--keep {pattern!r} names no channel group", next_step=f"groups: {', '.join(network.groups.names)}"
+            )
+    grids = []
+    for group in network.groups.groups:
+        whole = any(fnmatch.fnmatchcase(group.name, pattern) for pattern in patterns)
+        whole |= "residual" in patterns and len(group.producers) > 1
+        lowest = 1.0 if whole else min_keep_ratio
+        grids.append(grid(group.channels, multiple=multiple, min_keep_ratio=lowest))
+    return grids
 
 
 def profile_result(model: str, latency: LatencyModel, kernels: int) -> ProfileResult:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from amc_mobile.channels.cost import CostModel
 from amc_mobile.channels.plan import PruningPlan
 from amc_mobile.data import DataSplit
-from amc_mobile.errors import InvalidConfig
+from amc_mobile.errors import InvalidConfig, InvalidInput
 from amc_mobile.latency.protocol import measure_pair
 from amc_mobile.models.evaluation import evaluate
 from amc_mobile.pruning.gram import collect_gram
@@ -25,6 +27,7 @@ from amc_mobile.search.episode_log import EpisodeLog, EpisodeRow
 from amc_mobile.search.features import GroupFacts
 from amc_mobile.search.loop import run_search
 from amc_mobile.search.policies import make_policy
+from amc_mobile.search.policy import Policy
 from amc_mobile.search.reward import MeasuredCost
 from amc_mobile.workflows.latency_model import LatencyModel, ModelPoint, latency_model
 from amc_mobile.workflows.network import Network, load_network
@@ -53,7 +56,8 @@ class SearchConfig:
     min_keep_ratio: float = 0.2
     multiple: int = 8
     calibration_images: int = 1500
-    reward_images: int = 256
+    reward_images: int = 128
+    keep: str = ""  # groups that stay whole: patterns of names, or "residual", separated by commas
 
     def __post_init__(self) -> None:
         given = {k: v for k, v in self._budgets().items() if v is not None}
@@ -175,7 +179,7 @@ def search_plan(
     folder.folder.mkdir(parents=True, exist_ok=True)
     network = load_network(space, settings)
     data = network.split(calibration=wanted.calibration_images, reward=wanted.reward_images, seed=settings.seed)
-    grids = default_grids(network, multiple=wanted.multiple, min_keep_ratio=wanted.min_keep_ratio)
+    grids = default_grids(network, multiple=wanted.multiple, min_keep_ratio=wanted.min_keep_ratio, keep=wanted.keep)
     torch.manual_seed(settings.seed)
     latency = latency_model(space, settings, network, grids, progress) if wanted.unit == "ms" else None
     try:
@@ -196,7 +200,8 @@ def search_plan(
         scorer = PlanScorer(network, data, reconstructor, wanted.reward)
         scorer.unit, scorer.cost_of = wanted.unit, budget.cost_of
         measure = PlanMeasurer(latency, folder, reconstructor, reference_ms) if latency else None
-        episodes = 1 if wanted.policy == "uniform" else wanted.episodes
+        policy = _policy(wanted, network, budget, reconstructor, seed=settings.seed)
+        episodes = min(wanted.episodes, policy.episodes_per_round or wanted.episodes)
 
         def on_episode(row: EpisodeRow) -> None:
             shown = f", measured {row.measured_ms:.3f} ms" if row.measured_ms is not None else ""
@@ -205,8 +210,7 @@ def search_plan(
 
         log = EpisodeLog(folder.folder / "episodes.csv", identity=_identity(settings, wanted, data))
         result = run_search(
-            make_policy(wanted.policy, group_facts(network), budget, seed=settings.seed, episodes=episodes),
-            budget, scorer, episodes=episodes, log=log, on_episode=on_episode, measure=measure,
+            policy, budget, scorer, episodes=episodes, log=log, on_episode=on_episode, measure=measure,
             measure_every=wanted.measure_every if measure else 0,
         )  # fmt: skip
         plan = PruningPlan.from_widths(network.groups.channels, result.widths).with_order(order)
@@ -235,6 +239,30 @@ def search_plan(
     finally:
         if latency is not None:
             latency.close()
+
+
+def _policy(
+    wanted: SearchConfig, network: Network, budget: Budget, reconstructor: Reconstructor, *, seed: int
+) -> Policy:
+    """The policy asked for; `from-file:PATH` reads the plan of another search or of a file."""
+    name, _, path = wanted.policy.partition(":")
+    return make_policy(
+        name, group_facts(network), budget, seed=seed, episodes=wanted.episodes,
+        errors=[reconstructor.group_errors(group, grid) for group, grid in enumerate(budget.grids)],
+        given=[plan_from_file(Path(path), network)] if path else [],
+    )  # fmt: skip
+
+
+def plan_from_file(path: Path, network: Network) -> Widths:
+    """Widths (groups,) of a plan in JSON, alone or as the `plan` of a search. Raises InvalidInput."""
+    try:
+        document = json.loads(path.expanduser().read_text())
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{path} holds no plan: {error}", next_step="name a run's search.json") from error
+    plan = PruningPlan.from_document(document.get("plan", document) if isinstance(document, dict) else {})
+    if dict(plan.channels) != dict(network.groups.channels):
+        raise InvalidInput(f"the plan in {path} is for another network: its channel groups differ")
+    return plan.widths
 
 
 def _predicted(widths: Widths, budget: Budget, latency: LatencyModel | None) -> float:
