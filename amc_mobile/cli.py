@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from amc_mobile.cli_compare import compare
 from amc_mobile.errors import AmcMobileError
 from amc_mobile.terminal import progress_bars, show
 from amc_mobile.workflows.workspace import Settings, Workspace
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 table_app = typer.Typer(help="Look into the latency table. Example: amc-mobile table show", rich_markup_mode=None)
 app.add_typer(table_app, name="table")
+app.command()(compare)
 
 # Optional[...] and not `| None`: Typer evaluates these annotations, also on Python 3.10.
 WorkspaceFlag = Annotated[Path, typer.Option("--workspace", help="Folder with the table, templates and runs.")]

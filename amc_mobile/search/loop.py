@@ -140,14 +140,14 @@ class _Search:
                 if standings.overs >= self.checks.max_overs and standings.tightenings + 1 < self.checks.max_tightenings:
                     standings.tighten(self._tighter())  # one is left for the end
                 try:
-                    started = time.perf_counter()
+                    started = time.process_time()
                     pending = self._proposal()
                 except UnreachableBudget:
                     # The corrected cost, or a tightened limit, leaves no plan; what was measured still counts.
                     if standings.fastest() is None:
                         raise
                     return self._best_measured()
-                self._episode(pending, agent_s=time.perf_counter() - started)
+                self._episode(pending, agent_s=time.process_time() - started)
             elif self.measure is None:
                 best = standings.best_predicted(self.budget)
                 if best is None:
@@ -184,9 +184,9 @@ class _Search:
     def _episode(self, pending: Pending, *, agent_s: float) -> None:
         plan = pending.widths
         known = self.standings.plans.get(plan)
-        started = time.perf_counter()
+        started = time.process_time()
         outcome = self._outcome(known, plan)
-        scored = time.perf_counter()
+        scored = time.process_time()
         row = EpisodeRow(
             episode=self.standings.episodes,
             policy=pending.policy,
@@ -209,9 +209,9 @@ class _Search:
             if not pending.measuring:
                 self.log.begin(replace(pending, measuring=True))
             row = self._measured(row, self.measure)
-        started = time.perf_counter()
+        started = time.process_time()
         self.policy.observe(np.array(plan, dtype=np.int64), row.reward)
-        self._write(replace(row, agent_s=agent_s + time.perf_counter() - started))
+        self._write(replace(row, agent_s=agent_s + time.process_time() - started))
 
     def _outcome(self, known: EpisodeRow | None, plan: Plan) -> Outcome:
         if known is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,8 +19,6 @@ from amc_mobile.data import DataSplit
 from amc_mobile.errors import InvalidConfig, InvalidInput
 from amc_mobile.latency.protocol import measure_pair
 from amc_mobile.models.evaluation import evaluate
-from amc_mobile.pruning.gram import collect_gram
-from amc_mobile.pruning.importance import channel_order
 from amc_mobile.pruning.reconstruction import Reconstructor
 from amc_mobile.pruning.refit import refit
 from amc_mobile.search.budget import Budget, Unit, format_cost
@@ -30,8 +29,9 @@ from amc_mobile.search.policies import make_policy
 from amc_mobile.search.policy import Policy
 from amc_mobile.search.reward import MeasuredCost
 from amc_mobile.workflows.latency_model import LatencyModel, ModelPoint, latency_model
-from amc_mobile.workflows.network import Network, load_network
+from amc_mobile.workflows.network import Network
 from amc_mobile.workflows.plan_scorer import PlanScorer
+from amc_mobile.workflows.preparation import Preparations
 from amc_mobile.workflows.profile import default_grids
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.runs import Run, run_name
@@ -168,16 +168,25 @@ def group_facts(network: Network) -> list[GroupFacts]:
 
 
 def search_plan(
-    space: Workspace, settings: Settings, wanted: SearchConfig, *, run: str | None, progress: Progress
+    space: Workspace,
+    settings: Settings,
+    wanted: SearchConfig,
+    *,
+    run: str | None,
+    progress: Progress,
+    prepared: Preparations | None = None,
 ) -> SearchOutcome:
     """Searches, refits the best plan layer by layer and keeps both in a run folder.
+
+    `prepared`: what earlier searches of this network have worked out.
 
     Raises UnreachableBudget before searching, MissingLatency when the device has not been profiled, BudgetNotMet.
     """
     name = run_name(run or "", *(() if run else (settings.model, wanted.asked, wanted.policy, f"s{settings.seed}")))
     folder = Run(space.runs / name)
     folder.folder.mkdir(parents=True, exist_ok=True)
-    network = load_network(space, settings)
+    prepared = prepared or Preparations()
+    network = prepared.network(space, settings)
     data = network.split(calibration=wanted.calibration_images, reward=wanted.reward_images, seed=settings.seed)
     grids = default_grids(network, multiple=wanted.multiple, min_keep_ratio=wanted.min_keep_ratio, keep=wanted.keep)
     torch.manual_seed(settings.seed)
@@ -190,17 +199,16 @@ def search_plan(
         folder.begin(settings, asdict(wanted))
         folder.write("split", data.document())
         space.remember(settings, run=name)
-        progress("prepare reconstruction", 0, 2)
-        calibration = data.calibration.normalised()
-        gram = collect_gram(network.module, network.groups, calibration, seed=settings.seed)
-        progress("prepare reconstruction", 1, 2, "channel order")
-        order = channel_order(network.groups, network.module, gram, method=wanted.channel_choice)
-        progress("prepare reconstruction", 2, 2)
-        reconstructor = Reconstructor(network.module, network.groups, gram, order)
+        known = prepared.statistics(
+            network, data, channel_choice=wanted.channel_choice, seed=settings.seed, progress=progress
+        )
+        reconstructor = known.reconstructor(network)
+        started = time.process_time()
         scorer = PlanScorer(network, data, reconstructor, wanted.reward)
         scorer.unit, scorer.cost_of = wanted.unit, budget.cost_of
         measure = PlanMeasurer(latency, folder, reconstructor, reference_ms) if latency else None
         policy = _policy(wanted, network, budget, reconstructor, seed=settings.seed)
+        set_up_s = known.cpu_s + time.process_time() - started
         episodes = min(wanted.episodes, policy.episodes_per_round or wanted.episodes)
 
         def on_episode(row: EpisodeRow) -> None:
@@ -213,9 +221,11 @@ def search_plan(
             policy, budget, scorer, episodes=episodes, log=log, on_episode=on_episode, measure=measure,
             measure_every=wanted.measure_every if measure else 0,
         )  # fmt: skip
-        plan = PruningPlan.from_widths(network.groups.channels, result.widths).with_order(order)
+        plan = PruningPlan.from_widths(network.groups.channels, result.widths).with_order(known.order)
         progress("refit", 0, 1)
-        pruned = refit(network.module, network.groups, plan.kept(), calibration, seed=settings.seed)
+        started = time.process_time()
+        pruned = refit(network.module, network.groups, plan.kept(), known.calibration, seed=settings.seed)
+        refit_s = time.process_time() - started
         progress("refit", 1, 1)
         folder.save_weights("pruned", pruned)
         document = {
@@ -227,6 +237,7 @@ def search_plan(
             "macs": float(costs.macs(plan.widths)), "original_macs": float(costs.macs(network.groups.sizes)),
             "parameters": float(costs.parameters(plan.widths)),
             "original_parameters": float(costs.parameters(network.groups.sizes)),
+            "cpu_s": {"set_up": set_up_s, **log.seconds(), "refit": refit_s},
             "test_images": len(data.test),
             "test_top1": {
                 "original": evaluate(network.module, data.test),
