@@ -17,7 +17,7 @@ from amc_mobile.errors import InvalidInput
 from amc_mobile.search.budget import Budget, Floats, Widths
 
 ROUNDS = 4
-MOST_STATES = 3000  # partial plans kept per group; with fewer there are, the result is exact
+MOST_STATES = 1000  # partial plans kept per group; with fewer there are, the result is exact
 MOST_EXCHANGES = 200
 
 Index = npt.NDArray[np.int64]
