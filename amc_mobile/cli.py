@@ -148,7 +148,7 @@ def search(
     macs_ratio: Annotated[float | None, typer.Option(help="Budget: share of the original's MACs.")] = None,
     params_ratio: Annotated[float | None, typer.Option(help="Budget: share of the original's parameters.")] = None,
     policy: Annotated[str, typer.Option(help="How plans are proposed; `compare --help` lists all.")] = "ddpg",
-    reward: Annotated[str, typer.Option(help="fidelity, top1 or error-log-cost.")] = "fidelity",
+    reward: Annotated[str, typer.Option(help="fidelity, top1 or error-log-macs, -params, -latency.")] = "fidelity",
     episodes: Annotated[int, typer.Option(help="Plans to try.")] = 300,
     channel_choice: Annotated[str, typer.Option(help="backward or l1.")] = "backward",
     measure_every: Annotated[int, typer.Option(help="Measure every K episodes; 0: new bests only.")] = 50,
@@ -156,6 +156,7 @@ def search(
     multiple: Annotated[int, typer.Option(help="Kept channels are multiples of this.")] = 8,
     calibration_images: Annotated[int, typer.Option(help="Images for the least squares.")] = 1500,
     reward_images: Annotated[int, typer.Option(help="Images for the reward, apart from all others.")] = 128,
+    max_loss: Annotated[float | None, typer.Option(help="Cheapest plan that loses at most so much top-1.")] = None,
     keep: Annotated[str, typer.Option(help="Groups that stay whole: names, patterns, or residual.")] = "",
     model: ModelFlag = None,
     data: DataFlag = None,
@@ -186,7 +187,7 @@ def search(
         latency_ms=latency_ms, latency_ratio=latency_ratio, macs_ratio=macs_ratio, params_ratio=params_ratio,
         policy=policy, reward=reward, episodes=episodes, channel_choice=channel_choice, measure_every=measure_every,
         min_keep_ratio=min_keep_ratio, multiple=multiple, calibration_images=calibration_images,
-        reward_images=reward_images, keep=keep,
+        reward_images=reward_images, max_loss=max_loss, keep=keep,
     )  # fmt: skip
     with progress_bars(quiet) as progress:
         result = search_plan(space, settings, wanted, run=run, progress=progress)

@@ -24,10 +24,11 @@ from amc_mobile.pruning.refit import refit
 from amc_mobile.search.budget import Budget, Unit, format_cost
 from amc_mobile.search.episode_log import EpisodeLog, EpisodeRow
 from amc_mobile.search.features import GroupFacts
+from amc_mobile.search.guarantee import AccuracyGuarantee
 from amc_mobile.search.loop import run_search
 from amc_mobile.search.policies import make_policy
 from amc_mobile.search.policy import Policy
-from amc_mobile.search.reward import MeasuredCost
+from amc_mobile.search.reward import GUARANTEED, MeasuredCost
 from amc_mobile.workflows.latency_model import LatencyModel, ModelPoint, latency_model
 from amc_mobile.workflows.network import Network
 from amc_mobile.workflows.plan_scorer import PlanScorer
@@ -57,9 +58,14 @@ class SearchConfig:
     multiple: int = 8
     calibration_images: int = 1500
     reward_images: int = 128
+    max_loss: float | None = None  # of top-1 on the reward images; the cheapest plan that loses no more is wanted
     keep: str = ""  # groups that stay whole: patterns of names, or "residual", separated by commas
 
     def __post_init__(self) -> None:
+        if self.reward in GUARANTEED and not any(v is not None for v in self._budgets().values()):
+            # These rewards need no budget: all of the original's cost is allowed, in the reward's unit.
+            flag = {"macs": "macs_ratio", "parameters": "params_ratio", "ms": "latency_ratio"}[GUARANTEED[self.reward]]
+            object.__setattr__(self, flag, 1.0)
         given = {k: v for k, v in self._budgets().items() if v is not None}
         if len(given) != 1:
             flags = ", ".join(f"--{name}" for name in self._budgets())
@@ -69,6 +75,10 @@ class SearchConfig:
             raise InvalidConfig(f"--{name} {value} is not allowed", next_step="ratios are above 0 and at most 1")
         if self.episodes < 1 or self.multiple < 1 or not 0 < self.min_keep_ratio <= 1:
             raise InvalidConfig("episodes and multiple must be at least 1, min_keep_ratio in (0, 1]")
+        if self.max_loss is not None and not 0 <= self.max_loss < 1:
+            raise InvalidConfig(f"--max-loss {self.max_loss} is not a share of the images", next_step="try 0.01")
+        if GUARANTEED.get(self.reward) == "ms" and self.unit != "ms":
+            raise InvalidConfig(f"the reward {self.reward} needs a latency budget", next_step="pass --latency-ratio 1")
 
     def _budgets(self) -> dict[str, float | None]:
         return {
@@ -211,6 +221,10 @@ def search_plan(
         set_up_s = known.cpu_s + time.process_time() - started
         episodes = min(wanted.episodes, policy.episodes_per_round or wanted.episodes)
 
+        guarantee = None
+        if wanted.max_loss is not None:
+            guarantee = AccuracyGuarantee(max(scorer.original_top1 - wanted.max_loss, 0.0))
+
         def on_episode(row: EpisodeRow) -> None:
             shown = f", measured {row.measured_ms:.3f} ms" if row.measured_ms is not None else ""
             note = f"reward {row.reward:.4f}, predicted {format_cost(row.predicted_cost, wanted.unit)}{shown}"
@@ -219,7 +233,7 @@ def search_plan(
         log = EpisodeLog(folder.folder / "episodes.csv", identity=_identity(settings, wanted, data))
         result = run_search(
             policy, budget, scorer, episodes=episodes, log=log, on_episode=on_episode, measure=measure,
-            measure_every=wanted.measure_every if measure else 0,
+            measure_every=wanted.measure_every if measure else 0, guarantee=guarantee,
         )  # fmt: skip
         plan = PruningPlan.from_widths(network.groups.channels, result.widths).with_order(known.order)
         progress("refit", 0, 1)
@@ -238,6 +252,8 @@ def search_plan(
             "parameters": float(costs.parameters(plan.widths)),
             "original_parameters": float(costs.parameters(network.groups.sizes)),
             "cpu_s": {"set_up": set_up_s, **log.seconds(), "refit": refit_s},
+            "reward_top1": result.top1, "original_reward_top1": scorer.original_top1,
+            "accuracy_kept": None if guarantee is None else (result.top1 or 0.0) >= guarantee.top1,
             "test_images": len(data.test),
             "test_top1": {
                 "original": evaluate(network.module, data.test),
