@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from amc_mobile import cli_device
+from amc_mobile.cli_compare import compare
 from amc_mobile.errors import AmcMobileError
 from amc_mobile.terminal import progress_bars, show
 from amc_mobile.workflows.workspace import Settings, Workspace
@@ -25,6 +26,7 @@ app = typer.Typer(
 table_app = typer.Typer(help="Look into the latency table. Example: amc-mobile table show", rich_markup_mode=None)
 app.add_typer(table_app, name="table")
 cli_device.register(app)
+app.command()(compare)
 
 # Optional[...] and not `| None`: Typer evaluates these annotations, also on Python 3.10.
 WorkspaceFlag = Annotated[Path, typer.Option("--workspace", help="Folder with the table, templates and runs.")]
@@ -140,15 +142,17 @@ def search(
     latency_ratio: Annotated[float | None, typer.Option(help="Budget: share of the original's latency.")] = None,
     macs_ratio: Annotated[float | None, typer.Option(help="Budget: share of the original's MACs.")] = None,
     params_ratio: Annotated[float | None, typer.Option(help="Budget: share of the original's parameters.")] = None,
-    policy: Annotated[str, typer.Option(help="ddpg, ddpg-sequential, random or uniform.")] = "ddpg",
-    reward: Annotated[str, typer.Option(help="fidelity, top1 or error-log-cost.")] = "fidelity",
+    policy: Annotated[str, typer.Option(help="How plans are proposed; `compare --help` lists all.")] = "ddpg",
+    reward: Annotated[str, typer.Option(help="fidelity, top1 or error-log-macs, -params, -latency.")] = "fidelity",
     episodes: Annotated[int, typer.Option(help="Plans to try.")] = 300,
     channel_choice: Annotated[str, typer.Option(help="backward or l1.")] = "backward",
     measure_every: Annotated[int, typer.Option(help="Measure every K episodes; 0: new bests only.")] = 50,
     min_keep_ratio: Annotated[float, typer.Option(help="Lowest share of channels kept per group.")] = 0.2,
     multiple: Annotated[int, typer.Option(help="Kept channels are multiples of this.")] = 8,
     calibration_images: Annotated[int, typer.Option(help="Images for the least squares.")] = 1500,
-    reward_images: Annotated[int, typer.Option(help="Images for the reward, apart from all others.")] = 256,
+    reward_images: Annotated[int, typer.Option(help="Images for the reward, apart from all others.")] = 128,
+    max_loss: Annotated[float | None, typer.Option(help="Cheapest plan that loses at most so much top-1.")] = None,
+    keep: Annotated[str, typer.Option(help="Groups that stay whole: names, patterns, or residual.")] = "",
     model: ModelFlag = None,
     data: DataFlag = None,
     checkpoint: CheckpointFlag = None,
@@ -178,7 +182,7 @@ def search(
         latency_ms=latency_ms, latency_ratio=latency_ratio, macs_ratio=macs_ratio, params_ratio=params_ratio,
         policy=policy, reward=reward, episodes=episodes, channel_choice=channel_choice, measure_every=measure_every,
         min_keep_ratio=min_keep_ratio, multiple=multiple, calibration_images=calibration_images,
-        reward_images=reward_images,
+        reward_images=reward_images, max_loss=max_loss, keep=keep,
     )  # fmt: skip
     with progress_bars(quiet) as progress:
         result = search_plan(space, settings, wanted, run=run, progress=progress)

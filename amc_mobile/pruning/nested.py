@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from amc_mobile.channels.ids import Ids
@@ -21,21 +23,33 @@ from amc_mobile.pruning.least_squares import factorised
 class NestedSolver:
     """For a layer that reads one channel group. Factorised on first use: columns^2 x 8 bytes are kept."""
 
-    def __init__(self, gram: LayerGram, channels: Ids, ridge: float) -> None:
-        """`channels`: (channels, times) positions of the group's channels along the inputs, most important first."""
+    def __init__(self, gram: LayerGram, inputs: Ids, ridge: float) -> None:
+        """`inputs`: all positions along the layer's inputs in the order in which they are added."""
         self._gram, self._ridge = gram, ridge
-        self._columns = gram.columns(channels.ravel())
+        self._columns = gram.columns(inputs)
 
     @cached_property
     def _factor(self) -> tuple[Tensor, Tensor]:
-        """L' (upper), and Z"""
+        """L' (upper), and Z; sets what was added to the diagonal."""
         moment = self._gram.moment[self._columns][:, self._columns]
         factor = factorised(moment, self._ridge)
         weight = self._gram.weight[self._columns]
         # A - moment is what factorising added: the ridge may have had to grow.
-        added = float((factor[0] @ factor[0]) - moment[0, 0])
-        right = self._gram.projection[self._columns] + added * weight
+        self._added = float((factor[0] @ factor[0]) - moment[0, 0])
+        right = self._gram.projection[self._columns] + self._added * weight
         return factor.T, torch.linalg.solve_triangular(factor, right, upper=False)
+
+    def relative_errors(self) -> NDArray[np.float64]:
+        """(inputs + 1,): by how many inputs stay, the least of squared error and ridge penalty over the output's
+        variance, behind the batch norm; 0 with all of them. One pass gives every prefix: the explained part adds up.
+        """
+        _, forward = self._factor
+        scale = self._gram.output_scale.square()
+        weight = self._gram.weight[self._columns]
+        per_column = (forward.square() - self._added * weight.square()) @ scale
+        explained = per_column.reshape(-1, self._gram.block).sum(1).cumsum(0)
+        left = (explained[-1] - torch.cat([torch.zeros(1, dtype=torch.float64), explained])).clamp_min(0)
+        return np.asarray(left.numpy() / self._gram.output_variance)
 
     def solve(self, inputs: int) -> Tensor:
         """(kept columns, outputs), float32, columns in their original order.

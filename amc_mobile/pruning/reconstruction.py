@@ -115,6 +115,25 @@ class Reconstructor:
                 total += self.relative_error(name, np.flatnonzero(stays).astype(np.int64))
         return total
 
+    def group_errors(self, group: int, widths: Ids) -> NDArray[np.float64]:
+        """(widths,): about `group_error` for each of `widths`, with the ridge's penalty in it; every width at the price
+        of one. Where no layer with a Gram matrix reads the whole group: the share of its channels that goes."""
+        info = self._groups.groups[group]
+        total = np.zeros(len(widths))
+        read = False
+        for name in info.consumers:
+            if (gram := self._gram.layers.get(name)) is None:
+                continue
+            places = group_channels(gram.in_ids, group, info.channels)
+            if places is None:
+                continue
+            others = np.flatnonzero(gram.in_ids.group != group)
+            inputs = np.append(others, places[self._order[info.name]])
+            solver = self._nested.get(name) or NestedSolver(gram, inputs, self._ridge)
+            total += solver.relative_errors()[len(others) + places.shape[1] * widths]
+            read = True
+        return total if read else 1 - widths / info.channels
+
     def _solution(self, layer: str, kept_inputs: Ids, shape: torch.Size) -> Tensor:
         return self._columns(layer, kept_inputs).T.reshape(shape[0], len(kept_inputs), *shape[2:])
 
@@ -154,7 +173,7 @@ def _nested_solvers(
         group = groups.groups[read[0]]
         places = group_channels(layer.in_ids, int(read[0]), group.channels)
         if places is not None:
-            solvers[name] = NestedSolver(layer, places[order[group.name]], ridge)
+            solvers[name] = NestedSolver(layer, places[order[group.name]].ravel(), ridge)
     return solvers
 
 

@@ -187,6 +187,30 @@ class Budget:
         return plan
 
 
+def joined(budgets: Sequence[Budget]) -> Budget:
+    """One budget that a plan meets exactly when it meets them all; they must have the same grids.
+
+    The cost is in the unit of the first: what a plan costs there, or more where another budget is nearer to its
+    limit. Raises InvalidInput.
+    """
+    first, *others = budgets
+    for other in others:
+        if [list(grid) for grid in other.grids] != [list(grid) for grid in first.grids]:
+            raise InvalidInput("budgets over different widths cannot be met together")
+
+    def cost(widths: Widths) -> Floats:
+        highest = np.asarray(first.cost(widths), dtype=np.float64)
+        for other in others:
+            costs = np.asarray(other.cost(widths), dtype=np.float64)
+            scaled = costs / other.limit * first.limit
+            # Rounding must not carry a cost across the limit, in either direction.
+            above, below = np.maximum(scaled, np.nextafter(first.limit, np.inf)), np.minimum(scaled, first.limit)
+            highest = np.maximum(highest, np.where(costs > other.limit, above, below))
+        return highest
+
+    return replace(first, cost=cost)
+
+
 def format_cost(cost: float, unit: Unit) -> str:
     """`cost` with its unit, to be read: 12.3 ms, 284.9 M MACs, 2.41 M parameters."""
     if unit == "ms":

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from amc_mobile.search.budget import Budget, Widths
+from amc_mobile.search.ddpg_policies import choose
 from amc_mobile.search.features import FEATURES, Features
-from amc_mobile.search.policies import choose
 from amc_mobile.search.reward import Outcome
 
 

@@ -37,10 +37,10 @@ class EpisodeRow:
     ci_high_ms: float | None
     macs: float | None
     parameters: float | None
-    reconstruction_s: float
+    reconstruction_s: float  # of this process's CPU, as the next two
     evaluation_s: float
     agent_s: float
-    latency_s: float
+    latency_s: float  # waited for measurements
     widths: tuple[int, ...]  # kept channels in group order
 
 
@@ -123,6 +123,11 @@ class EpisodeLog:
             stream.flush()
             os.fsync(stream.fileno())
         self.rows.append(row)
+
+    def seconds(self) -> dict[str, float]:
+        """What all lines together took, by part: CPU seconds, and seconds waited for measurements."""
+        parts = ("reconstruction", "evaluation", "agent", "latency")
+        return {part: float(sum(getattr(row, f"{part}_s") for row in self.rows)) for part in parts}
 
     def _write_header(self, header: dict[str, Any]) -> None:
         write_json(self.header_path, header, format_version=FORMAT_VERSION)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
 from amc_mobile.errors import BudgetNotMet, InvalidConfig, InvalidInput, UnreachableBudget
 from amc_mobile.search.budget import Budget, Widths, format_cost
 from amc_mobile.search.episode_log import CHECK, EpisodeLog, EpisodeRow, Pending
-from amc_mobile.search.policies import Policy
+from amc_mobile.search.guarantee import AccuracyGuarantee
+from amc_mobile.search.policy import Policy
 from amc_mobile.search.reward import MeasuredCost, Outcome
 from amc_mobile.search.standings import Plan, Standings
 
@@ -65,6 +66,7 @@ def run_search(
     measure_every: int = 0,
     measured_reward: Callable[[Outcome, float], float] | None = None,
     checks: CheckConfig | None = None,
+    guarantee: AccuracyGuarantee | None = None,
     resume: bool = True,
 ) -> SearchResult:
     """Searches for `episodes` episodes and returns the plan of the highest reward within the budget.
@@ -73,7 +75,9 @@ def run_search(
     `measure_every`-th episode; it may change what `budget.cost` answers. `measured_reward(outcome, p50_ms)` then
     replaces the reward, for rewards that hold the cost. A plan seen before is neither scored nor measured again.
     If no plan is measured within the budget, the limit is tightened by the ratio observed and the search goes on
-    for some episodes, a few times. `policy` must be new, and the one the log was started with if `resume`.
+    for some episodes, a few times. With `guarantee` the best plan is the cheapest one that keeps the accuracy, each
+    episode is held to less than that costs, and the search ends early when nothing cheaper is found. `policy` must
+    be new, and the one the log was started with if `resume`.
 
     Raises UnreachableBudget before the first episode; BudgetNotMet, with the fastest plan measured, at the end;
     InvalidInput when the log is of another search, or holds episodes and `resume` is False.
@@ -87,7 +91,16 @@ def run_search(
             f"{log.path} already holds {len(log.rows)} episodes", next_step="resume it or name a new run"
         )
     search = _Search(
-        policy, budget, score, log, measure, measure_every, measured_reward, on_episode, checks or CheckConfig()
+        policy,
+        budget,
+        score,
+        log,
+        measure,
+        measure_every,
+        measured_reward,
+        on_episode,
+        checks or CheckConfig(),
+        guarantee,
     )
     search.start()
     return search.finish(episodes)
@@ -104,6 +117,7 @@ class _Search:
     measured_reward: Callable[[Outcome, float], float] | None
     on_episode: Callable[[EpisodeRow], None] | None
     checks: CheckConfig
+    guarantee: AccuracyGuarantee | None
 
     def start(self) -> None:
         """Opens the log, takes in what it holds, and finishes the line that was under way."""
@@ -116,9 +130,12 @@ class _Search:
             "unit": self.budget.unit,
             "grids": [[int(width) for width in grid] for grid in self.budget.grids],
             "measured": self.measure is not None,
+            "guarantee": asdict(self.guarantee) if self.guarantee is not None else None,
         }
         self.log.start(self.policy.state_document(), settings)
         self.standings = Standings(self.budget.limit)
+        if self.guarantee is not None:
+            self.standings.rank = self.guarantee.rank
         for row in self.log.rows:
             self.standings.take(row)
             if row.policy != CHECK:
@@ -136,18 +153,18 @@ class _Search:
     def finish(self, episodes: int) -> SearchResult:
         standings = self.standings
         while True:
-            if standings.episodes < self._episodes_wanted(episodes):
+            if standings.episodes < self._episodes_wanted(episodes) and not self._is_over():
                 if standings.overs >= self.checks.max_overs and standings.tightenings + 1 < self.checks.max_tightenings:
                     standings.tighten(self._tighter())  # one is left for the end
                 try:
-                    started = time.perf_counter()
+                    started = time.process_time()
                     pending = self._proposal()
                 except UnreachableBudget:
                     # The corrected cost, or a tightened limit, leaves no plan; what was measured still counts.
                     if standings.fastest() is None:
                         raise
                     return self._best_measured()
-                self._episode(pending, agent_s=time.perf_counter() - started)
+                self._episode(pending, agent_s=time.process_time() - started)
             elif self.measure is None:
                 best = standings.best_predicted(self.budget)
                 if best is None:
@@ -168,11 +185,25 @@ class _Search:
             episodes, extra = min(episodes, most), min(extra, most)
         return episodes + extra * self.standings.tightenings
 
+    def _is_over(self) -> bool:
+        """Whether the accuracy is kept as cheaply as it will be; not while tightened limits ask for more episodes."""
+        if self.guarantee is None or self.standings.tightenings:
+            return False
+        return self.guarantee.is_over(self.log.rows, self.budget.cost_of(self.budget.full))
+
+    def _episode_budget(self) -> Budget:
+        budget = self._current_budget()
+        if self.guarantee is None:
+            return budget
+        wanted = self.guarantee.limit(self.log.rows, budget.cost_of(budget.full))
+        # Not below every plan there is: then the smallest one is proposed.
+        return budget.with_limit(min(budget.limit, max(wanted, budget.cost_of(budget.smallest()))))
+
     def _current_budget(self) -> Budget:
         return self.budget.with_limit(self.standings.search_limit)
 
     def _proposal(self) -> Pending:
-        widths = self.policy.propose(self._current_budget())
+        widths = self.policy.propose(self._episode_budget())
         return self._pending(self.policy.label, tuple(int(width) for width in widths), measuring=False)
 
     def _pending(self, policy: str, plan: Plan, *, measuring: bool) -> Pending:
@@ -184,9 +215,9 @@ class _Search:
     def _episode(self, pending: Pending, *, agent_s: float) -> None:
         plan = pending.widths
         known = self.standings.plans.get(plan)
-        started = time.perf_counter()
+        started = time.process_time()
         outcome = self._outcome(known, plan)
-        scored = time.perf_counter()
+        scored = time.process_time()
         row = EpisodeRow(
             episode=self.standings.episodes,
             policy=pending.policy,
@@ -209,9 +240,9 @@ class _Search:
             if not pending.measuring:
                 self.log.begin(replace(pending, measuring=True))
             row = self._measured(row, self.measure)
-        started = time.perf_counter()
+        started = time.process_time()
         self.policy.observe(np.array(plan, dtype=np.int64), row.reward)
-        self._write(replace(row, agent_s=agent_s + time.perf_counter() - started))
+        self._write(replace(row, agent_s=agent_s + time.process_time() - started))
 
     def _outcome(self, known: EpisodeRow | None, plan: Plan) -> Outcome:
         if known is not None:
@@ -227,7 +258,7 @@ class _Search:
         if self.measure_every > 0 and (row.episode + 1) % self.measure_every == 0:
             return True
         best = self.standings.best_standing(self._current_budget())
-        return best is None or row.reward > best.reward
+        return best is None or self.standings.rank(row) > self.standings.rank(best)
 
     def _check(self, pending: Pending) -> None:
         """Measures a plan that an earlier episode scored."""

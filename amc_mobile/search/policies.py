@@ -1,104 +1,75 @@
-"""What proposes plans: the paper's agent, its profile variant, and the controls they are judged by.
-
-A policy is deterministic: its proposal depends on the seed, the episode's number, the plans and rewards it has
-observed, and the budget's cost at that moment; nothing else. So a log of plans and rewards, observed again, is
-all it takes to continue a search.
-"""
+"""The policies by name: agents, searches and the hand-made plans they are judged by."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from amc_mobile.errors import InvalidConfig, InvalidInput
+from amc_mobile.errors import InvalidConfig
 from amc_mobile.search.budget import Budget, Floats, Widths
-from amc_mobile.search.ddpg import DdpgAgent, DdpgConfig, ReplayBuffer
-from amc_mobile.search.features import FEATURES, Features, GroupFacts
-
-PROFILE_CONFIG = DdpgConfig(warmup_episodes=60, noise_decay=0.98, standardise_rewards=True)
-SEQUENTIAL_CONFIG = DdpgConfig()
-
-
-class Policy(ABC):
-    """Proposes one plan per episode. The first episodes are the hand-made plans, then `extra_plans`."""
-
-    name: str
-    episodes_per_round: int | None = None  # a policy that has only so many plans to propose
-
-    def __init__(self, features: Features, *, seed: int, extra_plans: Sequence[Widths] = ()) -> None:
-        self.features = features
-        self.seed = seed
-        self.extra_plans = tuple(extra_plans)
-        self.episode = 0  # how many have been observed
-
-    @property
-    def label(self) -> str:
-        """Where the next proposal comes from."""
-        labels = ("uniform", "shallow", "deep", *("given" for _ in self.extra_plans))
-        return labels[self.episode] if self.episode < len(labels) else self.name
-
-    def propose(self, budget: Budget) -> Widths:
-        """The next plan, within the budget. Asking again before `observe` gives the same plan."""
-        if self.episode < 3:
-            return (budget.uniform, budget.shallow, budget.deep)[self.episode]()
-        if self.episode < 3 + len(self.extra_plans):
-            return budget.fit(self.extra_plans[self.episode - 3])
-        return self._propose(budget, np.random.default_rng([self.seed, self.episode, 0]))
-
-    def observe(self, widths: Widths, reward: float) -> None:
-        """Takes in the plan that was executed in this episode and its reward."""
-        self._observe(np.asarray(widths), reward, np.random.default_rng([self.seed, self.episode, 1]))
-        self.episode += 1
-
-    def state_document(self) -> dict[str, Any]:
-        """What a new policy needs, besides the log, to become this one."""
-        return {
-            "policy": self.name,
-            "seed": self.seed,
-            "cost_shares": [float(share) for share in self.features.cost_shares],
-            "extra_plans": [[int(width) for width in plan] for plan in self.extra_plans],
-        }
-
-    def restore(self, document: Mapping[str, Any]) -> None:
-        """Becomes the policy that `state_document` was taken from, before its first episode.
-
-        Raises InvalidInput when that was another policy or seed.
-        """
-        for key, mine in (("policy", self.name), ("seed", self.seed)):
-            if document.get(key) != mine:
-                raise InvalidInput(
-                    f"the search was started with {key} {document.get(key)!r}, not {mine!r}",
-                    next_step="continue with the same settings, or start another run",
-                )
-        old = self.features
-        shares = np.array(document["cost_shares"], dtype=np.float64)
-        self.features = Features(old.facts, old.smallest, old.full, shares)
-        self.extra_plans = tuple(np.array(plan, dtype=np.int64) for plan in document["extra_plans"])
-
-    @abstractmethod
-    def _propose(self, budget: Budget, rng: np.random.Generator) -> Widths: ...
-
-    def _observe(self, widths: Widths, reward: float, rng: np.random.Generator) -> None:
-        """Learns from the episode; a policy that does not learn keeps this."""
-        del widths, reward, rng
+from amc_mobile.search.critic import CriticPolicy
+from amc_mobile.search.ddpg import DdpgConfig
+from amc_mobile.search.ddpg_policies import PROFILE_CONFIG, SEQUENTIAL_CONFIG, DdpgProfile, DdpgSequential
+from amc_mobile.search.dynamic_programming import best_additive_plan
+from amc_mobile.search.evolution import CmaPolicy, EvolutionPolicy
+from amc_mobile.search.features import Features, GroupFacts
+from amc_mobile.search.netadapt import NetAdaptPolicy
+from amc_mobile.search.policy import FixedPolicy, Knowledge, Policy
 
 
-class UniformPolicy(Policy):
+class UniformPolicy(FixedPolicy):
     """One keep ratio for all groups: what every search has to beat."""
 
     name = "uniform"
-    episodes_per_round = 1
-    label = "uniform"
-
-    def propose(self, budget: Budget) -> Widths:
-        return budget.uniform()
 
     def _propose(self, budget: Budget, rng: np.random.Generator) -> Widths:
         return budget.uniform()
+
+
+class ShallowPolicy(FixedPolicy):
+    """The shallow groups pruned most (a hand-made policy of the paper)."""
+
+    name = "shallow"
+
+    def _propose(self, budget: Budget, rng: np.random.Generator) -> Widths:
+        return budget.shallow()
+
+
+class DeepPolicy(FixedPolicy):
+    """The deep groups pruned most (a hand-made policy of the paper)."""
+
+    name = "deep"
+
+    def _propose(self, budget: Budget, rng: np.random.Generator) -> Widths:
+        return budget.deep()
+
+
+class DynamicProgrammingPolicy(FixedPolicy):
+    """The smallest sum of relative reconstruction errors; no evaluation decides anything."""
+
+    name = "dp"
+
+    def _propose(self, budget: Budget, rng: np.random.Generator) -> Widths:
+        if self.knowledge.errors is None:
+            raise InvalidConfig("the policy dp needs the groups' reconstruction errors")
+        return best_additive_plan(budget, self.knowledge.errors)
+
+
+class GivenPolicy(FixedPolicy):
+    """The plans it is given, each brought within the budget."""
+
+    name = "from-file"
+
+    def __init__(self, knowledge: Knowledge) -> None:
+        super().__init__(knowledge)
+        if not knowledge.given:
+            raise InvalidConfig("the policy from-file needs a plan", next_step="name its file: from-file:PATH")
+        self.episodes_per_round = len(knowledge.given)
+
+    def _propose(self, budget: Budget, rng: np.random.Generator) -> Widths:
+        given = self.knowledge.given
+        return budget.fit(given[self.episode % len(given)])
 
 
 class RandomPolicy(Policy):
@@ -110,98 +81,22 @@ class RandomPolicy(Policy):
         return budget.scale(rng.uniform(self.features.min_ratios, 1))
 
 
-class _DdpgPolicy(Policy):
-    def __init__(
-        self,
-        features: Features,
-        config: DdpgConfig,
-        *,
-        seed: int,
-        episodes: int,
-        extra_plans: Sequence[Widths] = (),
-    ) -> None:
-        super().__init__(features, seed=seed, extra_plans=extra_plans)
-        self.config = replace(config, warmup_episodes=min(config.warmup_episodes, episodes // 3))
-        self.agent = DdpgAgent(len(FEATURES), self.config, seed)
-        self.buffer = ReplayBuffer(self.config.replay_episodes)
-
-    @property
-    def label(self) -> str:
-        label = super().label
-        return f"{label} warm-up" if label == self.name and self.noise is None else label
-
-    @property
-    def noise(self) -> float | None:
-        """The exploration noise of the next episode; None while warming up."""
-        trained = self.episode - self.config.warmup_episodes
-        return None if trained < 0 else self.config.noise * self.config.noise_decay**trained
-
-    def state_document(self) -> dict[str, Any]:
-        return {**super().state_document(), "config": asdict(self.config)}
-
-    def restore(self, document: Mapping[str, Any]) -> None:
-        super().restore(document)
-        # A search continued with more episodes keeps the warm-up it had; the rest must be the same.
-        config = replace(self.config, warmup_episodes=int(document["config"]["warmup_episodes"]))
-        if asdict(config) != document["config"]:
-            raise InvalidInput(
-                f"the search was started with the agent's settings {document['config']}, not {asdict(config)}",
-                next_step="continue with the same settings, or start another run",
-            )
-        self.config = config
-
-    def _observe(self, widths: Widths, reward: float, rng: np.random.Generator) -> None:
-        executed = widths / self.features.full
-        self.buffer.add(self.features.episode(widths), executed.astype(np.float32), reward)
-        if self.noise is not None:
-            self.agent.learn(self.buffer, self.features.groups, rng)
-
-
-class DdpgSequential(_DdpgPolicy):
-    """The paper's agent: group after group, each action clipped to what the budget allows at that moment."""
-
-    name = "ddpg-sequential"
-
-    def _propose(self, budget: Budget, rng: np.random.Generator) -> Widths:
-        decided: list[int] = []
-        for _ in range(self.features.groups):
-            ratios = np.array(decided) / self.features.full[: len(decided)]
-            noise = self.noise
-            if noise is None:
-                action = rng.uniform(0, 1)
-            else:
-                action = self.agent.act(self.features.observation(ratios), noise, rng)
-            decided.append(choose(budget, decided, action))
-        return budget.fit(decided)
-
-
-class DdpgProfile(_DdpgPolicy):
-    """Proposes the ratios of the whole episode; one common factor then scales them to the exact budget.
-
-    What it stores and learns from is the executed plan, so the factor is part of the environment.
-    """
-
-    name = "ddpg"
-
-    def _propose(self, budget: Budget, rng: np.random.Generator) -> Widths:
-        noise = self.noise
-        if noise is None:
-            return budget.scale(rng.uniform(self.features.min_ratios, 1))
-        ratios: list[float] = []
-        for lowest in self.features.min_ratios:
-            action = self.agent.act(self.features.observation(ratios), noise, rng)
-            ratios.append(max(action, float(lowest)))
-        return budget.scale(ratios)
-
-
-def choose(budget: Budget, decided: Sequence[int], keep_ratio: float) -> int:
-    """The allowed width of the next group that is nearest to `keep_ratio`."""
-    allowed: Floats = budget.allowed(decided).astype(np.float64)
-    wanted = keep_ratio * float(budget.grids[len(decided)][-1])
-    return int(allowed[np.argmin(np.abs(allowed - wanted))])
-
-
-POLICIES = ("ddpg", "ddpg-sequential", "random", "uniform")
+Make = Callable[[Knowledge, DdpgConfig | None], Policy]
+_MAKERS: dict[str, Make] = {
+    "ddpg": lambda known, config: DdpgProfile(known, config or PROFILE_CONFIG),
+    "ddpg-sequential": lambda known, config: DdpgSequential(known, config or SEQUENTIAL_CONFIG),
+    "critic": lambda known, _: CriticPolicy(known),
+    "evolution": lambda known, _: EvolutionPolicy(known),
+    "cma": lambda known, _: CmaPolicy(known),
+    "netadapt": lambda known, _: NetAdaptPolicy(known),
+    "random": lambda known, _: RandomPolicy(known),
+    "uniform": lambda known, _: UniformPolicy(known),
+    "shallow": lambda known, _: ShallowPolicy(known),
+    "deep": lambda known, _: DeepPolicy(known),
+    "dp": lambda known, _: DynamicProgrammingPolicy(known),
+    "from-file": lambda known, _: GivenPolicy(known),
+}
+POLICIES = tuple(_MAKERS)
 
 
 def make_policy(
@@ -211,23 +106,17 @@ def make_policy(
     *,
     seed: int = 0,
     episodes: int = 300,
-    extra_plans: Sequence[Widths] = (),
+    errors: Sequence[Floats] | None = None,
+    given: Sequence[Widths] = (),
     config: DdpgConfig | None = None,
 ) -> Policy:
     """The policy `name` for a search of `episodes` episodes.
 
-    `extra_plans`: widths to try after the hand-made plans. `config`: for the agents, instead of PROFILE_CONFIG or
+    `errors` and `given`: as in Knowledge. `config`: for the DDPG agents, instead of PROFILE_CONFIG or
     SEQUENTIAL_CONFIG; its warm-up is cut to a third of the episodes. Raises InvalidConfig for an unknown name.
     """
-    features = Features.of(facts, budget)
-    if name == "ddpg":
-        profile = config or PROFILE_CONFIG
-        return DdpgProfile(features, profile, seed=seed, episodes=episodes, extra_plans=extra_plans)
-    if name == "ddpg-sequential":
-        sequential = config or SEQUENTIAL_CONFIG
-        return DdpgSequential(features, sequential, seed=seed, episodes=episodes, extra_plans=extra_plans)
-    if name == "random":
-        return RandomPolicy(features, seed=seed, extra_plans=extra_plans)
-    if name == "uniform":
-        return UniformPolicy(features, seed=seed)
-    raise InvalidConfig(f"no search policy {name!r}", next_step=f"use one of: {', '.join(POLICIES)}")
+    if name not in _MAKERS:
+        raise InvalidConfig(f"no search policy {name!r}", next_step=f"use one of: {', '.join(POLICIES)}")
+    tables = None if errors is None else tuple(np.asarray(row, dtype=np.float64) for row in errors)
+    known = Knowledge(Features.of(facts, budget), seed, episodes, tables, tuple(np.asarray(plan) for plan in given))
+    return _MAKERS[name](known, config)

@@ -12,7 +12,9 @@ import torch
 from amc_mobile.errors import InvalidConfig
 from amc_mobile.search.budget import Unit
 
-RewardName = Literal["fidelity", "top1", "error-log-cost"]
+RewardName = Literal["fidelity", "top1", "error-log-cost", "error-log-macs", "error-log-params", "error-log-latency"]
+# The paper's accuracy-guaranteed rewards, R_FLOPs, R_Param and R_latency, and the unit of the cost in each.
+GUARANTEED: dict[str, Unit] = {"error-log-macs": "macs", "error-log-params": "parameters", "error-log-latency": "ms"}
 REWARDS: tuple[RewardName, ...] = get_args(RewardName)
 
 
@@ -50,15 +52,18 @@ def top1(logits: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 def reward_of(name: str, *, top1: float | None, fidelity: float | None, cost: float, unit: Unit) -> float:
-    """The reward `name`. "error-log-cost" is the paper's -Error * log(cost), which needs no budget.
+    """The reward `name`. "error-log-..." is the paper's -Error * log(cost), which needs no budget.
 
-    For it `cost` counts in MACs, parameters or microseconds, so that the logarithm stays positive.
+    `cost` counts in `unit`, the one that the name asks for unless it is "error-log-cost"; milliseconds are taken as
+    microseconds, so that the logarithm stays positive.
     """
+    if GUARANTEED.get(name, unit) != unit:
+        raise InvalidConfig(f"the reward {name!r} needs a cost in {GUARANTEED[name]}, not in {unit}")
     if name == "fidelity" and fidelity is not None:
         return fidelity
     if name == "top1" and top1 is not None:
         return top1
-    if name == "error-log-cost" and top1 is not None:
+    if name.startswith("error-log-") and name in REWARDS and top1 is not None:
         return -(1 - top1) * math.log(max(cost * 1000 if unit == "ms" else cost, 1.0))
     if name in REWARDS:
         raise InvalidConfig(f"the reward {name!r} needs {'fidelity' if name == 'fidelity' else 'top-1'}, not scored")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from amc_mobile.search.budget import Budget
 from amc_mobile.search.episode_log import CHECK, EpisodeRow
 
 Plan = tuple[int, ...]
+Rank = Callable[[EpisodeRow], tuple[float, ...]]
 
 
 @dataclass
@@ -24,6 +26,7 @@ class Standings:
     checks: int = 0  # since the last tightening
     overs: int = 0  # measurements over the budget in a row, since the last tightening
     plans: dict[Plan, EpisodeRow] = field(default_factory=dict)  # the latest line of each plan, best known
+    rank: Rank = field(default=lambda row: (row.reward,), repr=False)  # what "best" means: the highest
 
     def __post_init__(self) -> None:
         self.search_limit = min(self.search_limit, self.budget_limit)
@@ -50,26 +53,28 @@ class Standings:
         self.overs = 0
 
     def best_measured(self) -> EpisodeRow | None:
-        """The highest reward among the plans measured within the budget."""
-        return _best([row for row in self.plans.values() if self._measured_within(row)])
+        """The best among the plans measured within the budget."""
+        return self._best([row for row in self.plans.values() if self._measured_within(row)])
 
     def best_predicted(self, budget: Budget) -> EpisodeRow | None:
-        """The highest reward among the plans whose cost, as it is now, is within the budget."""
-        return _best(self._predicted_within(list(self.plans.values()), budget))
+        """The best among the plans whose cost, as it is now, is within the budget."""
+        return self._best(self._predicted_within(list(self.plans.values()), budget))
 
     def best_standing(self, budget: Budget) -> EpisodeRow | None:
-        """The highest reward among plans measured within the budget, or not measured and predicted within it."""
+        """The best among plans measured within the budget, or not measured and predicted within it."""
         unmeasured = [row for row in self.plans.values() if row.ci_high_ms is None]
         measured = [row for row in self.plans.values() if self._measured_within(row)]
-        return _best(measured + self._predicted_within(unmeasured, budget))
+        return self._best(measured + self._predicted_within(unmeasured, budget))
 
     def candidate(self, budget: Budget) -> EpisodeRow | None:
         """The best plan not measured yet that would beat the best measured one."""
         best = self.best_measured()
         better = [
-            row for row in self.plans.values() if row.ci_high_ms is None and (best is None or row.reward > best.reward)
+            row
+            for row in self.plans.values()
+            if row.ci_high_ms is None and (best is None or self.rank(row) > self.rank(best))
         ]
-        return _best(self._predicted_within(better, budget))
+        return self._best(self._predicted_within(better, budget))
 
     def fastest(self) -> EpisodeRow | None:
         """The plan with the lowest upper end of its measured confidence interval."""
@@ -94,6 +99,5 @@ class Standings:
         costs = budget.cost(np.array([row.widths for row in rows], dtype=np.int64))
         return [row for row, cost in zip(rows, costs, strict=True) if cost <= budget.limit]
 
-
-def _best(rows: list[EpisodeRow]) -> EpisodeRow | None:
-    return max(rows, key=lambda row: (row.reward, -row.episode), default=None)
+    def _best(self, rows: list[EpisodeRow]) -> EpisodeRow | None:
+        return max(rows, key=lambda row: (self.rank(row), -row.episode), default=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from amc_mobile.channels.plan import grid
 from amc_mobile.device.conditions import Conditions
 from amc_mobile.device.host import HostDevice, installed_runtimes
-from amc_mobile.errors import MissingDependency, MissingLatency
+from amc_mobile.errors import InvalidConfig, MissingDependency, MissingLatency
 from amc_mobile.kernels.cache import load_or_build
 from amc_mobile.kernels.template import Template
 from amc_mobile.latency import calibration
@@ -32,8 +33,24 @@ MIN_CALIBRATION_MODELS = 4
 UNTRUSTED = 0.2  # weight of a number that other work on the machine may have spoilt
 
 
-def default_grids(network: Network, *, multiple: int = 8, min_keep_ratio: float = 0.2) -> list[Widths]:
-    return [grid(int(size), multiple=multiple, min_keep_ratio=min_keep_ratio) for size in network.groups.sizes]
+def default_grids(
+    network: Network, *, multiple: int = 8, min_keep_ratio: float = 0.2, keep: str = ""
+) -> list[NDArray[np.int64]]:
+    """The widths each group may take. `keep`: groups that stay whole, as patterns of their names separated by commas,
+    or "residual": those that more than one layer writes, which shortcuts add up. Raises InvalidConfig."""
+    patterns = [pattern for pattern in keep.replace(" ", "").split(",") if pattern]
+    for pattern in patterns:
+        if pattern != "residual" and not fnmatch.filter(network.groups.names, pattern):
+            raise InvalidConfig(
+                f"--keep {pattern!r} names no channel group", next_step=f"groups: {', '.join(network.groups.names)}"
+            )
+    grids = []
+    for group in network.groups.groups:
+        whole = any(fnmatch.fnmatchcase(group.name, pattern) for pattern in patterns)
+        whole |= "residual" in patterns and len(group.producers) > 1
+        lowest = 1.0 if whole else min_keep_ratio
+        grids.append(grid(group.channels, multiple=multiple, min_keep_ratio=lowest))
+    return grids
 
 
 def chosen_runtime(settings: Settings) -> str:

@@ -14,7 +14,7 @@ from amc_mobile.models.evaluation import logits
 from amc_mobile.pruning.fold import find_folding, folded
 from amc_mobile.pruning.reconstruction import Reconstructor
 from amc_mobile.search.budget import Unit
-from amc_mobile.search.reward import Outcome, fidelity, reward_of, top1
+from amc_mobile.search.reward import GUARANTEED, Outcome, fidelity, reward_of, top1
 from amc_mobile.workflows.network import Network
 
 Widths = NDArray[np.int64]
@@ -30,6 +30,7 @@ class PlanScorer:
         self.folding = find_folding(network.module, self.images.normalised(slice(0, 1)))
         self._layout = self.folding.channels_last
         self.reference = logits(folded(network.module, self.folding), self.images, channels_last=self._layout)
+        self.original_top1 = top1(self.reference, self._labels)
         self.cost_of: Callable[[Widths], float] = lambda widths: float(self._costs.macs(widths))
         self.unit: Unit = "macs"
 
@@ -40,6 +41,9 @@ class PlanScorer:
         outputs = logits(model, self.images, channels_last=self._layout)
         seconds = {"reconstruction": built - started, "evaluation": time.process_time() - built}
         accuracy, closeness = top1(outputs, self._labels), fidelity(outputs, self.reference)
-        reward = reward_of(self._reward, top1=accuracy, fidelity=closeness, cost=self.cost_of(widths), unit=self.unit)
         macs, parameters = float(self._costs.macs(widths)), float(self._costs.parameters(widths))
+        unit = GUARANTEED.get(self._reward, self.unit)
+        # The reward's own unit, where it is not the budget's.
+        cost = self.cost_of(widths) if unit == self.unit else {"macs": macs, "parameters": parameters}.get(unit, 0.0)
+        reward = reward_of(self._reward, top1=accuracy, fidelity=closeness, cost=cost, unit=unit)
         return Outcome(reward, accuracy, closeness, macs, parameters, seconds)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,22 +16,23 @@ from numpy.typing import NDArray
 from amc_mobile.channels.cost import CostModel
 from amc_mobile.channels.plan import PruningPlan
 from amc_mobile.data import DataSplit
-from amc_mobile.errors import InvalidConfig
+from amc_mobile.errors import InvalidConfig, InvalidInput
 from amc_mobile.latency.protocol import measure_pair
 from amc_mobile.models.evaluation import evaluate
-from amc_mobile.pruning.gram import collect_gram
-from amc_mobile.pruning.importance import channel_order
 from amc_mobile.pruning.reconstruction import Reconstructor
 from amc_mobile.pruning.refit import refit
 from amc_mobile.search.budget import Budget, Unit, format_cost
 from amc_mobile.search.episode_log import EpisodeLog, EpisodeRow
 from amc_mobile.search.features import GroupFacts
+from amc_mobile.search.guarantee import AccuracyGuarantee
 from amc_mobile.search.loop import run_search
 from amc_mobile.search.policies import make_policy
-from amc_mobile.search.reward import MeasuredCost
+from amc_mobile.search.policy import Policy
+from amc_mobile.search.reward import GUARANTEED, MeasuredCost
 from amc_mobile.workflows.latency_model import LatencyModel, ModelPoint, default_grids, latency_model
-from amc_mobile.workflows.network import Network, load_network
+from amc_mobile.workflows.network import Network
 from amc_mobile.workflows.plan_scorer import PlanScorer
+from amc_mobile.workflows.preparation import Preparations
 from amc_mobile.workflows.progress import Progress, silent
 from amc_mobile.workflows.runs import Run, run_name
 from amc_mobile.workflows.workspace import Settings, Workspace
@@ -52,9 +56,15 @@ class SearchConfig:
     min_keep_ratio: float = 0.2
     multiple: int = 8
     calibration_images: int = 1500
-    reward_images: int = 256
+    reward_images: int = 128
+    max_loss: float | None = None  # of top-1 on the reward images; the cheapest plan that loses no more is wanted
+    keep: str = ""  # groups that stay whole: patterns of names, or "residual", separated by commas
 
     def __post_init__(self) -> None:
+        if self.reward in GUARANTEED and not any(v is not None for v in self._budgets().values()):
+            # These rewards need no budget: all of the original's cost is allowed, in the reward's unit.
+            flag = {"macs": "macs_ratio", "parameters": "params_ratio", "ms": "latency_ratio"}[GUARANTEED[self.reward]]
+            object.__setattr__(self, flag, 1.0)
         given = {k: v for k, v in self._budgets().items() if v is not None}
         if len(given) != 1:
             flags = ", ".join(f"--{name}" for name in self._budgets())
@@ -64,6 +74,10 @@ class SearchConfig:
             raise InvalidConfig(f"--{name} {value} is not allowed", next_step="ratios are above 0 and at most 1")
         if self.episodes < 1 or self.multiple < 1 or not 0 < self.min_keep_ratio <= 1:
             raise InvalidConfig("episodes and multiple must be at least 1, min_keep_ratio in (0, 1]")
+        if self.max_loss is not None and not 0 <= self.max_loss < 1:
+            raise InvalidConfig(f"--max-loss {self.max_loss} is not a share of the images", next_step="try 0.01")
+        if GUARANTEED.get(self.reward) == "ms" and self.unit != "ms":
+            raise InvalidConfig(f"the reward {self.reward} needs a latency budget", next_step="pass --latency-ratio 1")
 
     def _budgets(self) -> dict[str, float | None]:
         return {
@@ -163,18 +177,27 @@ def group_facts(network: Network) -> list[GroupFacts]:
 
 
 def search_plan(
-    space: Workspace, settings: Settings, wanted: SearchConfig, *, run: str | None, progress: Progress
+    space: Workspace,
+    settings: Settings,
+    wanted: SearchConfig,
+    *,
+    run: str | None,
+    progress: Progress,
+    prepared: Preparations | None = None,
 ) -> SearchOutcome:
     """Searches, refits the best plan layer by layer and keeps both in a run folder.
+
+    `prepared`: what earlier searches of this network have worked out.
 
     Raises UnreachableBudget before searching, MissingLatency when the device has not been profiled, BudgetNotMet.
     """
     name = run_name(run or "", *(() if run else (settings.model, wanted.asked, wanted.policy, f"s{settings.seed}")))
     folder = Run(space.runs / name)
     folder.folder.mkdir(parents=True, exist_ok=True)
-    network = load_network(space, settings)
+    prepared = prepared or Preparations()
+    network = prepared.network(space, settings)
     data = network.split(calibration=wanted.calibration_images, reward=wanted.reward_images, seed=settings.seed)
-    grids = default_grids(network, multiple=wanted.multiple, min_keep_ratio=wanted.min_keep_ratio)
+    grids = default_grids(network, multiple=wanted.multiple, min_keep_ratio=wanted.min_keep_ratio, keep=wanted.keep)
     torch.manual_seed(settings.seed)
     latency = latency_model(space, settings, network, grids, progress) if wanted.unit == "ms" else None
     try:
@@ -185,17 +208,21 @@ def search_plan(
         folder.begin(settings, asdict(wanted))
         folder.write("split", data.document())
         space.remember(settings, run=name)
-        progress("prepare reconstruction", 0, 2)
-        calibration = data.calibration.normalised()
-        gram = collect_gram(network.module, network.groups, calibration, seed=settings.seed)
-        progress("prepare reconstruction", 1, 2, "channel order")
-        order = channel_order(network.groups, network.module, gram, method=wanted.channel_choice)
-        progress("prepare reconstruction", 2, 2)
-        reconstructor = Reconstructor(network.module, network.groups, gram, order)
+        known = prepared.statistics(
+            network, data, channel_choice=wanted.channel_choice, seed=settings.seed, progress=progress
+        )
+        reconstructor = known.reconstructor(network)
+        started = time.process_time()
         scorer = PlanScorer(network, data, reconstructor, wanted.reward)
         scorer.unit, scorer.cost_of = wanted.unit, budget.cost_of
         measure = PlanMeasurer(latency, folder, reconstructor, reference_ms) if latency else None
-        episodes = 1 if wanted.policy == "uniform" else wanted.episodes
+        policy = _policy(wanted, network, budget, reconstructor, seed=settings.seed)
+        set_up_s = known.cpu_s + time.process_time() - started
+        episodes = min(wanted.episodes, policy.episodes_per_round or wanted.episodes)
+
+        guarantee = None
+        if wanted.max_loss is not None:
+            guarantee = AccuracyGuarantee(max(scorer.original_top1 - wanted.max_loss, 0.0))
 
         def on_episode(row: EpisodeRow) -> None:
             shown = f", measured {row.measured_ms:.3f} ms" if row.measured_ms is not None else ""
@@ -204,13 +231,14 @@ def search_plan(
 
         log = EpisodeLog(folder.folder / "episodes.csv", identity=_identity(settings, wanted, data))
         result = run_search(
-            make_policy(wanted.policy, group_facts(network), budget, seed=settings.seed, episodes=episodes),
-            budget, scorer, episodes=episodes, log=log, on_episode=on_episode, measure=measure,
-            measure_every=wanted.measure_every if measure else 0,
+            policy, budget, scorer, episodes=episodes, log=log, on_episode=on_episode, measure=measure,
+            measure_every=wanted.measure_every if measure else 0, guarantee=guarantee,
         )  # fmt: skip
-        plan = PruningPlan.from_widths(network.groups.channels, result.widths).with_order(order)
+        plan = PruningPlan.from_widths(network.groups.channels, result.widths).with_order(known.order)
         progress("refit", 0, 1)
-        pruned = refit(network.module, network.groups, plan.kept(), calibration, seed=settings.seed)
+        started = time.process_time()
+        pruned = refit(network.module, network.groups, plan.kept(), known.calibration, seed=settings.seed)
+        refit_s = time.process_time() - started
         progress("refit", 1, 1)
         folder.save_weights("pruned", pruned)
         document = {
@@ -222,6 +250,9 @@ def search_plan(
             "macs": float(costs.macs(plan.widths)), "original_macs": float(costs.macs(network.groups.sizes)),
             "parameters": float(costs.parameters(plan.widths)),
             "original_parameters": float(costs.parameters(network.groups.sizes)),
+            "cpu_s": {"set_up": set_up_s, **log.seconds(), "refit": refit_s},
+            "reward_top1": result.top1, "original_reward_top1": scorer.original_top1,
+            "accuracy_kept": None if guarantee is None else (result.top1 or 0.0) >= guarantee.top1,
             "test_images": len(data.test),
             "test_top1": {
                 "original": evaluate(network.module, data.test),
@@ -234,6 +265,30 @@ def search_plan(
     finally:
         if latency is not None:
             latency.close()
+
+
+def _policy(
+    wanted: SearchConfig, network: Network, budget: Budget, reconstructor: Reconstructor, *, seed: int
+) -> Policy:
+    """The policy asked for; `from-file:PATH` reads the plan of another search or of a file."""
+    name, _, path = wanted.policy.partition(":")
+    return make_policy(
+        name, group_facts(network), budget, seed=seed, episodes=wanted.episodes,
+        errors=[reconstructor.group_errors(group, grid) for group, grid in enumerate(budget.grids)],
+        given=[plan_from_file(Path(path), network)] if path else [],
+    )  # fmt: skip
+
+
+def plan_from_file(path: Path, network: Network) -> Widths:
+    """Widths (groups,) of a plan in JSON, alone or as the `plan` of a search. Raises InvalidInput."""
+    try:
+        document = json.loads(path.expanduser().read_text())
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{path} holds no plan: {error}", next_step="name a run's search.json") from error
+    plan = PruningPlan.from_document(document.get("plan", document) if isinstance(document, dict) else {})
+    if dict(plan.channels) != dict(network.groups.channels):
+        raise InvalidInput(f"the plan in {path} is for another network: its channel groups differ")
+    return plan.widths
 
 
 def _predicted(widths: Widths, budget: Budget, latency: LatencyModel | None) -> float:

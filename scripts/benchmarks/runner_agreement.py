@@ -30,9 +30,9 @@ from amc_mobile.device.bench import (
     run_on_host,
 )
 from amc_mobile.device.host import HostDevice
+from amc_mobile.device.timing import Timing, time_session
 from amc_mobile.errors import DeviceError
 from amc_mobile.export.to_onnx import to_onnx
-from amc_mobile.latency.timing import Timing, time_session
 from amc_mobile.models.registry import MODELS
 
 TIMING = Timing(samples=20, min_sample_ms=0.25, warmup_runs=4, max_s=1.0)

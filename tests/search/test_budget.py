@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amc_mobile.errors import InvalidInput, UnreachableBudget
-from amc_mobile.search.budget import Budget, format_cost
+from amc_mobile.search.budget import Budget, format_cost, joined
 from tests.search import toy
 
 
@@ -163,3 +163,35 @@ def test_costs_are_written_with_their_unit():
     assert format_cost(12.345, "ms") == "12.35 ms"
     assert format_cost(284.9e6, "macs") == "284.9 M MACs"
     assert format_cost(2.41e6, "parameters") == "2.41 M parameters"
+
+
+def other_budget(limit: float) -> Budget:
+    """Counted in MACs, with other weights than the milliseconds of the toy."""
+    return Budget(lambda widths: (widths / toy.FULL) @ np.array([1.0, 1, 1, 1, 1, 6]) * 1e6, limit, toy.GRIDS, "macs")
+
+
+@pytest.mark.parametrize(("ms", "macs"), [(7.0, 4e6), (4.0, 9e6), (6.0, 5e6)])
+def test_a_joint_budget_allows_what_every_budget_allows(ms, macs):
+    first, second = toy.budget(ms), other_budget(macs)
+    both = joined([first, second])
+    plans = np.stack([np.random.default_rng(0).choice(grid, 300) for grid in toy.GRIDS], axis=1)
+    allowed = [both.allows(plan) for plan in plans]
+    assert allowed == [first.allows(plan) and second.allows(plan) for plan in plans]
+    assert 0 < sum(allowed) < 300
+    assert both.unit == "ms"
+    assert both.limit == ms
+    assert both.cost_of(toy.FULL) >= first.cost_of(toy.FULL)
+    uniform = both.uniform()
+    assert first.allows(uniform)
+    assert second.allows(uniform)
+
+
+def test_a_joint_budget_of_one_is_that_budget():
+    alone = joined([toy.budget(7.0)])
+    assert alone.uniform().tolist() == toy.budget(7.0).uniform().tolist()
+
+
+def test_budgets_over_other_widths_are_not_joined():
+    other = Budget(toy.cost, 7.0, tuple(grid[1:] for grid in toy.GRIDS), "ms")
+    with pytest.raises(InvalidInput, match="different widths"):
+        joined([toy.budget(), other])

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from amc_mobile.search.ddpg import DdpgAgent, DdpgConfig, ReplayBuffer, truncated_normal
-from amc_mobile.search.policies import DdpgProfile, DdpgSequential
+from amc_mobile.search.ddpg_policies import DdpgProfile, DdpgSequential
 from tests.search import toy
 
 

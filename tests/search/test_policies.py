@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 
 from amc_mobile.errors import InvalidConfig, InvalidInput
-from amc_mobile.search.policies import POLICIES, DdpgProfile, make_policy
+from amc_mobile.search.ddpg_policies import DdpgProfile
+from amc_mobile.search.dynamic_programming import best_additive_plan
+from amc_mobile.search.policies import POLICIES, make_policy
 from tests.search import toy
+
+FIXED = ("uniform", "shallow", "deep", "dp", "from-file")
 
 
 def run(policy, episodes: int) -> list[list[int]]:
@@ -27,22 +31,23 @@ def test_every_plan_of_every_policy_is_within_the_budget(name):
 def test_a_policy_is_deterministic_given_its_seed(name):
     first = run(toy.policy(name, episodes=24, seed=3), 24)
     assert first == run(toy.policy(name, episodes=24, seed=3), 24)
-    if name != "uniform":
+    if name not in FIXED and name != "netadapt":
         assert first != run(toy.policy(name, episodes=24, seed=4), 24)
 
 
-@pytest.mark.parametrize("name", ["ddpg", "ddpg-sequential", "random"])
-def test_a_search_starts_with_the_hand_made_plans(name):
+@pytest.mark.parametrize("name", [name for name in POLICIES if name not in FIXED])
+def test_a_search_starts_with_the_same_seeds_whatever_the_policy(name):
     policy, budget = toy.policy(name, episodes=24), toy.budget()
     assert policy.label == "uniform"
-    plans = run(policy, 3)
-    assert plans == [budget.uniform().tolist(), budget.shallow().tolist(), budget.deep().tolist()]
+    plans = run(policy, 4)
+    dynamic = best_additive_plan(budget, toy.ERRORS)
+    assert plans == [plan.tolist() for plan in (budget.uniform(), budget.shallow(), budget.deep(), dynamic)]
     assert policy.label.startswith(name)
 
 
 def test_given_plans_follow_the_hand_made_ones_and_are_brought_within_the_budget():
     budget, small = toy.budget(), np.full(6, 8)
-    policy = make_policy("random", toy.facts(), budget, seed=0, episodes=10, extra_plans=[small, toy.FULL])
+    policy = make_policy("random", toy.facts(), budget, seed=0, episodes=10, given=[small, toy.FULL])
     plans = run(policy, 5)
     assert plans[3] == small.tolist()
     assert budget.allows(np.array(plans[4]))

@@ -33,3 +33,10 @@ def test_a_reward_without_what_it_needs_is_refused():
         reward_of("top1", top1=None, fidelity=0.5, cost=1, unit="ms")
     with pytest.raises(InvalidConfig, match="no reward 'f1'"):
         reward_of("f1", top1=0.5, fidelity=0.5, cost=1, unit="ms")
+
+
+@pytest.mark.parametrize(("name", "unit"), [("error-log-macs", "macs"), ("error-log-params", "parameters")])
+def test_each_accuracy_guaranteed_reward_takes_its_own_cost_only(name, unit):
+    assert reward_of(name, top1=0.9, fidelity=None, cost=1e5, unit=unit) == pytest.approx(-0.1 * math.log(1e5))
+    with pytest.raises(InvalidConfig, match=f"needs a cost in {unit}"):
+        reward_of(name, top1=0.9, fidelity=None, cost=1e5, unit="ms")

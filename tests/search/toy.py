@@ -9,13 +9,19 @@ from pathlib import Path
 import numpy as np
 
 from amc_mobile.search.budget import Budget, Floats, Widths
+from amc_mobile.search.ddpg_policies import PROFILE_CONFIG, SEQUENTIAL_CONFIG
 from amc_mobile.search.features import GroupFacts
-from amc_mobile.search.policies import PROFILE_CONFIG, SEQUENTIAL_CONFIG, Policy, make_policy
+from amc_mobile.search.policies import make_policy
+from amc_mobile.search.policy import Policy
 from amc_mobile.search.reward import MeasuredCost, Outcome
 
 FULL = np.array([32, 32, 64, 64, 128, 128])
 GRIDS = tuple(np.arange(8, full + 1, 8) for full in FULL)
 IMPORTANCE = np.array([3.0, 1.0, 2.0, 0.5, 0.7, 1.5])
+# What reconstruction would say of each group alone: the importances are not quite what the score uses.
+ERRORS = tuple(
+    float(weight) * (1 - grid / grid[-1]) ** 2 for weight, grid in zip([2.0, 1.5, 1.5, 1, 1, 1], GRIDS, strict=True)
+)
 
 
 def cost(widths: Widths) -> Floats:
@@ -50,7 +56,8 @@ def policy_for(budget: Budget, name: str, *, episodes: int, seed: int = 0) -> Po
     """As the product makes it, but for the size of the agent's networks, and so the time."""
     config = {"ddpg": PROFILE_CONFIG, "ddpg-sequential": SEQUENTIAL_CONFIG}.get(name)
     small = None if config is None else replace(config, hidden=16, batch_size=16)
-    return make_policy(name, facts(), budget, seed=seed, episodes=episodes, config=small)
+    given = [FULL // 2] if name == "from-file" else []
+    return make_policy(name, facts(), budget, seed=seed, episodes=episodes, errors=ERRORS, given=given, config=small)
 
 
 class Phone:

@@ -1,0 +1,106 @@
+"""Policies on pretrained CIFAR-10 ResNets at one budget: accuracy before fine-tuning, evaluations and CPU seconds.
+
+Data and weights are read from the folder that AMC_MOBILE_DATA names. Calibration, reward and test images are kept
+apart. Each policy and seed has a run folder in the workspace: killed, the same command goes on where it was.
+With --latency-ratio this computer is profiled first. --quick: ResNet-20, uniform and critic, 12 episodes, one seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amc_mobile.terminal import progress_bars
+from amc_mobile.workflows.compare import CompareConfig, Comparison, compare_policies
+from amc_mobile.workflows.profile import profile_device
+from amc_mobile.workflows.search import SearchConfig
+from amc_mobile.workflows.workspace import Settings, Workspace
+
+WEIGHTS = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}
+# Top-1 before fine-tuning at 50 % MACs that the AMC paper gives for ResNet-56 (of an original with 92.8 %).
+PAPER = {"resnet56.uniform": 0.875, "resnet56.deep": 0.884, "resnet56.amc": 0.902}
+
+
+def compared(model: str, data: Path, options: argparse.Namespace) -> Comparison:
+    folder = data / "cifar10"
+    settings = Settings(
+        model=model, checkpoint=str(folder / WEIGHTS[model]), data=f"cifar10:{folder / 'cifar10_lossless.npz'}"
+    )
+    space = Workspace(options.workspace / model)
+    latency = options.latency_ratio is not None
+    search = SearchConfig(
+        latency_ratio=options.latency_ratio,
+        macs_ratio=None if latency else options.macs_ratio,
+        episodes=options.episodes,
+        reward_images=options.reward_images,
+        keep=options.keep,
+        multiple=options.multiple or (8 if latency else 1),
+    )
+    wanted = CompareConfig(search, tuple(options.policies.split(",")), tuple(range(options.seeds)))
+    with progress_bars(options.json) as progress:
+        if latency:
+            profile_device(space, settings, progress=progress)
+        return compare_policies(space, settings, wanted, progress=progress)
+
+
+def figures_of(model: str, comparison: Comparison) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for row in comparison.policies:
+        for key in ("reward", "one_shot_top1", "refitted_top1", "macs", "measured_ms", "evaluations", "cpu_s"):
+            value: dict[str, Any] | None = row[key]
+            if value is not None:
+                found[f"{model}.{row['policy']}.{key}"] = round(value["mean"], 5)
+                found[f"{model}.{row['policy']}.{key}_std"] = round(value["std"], 5)
+        for cut in (100, 200, 300):
+            if (best := row[f"best_reward_{cut}"]) is not None:
+                found[f"{model}.{row['policy']}.best_reward_{cut}"] = round(best["mean"], 5)
+    finished = [run for run in comparison.runs if "error" not in run]
+    if finished:
+        found[f"{model}.original_top1"] = finished[0]["original_top1"]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--models", default="resnet20,resnet56")
+    parser.add_argument("--policies", default="uniform,random,ddpg,evolution,critic,dp")
+    parser.add_argument("--episodes", type=int, default=300)
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ...")
+    parser.add_argument("--macs-ratio", type=float, default=0.5)
+    parser.add_argument("--latency-ratio", type=float, help="a budget on measured latency instead")
+    parser.add_argument("--reward-images", type=int, default=128)
+    parser.add_argument("--multiple", type=int, help="of kept channels; default 1 for MACs, 8 for latency")
+    parser.add_argument("--keep", default="residual", help="groups that stay whole; the paper cuts inner channels only")
+    parser.add_argument("--workspace", type=Path, default=Path("amc-workspace/compare-cifar"))
+    options = parser.parse_args()
+    if not (root := os.environ.get("AMC_MOBILE_DATA")):
+        sys.exit("set AMC_MOBILE_DATA to the folder with cifar10/cifar10_lossless.npz and the pretrained ResNets")
+    if options.quick:
+        options.models, options.policies, options.episodes, options.seeds = "resnet20", "uniform,critic", 12, 1
+    torch.set_num_threads(1)
+    figures: dict[str, float] = {}
+    for model in options.models.split(","):
+        comparison = compared(model, Path(root), options)
+        figures |= figures_of(model, comparison)
+        if not options.json:
+            print(comparison.text(), flush=True)
+    conditions = {
+        "machine": platform.machine(), "python": platform.python_version(), "torch": torch.__version__, "threads": 1,
+        "test_images": 500, **{k: str(v) for k, v in vars(options).items() if k not in ("json", "workspace")},
+    }  # fmt: skip
+    if options.json:
+        document = {"name": "compare_cifar", "figures": figures, "baselines": PAPER, "conditions": conditions}
+        print(json.dumps(document, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""What an episode of a search costs, in CPU seconds of one thread, and how well cheap rewards rank plans.
+
+MobileNet-V1 on 32x32 images (46 M MACs, 10 classes) with random weights, 3000 synthetic calibration images of 10
+points each, half the MACs: what is timed does not depend on what images show. Once with the default reward (the
+logits' fidelity on few images), once with the paper's (top-1 on 3000 images). An episode is reconstruction,
+evaluation, agent and cost model; the set-up, once per search, is given beside it.
+
+Where AMC_MOBILE_DATA is set, both rewards also rank plans of pretrained CIFAR-10 ResNets: Spearman's correlation with
+the top-1 on test images of the reconstructed networks, over 24 plans within half the MACs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from amc_mobile.channels.cost import CostModel
+from amc_mobile.channels.groups import find_groups
+from amc_mobile.data import Dataset, DataSplit, ImageSet, split
+from amc_mobile.models.evaluation import logits
+from amc_mobile.models.loading import load_model
+from amc_mobile.pruning.fold import find_folding, folded
+from amc_mobile.search.budget import Budget, Floats, Widths
+from amc_mobile.search.episode_log import EpisodeLog
+from amc_mobile.search.loop import run_search
+from amc_mobile.search.policies import make_policy
+from amc_mobile.search.reward import fidelity, top1
+from amc_mobile.workflows.latency_model import default_grids
+from amc_mobile.workflows.network import Network, load_network
+from amc_mobile.workflows.plan_scorer import PlanScorer
+from amc_mobile.workflows.preparation import Preparations
+from amc_mobile.workflows.progress import silent
+from amc_mobile.workflows.search import SearchConfig, group_facts
+from amc_mobile.workflows.workspace import Settings, Workspace
+
+# CPU seconds per episode of the public implementations for this network, 3000 images and reward, on a like machine.
+OFFICIAL = {"official_amc": 16.7, "nni": 14.4, "nni_speedup": 63.0}
+WEIGHTS = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}
+POINTS = 10
+RANKED_PLANS = 24
+
+
+class TimedCost:
+    """MACs, and the seconds spent on them: what the budget and the policies ask of the cost model."""
+
+    def __init__(self, costs: CostModel) -> None:
+        self.costs, self.seconds = costs, 0.0
+
+    def __call__(self, widths: Widths) -> Floats:
+        started = time.process_time()
+        answer = self.costs.macs(widths)
+        self.seconds += time.process_time() - started
+        return answer
+
+
+def synthetic_network(images: int) -> Network:
+    generator = torch.Generator().manual_seed(0)
+    loaded = load_model("mobilenet_v1", num_classes=10, width_multiplier=1.0, input_size=32, checkpoint=None, seed=0)
+    groups = find_groups(loaded.module, torch.zeros(loaded.input_shape))
+
+    def image_set(count: int) -> ImageSet:
+        pixels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+        labels = torch.randint(0, 10, (count,), generator=generator)
+        return ImageSet(pixels, labels, torch.full((3,), 0.5), torch.full((3,), 0.5))
+
+    classes = tuple(str(number) for number in range(10))
+    return Network(loaded, Dataset(image_set(images), image_set(10), classes, "synthetic"), groups)
+
+
+def episode_cost(network: Network, data: DataSplit, reward: str, policy: str, episodes: int) -> dict[str, float]:
+    """Mean CPU seconds of an episode by part, and the set-up's."""
+    known = Preparations().statistics(network, data, channel_choice="backward", seed=0, progress=silent)
+    started = time.process_time()
+    reconstructor = known.reconstructor(network)
+    scorer = PlanScorer(network, data, reconstructor, reward)
+    cost = TimedCost(CostModel(network.module, network.groups))
+    full = network.groups.sizes
+    budget = Budget(cost, 0.5 * float(cost.costs.macs(full)), tuple(default_grids(network)), "macs")
+    errors = [reconstructor.group_errors(group, grid) for group, grid in enumerate(budget.grids)]
+    agent = make_policy(policy, group_facts(network), budget, episodes=episodes, errors=errors)
+    set_up_s = known.cpu_s + time.process_time() - started
+    cost.seconds = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        log = EpisodeLog(Path(folder) / "episodes.csv")
+        started = time.process_time()
+        result = run_search(agent, budget, scorer, episodes=episodes, log=log)
+        total_s = time.process_time() - started
+        parts = log.seconds()
+    parts["latency"] = cost.seconds
+    parts["agent"] = max(parts["agent"] - cost.seconds, 0.0)
+    figures = {f"{part}_s": seconds / episodes for part, seconds in parts.items()}
+    return {
+        "cpu_s_per_episode": total_s / episodes, **figures, "set_up_cpu_s": set_up_s,
+        "plans_scored": float(result.evaluations),
+    }  # fmt: skip
+
+
+def rank_correlations(model: str, root: Path, paper_images: int, plans: int) -> dict[str, float]:
+    """Spearman's correlation of rewards with the test top-1, and the accuracies' range."""
+    folder = root / "cifar10"
+    settings = Settings(
+        model=model, checkpoint=str(folder / WEIGHTS[model]), data=f"cifar10:{folder / 'cifar10_lossless.npz'}"
+    )
+    network = load_network(Workspace(Path("amc-workspace")), settings)
+    assert network.dataset is not None
+    data = split(network.dataset, calibration=900, reward=paper_images, seed=0)
+    known = Preparations().statistics(network, data, channel_choice="backward", seed=0, progress=silent)
+    reconstructor = known.reconstructor(network)
+    costs = CostModel(network.module, network.groups)
+    full = network.groups.sizes
+    budget = Budget(costs.macs, 0.5 * float(costs.macs(full)), tuple(default_grids(network)), "macs")
+    rng = np.random.default_rng(0)
+    chosen = [budget.uniform(), budget.shallow(), budget.deep()]
+    chosen += [budget.scale(rng.uniform(0.2, 1, full.size)) for _ in range(plans - len(chosen))]
+    folding = find_folding(network.module, data.reward.normalised(slice(0, 1)))
+    few = SearchConfig(macs_ratio=0.5).reward_images
+    original = logits(folded(network.module, folding), data.reward)
+    rows = []
+    for widths in chosen:
+        net = folded(reconstructor.build(widths), folding)
+        found = logits(net, data.reward)
+        rows.append(
+            (
+                top1(logits(net, data.test), data.test.labels),
+                fidelity(found[:few], original[:few]),
+                fidelity(found[: 2 * few], original[: 2 * few]),
+                top1(found, data.reward.labels),
+            )
+        )
+    accuracy, *rewards = np.array(rows).T
+    names = (f"fidelity_{few}", f"fidelity_{2 * few}", f"top1_{paper_images}")
+    ranks = {
+        f"{model}.spearman_{name}": float(spearmanr(accuracy, reward).statistic)
+        for name, reward in zip(names, rewards, strict=True)
+    }
+    return {**ranks, f"{model}.lowest_top1": float(accuracy.min()), f"{model}.highest_top1": float(accuracy.max())}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--quick", action="store_true", help="6 episodes, 300 images, ranks of 6 plans")
+    parser.add_argument("--episodes", type=int, default=60)
+    parser.add_argument("--policy", default=SearchConfig(macs_ratio=0.5).policy)
+    parser.add_argument("--rank-models", default="resnet20", help="resnet20, resnet56 or both, separated by a comma")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    episodes, images, plans = (6, 300, 6) if options.quick else (options.episodes, 3000, RANKED_PLANS)
+    few = SearchConfig(macs_ratio=0.5).reward_images
+    network = synthetic_network(2 * images + 10)
+    figures: dict[str, float] = {}
+    for name, reward, count in (("default", "fidelity", few), ("paper", "top1", images)):
+        assert network.dataset is not None
+        data = split(network.dataset, calibration=images, reward=count, seed=0)
+        cost = episode_cost(network, data, reward, options.policy, episodes)
+        figures |= {f"{name}_reward.{key}": round(value, 4) for key, value in cost.items()}
+    figures = {"cpu_s_per_episode": figures["default_reward.cpu_s_per_episode"], **figures}
+    if root := os.environ.get("AMC_MOBILE_DATA"):
+        for model in ["resnet20"] if options.quick else options.rank_models.split(","):
+            ranks = rank_correlations(model, Path(root), images, plans)
+            figures |= {key: round(value, 4) for key, value in ranks.items()}
+    conditions = {
+        "machine": platform.machine(), "python": platform.python_version(), "torch": torch.__version__, "threads": 1,
+        "network": "mobilenet_v1 x1.0 @32, 10 classes", "calibration_images": images, "points_per_image": POINTS,
+        "default_reward": f"fidelity on {few} images", "paper_reward": f"top-1 on {images} images",
+        "policy": options.policy, "episodes": episodes, "ranked_plans": plans,
+    }  # fmt: skip
+    if options.json:
+        document = {"name": "episode_cost", "figures": figures, "baselines": OFFICIAL, "conditions": conditions}
+        print(json.dumps(document, indent=1))
+        return
+    for key, value in {**figures, **OFFICIAL}.items():
+        print(f"{key:45} {value:10.4f}")
+
+
+if __name__ == "__main__":
+    main()
