@@ -41,7 +41,7 @@ def finetune_run(
     epochs: int,
     learning_rate: float,
     batch_size: int,
-    bf16: bool,
+    bf16: bool = False,
     progress: Progress,
 ) -> FinetuneResult:
     """Fine-tunes a run's pruned network; goes on where it was killed.

@@ -41,7 +41,7 @@ def train_network(
     epochs: int,
     learning_rate: float,
     batch_size: int,
-    bf16: bool,
+    bf16: bool = False,
     progress: Progress,
 ) -> TrainResult:
     """Trains on the data's training set and keeps the weights in the workspace.
