@@ -12,7 +12,7 @@ from amc_mobile import cli_device
 from amc_mobile.cli_compare import compare
 from amc_mobile.errors import AmcMobileError
 from amc_mobile.terminal import progress_bars, show
-from amc_mobile.workflows.workspace import Settings, Workspace
+from amc_mobile.workflows.workspace import Settings, Workspace, check_settings
 
 app = typer.Typer(
     help="Prune a trained CNN to a latency budget measured on the device.\n\n"
@@ -37,7 +37,16 @@ CheckpointFlag = Annotated[str | None, typer.Option("--checkpoint", help="Weight
 DataFlag = Annotated[
     str | None, typer.Option("--data", help="digits, cifar10:PATH, imagefolder:PATH or file.py:function.")
 ]
-DeviceFlag = Annotated[str | None, typer.Option("--device", help="host: this computer.")]
+DeviceFlag = Annotated[
+    str | None, typer.Option("--device", help="host: this computer; or a phone's profile, e.g. pixel: see `devices`.")
+]
+SerialFlag = Annotated[str | None, typer.Option("--serial", help="Which phone, where several fit --device.")]
+WaiveFlag = Annotated[
+    str | None, typer.Option("--waive", help="Problems of the phone that do not matter, e.g. LOW_BATTERY,HOT.")
+]
+ClockFlag = Annotated[
+    str | None, typer.Option("--clock-mode", help="unlocked, or fixed_performance: Android's sustainable clocks.")
+]
 RuntimeFlag = Annotated[str | None, typer.Option("--runtime", help="tflite or onnxruntime.")]
 ThreadsFlag = Annotated[int | None, typer.Option("--threads", help="Inference threads that are timed.")]
 SeedFlag = Annotated[int | None, typer.Option("--seed", help="Seed of every random choice.")]
@@ -111,6 +120,9 @@ def profile(
     data: DataFlag = None,
     checkpoint: CheckpointFlag = None,
     device: DeviceFlag = None,
+    serial: SerialFlag = None,
+    waive: WaiveFlag = None,
+    clock_mode: ClockFlag = None,
     runtime: RuntimeFlag = None,
     threads: ThreadsFlag = None,
     width: WidthFlag = None,
@@ -128,7 +140,8 @@ def profile(
     from amc_mobile.workflows.profile import profile_device
 
     space, settings = _settings(
-        workspace, config, model=model, data=data, checkpoint=checkpoint, device=device, runtime=runtime,
+        workspace, config, model=model, data=data, checkpoint=checkpoint, device=device, serial=serial,
+        waive=waive, clock_mode=clock_mode, runtime=runtime,
         threads=threads, width_multiplier=width, input_size=input_size, seed=seed,
     )  # fmt: skip
     with progress_bars(quiet) as progress:
@@ -157,6 +170,9 @@ def search(
     data: DataFlag = None,
     checkpoint: CheckpointFlag = None,
     device: DeviceFlag = None,
+    serial: SerialFlag = None,
+    waive: WaiveFlag = None,
+    clock_mode: ClockFlag = None,
     runtime: RuntimeFlag = None,
     threads: ThreadsFlag = None,
     width: WidthFlag = None,
@@ -175,7 +191,8 @@ def search(
     from amc_mobile.workflows.search import SearchConfig, search_plan
 
     space, settings = _settings(
-        workspace, config, model=model, data=data, checkpoint=checkpoint, device=device, runtime=runtime,
+        workspace, config, model=model, data=data, checkpoint=checkpoint, device=device, serial=serial,
+        waive=waive, clock_mode=clock_mode, runtime=runtime,
         threads=threads, width_multiplier=width, input_size=input_size, seed=seed,
     )  # fmt: skip
     wanted = SearchConfig(
@@ -243,18 +260,24 @@ def export(
 def measure(
     file: Annotated[Path, typer.Argument(help="A .tflite or .onnx file.")],
     threads: Annotated[int, typer.Option(help="Inference threads.")] = 1,
-    device: Annotated[str, typer.Option(help="host: this computer.")] = "host",
+    device: DeviceFlag = "host",
+    serial: SerialFlag = None,
+    waive: WaiveFlag = None,
+    clock_mode: ClockFlag = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
     """Measure the latency of one file on the device.
 
-    Example: amc-mobile measure model.tflite --threads 2
+    Example: amc-mobile measure model.tflite --device pixel --threads 2
     """
     from amc_mobile.workflows.measure import measure_file
 
+    flags = {"device": device, "serial": serial, "waive": waive, "clock_mode": clock_mode, "threads": threads}
+    settings = Settings(**{key: value for key, value in flags.items() if value is not None})
+    check_settings(settings)
     with progress_bars(quiet) as progress:
-        result = measure_file(file, device=device, threads=threads, progress=progress)
+        result = measure_file(file, settings, progress=progress)
     show(result.text(), result.document(), as_json=as_json)
 
 

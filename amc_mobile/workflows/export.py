@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
-from amc_mobile.device.host import HostDevice, installed_runtimes
-from amc_mobile.errors import BudgetNotMet
+from amc_mobile.device.timing import Device
+from amc_mobile.errors import BudgetNotMet, InvalidInput, MissingDependency
 from amc_mobile.export.parity import file_logits, parity
 from amc_mobile.export.to_onnx import to_onnx
 from amc_mobile.export.to_tflite import to_tflite
@@ -19,7 +18,7 @@ from amc_mobile.latency.measurement import PairMeasurement
 from amc_mobile.latency.protocol import measure_pair
 from amc_mobile.models.evaluation import evaluate, logits
 from amc_mobile.search.budget import format_cost
-from amc_mobile.workflows.latency_model import chosen_runtime
+from amc_mobile.workflows.measuring import chosen_runtime, open_device
 from amc_mobile.workflows.network import Network, load_network
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.runs import Run
@@ -76,13 +75,15 @@ def export_run(space: Workspace, *, run: str | None, formats: list[str], progres
     images = data.test.normalised().numpy()
     reference = logits(model, data.test).numpy()
     limits = {"unit": search["budget"]["unit"], "limit": search["budget"]["limit"], "ratio": wanted["latency_ratio"]}
+    # Before the exports: a phone that is not there should not take minutes to be missed.
+    devices = {form: _device(settings, form, progress) for form in formats}
     files = []
     for position, form in enumerate(formats):
         progress("export", position, len(formats), form)
         path = folder.folder / f"model.{form}"
         EXPORTERS[form](model, network.input_shape, path)
         outputs = file_logits(path, images)
-        pair = _measured(network, model, folder, settings, form, limits)
+        pair = _measured(network, folder, form, limits, devices[form])
         files.append(
             {
                 "format": form, "runtime": RUNTIMES[form], "path": str(path), "bytes": path.stat().st_size,
@@ -106,15 +107,24 @@ def _original(run: Run, form: str) -> Path:
     return run.folder / f"original.{form}"
 
 
+def _device(settings: Settings, form: str, progress: Progress) -> Device | None:
+    """None where the device has no runtime for a format; the other format may still be measured."""
+    try:
+        return open_device(settings, RUNTIMES[form], progress)
+    except (MissingDependency, InvalidInput):
+        if RUNTIMES[form] == chosen_runtime(settings):
+            raise
+        return None
+
+
 def _measured(
-    network: Network, model: nn.Module, run: Run, settings: Settings, form: str, limits: dict[str, Any]
+    network: Network, run: Run, form: str, limits: dict[str, Any], device: Device | None
 ) -> PairMeasurement | None:
-    """Original and pruned file in alternating blocks; None where the runtime is not installed."""
-    if RUNTIMES[form] not in installed_runtimes():
+    """Original and pruned file in alternating blocks; None without a device."""
+    if device is None:
         return None
     if not _original(run, form).exists():
         EXPORTERS[form](network.module, network.input_shape, _original(run, form))
-    device = HostDevice(RUNTIMES[form], settings.threads)
     before, after = _original(run, form).read_bytes(), (run.folder / f"model.{form}").read_bytes()
     pair = measure_pair(device, before, after)
     for _ in range(GATE_ATTEMPTS - 1):

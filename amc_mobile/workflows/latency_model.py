@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from amc_mobile.channels.plan import grid
 from amc_mobile.device.conditions import Conditions
-from amc_mobile.device.host import HostDevice, installed_runtimes
-from amc_mobile.errors import InvalidConfig, MissingDependency, MissingLatency
+from amc_mobile.device.timing import Device
+from amc_mobile.errors import InvalidConfig, MissingLatency
 from amc_mobile.kernels.cache import load_or_build
 from amc_mobile.kernels.template import Template
 from amc_mobile.latency import calibration
@@ -23,6 +23,7 @@ from amc_mobile.latency.predictor import LatencyPredictor
 from amc_mobile.latency.protocol import ProtocolConfig, measure_kernels, measure_models
 from amc_mobile.latency.sampling import calibration_widths, kernel_points
 from amc_mobile.latency.table import LatencyTable
+from amc_mobile.workflows.measuring import chosen_runtime, open_device
 from amc_mobile.workflows.network import Network
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.workspace import Settings, Workspace
@@ -51,15 +52,6 @@ def default_grids(
         lowest = 1.0 if whole else min_keep_ratio
         grids.append(grid(group.channels, multiple=multiple, min_keep_ratio=lowest))
     return grids
-
-
-def chosen_runtime(settings: Settings) -> str:
-    """The runtime asked for, else TFLite where it is installed. Raises MissingDependency."""
-    installed = installed_runtimes()
-    runtime = settings.runtime or ("tflite" if "tflite" in installed else "onnxruntime")
-    if runtime not in installed:
-        raise MissingDependency("ai-edge-litert" if runtime == "tflite" else "onnxruntime", "tflite")
-    return runtime
 
 
 @dataclass(frozen=True)
@@ -100,7 +92,7 @@ class LatencyModel:
     """
 
     template: Template
-    device: HostDevice
+    device: Device
     table: LatencyTable
     grids: Sequence[Widths]
     sampled: Sequence[Widths]
@@ -162,7 +154,9 @@ class LatencyModel:
         if self._predictor is None:
             measured = self.table.kernels(self.conditions)
             if not measured:
-                raise MissingLatency([f"any kernel under {self.conditions.runtime}, {self.device.threads} thread(s)"])
+                raise MissingLatency(
+                    [f"any kernel under {self.conditions.runtime}, {self.conditions.threads} thread(s)"]
+                )
             lows = {key: kernel.low_ms for key, kernel in measured.items()}
             # Of plans that were measured, the very kernels may be in the table too: those seen quiet are taken.
             exact = {key: kernel.low_ms for key, kernel in measured.items() if not kernel.flags}
@@ -228,14 +222,22 @@ class LatencyModel:
 
 
 def latency_model(
-    space: Workspace, settings: Settings, network: Network, grids: Sequence[Widths], progress: Progress
+    space: Workspace,
+    settings: Settings,
+    network: Network,
+    grids: Sequence[Widths],
+    progress: Progress,
+    *,
+    device: Device | None = None,
 ) -> LatencyModel:
-    """Loads or builds the template and opens the table. The caller closes it."""
+    """Loads or builds the template and opens the table. The caller closes it. `device`: else that of the settings."""
     runtime = chosen_runtime(settings)
+    # Before the template: a phone that is not there should not take a minute to be missed.
+    device = device or open_device(settings, runtime, progress)
     template = load_or_build(network.module, network.groups, runtime, space.templates, progress=progress)
     return LatencyModel(
         template=template,
-        device=HostDevice(runtime, settings.threads),
+        device=device,
         table=LatencyTable(space.table_path),
         grids=grids,
         sampled=default_grids(network),

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amc_mobile.device.host import HostDevice
-from amc_mobile.errors import InvalidConfig, InvalidInput
+from amc_mobile.errors import InvalidInput
 from amc_mobile.latency.measurement import ModelMeasurement
 from amc_mobile.latency.protocol import measure_model
+from amc_mobile.workflows.measuring import open_device
 from amc_mobile.workflows.progress import Progress
+from amc_mobile.workflows.workspace import Settings
 
 RUNTIME_OF_SUFFIX = {".tflite": "tflite", ".onnx": "onnxruntime"}
 
@@ -35,16 +36,14 @@ class MeasureResult:
         return f"{self.file}\n  {measurement_text(self.measurement)}"
 
 
-def measure_file(file: Path, *, device: str, threads: int, progress: Progress) -> MeasureResult:
+def measure_file(file: Path, settings: Settings, *, progress: Progress) -> MeasureResult:
     """Raises InvalidInput for a file that is missing or of another format, DeviceError when it does not run."""
-    if device != "host":
-        raise InvalidConfig(f"no device {device!r}", next_step="use --device host: this computer")
     runtime = RUNTIME_OF_SUFFIX.get(file.suffix)
     if runtime is None:
         raise InvalidInput(f"{file}: not a .tflite or .onnx file", next_step="give a file of one of these formats")
     if not file.is_file():
         raise InvalidInput(f"no file {file}", next_step="check the path")
     progress("measure", 0, 1)
-    measurement = measure_model(HostDevice(runtime, threads), file.read_bytes())
+    measurement = measure_model(open_device(settings, runtime, progress), file.read_bytes())
     progress("measure", 1, 1)
     return MeasureResult(str(file), measurement)

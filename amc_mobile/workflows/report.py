@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from amc_mobile import __version__
+from amc_mobile.device.conditions import Conditions
 from amc_mobile.latency.measurement import ModelMeasurement
 from amc_mobile.report.content import (
     Accuracy,
@@ -31,7 +32,8 @@ from amc_mobile.report.content import (
 from amc_mobile.report.files import report_document, write_report
 from amc_mobile.report.text import render_text
 from amc_mobile.search.episode_log import EpisodeLog
-from amc_mobile.workflows.latency_model import LatencyModel, ModelPoint, chosen_runtime, default_grids, latency_model
+from amc_mobile.workflows.latency_model import LatencyModel, ModelPoint, default_grids, latency_model
+from amc_mobile.workflows.measuring import RecordedDevice, chosen_runtime
 from amc_mobile.workflows.network import Network, load_network
 from amc_mobile.workflows.progress import silent
 from amc_mobile.workflows.runs import Run
@@ -60,7 +62,11 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
     split = folder.read("split")
     judged = _judged(export, settings)
     grids = default_grids(network, multiple=wanted["multiple"], min_keep_ratio=wanted["min_keep_ratio"])
-    latency = latency_model(space, settings, network, grids, silent) if search["budget"]["unit"] == "ms" else None
+    latency = None
+    if search["budget"]["unit"] == "ms":
+        # Reading needs no phone.
+        device = RecordedDevice(Conditions.from_document(search["conditions"]))
+        latency = latency_model(space, settings, network, grids, silent, device=device)
     try:
         layers: tuple[LayerRow, ...] = ()
         predictions = Predictions()

@@ -243,6 +243,7 @@ def search_plan(
         folder.save_weights("pruned", pruned)
         document = {
             "budget": {"unit": wanted.unit, "limit": limit, "asked": wanted.asked, "reference_ms": reference_ms},
+            "conditions": None if latency is None else latency.conditions.to_document(),
             "policy": wanted.policy, "episodes": result.episodes, "evaluations": result.evaluations,
             "measurements": result.measurements, "reward": result.reward, "episode": result.episode,
             "predicted_cost": _predicted(plan.widths, budget, latency), "measured_ms": result.measured_ms,

@@ -7,6 +7,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from amc_mobile.device.clock_mode import MODES
+from amc_mobile.device.health import check_waivers
+from amc_mobile.device.profile import load_profiles, profile_named
+from amc_mobile.device.user_folder import profiles_folder
 from amc_mobile.errors import CorruptFile, InvalidConfig
 from amc_mobile.store import read_json, write_json
 
@@ -25,12 +29,19 @@ class Settings:
     model: str = ""
     checkpoint: str = ""
     data: str = ""
-    device: str = "host"
+    device: str = "host"  # a profile's name
+    serial: str = ""  # of the phone, where several fit the device
+    waive: str = ""  # names of a phone's problems that do not matter, separated by commas
+    clock_mode: str = "unlocked"  # "fixed_performance": Android's sustainable clocks, steadier and slower
     runtime: str = ""  # "tflite" or "onnxruntime"; empty: tflite where it is installed
     threads: int = 1
     seed: int = 0
     width_multiplier: float = 1.0
     input_size: int = 0  # pixels; 0: the model's own
+
+    @property
+    def waived(self) -> tuple[str, ...]:
+        return tuple(name for name in self.waive.replace(" ", "").split(",") if name)
 
     def required(self, key: str) -> str:
         value = str(getattr(self, key))
@@ -42,6 +53,18 @@ class Settings:
                 else f"pass --{key}",
             )
         return value
+
+
+def check_settings(settings: Settings) -> None:
+    """Raises InvalidConfig for values that cannot be."""
+    if settings.runtime not in ("", "tflite", "onnxruntime"):
+        raise InvalidConfig(f"runtime {settings.runtime!r} is unknown", next_step="use tflite or onnxruntime")
+    profile_named(load_profiles(profiles_folder()), settings.device)
+    check_waivers(settings.waived)
+    if settings.clock_mode not in MODES:
+        raise InvalidConfig(f"clock mode {settings.clock_mode!r} is unknown", next_step=f"use {' or '.join(MODES)}")
+    if settings.threads < 1 or settings.width_multiplier <= 0 or settings.input_size < 0:
+        raise InvalidConfig("threads, width_multiplier and input_size must be positive")
 
 
 def settings_from_toml(path: Path) -> dict[str, Any]:
@@ -99,14 +122,12 @@ class Workspace:
             remembered = {
                 k: v for k, v in remembered.items() if k not in ("checkpoint", "width_multiplier", "input_size")
             }
+        if chosen.get("device", remembered.get("device")) != remembered.get("device"):
+            # Another device: the phone, its problems and its runtime are not the remembered ones.
+            remembered = {k: v for k, v in remembered.items() if k not in ("serial", "waive", "clock_mode", "runtime")}
         from_file = settings_from_toml(config) if config else {}
         settings = replace(Settings(), **{**remembered, **from_file, **chosen})
-        if settings.runtime not in ("", "tflite", "onnxruntime"):
-            raise InvalidConfig(f"runtime {settings.runtime!r} is unknown", next_step="use tflite or onnxruntime")
-        if settings.device != "host":
-            raise InvalidConfig(f"no device {settings.device!r}", next_step="use --device host: this computer")
-        if settings.threads < 1 or settings.width_multiplier <= 0 or settings.input_size < 0:
-            raise InvalidConfig("threads, width_multiplier and input_size must be positive")
+        check_settings(settings)
         return settings
 
     def remember(self, settings: Settings, *, run: str | None = None) -> None:

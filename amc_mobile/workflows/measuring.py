@@ -1,0 +1,104 @@
+"""The device that the settings name: this computer, or a phone that adb sees."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager
+
+from amc_mobile.device.conditions import Conditions
+from amc_mobile.device.host import HostDevice, installed_runtimes
+from amc_mobile.device.profile import DeviceProfile, load_profiles, profile_named
+from amc_mobile.device.timing import Device, Job, SamplesMs
+from amc_mobile.device.user_folder import profiles_folder
+from amc_mobile.errors import DeviceError, MissingDependency
+from amc_mobile.workflows.progress import Progress
+from amc_mobile.workflows.workspace import Settings
+
+
+def profile_of(settings: Settings) -> DeviceProfile:
+    """Raises InvalidConfig for a device that no profile describes."""
+    return profile_named(load_profiles(profiles_folder()), settings.device)
+
+
+def chosen_runtime(settings: Settings) -> str:
+    """The runtime asked for, "tflite" or "onnxruntime"; else the device's own, on this computer TFLite where installed.
+
+    Raises MissingDependency for a runtime that this computer is to use and does not have.
+    """
+    profile = profile_of(settings)
+    if not profile.is_host:
+        own = "tflite" if profile.runtime == "litert" else profile.runtime
+        return settings.runtime or own
+    installed = installed_runtimes()
+    runtime = settings.runtime or ("tflite" if "tflite" in installed else "onnxruntime")
+    if runtime not in installed:
+        raise MissingDependency("ai-edge-litert" if runtime == "tflite" else "onnxruntime", "tflite")
+    return runtime
+
+
+def open_device(settings: Settings, runtime: str, progress: Progress) -> Device:
+    """Raises DeviceUnavailable saying what adb sees, InvalidInput when the phone lacks a library for `runtime`."""
+    profile = profile_of(settings)
+    if profile.is_host:
+        return HostDevice(runtime, settings.threads)
+    # Only now: this computer can measure where adb is not installed.
+    from amc_mobile.device.bench import packaged_runner
+    from amc_mobile.device.phone_device import PhoneDevice
+    from amc_mobile.device.phone_facts import PhoneState, read_facts
+    from amc_mobile.device.phone_passes import PhonePasses
+    from amc_mobile.device.runtime_library import choose_library, list_libraries
+    from amc_mobile.device.selection import select_phone
+    from amc_mobile.device.user_folder import runtimes_folder
+
+    adb = select_phone(profile, load_profiles(profiles_folder()), serial=settings.serial or None)
+    library = choose_library(list_libraries(runtimes_folder()), runtime, read_facts(adb).abis)
+
+    def on_wait(state: PhoneState, waited_s: float) -> None:
+        shown = f"{state.celsius:.1f} C" if state.celsius is not None else "throttled"
+        progress("wait for the phone to cool", int(waited_s), int(profile.cooldown_s), shown)
+
+    return PhonePasses(
+        PhoneDevice(
+            adb,
+            profile,
+            library,
+            packaged_runner(library.abi),
+            threads=settings.threads,
+            mode=settings.clock_mode,
+            waived=settings.waived,
+            on_wait=on_wait,
+        )
+    )
+
+
+class RecordedDevice:
+    """A device that is not asked any more: what was measured on it is read, nothing is measured."""
+
+    jobs_per_batch = 1
+
+    def __init__(self, conditions: Conditions) -> None:
+        self._conditions = conditions
+
+    def conditions(self) -> Conditions:
+        return self._conditions
+
+    def session(self) -> AbstractContextManager[object]:
+        raise self._error()
+
+    def passes(self, jobs: Sequence[Job]) -> Generator[SamplesMs, None, None]:
+        raise self._error()
+
+    def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[SamplesMs, SamplesMs]]:
+        raise self._error()
+
+    def is_steady(self) -> bool:
+        return True
+
+    def settle(self) -> None:
+        raise self._error()
+
+    def _error(self) -> DeviceError:
+        return DeviceError(
+            f"the table of {self._conditions.device} is used without the device, and lacks something",
+            next_step="attach the device and run `amc-mobile profile`",
+        )
