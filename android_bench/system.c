@@ -84,11 +84,12 @@ static void status_line(const char *key, char *value, size_t size) {
 void cores_seen(char *list, size_t size) { status_line("Cpus_allowed_list:", list, size); }
 
 void reset_peak_memory(void) {
+    static bool is_told;
     int file = open("/proc/self/clear_refs", O_WRONLY);
-    if (file < 0) return;
-    /* "5" resets VmHWM; where it is refused, the peak is that of the process so far. */
-    if (write(file, "5", 1) != 1) log_line("the peak memory cannot be reset: it is that of all models so far");
-    close(file);
+    bool is_reset = file >= 0 && write(file, "5", 1) == 1; /* 5: VmHWM */
+    if (file >= 0) close(file);
+    if (!is_reset && !is_told) log_line("the peak memory cannot be reset: it is that of all models so far");
+    is_told = is_told || !is_reset;
 }
 
 long peak_memory_kb(void) {

@@ -50,6 +50,7 @@ void watchdog_start(int deadline_s) {
     deadline_ms = now_ms() + deadline_s * 1e3;
     for (size_t i = 0; i < sizeof fatal / sizeof *fatal; i++) signal(fatal[i], on_signal);
     signal(SIGALRM, on_signal);
+    signal(SIGHUP, SIG_IGN); /* a pulled cable closes the shell; the run goes on */
     /* The loops look at the deadline themselves; the alarm is for calls that do not come back. */
     alarm((unsigned)deadline_s + 1);
 }

@@ -44,10 +44,14 @@ class BenchTiming:
 
 @dataclass(frozen=True)
 class BenchModel:
-    """One pass over one model. `path`: absolute, or relative to the manifest's folder."""
+    """One pass over one model.
+
+    `path`: absolute, or relative to the manifest's folder; `timing`: where it differs from the manifest's.
+    """
 
     id: str
     path: str
+    timing: BenchTiming | None = None
 
     def __post_init__(self) -> None:
         if not _ID.fullmatch(self.id):
@@ -57,7 +61,10 @@ class BenchModel:
 
 @dataclass(frozen=True)
 class BenchPair:
-    """Two models open together, timed in blocks first, second, second, first; each gives a result of its own."""
+    """Two models open together, timed in blocks first, second, second, first; each gives a result of its own.
+
+    Both are timed as the first one is.
+    """
 
     first: BenchModel
     second: BenchModel
@@ -125,8 +132,13 @@ class BenchManifest:
         for key in ("runtime_version", "cores", "delegate"):
             if getattr(self, key):
                 lines.append(f"{key} {getattr(self, key)}")
-        lines += [f"threads {self.threads}", f"deadline_s {self.deadline_s}", *self.timing.lines()]
+        lines += [f"threads {self.threads}", f"deadline_s {self.deadline_s}"]
+        current: BenchTiming | None = None
         for entry in self.entries:
+            wanted = (entry.first if isinstance(entry, BenchPair) else entry).timing or self.timing
+            if wanted != current:
+                lines += wanted.lines()
+                current = wanted
             if isinstance(entry, BenchPair):
                 fields = (entry.first.id, entry.first.path, entry.second.id, entry.second.path)
                 lines.append("pair " + "\t".join(fields))

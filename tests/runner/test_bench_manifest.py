@@ -33,6 +33,16 @@ def test_the_text_is_the_contracts() -> None:
     assert [model.id for model in manifest.models] == ["m", "before", "after"]
 
 
+def test_models_with_a_timing_of_their_own_are_set_apart() -> None:
+    quick = BenchTiming(samples=2)
+    entries = (MODEL, BenchModel("a", "a", quick), BenchPair(BenchModel("b", "b", quick), MODEL), MODEL)
+    lines = BenchManifest(**{**GOOD, "entries": entries}).text().splitlines()
+    assert [line for line in lines if line.startswith(("samples", "model", "pair"))] == [
+        "samples 20", "model m m.tflite", "samples 2", "model a a", "pair b\tb\tm\tm.tflite", "samples 20",
+        "model m m.tflite",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "changed",
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -69,6 +70,14 @@ def test_a_slow_model_stops_sampling_early_but_takes_its_least_number(
     assert 2 <= len(some.samples_ms) <= 4  # more than 0.1 s has passed after four of 30 ms
     (least,) = run_on_host(runner, manifest("sleep 30", timing=replace(limited, min_samples=6)), tmp_path).results
     assert len(least.samples_ms) == 6
+
+
+def test_a_timing_holds_for_the_models_that_follow_it(runner: Path, manifest: Manifest, tmp_path: Path) -> None:
+    asked = manifest("ok", "ok", "ok")
+    first, second, third = asked.models
+    entries = (first, replace(second, timing=BenchTiming(warmup_runs=0, samples=7)), third)
+    run = run_on_host(runner, replace(asked, entries=entries), tmp_path)
+    assert [(len(result.samples_ms), result.warmup_runs) for result in run.results] == [(3, 1), (7, 0), (3, 1)]
 
 
 def test_a_pair_is_timed_in_alternating_blocks(
@@ -139,6 +148,17 @@ def test_results_are_appended_to_the_file_that_is_named(runner: Path, manifest: 
     before, *lines = (tmp_path / "results").read_text().splitlines()
     assert before == "before"
     assert [json.loads(line)["event"] for line in lines] == ["start", "result", "end"]
+
+
+def test_a_pulled_cable_does_not_end_the_run(runner: Path, manifest: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "manifest").write_text(manifest("sleep 50").text())
+    process = subprocess.Popen([runner, tmp_path / "manifest", tmp_path / "results"], stderr=subprocess.DEVNULL)
+    results = tmp_path / "results"
+    while not results.exists() or "start" not in results.read_text():
+        assert process.poll() is None
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(20) == 0
+    assert '"status":"done","results":1' in results.read_text()
 
 
 def test_the_lines_have_the_keys_of_the_recorded_contract(runner: Path, manifest: Manifest, tmp_path: Path) -> None:
