@@ -273,7 +273,13 @@ def measure(
     """
     from amc_mobile.workflows.measure import measure_file
 
-    flags: dict[str, Any] = {"device": device, "serial": serial, "waive": waive, "clock_mode": clock_mode, "threads": threads}
+    flags: dict[str, Any] = {
+        "device": device,
+        "serial": serial,
+        "waive": waive,
+        "clock_mode": clock_mode,
+        "threads": threads,
+    }
     settings = Settings(**{key: value for key, value in flags.items() if value is not None})
     check_settings(settings)
     with progress_bars(quiet) as progress:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from amc_mobile.device.bench_manifest import BenchManifest, BenchModel, BenchPair, BenchTiming
 from amc_mobile.device.bench_results import BenchEnd, BenchError, BenchEvent, BenchResult, BenchStart, ResultStream
+from amc_mobile.device.user_folder import user_folder
 from amc_mobile.errors import DeviceError, InvalidConfig, MissingDependency
 
 __all__ = [
@@ -75,15 +76,19 @@ def locate_library(runtime: str) -> RuntimeLibrary:
 
 
 def packaged_runner(abi: str = "arm64-v8a") -> Path:
-    """The executable for phones that came with this package. Raises DeviceError where it was not built."""
+    """The user's own build (`runner/ABI/amc-bench` in the user's folder), else the one that came with this package.
+
+    Raises DeviceError where there is none.
+    """
     here = Path(__file__).resolve()
-    wheel, checkout = here.parent / "bin" / abi / "amc-bench", here.parents[2] / "dist" / "android" / abi / "amc-bench"
-    for path in (wheel, checkout):
-        if path.is_file():
-            return path
+    own = user_folder() / "runner" / abi
+    for folder in (own, here.parent / "bin" / abi, here.parents[2] / "dist" / "android" / abi):
+        if (folder / "amc-bench").is_file():
+            return folder / "amc-bench"
     raise DeviceError(
         f"this installation holds no runner for {abi}",
-        next_step="pip install ziglang, then scripts/build-android-bench in a checkout of amc-mobile",
+        next_step="pip install ziglang, then scripts/build-android-bench in a checkout of amc-mobile; or put your own "
+        f"build at {own / 'amc-bench'}",
     )
 
 

@@ -1,0 +1,95 @@
+"""The whole job on the fake phone through the real adb server, with the real runner and the real ONNX Runtime.
+
+The latencies are those of this computer and mean nothing; that every step goes through the cable does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from phone_fake.phone import FakePhone
+
+from amc_mobile.device.bench import build_host_runner, locate_library
+from amc_mobile.device.runtime_library import add_library
+
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler (cc)")
+PROGRAM = "from amc_mobile.cli import main; main()"
+NETWORK = """
+from torch import nn
+
+
+def build(num_classes=10):
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, stride=2, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, num_classes),
+    )
+"""
+SMALL = ("--calibration-images", "64", "--reward-images", "32", "--episodes", "8", "--policy", "random")
+
+Amc = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def amc(phone: FakePhone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Amc:
+    """Runs the command in a folder of its own, as a user with this phone on the cable would."""
+    home, here = tmp_path / "home", tmp_path / "here"
+    here.mkdir()
+    (here / "net.py").write_text(NETWORK)
+    monkeypatch.setenv("AMC_MOBILE_HOME", str(home))
+    # The fake phone executes on this computer, so it has its processor, its cores and its libraries.
+    phone.sandbox.set_clusters({tuple(sorted(os.sched_getaffinity(0))): 2_000_000})
+    library = locate_library("onnxruntime")
+    (added,) = add_library(library.path, home / "runtimes", version=library.version)
+    phone.sandbox.edit("getprop.txt", "[arm64-v8a]", f"[{added.abi}]")
+    runner = home / "runner" / added.abi / "amc-bench"
+    runner.parent.mkdir(parents=True)
+    shutil.copy(build_host_runner(tmp_path / "built"), runner)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-c", PROGRAM, *arguments]
+        return subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=300)
+
+    return run
+
+
+def ok(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def test_profile_search_export_measure_and_report_run_on_the_phone(amc: Amc, phone: FakePhone, tmp_path: Path) -> None:
+    network = ("--model", "net.py:build", "--input-size", "32", "--data", "digits", "--runtime", "onnxruntime")
+    profiled = ok(amc("profile", "--device", "pixel", *network, "--json", "--quiet"))
+    assert profiled["conditions"]["device"] == "Google Pixel 8"  # type: ignore[index]
+    assert profiled["conditions"]["os"].startswith("Android 14")  # type: ignore[index]
+    found = ok(amc("search", "--latency-ratio", "0.6", *SMALL, "--json", "--quiet"))
+    assert found["measured_ms"] is not None
+    exported = amc("export", "--onnx", "--json", "--quiet")
+    assert exported.returncode in (0, 3), exported.stderr  # this computer may be busy: the gate is not the point
+    (file,) = json.loads(exported.stdout)["files"]
+    assert file["pair"]["after"]["conditions"]["device"] == "Google Pixel 8"
+    model = str(tmp_path / "here" / file["path"])
+    measured = ok(amc("measure", model, "--device", "pixel", "--serial", phone.serial, "--json", "--quiet"))
+    assert measured["conditions"] == file["pair"]["after"]["conditions"]
+    phone.unplug()  # reading needs no phone
+    reported = ok(amc("report", "--json"))
+    assert reported["conditions"]["device"] == "Google Pixel 8"  # type: ignore[index]
+    assert phone.sandbox.processes() == []
+    assert [path for path in phone.sandbox.local("/data/local/tmp").rglob("batch-*") if path.is_dir()] == []
+
+
+def test_without_the_phone_the_error_names_what_adb_sees(amc: Amc, phone: FakePhone) -> None:
+    phone.become("unauthorized")
+    done = amc("profile", "--device", "pixel", "--model", "net.py:build", "--input-size", "32", "--data", "digits")
+    assert done.returncode == 1
+    assert "error: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "accept the dialog" in done.stderr
