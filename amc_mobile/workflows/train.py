@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from amc_mobile.data import Dataset, ImageSet, split
 from amc_mobile.models.evaluation import evaluate
 from amc_mobile.models.loading import load_model, save_checkpoint
 from amc_mobile.models.training import TrainConfig, train
 from amc_mobile.workflows.network import load_data, resolved_checkpoint
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.workspace import Settings, Workspace
+
+HELD_OUT = 512  # training images, at most a tenth
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ def train_network(
 ) -> TrainResult:
     """Trains on the data's training set and keeps the weights in the workspace.
 
-    The test set only gives the accuracy that is reported. A killed run continues after its last epoch.
+    Some training images are held out: those that a search with this seed will score plans on. The test set only gives
+    the accuracy that is reported. A killed run continues after its last epoch.
     """
     spec = settings.required("model")
     plain = load_model(spec, width_multiplier=settings.width_multiplier, input_size=settings.input_size or None)
@@ -65,7 +69,7 @@ def train_network(
     state = space.folder / "train.safetensors"
     train(
         loaded.module,
-        data.train,
+        without_held_out(data, settings.seed),
         config,
         resume=state,
         on_epoch=lambda r: progress("train", r.epoch, r.epochs, f"loss {r.train_loss:.3f}, top-1 {r.train_top1:.1%}"),
@@ -74,3 +78,8 @@ def train_network(
     state.unlink(missing_ok=True)
     space.remember(replace(settings, checkpoint=""))
     return TrainResult(spec, evaluate(loaded.module, data.test), len(data.test), epochs, str(space.trained_checkpoint))
+
+
+def without_held_out(data: Dataset, seed: int) -> ImageSet:
+    """The split draws the reward images first, so that any number up to this one is among those left out."""
+    return split(data, calibration=1, reward=min(HELD_OUT, len(data.train) // 10), seed=seed).train
