@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from amc_mobile import cli_table
 from amc_mobile.errors import AmcMobileError
 from amc_mobile.terminal import progress_bars, show
 from amc_mobile.workflows.workspace import Settings, Workspace
@@ -21,8 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-table_app = typer.Typer(help="Look into the latency table. Example: amc-mobile table show", rich_markup_mode=None)
-app.add_typer(table_app, name="table")
+app.add_typer(cli_table.app, name="table")
 
 # Optional[...] and not `| None`: Typer evaluates these annotations, also on Python 3.10.
 WorkspaceFlag = Annotated[Path, typer.Option("--workspace", help="Folder with the table, templates and runs.")]
@@ -255,18 +255,6 @@ def measure(
     with progress_bars(quiet) as progress:
         result = measure_file(file, device=device, threads=threads, progress=progress)
     show(result.text(), result.document(), as_json=as_json)
-
-
-@table_app.command("show")
-def table_show(workspace: WorkspaceFlag = DEFAULT_WORKSPACE, as_json: JsonFlag = False) -> None:
-    """Show what the latency table holds, per device and conditions.
-
-    Example: amc-mobile table show --json
-    """
-    from amc_mobile.workflows.listing import show_table, table_text
-
-    document = show_table(Workspace(workspace))
-    show(table_text(document), document, as_json=as_json)
 
 
 @app.command()

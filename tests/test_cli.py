@@ -14,7 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-COMMANDS = ("models", "devices", "train", "profile", "search", "finetune", "export", "measure", "table show", "report")
+COMMANDS = (
+    "models", "devices", "train", "profile", "search", "finetune", "export", "measure", "report", "table show",
+    "table export", "table import", "table merge", "table verify", "table adopt", "table plot",
+)  # fmt: skip
 PROGRAM = "from amc_mobile.cli import main; main()"
 
 
