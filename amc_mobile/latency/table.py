@@ -7,6 +7,7 @@ on with what is missing.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -239,8 +240,8 @@ class LatencyTable:
     def add_contents(self, contents: Contents) -> int:
         """Adds what the table lacks, all or nothing; returns how many passes were new.
 
-        A pass with the samples of one that is there is the same pass: two measurements never agree to the last digit
-        of every sample. Raises InvalidInput for passes whose conditions or subject are not part of `contents`.
+        A pass with the samples of one that is there is the same pass, each counted once. Raises InvalidInput for
+        passes whose conditions or subject are not part of `contents`.
         """
         for one in contents.passes:
             if one.conditions not in contents.conditions:
@@ -259,18 +260,26 @@ class LatencyTable:
             for table, rows in tables:
                 if rows:
                     connection.execute(self._storage.insert_ignoring(table), rows)
-            known = set(connection.execute(sa.select(_sample.c.conditions, _sample.c.subject, _sample.c.samples_ms)))
-            fresh: dict[tuple[str, str, str], dict[str, Any]] = {}
+            stored = sa.select(_sample.c.conditions, _sample.c.subject, _sample.c.samples_ms)
+            known = Counter(tuple(row) for row in connection.execute(stored))
+            fresh = []
             for one in contents.passes:
                 samples = json.dumps(one.one.samples_ms)
-                identity = (one.conditions, one.subject, samples)
-                if identity not in known:
-                    fresh[identity] = {
-                        "conditions": one.conditions, "subject": one.subject, "samples_ms": samples,
-                        "busy": one.one.busy, "warmup_runs": one.warmup_runs, "created": one.created,
-                    }  # fmt: skip
+                if known[one.conditions, one.subject, samples] > 0:
+                    known[one.conditions, one.subject, samples] -= 1
+                    continue
+                fresh.append(
+                    {
+                        "conditions": one.conditions,
+                        "subject": one.subject,
+                        "samples_ms": samples,
+                        "busy": one.one.busy,
+                        "warmup_runs": one.warmup_runs,
+                        "created": one.created,
+                    }
+                )
             if fresh:
-                connection.execute(sa.insert(_sample), list(fresh.values()))
+                connection.execute(sa.insert(_sample), fresh)
         return len(fresh)
 
     # Adoption of another table's kernels

@@ -47,6 +47,16 @@ def test_what_is_there_already_is_left_out(table: LatencyTable) -> None:
     assert table.add_contents(from_lines(BUNDLE, lines)) == 0
 
 
+def test_runs_that_took_equally_long_are_all_kept(tmp_path: Path) -> None:
+    text = "kernel,ms,run\n" + "".join(f"reshape,0.002,{run}\n" for run in range(3))
+    found = from_csv(CSV, text, PHONE, kernel=["kernel"], ms="ms", run="run")
+    with LatencyTable(tmp_path / "t.sqlite") as table:
+        assert table.add_contents(found) == 3
+        assert table.add_contents(found) == 0
+        (kernel,) = table.kernels(PHONE).values()
+        assert len(kernel.passes) == 3
+
+
 def rebuilt(lines: list[str], change: dict[str, object], number: int) -> list[str]:
     """A bundle with one line changed and its digest mended."""
     import hashlib
