@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from amc_mobile import cli_device
+from amc_mobile import cli_device, cli_table
 from amc_mobile.cli_compare import compare
 from amc_mobile.errors import AmcMobileError
 from amc_mobile.terminal import progress_bars, show
@@ -23,8 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-table_app = typer.Typer(help="Look into the latency table. Example: amc-mobile table show", rich_markup_mode=None)
-app.add_typer(table_app, name="table")
+app.add_typer(cli_table.app, name="table")
 cli_device.register(app)
 app.command()(compare)
 
@@ -285,18 +284,6 @@ def measure(
     with progress_bars(quiet) as progress:
         result = measure_file(file, settings, progress=progress)
     show(result.text(), result.document(), as_json=as_json)
-
-
-@table_app.command("show")
-def table_show(workspace: WorkspaceFlag = DEFAULT_WORKSPACE, as_json: JsonFlag = False) -> None:
-    """Show what the latency table holds, per device and conditions.
-
-    Example: amc-mobile table show --json
-    """
-    from amc_mobile.workflows.listing import show_table, table_text
-
-    document = show_table(Workspace(workspace))
-    show(table_text(document), document, as_json=as_json)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -118,6 +118,10 @@ class SiteModel:
         for known, measured_ms in self.exact.items():
             predicted[(values == known).all(axis=1)] = measured_ms
         return np.asarray(predicted)
+
+    def without_exact(self) -> SiteModel:
+        """The fit alone, which also tells what it makes of the measured points."""
+        return replace(self, exact={})
 
     def is_inside(self, values: Floats) -> NDArray[np.bool_]:
         """(N, axes) -> (N,): whether all axes are within the measured range."""

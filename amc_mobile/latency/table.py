@@ -1,15 +1,15 @@
-"""The latency table: every sample of every pass, under its conditions, in one SQLite file.
+"""The latency table: every sample of every pass, under its conditions, in a SQLite file or a PostgreSQL database.
 
-Several processes may read and write the file at once. A pass is stored as soon as it is made, so that a killed profile
-goes on with what is missing.
+Several processes may read and write it at once. A pass is stored as soon as it is made, so that a killed profile goes
+on with what is missing.
 """
 
 from __future__ import annotations
 
 import json
-import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
-from sqlalchemy.dialects.sqlite import insert
 
 from amc_mobile.device.conditions import Conditions
-from amc_mobile.errors import CorruptFile, InvalidInput
+from amc_mobile.errors import InvalidInput
+from amc_mobile.latency import storage
 from amc_mobile.latency.measurement import (
     KernelInfo,
     KernelMeasurement,
@@ -29,69 +29,49 @@ from amc_mobile.latency.measurement import (
     Pass,
     model_key,
 )
+from amc_mobile.latency.storage import DELETE_IT, FORMAT_VERSION, open_storage
 
-FORMAT_VERSION = 1  # 1: conditions, kernel, model, sample
-APPLICATION_ID = 0x414D434C  # "AMCL": marks the file as ours
-LOCK_TIMEOUT_S = 60.0
 KEYS_PER_QUERY = 500  # SQLite's oldest limit on parameters is 999
-DELETE_IT = "move the file away and run `amc-mobile profile` again"
 
-_schema = sa.MetaData()
-_conditions = sa.Table(
-    "conditions",
-    _schema,
-    sa.Column("key", sa.String, primary_key=True),
-    sa.Column("document", sa.String, nullable=False),
-)
-_kernel = sa.Table(
-    "kernel",
-    _schema,
-    sa.Column("key", sa.String, primary_key=True),
-    sa.Column("label", sa.String, nullable=False),
-    sa.Column("document", sa.String, nullable=False),
-)
-_model = sa.Table(
-    "model",
-    _schema,
-    sa.Column("key", sa.String, primary_key=True),
-    sa.Column("template", sa.String, nullable=False, index=True),
-    sa.Column("widths", sa.String, nullable=False),
-)
-_sample = sa.Table(  # one row per pass
-    "sample",
-    _schema,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("conditions", sa.String, sa.ForeignKey("conditions.key"), nullable=False),
-    sa.Column("subject", sa.String, nullable=False),  # the key of a kernel or of a model
-    sa.Column("samples_ms", sa.String, nullable=False),
-    sa.Column("busy", sa.Boolean, nullable=False),
-    sa.Column("warmup_runs", sa.Integer, nullable=False),
-    sa.Column("created", sa.String, nullable=False),
-    sa.Index("sample_subject", "conditions", "subject"),
-)
+_conditions, _kernel, _model, _sample = storage.conditions, storage.kernel, storage.model, storage.sample
+
+
+@dataclass(frozen=True)
+class StoredPass:
+    """A pass with everything that the table keeps of it. `conditions`, `subject`: keys."""
+
+    conditions: str
+    subject: str
+    one: Pass
+    warmup_runs: int
+    created: str
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything in a table, or a part of it to be added to another.
+
+    `kernels`: key -> (label, document); `models`: key -> (template, widths).
+    """
+
+    conditions: Mapping[str, Conditions]
+    kernels: Mapping[str, tuple[str, Mapping[str, Any]]]
+    models: Mapping[str, tuple[str, tuple[int, ...]]]
+    passes: Sequence[StoredPass]
 
 
 class LatencyTable:
-    """Opens the table at `path` or makes an empty one. Close it, or use it as a context.
+    """Opens the table at `location`, a path or the URL of a PostgreSQL database, or makes an empty one.
 
-    Raises CorruptFile for files that are damaged, of another format version or another program's; InvalidInput where
-    the file cannot be opened or stays locked.
+    Close it, or use it as a context. Raises CorruptFile for files that are damaged, of another format version or
+    another program's; InvalidInput where it cannot be opened or stays locked.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        if path.is_dir():
-            raise InvalidInput(f"{path} is a folder, not a latency table", next_step="check the workspace")
+    def __init__(self, location: Path | str) -> None:
+        self._storage = open_storage(location)
+        self.name = self._storage.name
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InvalidInput(f"{path.parent}: {error.strerror}", next_step="choose another --workspace") from error
-        url = sa.URL.create("sqlite", database=str(path))
-        self._engine = sa.create_engine(url, connect_args={"timeout": LOCK_TIMEOUT_S})
-        sa.event.listen(self._engine, "connect", _prepare_connection)
-        sa.event.listen(self._engine, "begin", _begin)
-        try:
-            self._check_or_create()
+            self._storage.check_or_create()
         except BaseException:
             self.close()
             raise
@@ -103,19 +83,19 @@ class LatencyTable:
         self.close()
 
     def close(self) -> None:
-        self._engine.dispose()
+        self._storage.close()
 
     # Writing
 
     def add_kernels(self, kernels: Iterable[KernelInfo]) -> None:
         """Names kernels, so that their passes can be shown. Known ones are left as they are."""
         rows = [{"key": k.key, "label": k.label, "document": json.dumps(k.to_document())} for k in kernels]
-        self._insert_new(_kernel, rows)
+        self._storage.insert_new(_kernel, rows)
 
     def add_models(self, requests: Iterable[ModelRequest]) -> None:
         """Names whole models, so that their passes can be found again."""
         rows = [{"key": r.key, "template": r.template, "widths": json.dumps(list(r.widths))} for r in requests]
-        self._insert_new(_model, rows)
+        self._storage.insert_new(_model, rows)
 
     def add_passes(self, conditions: Conditions, passes: Iterable[tuple[str, Pass]], *, warmup_runs: int) -> None:
         """Adds passes of kernels or models, all or none. `passes`: (key, pass)."""
@@ -130,8 +110,8 @@ class LatencyTable:
         if not rows:
             return
         known = {"key": conditions.key, "document": json.dumps(conditions.to_document())}
-        with self._transaction(write=True) as connection:
-            connection.execute(insert(_conditions).on_conflict_do_nothing(), [known])
+        with self._storage.transaction(write=True) as connection:
+            connection.execute(self._storage.insert_ignoring(_conditions), [known])
             connection.execute(sa.insert(_sample), rows)
 
     def add_model_measurement(self, template: str, widths: Sequence[int], measurement: ModelMeasurement) -> None:
@@ -147,7 +127,7 @@ class LatencyTable:
         """The passes under exactly these conditions, in the order made; keys without any are left out."""
         wanted = list(dict.fromkeys(keys))
         found: dict[str, list[Pass]] = {}
-        with self._transaction() as connection:
+        with self._storage.transaction() as connection:
             for start in range(0, len(wanted), KEYS_PER_QUERY):
                 query = sa.select(_sample.c.subject, _sample.c.samples_ms, _sample.c.busy).where(
                     _sample.c.conditions == conditions.key,
@@ -166,7 +146,7 @@ class LatencyTable:
             .order_by(_sample.c.id)
         )
         found: dict[str, tuple[str, list[Pass]]] = {}
-        with self._transaction() as connection:
+        with self._storage.transaction() as connection:
             for key, label, samples, busy in connection.execute(query):
                 found.setdefault(key, (label, []))[1].append(self._pass(samples, busy))
         return {key: KernelMeasurement(key, label, tuple(passes), conditions) for key, (label, passes) in found.items()}
@@ -180,7 +160,7 @@ class LatencyTable:
             .order_by(_sample.c.id)
         )
         found: dict[str, tuple[int, list[Pass]]] = {}
-        with self._transaction() as connection:
+        with self._storage.transaction() as connection:
             for widths, samples, busy, warmup_runs in connection.execute(query):
                 found.setdefault(widths, (warmup_runs, []))[1].append(self._pass(samples, busy))
         return [
@@ -194,7 +174,7 @@ class LatencyTable:
         query = sa.select(_sample.c.samples_ms, _sample.c.busy, _sample.c.warmup_runs).where(
             _sample.c.conditions == conditions.key, _sample.c.subject == key
         )
-        with self._transaction() as connection:
+        with self._storage.transaction() as connection:
             rows = connection.execute(query.order_by(_sample.c.id)).all()
         if not rows:
             return None
@@ -202,13 +182,14 @@ class LatencyTable:
 
     def conditions(self) -> list[Conditions]:
         """All conditions that something was measured under, oldest first."""
-        query = sa.select(_conditions.c.document).order_by(sa.text("rowid"))
-        with self._transaction() as connection:
+        first = sa.select(sa.func.min(_sample.c.id)).where(_sample.c.conditions == _conditions.c.key)
+        query = sa.select(_conditions.c.document).order_by(first.scalar_subquery())
+        with self._storage.transaction() as connection:
             documents = connection.execute(query).scalars().all()
         try:
             return [Conditions.from_document(json.loads(document)) for document in documents]
         except (ValueError, InvalidInput) as error:
-            raise CorruptFile(self.path, f"unreadable conditions ({error})", next_step=DELETE_IT) from error
+            raise self._storage.corrupt(f"unreadable conditions ({error})", next_step=DELETE_IT) from error
 
     def summary(self) -> dict[str, Any]:
         """For `table show`: per conditions, the kernels (slowest first) and the number of whole models."""
@@ -220,7 +201,7 @@ class LatencyTable:
                 .join(_model, _model.c.key == _sample.c.subject)
                 .where(_sample.c.conditions == conditions.key)
             )
-            with self._transaction() as connection:
+            with self._storage.transaction() as connection:
                 models = int(connection.execute(count).scalar_one())
             rows = [
                 {
@@ -230,59 +211,114 @@ class LatencyTable:
                 for k in kernels
             ]  # fmt: skip
             entries.append({"conditions": conditions.to_document(), "kernels": rows, "model_measurements": models})
-        return {"path": str(self.path), "format_version": FORMAT_VERSION, "conditions": entries}
+        return {"path": self.name, "format_version": FORMAT_VERSION, "conditions": entries}
 
-    # The file
+    # Everything at once
 
-    def _check_or_create(self) -> None:
-        with self._transaction(write=True) as connection:
-            application = connection.exec_driver_sql("PRAGMA application_id").scalar()
-            version = connection.exec_driver_sql("PRAGMA user_version").scalar()
-            names = set(sa.inspect(connection).get_table_names())
-            if not names and not application and not version:
-                _schema.create_all(connection)
-                connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
-                connection.exec_driver_sql(f"PRAGMA user_version = {FORMAT_VERSION}")
-                return
-            if application != APPLICATION_ID:
-                raise CorruptFile(self.path, "is a database of another program", next_step=DELETE_IT)
-            if version != FORMAT_VERSION:
-                newer = isinstance(version, int) and version > FORMAT_VERSION
-                why = f"has format {version}, this version reads {FORMAT_VERSION}"
-                raise CorruptFile(self.path, why, next_step="update amc-mobile" if newer else DELETE_IT)
-            problem = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
-            if problem != "ok" or not set(_schema.tables) <= names:
-                raise CorruptFile(self.path, f"is damaged ({problem})", next_step=DELETE_IT)
-
-    @contextmanager
-    def _transaction(self, *, write: bool = False) -> Iterator[sa.Connection]:
+    def contents(self) -> Contents:
+        """All rows, the passes in the order made."""
+        known = {conditions.key: conditions for conditions in self.conditions()}
+        with self._storage.transaction() as connection:
+            kernels = connection.execute(sa.select(_kernel.c.key, _kernel.c.label, _kernel.c.document)).all()
+            models = connection.execute(sa.select(_model.c.key, _model.c.template, _model.c.widths)).all()
+            columns = (
+                _sample.c.conditions, _sample.c.subject, _sample.c.samples_ms, _sample.c.busy, _sample.c.warmup_runs,
+                _sample.c.created,
+            )  # fmt: skip
+            rows = connection.execute(sa.select(*columns).order_by(_sample.c.id)).all()
         try:
-            with self._engine.connect() as plain:
-                connection = plain.execution_options(amc_write=write)
-                with connection.begin():
-                    yield connection
-        except (sa.exc.DBAPIError, sqlite3.Error) as error:
-            raise self._explained(error) from error
+            documents = {key: (label, dict(json.loads(document))) for key, label, document in kernels}
+        except (TypeError, ValueError) as error:
+            raise self._storage.corrupt(f"unreadable kernels ({error})", next_step=DELETE_IT) from error
+        return Contents(
+            known,
+            documents,
+            {key: (template, tuple(self._widths(widths).tolist())) for key, template, widths in models},
+            [StoredPass(r[0], r[1], self._pass(r[2], r[3]), int(r[4]), r[5]) for r in rows],
+        )
 
-    def _explained(self, error: sa.exc.DBAPIError | sqlite3.Error) -> CorruptFile | InvalidInput:
-        cause = error.orig if isinstance(error, sa.exc.DBAPIError) and error.orig is not None else error
-        if isinstance(cause, sqlite3.OperationalError):
-            if "locked" in str(cause) or "busy" in str(cause):
-                return InvalidInput(f"{self.path}: another process kept it locked", next_step="try again later")
-            if "no such" not in str(cause):
-                return InvalidInput(f"{self.path}: {cause}", next_step="check its permissions and the free space")
-        return CorruptFile(self.path, f"is damaged or no latency table ({cause})", next_step=DELETE_IT)
+    def add_contents(self, contents: Contents) -> int:
+        """Adds what the table lacks, all or nothing; returns how many passes were new.
 
-    def _insert_new(self, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
-        if rows:
-            with self._transaction(write=True) as connection:
-                connection.execute(insert(table).on_conflict_do_nothing(), rows)
+        A pass with the samples of one that is there is the same pass, each counted once. Raises InvalidInput for
+        passes whose conditions or subject are not part of `contents`.
+        """
+        for one in contents.passes:
+            if one.conditions not in contents.conditions:
+                raise InvalidInput(f"a pass was measured under unknown conditions {one.conditions[:12]!r}")
+            if one.subject not in contents.kernels and one.subject not in contents.models:
+                raise InvalidInput(f"a pass is of an unknown kernel or model {one.subject[:12]!r}")
+        tables: list[tuple[sa.Table, list[dict[str, Any]]]] = [
+            (
+                _conditions,
+                [{"key": k, "document": json.dumps(c.to_document())} for k, c in contents.conditions.items()],
+            ),
+            (_kernel, [{"key": k, "label": v[0], "document": json.dumps(v[1])} for k, v in contents.kernels.items()]),
+            (_model, [{"key": k, "template": v[0], "widths": json.dumps(v[1])} for k, v in contents.models.items()]),
+        ]
+        with self._storage.transaction(write=True) as connection:
+            for table, rows in tables:
+                if rows:
+                    connection.execute(self._storage.insert_ignoring(table), rows)
+            stored = sa.select(_sample.c.conditions, _sample.c.subject, _sample.c.samples_ms)
+            known = Counter(tuple(row) for row in connection.execute(stored))
+            fresh = []
+            for one in contents.passes:
+                samples = json.dumps(one.one.samples_ms)
+                if known[one.conditions, one.subject, samples] > 0:
+                    known[one.conditions, one.subject, samples] -= 1
+                    continue
+                fresh.append(
+                    {
+                        "conditions": one.conditions,
+                        "subject": one.subject,
+                        "samples_ms": samples,
+                        "busy": one.one.busy,
+                        "warmup_runs": one.warmup_runs,
+                        "created": one.created,
+                    }
+                )
+            if fresh:
+                connection.execute(sa.insert(_sample), fresh)
+        return len(fresh)
+
+    # Adoption of another table's kernels
+
+    def adopt(self, conditions: Conditions, source: Conditions, keys: Iterable[str], ratio: float) -> int:
+        """Copies the kernels `keys` measured under `source` to `conditions`, times `ratio`; returns how many passes.
+
+        Where that came from stays on record. Raises InvalidInput when the conditions already have kernels of `keys`.
+        """
+        found = self.passes(source, keys)
+        if self.passes(conditions, found):
+            raise InvalidInput("kernels were already measured under these conditions", next_step="nothing to adopt")
+        rows = [
+            (key, Pass(tuple(value * ratio for value in one.samples_ms), one.busy))
+            for key, passes in found.items()
+            for one in passes
+        ]
+        self.add_passes(conditions, rows, warmup_runs=0)
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self._storage.insert_new(
+            storage.adoption,
+            [{"conditions": conditions.key, "source": source.key, "ratio": ratio, "created": now}],
+        )
+        return len(rows)
+
+    def adoptions(self) -> dict[str, tuple[str, float]]:
+        """Key of conditions -> (key of the conditions that its kernels were measured under, the ratio applied)."""
+        table = storage.adoption
+        with self._storage.transaction() as connection:
+            rows = connection.execute(sa.select(table.c.conditions, table.c.source, table.c.ratio)).all()
+        return {conditions: (source, float(ratio)) for conditions, source, ratio in rows}
+
+    # Rows as they are stored
 
     def _pass(self, samples: str, busy: bool) -> Pass:
         try:
             return Pass(tuple(json.loads(samples)), bool(busy))
         except (TypeError, ValueError, InvalidInput) as error:
-            raise CorruptFile(self.path, f"unreadable samples ({error})", next_step=DELETE_IT) from error
+            raise self._storage.corrupt(f"unreadable samples ({error})", next_step=DELETE_IT) from error
 
     def _widths(self, document: str) -> NDArray[np.int64]:
         try:
@@ -290,23 +326,5 @@ class LatencyTable:
             if not isinstance(widths, list) or not all(type(w) is int for w in widths):
                 raise ValueError(document)
         except (TypeError, ValueError) as error:
-            raise CorruptFile(self.path, f"unreadable widths ({error})", next_step=DELETE_IT) from error
+            raise self._storage.corrupt(f"unreadable widths ({error})", next_step=DELETE_IT) from error
         return np.array(widths, dtype=np.int64)
-
-
-def _prepare_connection(connection: sqlite3.Connection, _record: object) -> None:
-    # Transactions are begun by `_begin` alone; the driver would begin them late and commit them early.
-    connection.isolation_level = None
-    connection.execute("PRAGMA foreign_keys = ON")
-    connection.execute("PRAGMA synchronous = NORMAL")
-    if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError:
-            # Another process is switching the new file at this moment; the mode is the file's, not the connection's.
-            return
-
-
-def _begin(connection: sa.Connection) -> None:
-    # A transaction that will write takes its lock at once: upgrading later could fail instead of waiting.
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("amc_write") else "BEGIN")

@@ -107,8 +107,8 @@ class LatencyModel:
 
     def measure_missing(self, progress: Progress) -> int:
         """Measures the kernels and calibration models that the table lacks; returns the number of kernels needed."""
-        points = kernel_points(self.template, self.sampled)
-        self._measure_kernels([(site, widths) for site, widths, _ in points.values()], progress)
+        points = self.kernel_places()
+        self._measure_kernels(list(points.values()), progress)
         plans = self.calibration_requests()
         measure_models(
             self.device,
@@ -125,6 +125,11 @@ class LatencyModel:
             ModelRequest(self.identity, tuple(int(w) for w in widths), partial(self.file_at, widths))
             for widths in calibration_widths(self.template.sizes, self.sampled)
         ]
+
+    def kernel_places(self) -> dict[str, tuple[int, Widths]]:
+        """Kernel key -> (site, widths) of every kernel that a profile measures."""
+        points = kernel_points(self.template, self.sampled)
+        return {key: (site, widths) for key, (site, widths, _) in points.items()}
 
     def measure_exactly(self, widths: Widths, progress: Progress) -> None:
         """Measures the very kernels of one plan, shape (groups,), so that its prediction interpolates nothing."""

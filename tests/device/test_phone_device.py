@@ -74,7 +74,7 @@ def test_another_runner_makes_other_conditions(device: PhoneDevice, library: Run
     other.mkdir()
     runner = fake_runner(other)
     runner.write_text(runner.read_text() + "# another build\n")
-    changed = PhoneDevice(device.adb, device.profile, library, runner).conditions()
+    changed = PhoneDevice(device.adb, device.profile, library, runner, mode=FIXED).conditions()
     assert set(changed.differences(device.conditions())) == {"library_sha256"}
 
 

@@ -1,0 +1,164 @@
+"""The commands under `amc-mobile table`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from amc_mobile.errors import InvalidConfig
+from amc_mobile.terminal import progress_bars, show
+from amc_mobile.workflows.workspace import Workspace
+
+app = typer.Typer(
+    help="Look into the latency table, take it elsewhere, check it. Example: amc-mobile table show",
+    rich_markup_mode=None,
+)
+
+WorkspaceFlag = Annotated[Path, typer.Option("--workspace", help="Folder with the table, templates and runs.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+QuietFlag = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
+RuntimeFlag = Annotated[str | None, typer.Option("--runtime", help="tflite or onnxruntime.")]
+ThreadsFlag = Annotated[int | None, typer.Option("--threads", help="Inference threads that are timed.")]
+DEFAULT_WORKSPACE = Path("amc-workspace")
+
+
+@app.command("show")
+def table_show(workspace: WorkspaceFlag = DEFAULT_WORKSPACE, as_json: JsonFlag = False) -> None:
+    """Show what the latency table holds, per device and conditions.
+
+    Example: amc-mobile table show --json
+    """
+    from amc_mobile.workflows.listing import show_table, table_text
+
+    document = show_table(Workspace(workspace))
+    show(table_text(document), document, as_json=as_json)
+
+
+@app.command("export")
+def table_export(
+    file: Annotated[Path, typer.Argument(help="A .jsonl bundle that can be imported, or a .csv to be read.")],
+    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write the latency table to a file.
+
+    Example: amc-mobile table export table.jsonl
+    """
+    from amc_mobile.workflows.table import export_table
+
+    result = export_table(Workspace(workspace), file)
+    show(result.text(), result.document(), as_json=as_json)
+
+
+@app.command("import")
+def table_import(
+    file: Annotated[Path, typer.Argument(help="A bundle, or with --csv a table of another tool.")],
+    csv: Annotated[bool, typer.Option("--csv", help="A CSV file: one kernel per line.")] = False,
+    kernel: Annotated[str, typer.Option(help="Columns that together name a kernel, with commas.")] = "kernel",
+    ms: Annotated[str, typer.Option(help="Column of the milliseconds.")] = "ms",
+    run: Annotated[str | None, typer.Option(help="Column that tells repeated runs apart.")] = None,
+    device: Annotated[str | None, typer.Option(help="What was measured on, e.g. pixel1; needed with --csv.")] = None,
+    soc: Annotated[str | None, typer.Option(help="Its processor.")] = None,
+    runtime: RuntimeFlag = None,
+    threads: ThreadsFlag = None,
+    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
+    as_json: JsonFlag = False,
+) -> None:
+    """Add a bundle, or a table of another tool, to the latency table. Other conditions stay apart.
+
+    Example: amc-mobile table import layers.csv --csv --device pixel1 --kernel model,layer --ms avg_ms --run run
+    """
+    from amc_mobile.workflows.table import import_csv, import_table
+
+    space = Workspace(workspace)
+    if csv:
+        if not device:
+            raise InvalidConfig("a CSV file does not say what was measured on", next_step="pass --device NAME")
+        columns = [name.strip() for name in kernel.split(",") if name.strip()]
+        result = import_csv(
+            space, file, device=device, kernel=columns, ms=ms, run=run, soc=soc, runtime=runtime, threads=threads
+        )
+    else:
+        result = import_table(space, file)
+    show(result.text(), result.document(), as_json=as_json)
+
+
+@app.command("merge")
+def table_merge(
+    other: Annotated[Path, typer.Argument(help="The table.sqlite of another workspace.")],
+    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
+    as_json: JsonFlag = False,
+) -> None:
+    """Add the table of another workspace. Measurements that both have are taken once.
+
+    Example: amc-mobile table merge other/amc-workspace/table.sqlite
+    """
+    from amc_mobile.workflows.table import merge_table
+
+    result = merge_table(Workspace(workspace), other)
+    show(result.text(), result.document(), as_json=as_json)
+
+
+@app.command("verify")
+def table_verify(
+    runtime: RuntimeFlag = None,
+    threads: ThreadsFlag = None,
+    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Measure eight kernels again. Exit 1 when they no longer agree with the table.
+
+    Example: amc-mobile table verify
+    """
+    from amc_mobile.workflows.table import verify_table
+
+    space = Workspace(workspace)
+    with progress_bars(quiet) as progress:
+        result = verify_table(space, space.settings(None, runtime=runtime, threads=threads), progress=progress)
+    show(result.text(), result.document(), as_json=as_json)
+
+
+@app.command("adopt")
+def table_adopt(
+    runtime: RuntimeFlag = None,
+    threads: ThreadsFlag = None,
+    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """After an update of the system or the runtime: take over the old kernels where eight of them say they still hold.
+
+    Example: amc-mobile table adopt
+    """
+    from amc_mobile.workflows.table import adopt_table
+
+    space = Workspace(workspace)
+    with progress_bars(quiet) as progress:
+        result = adopt_table(space, space.settings(None, runtime=runtime, threads=threads), progress=progress)
+    show(result.text(), result.document(), as_json=as_json)
+
+
+@app.command("plot")
+def table_plot(
+    kernel: Annotated[str, typer.Option(help="Module path of the layer, as in the report.")],
+    file: Annotated[Path, typer.Option("--out", help="The SVG file.")] = Path("kernel.svg"),
+    runtime: RuntimeFlag = None,
+    threads: ThreadsFlag = None,
+    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Draw a kernel's latency over its channels: measured points, the fit and its steps.
+
+    Example: amc-mobile table plot --kernel features.2.conv --out kernel.svg
+    """
+    from amc_mobile.workflows.table import plot_kernel
+
+    space = Workspace(workspace)
+    with progress_bars(quiet) as progress:
+        settings = space.settings(None, runtime=runtime, threads=threads)
+        result = plot_kernel(space, settings, kernel, file, progress=progress)
+    show(result.text(), result.document(), as_json=as_json)

@@ -1,0 +1,223 @@
+"""Latency tables as text: a bundle that is read back whole (JSON lines), and CSV for people and pandas.
+
+A bundle's first line holds format, version and counts, its last line the SHA-256 of the lines between: a file that was
+cut off or edited is refused. CSV is one line per kernel and conditions; it can be made by hand or by other tools.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from amc_mobile.device.conditions import Conditions
+from amc_mobile.errors import CorruptFile, InvalidInput
+from amc_mobile.latency.measurement import KernelMeasurement, Pass, model_key
+from amc_mobile.latency.table import Contents, LatencyTable, StoredPass
+
+FORMAT = "amc-mobile latency table"
+FORMAT_VERSION = 1  # 1: conditions, kernels, models, passes
+CSV_COLUMNS = (
+    "conditions", "device", "soc", "os", "runtime", "runtime_version", "threads", "key", "kernel", "ms", "passes",
+    "samples", "flags",
+)  # fmt: skip
+AGAIN = "export the table again"
+
+
+def to_lines(contents: Contents) -> list[str]:
+    """The lines of a bundle."""
+    body = [_line(kind="conditions", key=k, document=c.to_document()) for k, c in contents.conditions.items()]
+    body += [_line(kind="kernel", key=k, label=v[0], document=v[1]) for k, v in contents.kernels.items()]
+    body += [_line(kind="model", key=k, template=v[0], widths=v[1]) for k, v in contents.models.items()]
+    for one in contents.passes:
+        body.append(
+            _line(
+                kind="pass",
+                conditions=one.conditions,
+                subject=one.subject,
+                samples_ms=one.one.samples_ms,
+                busy=one.one.busy,
+                warmup_runs=one.warmup_runs,
+                created=one.created,
+            )
+        )
+    head = _line(format=FORMAT, format_version=FORMAT_VERSION, lines=len(body), passes=len(contents.passes))
+    return [head, *body, _line(kind="end", sha256=_digest(body))]
+
+
+def from_lines(path: Path, lines: Sequence[str]) -> Contents:
+    """What `to_lines` wrote. Raises CorruptFile, with the line, for anything else; `path` is for messages."""
+    head = _document(path, 1, lines[0]) if lines else {}
+    if head.get("format") != FORMAT:
+        raise CorruptFile(path, "is no bundle of a latency table", next_step=AGAIN)
+    version = head.get("format_version")
+    if version != FORMAT_VERSION:
+        newer = isinstance(version, int) and version > FORMAT_VERSION
+        why = f"has format {version}, this version reads {FORMAT_VERSION}"
+        raise CorruptFile(path, why, next_step="update amc-mobile" if newer else AGAIN)
+    body = list(lines[1:-1])
+    end = _document(path, len(lines), lines[-1])
+    if end.get("kind") != "end" or len(body) != head.get("lines"):
+        raise CorruptFile(path, f"was cut off: {len(body)} of {head.get('lines')} lines are there", next_step=AGAIN)
+    if end.get("sha256") != _digest(body):
+        raise CorruptFile(path, "was changed after it was written", next_step=AGAIN)
+    conditions: dict[str, Conditions] = {}
+    kernels: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    models: dict[str, tuple[str, tuple[int, ...]]] = {}
+    passes: list[StoredPass] = []
+    for number, text in enumerate(body, start=2):
+        row = _document(path, number, text)
+        try:
+            kind, key = row["kind"], str(row.get("key", ""))
+            if kind == "conditions":
+                found = Conditions.from_document(row["document"])
+                _once(conditions, key, key == found.key)
+                conditions[key] = found
+            elif kind == "kernel":
+                _once(kernels, key, bool(key))
+                kernels[key] = (str(row["label"]), dict(row["document"]))
+            elif kind == "model":
+                widths = tuple(int(width) for width in row["widths"])
+                _once(models, key, key == model_key(row["template"], widths))
+                models[key] = (str(row["template"]), widths)
+            elif kind == "pass":
+                one = Pass(tuple(row["samples_ms"]), bool(row["busy"]))
+                passes.append(
+                    StoredPass(row["conditions"], row["subject"], one, int(row["warmup_runs"]), str(row["created"]))
+                )
+            else:
+                raise ValueError(f"unknown kind {kind!r}")
+        except KeyError as error:
+            raise CorruptFile(path, f"line {number}: no {error}", next_step=AGAIN) from error
+        except (TypeError, ValueError, InvalidInput) as error:
+            raise CorruptFile(path, f"line {number}: {error}", next_step=AGAIN) from error
+    return Contents(conditions, kernels, models, passes)
+
+
+def to_csv(table: LatencyTable) -> str:
+    """One line per kernel and conditions, the slowest first; `ms` is the lowest 20th percentile over passes."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, CSV_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for conditions in table.conditions():
+        for kernel in sorted(table.kernels(conditions).values(), key=lambda k: -k.low_ms):
+            writer.writerow(_csv_row(kernel))
+    return out.getvalue()
+
+
+def from_csv(
+    path: Path, text: str, conditions: Conditions, *, kernel: Sequence[str], ms: str, run: str | None = None
+) -> Contents:
+    """A table of another tool. `kernel`: the columns that together name a kernel; `ms`: that of its milliseconds.
+
+    With `run`, a kernel may stand there once per value of that column; else once. Raises CorruptFile with the line for
+    missing columns, numbers that cannot be latencies and kernels that stand there twice.
+    """
+    reader = csv.DictReader(io.StringIO(text), strict=True)
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    kernels: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    passes: list[StoredPass] = []
+    seen: dict[tuple[str, str], int] = {}
+    try:
+        missing = [name for name in (*kernel, ms, *([run] if run else [])) if name not in (reader.fieldnames or [])]
+        if missing:
+            have = ", ".join(reader.fieldnames or [])
+            raise CorruptFile(path, f"has no column {', '.join(missing)}", next_step=f"its columns are: {have}")
+        for number, row in enumerate(reader, start=2):
+            named = {name: row[name] for name in kernel}
+            if any(value in (None, "") for value in named.values()):
+                raise CorruptFile(path, f"line {number}: an empty {' or '.join(kernel)}")
+            label = " ".join(named.values()) if len(named) == 1 else " ".join(f"{k}={v}" for k, v in named.items())
+            key = hashlib.sha256(_line(foreign=named).encode()).hexdigest()
+            which = (key, row[run] if run else "")
+            if which in seen:
+                raise CorruptFile(
+                    path, f"line {number}: {label} stands in line {seen[which]} already",
+                    next_step="name more columns with --kernel, or the column of repeated runs with --run",
+                )  # fmt: skip
+            seen[which] = number
+            kernels[key] = (label, {"foreign": named})
+            passes.append(StoredPass(conditions.key, key, Pass((_number(path, number, row[ms]),)), 0, now))
+    except csv.Error as error:
+        raise CorruptFile(path, f"is no CSV ({error})") from error
+    if not passes:
+        raise CorruptFile(path, "has no rows")
+    return Contents({conditions.key: conditions}, kernels, {}, passes)
+
+
+def foreign_conditions(device: str, **known: Any) -> Conditions:
+    """Conditions of measurements made by another tool; what is not known says so."""
+    unknown = Conditions(
+        device, "unknown", "unknown", "unknown", "unknown", "", "unknown", 1, "unknown", "unknown", protocol_version=0
+    )
+    return replace(unknown, **{key: value for key, value in known.items() if value is not None})
+
+
+def _csv_row(kernel: KernelMeasurement) -> dict[str, Any]:
+    c = kernel.conditions
+    return {
+        "conditions": c.key[:12], "device": c.device, "soc": c.soc, "os": c.os, "runtime": c.runtime,
+        "runtime_version": c.runtime_version, "threads": c.threads, "key": kernel.key, "kernel": kernel.label,
+        "ms": repr(kernel.low_ms), "passes": len(kernel.passes), "samples": sum(map(len, kernel.samples_ms)),
+        "flags": " ".join(kernel.flags),
+    }  # fmt: skip
+
+
+def _number(path: Path, line: int, text: str | None) -> float:
+    try:
+        value = float(text or "")
+    except ValueError as error:
+        raise CorruptFile(path, f"line {line}: {text!r} is not a number") from error
+    if not math.isfinite(value) or value <= 0:
+        raise CorruptFile(path, f"line {line}: a latency of {text} ms is not possible")
+    return value
+
+
+def _once(known: Mapping[str, object], key: str, fits: bool) -> None:
+    if key in known:
+        raise ValueError(f"key {key[:12]} stands there twice")
+    if not fits:
+        raise ValueError(f"key {key[:12]!r} does not belong to its document")
+
+
+def _line(**document: Any) -> str:
+    return json.dumps(document, allow_nan=False)
+
+
+def _digest(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _document(path: Path, number: int, text: str) -> dict[str, Any]:
+    try:
+        document = json.loads(text, parse_constant=_no_constant)
+    except ValueError as error:
+        raise CorruptFile(path, f"line {number} is not JSON ({error})", next_step=AGAIN) from error
+    if not isinstance(document, dict):
+        raise CorruptFile(path, f"line {number} is not an object", next_step=AGAIN)
+    return document
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not allowed")
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file. Raises InvalidInput where it cannot be read, CorruptFile where it is no text."""
+    return list(_lines(path))
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        yield from path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InvalidInput(f"{path}: {error.strerror}", next_step="check the path") from error
+    except UnicodeDecodeError as error:
+        raise CorruptFile(path, "is not text", next_step=AGAIN) from error

@@ -1,0 +1,209 @@
+"""What can be done with a latency table: take it elsewhere, bring others in, check it, adopt it, draw a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from amc_mobile import store
+from amc_mobile.device.conditions import Conditions
+from amc_mobile.errors import DeviceError, InvalidInput, MissingLatency
+from amc_mobile.latency import bundle
+from amc_mobile.latency.adoption import Verdict, anchors, judge
+from amc_mobile.latency.measurement import KernelMeasurement, KernelRequest
+from amc_mobile.latency.protocol import measure_kernels
+from amc_mobile.latency.table import Contents, LatencyTable
+from amc_mobile.workflows.progress import Progress
+from amc_mobile.workflows.workspace import Settings, Workspace
+
+if TYPE_CHECKING:  # brings torch
+    from amc_mobile.workflows.latency_model import LatencyModel
+
+
+@dataclass(frozen=True)
+class TableResult:
+    """One sentence for people, the same and more as a document."""
+
+    sentence: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        return self.facts
+
+    def text(self) -> str:
+        return self.sentence
+
+
+def open_table(space: Workspace, *, must_exist: bool = True) -> LatencyTable:
+    if must_exist and not space.table_path.exists():
+        raise InvalidInput(f"no latency table in {space.folder}", next_step="run `amc-mobile profile` first")
+    return LatencyTable(space.table_path)
+
+
+def export_table(space: Workspace, path: Path) -> TableResult:
+    """Writes a `.csv` for reading or a `.jsonl` bundle that `import` and `merge` take back whole."""
+    if path.suffix not in (".csv", ".jsonl"):
+        raise InvalidInput(f"{path}: not a .csv or .jsonl file", next_step="end the name with .jsonl or .csv")
+    with open_table(space) as table:
+        contents = table.contents()
+        text = bundle.to_csv(table) if path.suffix == ".csv" else "\n".join(bundle.to_lines(contents)) + "\n"
+    store.write_text(path, text)
+    facts = _counts(contents) | {"path": str(path), "bytes": len(text.encode())}
+    return TableResult(f"wrote {path}: {facts['kernels']} kernels, {facts['passes']} passes", facts)
+
+
+def import_table(space: Workspace, path: Path) -> TableResult:
+    """Adds a bundle to the workspace's table. Conditions stay apart; what is there already is left out."""
+    contents = bundle.from_lines(path, bundle.read_lines(path))
+    with open_table(space, must_exist=False) as table:
+        new = table.add_contents(contents)
+    return _added(path, contents, new)
+
+
+def import_csv(
+    space: Workspace, path: Path, *, device: str, kernel: Sequence[str], ms: str, run: str | None, **known: Any
+) -> TableResult:
+    """Adds a table of another tool, one line per kernel, under conditions that say how little is known of them."""
+    conditions = bundle.foreign_conditions(device, **known)
+    contents = bundle.from_csv(path, "\n".join(bundle.read_lines(path)), conditions, kernel=kernel, ms=ms, run=run)
+    with open_table(space, must_exist=False) as table:
+        new = table.add_contents(contents)
+    return _added(path, contents, new)
+
+
+def merge_table(space: Workspace, other: Path) -> TableResult:
+    """Adds another workspace's table file. Conditions stay apart; passes both have are taken once."""
+    if not other.exists():
+        raise InvalidInput(f"{other}: no such file", next_step="give the table.sqlite of another workspace")
+    if space.table_path.exists() and other.samefile(space.table_path):
+        raise InvalidInput(f"{other} is this workspace's own table", next_step="give the table of another workspace")
+    with LatencyTable(other) as source:
+        contents = source.contents()
+    with open_table(space, must_exist=False) as table:
+        new = table.add_contents(contents)
+    return _added(other, contents, new)
+
+
+def verify_table(space: Workspace, settings: Settings, *, progress: Progress) -> TableResult:
+    """Measures a few kernels again under the same conditions. Raises DeviceError where they no longer agree."""
+    with _latency(space, settings, progress) as latency:
+        known = latency.table.kernels(latency.conditions)
+        if not known:
+            raise MissingLatency([f"any kernel under {latency.conditions.runtime}, {settings.threads} thread(s)"])
+        verdict = _judged(latency, list(known.values()), progress)
+    if verdict.action != "accept":
+        raise DeviceError(
+            f"the table no longer fits this device: {verdict.text()}",
+            next_step="see that nothing else runs and measure again; if it stays, profile in a new workspace",
+        )
+    return TableResult(f"the table still fits\n{verdict.text()}", verdict.to_document())
+
+
+def adopt_table(space: Workspace, settings: Settings, *, progress: Progress) -> TableResult:
+    """After an update of system or runtime: takes over, rescales or gives up the kernels measured before it."""
+    with _latency(space, settings, progress) as latency:
+        now, table = latency.conditions, latency.table
+        if table.kernels(now):
+            raise InvalidInput("kernels were already measured under these conditions", next_step="nothing to adopt")
+        source = _adoptable(table, now)
+        known = table.kernels(source)
+        verdict = _judged(latency, list(known.values()), progress)
+        if verdict.action == "rebuild":
+            sentence = "the old kernels do not tell the new ones: run `amc-mobile profile`\n" + verdict.text()
+            return TableResult(sentence, verdict.to_document() | {"adopted": 0})
+        ratio = 1.0 if verdict.action == "accept" else verdict.ratio
+        steady = [key for key, kernel in known.items() if not kernel.flags]
+        adopted = table.adopt(now, source, steady, ratio)
+    changed = ", ".join(f"{name}: {old} -> {new}" for name, (old, new) in source.differences(now).items())
+    sentence = f"adopted {len(steady)} kernels times {ratio:.3f} ({changed}); `amc-mobile profile` measures the rest\n"
+    facts = verdict.to_document() | {"adopted": len(steady), "passes": adopted, "source": source.key}
+    return TableResult(sentence + verdict.text(), facts)
+
+
+def plot_kernel(space: Workspace, settings: Settings, kernel: str, path: Path, *, progress: Progress) -> TableResult:
+    """Draws one kernel's measured points, the fit and its steps over the channels, as SVG."""
+    from amc_mobile.report.staircase import StaircaseLine, staircase
+
+    with _latency(space, settings, progress) as latency:
+        sites = {site.name: site for site in latency.template.sites if site.axes}
+        if kernel not in sites:
+            raise InvalidInput(f"no kernel {kernel!r} that depends on widths", next_step=f"they are {', '.join(sites)}")
+        model = latency.predictor.sites[sites[kernel].index]
+        label = latency.template.kernel_at(sites[kernel].index, latency.template.sizes).label
+    points, values = model.points, model.points.values
+    lines = []
+    for other in np.unique(values[:, 0]) if values.shape[1] > 1 else [None]:
+        rows = np.ones(len(values), bool) if other is None else values[:, 0] == other
+        axis = values[rows, -1]
+        across = np.arange(axis.min(), axis.max() + 1)
+        asked = across[:, None] if other is None else np.stack([np.full(len(across), other), across], axis=1)
+        lines.append(
+            StaircaseLine(
+                "" if other is None else f"{other:g} in",
+                list(zip(axis.tolist(), points.measured_ms[rows].tolist(), strict=True)),
+                list(zip(across.tolist(), model.without_exact().predict_at(asked).tolist(), strict=True)),
+            )
+        )
+    store.write_text(path, staircase(label, lines))
+    measured = len(points.measured_ms)
+    facts = {"path": str(path), "kernel": label, "points": measured, "steps": asdict(model.steps), "sigma": model.sigma}
+    return TableResult(f"wrote {path}: {label}, {measured} points, error between them {model.sigma:.1%}", facts)
+
+
+def _latency(space: Workspace, settings: Settings, progress: Progress) -> closing[LatencyModel]:
+    """The workspace's latency model, to be used as a context."""
+    from amc_mobile.workflows.latency_model import default_grids, latency_model
+    from amc_mobile.workflows.network import load_network
+
+    open_table(space).close()
+    network = load_network(space, settings)
+    return closing(latency_model(space, settings, network, default_grids(network), progress))
+
+
+def _judged(latency: LatencyModel, known: Sequence[KernelMeasurement], progress: Progress) -> Verdict:
+    """Measures some of `known` again, outside the table. Raises InvalidInput when none belongs to the network."""
+    places = latency.kernel_places()
+    chosen = anchors([kernel for kernel in known if kernel.key in places])
+    if not chosen:
+        raise InvalidInput("the table has no kernel of this network", next_step="pass the --model it was made for")
+    requests = {}
+    for old in chosen:
+        site, widths = places[old.key]
+        kernel = latency.template.kernel_at(site, widths)
+        requests[old.key] = KernelRequest(kernel, partial(latency.template.cut_at_widths, site, widths))
+    found = measure_kernels(
+        latency.device, requests, config=latency.protocol,
+        on_result=lambda done, total, _: progress("measure anchors", done, total),
+    )  # fmt: skip
+    return judge({old.label: found[old.key].low_ms / old.low_ms for old in chosen})
+
+
+def _adoptable(table: LatencyTable, now: Conditions) -> Conditions:
+    """The newest conditions of the same device, runtime and threads."""
+    same = ("device", "soc", "runtime", "delegate", "threads", "protocol_version")
+    for conditions in reversed(table.conditions()):
+        if not set(same) & set(now.differences(conditions)):
+            return conditions
+    raise InvalidInput(
+        f"the table holds nothing of {now.device} ({now.soc}) with {now.runtime}, {now.threads} thread(s)",
+        next_step="run `amc-mobile profile`",
+    )
+
+
+def _counts(contents: Contents) -> dict[str, Any]:
+    return {
+        "conditions": len(contents.conditions), "kernels": len(contents.kernels), "models": len(contents.models),
+        "passes": len(contents.passes),
+    }  # fmt: skip
+
+
+def _added(path: Path, contents: Contents, new: int) -> TableResult:
+    facts = _counts(contents) | {"new_passes": new, "path": str(path)}
+    devices = ", ".join(sorted({f"{c.device} ({c.soc})" for c in contents.conditions.values()})) or "no device"
+    return TableResult(f"added {new} of {facts['passes']} passes of {facts['kernels']} kernels from {devices}", facts)

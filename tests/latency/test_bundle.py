@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from latency_toys import CONDITIONS, conv, passes
+
+from amc_mobile.errors import CorruptFile, InvalidInput
+from amc_mobile.latency.bundle import foreign_conditions, from_csv, from_lines, read_lines, to_csv, to_lines
+from amc_mobile.latency.measurement import ModelMeasurement, Pass
+from amc_mobile.latency.table import LatencyTable
+
+BUNDLE, CSV = Path("table.jsonl"), Path("layers.csv")
+PHONE = foreign_conditions("slate5", soc="Slate", threads=1)
+LAYERS = "net,run,layer,cin,ms\nbig,1,c0,3,4.25\nbig,1,c1,32,2.5\nbig,2,c0,3,4.5\nbig,2,c1,32,2.25\n"
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> LatencyTable:
+    made = LatencyTable(tmp_path / "table.sqlite")
+    other = replace(CONDITIONS, threads=2)
+    made.add_kernels([conv(8, 16), conv(16, 8)])
+    for conditions in (CONDITIONS, other):
+        rows = [(conv(8, 16).key, one) for one in passes(1.0, 1.01 + conditions.threads)]
+        made.add_passes(conditions, [*rows, (conv(16, 8).key, Pass((3.0, 0.1 + 0.2), busy=True))], warmup_runs=4)
+    made.add_model_measurement("net", [8, 24], ModelMeasurement(passes(2.0), CONDITIONS, 5))
+    return made
+
+
+def test_a_bundle_brings_back_the_whole_table(table: LatencyTable, tmp_path: Path) -> None:
+    lines = to_lines(table.contents())
+    with LatencyTable(tmp_path / "other.sqlite") as other:
+        assert other.add_contents(from_lines(BUNDLE, lines)) == 7
+        assert other.contents() == table.contents()
+        assert other.kernels(CONDITIONS) == table.kernels(CONDITIONS)
+        assert to_lines(other.contents()) == lines
+
+
+def test_what_is_there_already_is_left_out(table: LatencyTable) -> None:
+    before = table.contents()
+    assert table.add_contents(before) == 0
+    assert table.contents() == before
+    table.add_passes(CONDITIONS, [(conv(8, 16).key, Pass((7.0,)))], warmup_runs=4)
+    lines = to_lines(table.contents())
+    assert table.add_contents(from_lines(BUNDLE, lines)) == 0
+
+
+def test_runs_that_took_equally_long_are_all_kept(tmp_path: Path) -> None:
+    text = "kernel,ms,run\n" + "".join(f"reshape,0.002,{run}\n" for run in range(3))
+    found = from_csv(CSV, text, PHONE, kernel=["kernel"], ms="ms", run="run")
+    with LatencyTable(tmp_path / "t.sqlite") as table:
+        assert table.add_contents(found) == 3
+        assert table.add_contents(found) == 0
+        (kernel,) = table.kernels(PHONE).values()
+        assert len(kernel.passes) == 3
+
+
+def rebuilt(lines: list[str], change: dict[str, object], number: int) -> list[str]:
+    """A bundle with one line changed and its digest mended."""
+    import hashlib
+
+    body = lines[1:-1]
+    body[number] = json.dumps(json.loads(body[number]) | change)
+    end = json.dumps({"kind": "end", "sha256": hashlib.sha256("\n".join(body).encode()).hexdigest()})
+    return [lines[0], *body, end]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"samples_ms": [1.0, -2.0]}, "not possible"), ({"samples_ms": []}, "without samples"),
+        ({"samples_ms": [float("nan")]}, "NaN is not allowed"), ({"samples_ms": ["1"]}, "not a number"),
+        ({"kind": "rumour"}, "unknown kind"), ({"samples_ms": None}, "line"),
+    ],
+)  # fmt: skip
+def test_impossible_passes_are_refused_with_their_line(
+    table: LatencyTable, change: dict[str, object], why: str
+) -> None:
+    lines = to_lines(table.contents())
+    last = len(lines) - 3
+    with pytest.raises(CorruptFile, match=why) as caught:
+        from_lines(BUNDLE, rebuilt(lines, change, last))
+    assert f"line {last + 2}" in caught.value.message
+
+
+def test_a_key_that_stands_there_twice_is_refused(table: LatencyTable) -> None:
+    lines = to_lines(table.contents())
+    kernels = [i for i, text in enumerate(lines[1:-1]) if json.loads(text)["kind"] == "kernel"]
+    first = json.loads(lines[1 + kernels[0]])
+    with pytest.raises(CorruptFile, match="twice"):
+        from_lines(BUNDLE, rebuilt(lines, first, kernels[1]))
+
+
+def test_conditions_that_were_edited_are_refused(table: LatencyTable) -> None:
+    lines = to_lines(table.contents())
+    edited = replace(CONDITIONS, soc="Better 1").to_document()
+    with pytest.raises(CorruptFile, match="does not belong"):
+        from_lines(BUNDLE, rebuilt(lines, {"document": edited}, 0))
+
+
+def test_cut_off_edited_foreign_and_newer_bundles_are_refused(table: LatencyTable) -> None:
+    lines = to_lines(table.contents())
+    for wrong, why in (
+        (lines[:-1], "cut off"), (lines[:4] + lines[-1:], "cut off"), ([], "no bundle"), (["{}"], "no bundle"),
+        (["hello"], "not JSON"), (["[1]"], "not an object"),
+        ([lines[0], lines[1].replace("toy", "tay"), *lines[2:]], "changed after"),
+        ([lines[0].replace('"format_version": 1', '"format_version": 2'), *lines[1:]], "format 2"),
+        ([lines[0].replace('"format_version": 1', '"format_version": 0'), *lines[1:]], "format 0"),
+    ):  # fmt: skip
+        with pytest.raises(CorruptFile, match=why):
+            from_lines(BUNDLE, wrong)
+
+
+def test_a_pass_of_something_unknown_is_refused_and_nothing_is_added(table: LatencyTable, tmp_path: Path) -> None:
+    contents = table.contents()
+    with LatencyTable(tmp_path / "other.sqlite") as other:
+        for wrong, why in (
+            (replace(contents, conditions={}), "conditions"),
+            (replace(contents, kernels={}), "kernel or model"),
+        ):
+            with pytest.raises(InvalidInput, match=why):
+                other.add_contents(wrong)
+        assert other.contents().passes == []
+
+
+def test_csv_is_one_line_per_kernel_and_conditions(table: LatencyTable) -> None:
+    lines = to_csv(table).splitlines()
+    assert lines[0].startswith("conditions,device,soc")
+    assert len(lines) == 1 + 4
+    assert f",{conv(8, 16).key},{conv(8, 16).label},1.0,2,8," in to_csv(table)
+
+
+def test_an_exported_csv_can_be_read_as_a_foreign_table(table: LatencyTable) -> None:
+    found = from_csv(CSV, to_csv(table), PHONE, kernel=["key"], ms="ms", run="conditions")
+    assert sorted(one.one.samples_ms[0] for one in found.passes) == sorted(
+        kernel.low_ms for c in table.conditions() for kernel in table.kernels(c).values()
+    )
+
+
+def test_a_table_of_another_tool_becomes_a_table_of_ours(tmp_path: Path) -> None:
+    found = from_csv(CSV, LAYERS, PHONE, kernel=["net", "layer", "cin"], ms="ms", run="run")
+    with LatencyTable(tmp_path / "t.sqlite") as table:
+        assert table.add_contents(found) == 4
+        lows = {kernel.label: kernel.low_ms for kernel in table.kernels(PHONE).values()}
+        assert lows == {"net=big layer=c0 cin=3": 4.25, "net=big layer=c1 cin=32": 2.25}
+        assert table.conditions() == [PHONE]
+    assert (PHONE.device, PHONE.soc, PHONE.runtime, PHONE.protocol_version) == ("slate5", "Slate", "unknown", 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (LAYERS + "big,2,c1,32,9.0\n", "line 6: .* stands in line 5 already"),
+        (LAYERS + "big,3,c1,32,-1\n", "line 6: a latency of -1 ms"), (LAYERS + "big,3,c1,32,nan\n", "nan"),
+        (LAYERS + "big,3,c1,32,fast\n", "'fast' is not a number"), (LAYERS + "big,3,,32,1\n", "line 6: an empty"),
+        (LAYERS + "big,3\n", "line 6"), ("net,run,layer\n", "no column cin, ms"), ("", "no column"),
+        ("net,run,layer,cin,ms\n", "no rows"), (LAYERS + 'big,3,"c', "no CSV|line 6"),
+    ],
+)  # fmt: skip
+def test_csv_that_cannot_be_a_table_is_refused_with_its_line(text: str, why: str) -> None:
+    with pytest.raises(CorruptFile, match=why):
+        from_csv(CSV, text, PHONE, kernel=["net", "layer", "cin"], ms="ms", run="run")
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"none\.jsonl"):
+        read_lines(tmp_path / "none.jsonl")
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(CorruptFile, match="not text"):
+        read_lines(tmp_path / "bytes")
