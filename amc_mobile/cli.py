@@ -232,7 +232,10 @@ def export(
 def measure(
     file: Annotated[Path, typer.Argument(help="A .tflite or .onnx file.")],
     threads: Annotated[int, typer.Option(help="Inference threads.")] = 1,
-    device: Annotated[str, typer.Option(help="host: this computer.")] = "host",
+    device: Annotated[str, typer.Option(help="host: this computer; or a kind of phone, such as pixel.")] = "host",
+    serial: cli_device.SerialFlag = None,
+    waive: cli_device.WaiveFlag = None,
+    clock_mode: cli_device.ClockModeFlag = "unlocked",
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -241,9 +244,11 @@ def measure(
     Example: amc-mobile measure model.tflite --threads 2
     """
     from amc_mobile.workflows.measure import measure_file
+    from amc_mobile.workflows.phones import PhoneChoice
 
+    choice = PhoneChoice(serial, clock_mode, tuple(waive or ()))
     with progress_bars(quiet) as progress:
-        result = measure_file(file, device=device, threads=threads, progress=progress)
+        result = measure_file(file, device=device, threads=threads, progress=progress, choice=choice)
     show(result.text(), result.document(), as_json=as_json)
 
 

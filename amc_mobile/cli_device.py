@@ -10,6 +10,14 @@ import typer
 from amc_mobile.terminal import show
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+SerialFlag = Annotated[str | None, typer.Option("--serial", help="Which phone, where several fit --device.")]
+WaiveFlag = Annotated[
+    list[str] | None,
+    typer.Option("--waive", help="Measure in spite of a problem, e.g. HOT. Repeatable."),
+]
+ClockModeFlag = Annotated[
+    str, typer.Option("--clock-mode", help="unlocked, or fixed_performance: steadier, lower clocks (Android 11).")
+]
 runtime_app = typer.Typer(
     help="Inference libraries for phones. Example: amc-mobile runtime list", rich_markup_mode=None
 )

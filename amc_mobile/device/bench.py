@@ -30,6 +30,7 @@ __all__ = [
     "locate_library",
     "packaged_runner",
     "run_on_host",
+    "runner_program",
     "runner_sources",
 ]
 
@@ -85,6 +86,17 @@ def packaged_runner(abi: str = "arm64-v8a") -> Path:
         f"this installation holds no runner for {abi}",
         next_step="pip install ziglang, then scripts/build-android-bench in a checkout of amc-mobile",
     )
+
+
+def runner_program(abi: str) -> Path:
+    """AMC_MOBILE_RUNNER, for those who build their own, or the executable in this package.
+
+    Raises InvalidConfig where that is no file, DeviceError where this package has none for the processor.
+    """
+    own = os.environ.get("AMC_MOBILE_RUNNER")
+    if own and not Path(own).is_file():
+        raise InvalidConfig(f"AMC_MOBILE_RUNNER = {own!r} is no file", next_step="unset it to use the packaged runner")
+    return Path(own) if own else packaged_runner(abi)
 
 
 def runner_sources() -> Path:
