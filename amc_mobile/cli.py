@@ -41,7 +41,7 @@ DeviceFlag = Annotated[
 ]
 SerialFlag = Annotated[str | None, typer.Option("--serial", help="Which phone, where several fit --device.")]
 WaiveFlag = Annotated[
-    str | None, typer.Option("--waive", help="Problems of the phone that do not matter, e.g. LOW_BATTERY,HOT.")
+    list[str] | None, typer.Option("--waive", help="Measure in spite of a problem, e.g. HOT. Repeatable.")
 ]
 ClockFlag = Annotated[
     str | None, typer.Option("--clock-mode", help="unlocked, or fixed_performance: Android's sustainable clocks.")
@@ -63,7 +63,12 @@ DEFAULT_WORKSPACE = Path("amc-workspace")
 
 def _settings(workspace: Path, config: Path | None = None, **flags: Any) -> tuple[Workspace, Settings]:
     space = Workspace(workspace)
-    return space, space.settings(config, **flags)
+    return space, space.settings(config, **_joined(flags))
+
+
+def _joined(flags: dict[str, Any]) -> dict[str, Any]:
+    """Flags that may be repeated, as the settings keep them."""
+    return {key: ",".join(value) if isinstance(value, list) else value for key, value in flags.items()}
 
 
 @app.command()
@@ -279,7 +284,7 @@ def measure(
         "clock_mode": clock_mode,
         "threads": threads,
     }
-    settings = Settings(**{key: value for key, value in flags.items() if value is not None})
+    settings = Settings(**{key: value for key, value in _joined(flags).items() if value is not None})
     check_settings(settings)
     with progress_bars(quiet) as progress:
         result = measure_file(file, settings, progress=progress)

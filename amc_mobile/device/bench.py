@@ -17,7 +17,6 @@ from pathlib import Path
 
 from amc_mobile.device.bench_manifest import BenchManifest, BenchModel, BenchPair, BenchTiming
 from amc_mobile.device.bench_results import BenchEnd, BenchError, BenchEvent, BenchResult, BenchStart, ResultStream
-from amc_mobile.device.user_folder import user_folder
 from amc_mobile.errors import DeviceError, InvalidConfig, MissingDependency
 
 __all__ = [
@@ -31,6 +30,7 @@ __all__ = [
     "locate_library",
     "packaged_runner",
     "run_on_host",
+    "runner_program",
     "runner_sources",
 ]
 
@@ -76,20 +76,27 @@ def locate_library(runtime: str) -> RuntimeLibrary:
 
 
 def packaged_runner(abi: str = "arm64-v8a") -> Path:
-    """The user's own build (`runner/ABI/amc-bench` in the user's folder), else the one that came with this package.
-
-    Raises DeviceError where there is none.
-    """
+    """The executable for phones that came with this package. Raises DeviceError where it was not built."""
     here = Path(__file__).resolve()
-    own = user_folder() / "runner" / abi
-    for folder in (own, here.parent / "bin" / abi, here.parents[2] / "dist" / "android" / abi):
+    for folder in (here.parent / "bin" / abi, here.parents[2] / "dist" / "android" / abi):
         if (folder / "amc-bench").is_file():
             return folder / "amc-bench"
     raise DeviceError(
         f"this installation holds no runner for {abi}",
-        next_step="pip install ziglang, then scripts/build-android-bench in a checkout of amc-mobile; or put your own "
-        f"build at {own / 'amc-bench'}",
+        next_step="pip install ziglang, then scripts/build-android-bench in a checkout of amc-mobile; or set "
+        "AMC_MOBILE_RUNNER to a build of your own",
     )
+
+
+def runner_program(abi: str) -> Path:
+    """AMC_MOBILE_RUNNER, for those who build their own, or the executable in this package.
+
+    Raises InvalidConfig where that is no file, DeviceError where this package has none for the processor.
+    """
+    own = os.environ.get("AMC_MOBILE_RUNNER")
+    if own and not Path(own).is_file():
+        raise InvalidConfig(f"AMC_MOBILE_RUNNER = {own!r} is no file", next_step="unset it to use the packaged runner")
+    return Path(own) if own else packaged_runner(abi)
 
 
 def runner_sources() -> Path:

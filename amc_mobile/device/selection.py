@@ -8,7 +8,7 @@ from amc_mobile.device.adb import AdbPhone, choose_phone
 from amc_mobile.device.adb_server import AdbServer, AttachedPhone, remedy
 from amc_mobile.device.phone_facts import read_properties
 from amc_mobile.device.profile import DeviceProfile, matching_profiles
-from amc_mobile.errors import AmbiguousDevice, DeviceDisconnected, DeviceUnavailable, PhoneOutputInvalid
+from amc_mobile.errors import AmbiguousDevice, DeviceError, DeviceUnavailable
 
 USE_HOST = "or pass --device host to measure on this computer"
 
@@ -35,10 +35,16 @@ def select_phone(
         return adb
     fitting: list[AdbPhone] = []
     others: list[tuple[AttachedPhone, Mapping[str, str]]] = []
+    failures: list[DeviceError] = []
     for phone in attached:
-        properties = _properties_if_ready(server, phone)
+        try:
+            adb = AdbPhone(server, phone)
+            properties: Mapping[str, str] = read_properties(adb)
+        except DeviceError as error:  # another phone may still fit
+            failures.append(error)
+            properties = {}
         if profile.fits(properties):
-            fitting.append(AdbPhone(server, phone))
+            fitting.append(adb)
         else:
             others.append((phone, properties))
     if len(fitting) > 1:
@@ -48,19 +54,9 @@ def select_phone(
         )
     if fitting:
         return fitting[0]
-    if len(attached) == 1:
-        attached[0].raise_unless_ready()
+    if len(attached) == 1 and failures:
+        raise failures[0]
     raise _no_fit(profile, others, profiles)
-
-
-def _properties_if_ready(server: AdbServer, phone: AttachedPhone) -> Mapping[str, str]:
-    """Empty for a phone that cannot be asked: another one may still fit."""
-    if not phone.is_ready:
-        return {}
-    try:
-        return read_properties(AdbPhone(server, phone))
-    except (DeviceDisconnected, DeviceUnavailable, PhoneOutputInvalid):
-        return {}
 
 
 def _no_fit(

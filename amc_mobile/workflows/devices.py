@@ -9,17 +9,19 @@ from typing import Any
 from amc_mobile.device import health
 from amc_mobile.device.adb import AdbPhone
 from amc_mobile.device.adb_server import AdbServer, AttachedPhone, remedy
+from amc_mobile.device.bench import runner_program
 from amc_mobile.device.phone_facts import PhoneFacts, read_facts
 from amc_mobile.device.profile import DeviceProfile, load_profiles, matching_profiles
 from amc_mobile.device.runtime_library import MAVEN, RuntimeLibrary, choose_library, list_libraries
 from amc_mobile.device.user_folder import profiles_folder, runtimes_folder
-from amc_mobile.errors import AmcMobileError, DeviceError, InvalidInput
+from amc_mobile.errors import AmcMobileError, DeviceError, InvalidConfig, InvalidInput
 
 NO_ADB = "NO_ADB"
 NOT_READY = "NOT_READY"
 NO_ANSWER = "NO_ANSWER"
 NO_PROFILE = "NO_PROFILE"
 NO_RUNTIME = "NO_RUNTIME"
+NO_RUNNER = "NO_RUNNER"
 FOREIGN_RUNTIME = "FOREIGN_RUNTIME"
 LITTLE_SPACE = "LITTLE_SPACE"
 NO_CLUSTERS = "NO_CLUSTERS"
@@ -113,8 +115,11 @@ def _phone_problems(
             if library.libc == "glibc":
                 what = f"{library.label} is built for Linux computers and does not load on Android"
                 found.append(_problem(FOREIGN_RUNTIME, what, f"add an AAR: {MAVEN}"))
+            runner_program(library.abi)
         except InvalidInput as error:
             found.append(_problem(NO_RUNTIME, error.message, error.next_step))
+        except (DeviceError, InvalidConfig) as error:
+            found.append(_problem(NO_RUNNER, error.message, error.next_step))
     if facts.free_bytes < SPACE_WANTED_BYTES:
         what = f"{facts.free_bytes >> 20} MiB free, {SPACE_WANTED_BYTES >> 20} MiB are comfortable"
         found.append(_problem(LITTLE_SPACE, what, "free some space on the phone"))

@@ -42,7 +42,7 @@ def open_device(settings: Settings, runtime: str, progress: Progress) -> Device:
     if profile.is_host:
         return HostDevice(runtime, settings.threads)
     # Only now: this computer can measure where adb is not installed.
-    from amc_mobile.device.bench import packaged_runner
+    from amc_mobile.device.bench import runner_program
     from amc_mobile.device.phone_device import PhoneDevice
     from amc_mobile.device.phone_facts import PhoneState, read_facts
     from amc_mobile.device.phone_passes import PhonePasses
@@ -62,7 +62,7 @@ def open_device(settings: Settings, runtime: str, progress: Progress) -> Device:
             adb,
             profile,
             library,
-            packaged_runner(library.abi),
+            runner_program(library.abi),
             threads=settings.threads,
             mode=settings.clock_mode,
             waived=settings.waived,

@@ -21,7 +21,13 @@ AAR = "tensorflow-lite-2.17.0.aar"
 
 @pytest.fixture
 def amc(adb_server: PrivateAdbServer, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "AMC_MOBILE_HOME": str(tmp_path / "home")}
+    (tmp_path / "amc-bench").write_bytes(b"a runner")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "AMC_MOBILE_HOME": str(tmp_path / "home"),
+        "AMC_MOBILE_RUNNER": str(tmp_path / "amc-bench"),
+    }
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
         program = "from amc_mobile.cli import main; main()"

@@ -48,9 +48,7 @@ def amc(phone: FakePhone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Am
     library = locate_library("onnxruntime")
     (added,) = add_library(library.path, home / "runtimes", version=library.version)
     phone.sandbox.edit("getprop.txt", "[arm64-v8a]", f"[{added.abi}]")
-    runner = home / "runner" / added.abi / "amc-bench"
-    runner.parent.mkdir(parents=True)
-    shutil.copy(build_host_runner(tmp_path / "built"), runner)
+    monkeypatch.setenv("AMC_MOBILE_RUNNER", str(build_host_runner(tmp_path / "built")))
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}

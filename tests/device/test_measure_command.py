@@ -1,0 +1,131 @@
+"""`measure --device pixel` as typed, through the real adb server, with the real runner, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from phone_fake.phone import FakePhone, PrivateAdbServer
+from test_phone_bench import convolution
+
+from amc_mobile.device.bench import build_host_runner, locate_library
+from amc_mobile.device.runtime_library import add_library
+
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler (cc)")
+ROOT = Path(__file__).parent.parent.parent
+PROGRAM = "from amc_mobile.cli import main; main()"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's folder with this computer's ONNX Runtime added as the phone's."""
+    folder = tmp_path_factory.mktemp("home")
+    found = locate_library("onnxruntime")
+    added = add_library(found.path, folder / "runtimes", version=found.version)
+    assert [(library.runtime, library.abi) for library in added] == [("onnxruntime", "x86_64")]
+    build_host_runner(folder / "runner")
+    return folder
+
+
+@pytest.fixture
+def command(
+    adb_server: PrivateAdbServer, phone: FakePhone, home: Path, tmp_path: Path
+) -> Callable[..., subprocess.Popen[str]]:
+    phone.sandbox.edit("getprop.txt", "arm64-v8a", "x86_64")
+    phone.sandbox.set_clusters({tuple(sorted(os.sched_getaffinity(0))): 2000000})
+    (tmp_path / "model.onnx").write_bytes(convolution(32))
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "AMC_MOBILE_HOME": str(home),
+        "AMC_MOBILE_RUNNER": str(build_host_runner(home / "runner")),
+    }
+
+    def start(*words: str) -> subprocess.Popen[str]:
+        words = ("measure", "model.onnx", "--device", "pixel", "--json", *words)
+        return subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, *words],
+            cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    return start
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def test_a_file_is_measured_on_the_phone(command: Callable[..., subprocess.Popen[str]], phone: FakePhone) -> None:
+    code, out, err = finish(command())
+    assert code == 0, err
+    document = json.loads(out)
+    conditions = document["conditions"]
+    assert (conditions["device"], conditions["runtime"], conditions["clock_mode"]) == (
+        "Google Pixel 8", "onnxruntime", "unlocked schedutil",
+    )  # fmt: skip
+    assert len(document["samples_ms"]) == 10
+    assert document["p50_ms"] > 0
+    assert phone.sandbox.processes() == []
+
+
+FAULTS: dict[str, tuple[Callable[[FakePhone], object], str]] = {
+    "a cable pulled in an answer": (lambda phone: phone.faults.add("disconnect", "tail -c", after_bytes=90), ""),
+    "a cable pulled in a copy": (lambda phone: phone.faults.add("disconnect", "^sync:", after_bytes=5000), ""),
+    "garbage on stdout": (lambda phone: phone.faults.add("garbage", "shell", times=999), ""),
+    "a hot phone": (
+        lambda phone: phone.sandbox.edit("dumpsys_thermalservice.txt", "Status: 0", "Status: 3"),
+        "--waive THROTTLED",
+    ),
+    "a low battery": (lambda phone: phone.sandbox.edit("dumpsys_battery.txt", "level: 77", "level: 5"), "5 %"),
+    "a full disk": (lambda phone: setattr(phone.sandbox, "free_bytes", 1 << 20), "MiB free"),
+    "an unauthorized phone": (lambda phone: phone.become("unauthorized"), "accept the dialog"),
+    "no shell v2": (lambda phone: (setattr(phone, "features", "cmd"), phone.become("device")), "shell protocol v2"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_survived_or_named_and_mended(
+    command: Callable[..., subprocess.Popen[str]], phone: FakePhone, home: Path, fault: str
+) -> None:
+    strike, said = FAULTS[fault]
+    profiles = home / "device_profiles"
+    profiles.mkdir(exist_ok=True)
+    patient = (ROOT / "amc_mobile" / "device_profiles" / "pixel.toml").read_text()
+    (profiles / "pixel.toml").write_text("cooldown_s = 0.1\n" + patient)
+    strike(phone)
+    began = time.monotonic()
+    code, out, err = finish(command())
+    assert "Traceback" not in err
+    if said:
+        assert (code, out) == (1, ""), err
+        assert said in err
+        assert "\nnext: " in err
+    else:
+        assert code == 0, err
+        assert len(json.loads(out)["samples_ms"]) == 10
+    print(f"{fault:28} exit {code} after {time.monotonic() - began:.1f} s  {err.splitlines()[-2:] if said else ''}")
+
+
+def test_ctrl_c_gives_the_phone_back(command: Callable[..., subprocess.Popen[str]], phone: FakePhone) -> None:
+    import signal
+
+    phone.faults.add("stall", "tail -c", after_bytes=0, times=99)
+    process = command("--clock-mode", "fixed_performance")
+    end = time.monotonic() + 60
+    setting = phone.sandbox.state / "fixed_performance"
+    while not (setting.read_text() == "true\n" and phone.sandbox.local("/data/local/tmp/amc-mobile").is_dir()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    code, _, err = finish(process)
+    assert code == 130, err
+    assert setting.read_text() == "false\n"
+    assert phone.sandbox.processes() == []
