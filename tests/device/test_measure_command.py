@@ -59,7 +59,8 @@ def command(
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=120)
+    # Above the sum of the deadlines that the steps of a clean end have.
+    out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
 
