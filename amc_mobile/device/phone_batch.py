@@ -61,9 +61,9 @@ class PhoneBatch:
             # The token in the program's own name is what every way of reading a command line finds.
             f"  ln -s ../{quote(runner)} run-{self._token}\n"
             f"  $detach ./run-{self._token} {MANIFEST} {RESULTS} >log.txt 2>&1 </dev/null &\n"
-            "  echo $! > pid\n"
+            f"  cat {BOOT_ID} > boot_id; echo $! > pid\n"
             "fi\n"
-            f"cat {BOOT_ID} pid"
+            "cat boot_id pid"
         )
         words = self._adb.shell(script, what="starting the runner on the phone").text.split()
         if len(words) != 2 or not words[1].isdecimal():

@@ -8,13 +8,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from phone_fake.phone import FakePhone
+from phone_fake.phone import FakePhone, PrivateAdbServer
 
 from amc_mobile.device.bench import build_host_runner, locate_library
 from amc_mobile.device.runtime_library import add_library
@@ -82,6 +86,54 @@ def test_profile_search_export_measure_and_report_run_on_the_phone(amc: Amc, pho
     assert reported["conditions"]["device"] == "Google Pixel 8"  # type: ignore[index]
     assert phone.sandbox.processes() == []
     assert [path for path in phone.sandbox.local("/data/local/tmp").rglob("batch-*") if path.is_dir()] == []
+
+
+def stored_passes(table: Path) -> list[tuple[int, str, str]]:
+    """(id, what was measured, its samples) of every pass in a table that another process may be writing."""
+    if not table.exists():
+        return []
+    with sqlite3.connect(table, timeout=30) as connection:
+        if not connection.execute("SELECT name FROM sqlite_master WHERE name = 'sample'").fetchall():
+            return []
+        return connection.execute("SELECT id, subject, samples_ms FROM sample ORDER BY id").fetchall()
+
+
+def test_a_profile_that_a_reboot_ends_goes_on_and_measures_nothing_twice(
+    amc: Amc, phone: FakePhone, adb_server: PrivateAdbServer, tmp_path: Path
+) -> None:
+    words = ("profile", "--device", "pixel", "--model", "net.py:build", "--input-size", "32", "--data", "digits",
+             "--runtime", "onnxruntime", "--json", "--quiet")  # fmt: skip
+    table = tmp_path / "here/amc-workspace/table.sqlite"
+    ended: list[subprocess.CompletedProcess[str]] = []
+    running = threading.Thread(target=lambda: ended.append(amc(*words)))
+    running.start()
+    end = time.monotonic() + 120
+    batches = phone.sandbox.local("/data/local/tmp/amc-mobile")
+    while not list(batches.glob("batch-*/results.jsonl")) and running.is_alive() and time.monotonic() < end:
+        time.sleep(0.002)
+    phone.reboot()  # while the runner is at work
+    before_s = time.monotonic()
+    while running.is_alive() and time.monotonic() < before_s + 200:
+        adb_server.attach(phone)
+        time.sleep(0.5)
+    running.join(1)
+    assert ended, "the command hangs after the reboot"
+    assert ended[0].returncode == 1, ended[0].stderr
+    assert "Traceback" not in ended[0].stderr
+    assert "run the same command again" in ended[0].stderr
+    before = stored_passes(table)
+    ok(amc(*words))
+    after = stored_passes(table)
+    assert after[: len(before)] == before
+    assert len(after) > len(before)
+    assert max(Counter(subject for _, subject, _ in after).values()) <= 10  # the protocol's most, over both calls
+
+
+def test_a_pulled_cable_does_not_end_a_profile(amc: Amc, phone: FakePhone) -> None:
+    fault = phone.faults.add("disconnect", "tail -c", after_bytes=90)
+    ok(amc("profile", "--device", "pixel", "--model", "net.py:build", "--input-size", "32", "--data", "digits",
+           "--runtime", "onnxruntime", "--json", "--quiet"))  # fmt: skip
+    assert fault.struck == 1
 
 
 def test_without_the_phone_the_error_names_what_adb_sees(amc: Amc, phone: FakePhone) -> None:
