@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 POLICIES = ("ddpg", "uniform")
-FULL = {"width": "0.5", "size": "64", "epochs": "40", "episodes": "300", "finetune": "10"}
+FULL = {"width": "0.5", "size": "64", "epochs": "24", "episodes": "300", "finetune": "10"}
 QUICK = {"width": "0.25", "size": "32", "epochs": "4", "episodes": "12", "finetune": "1"}
 
 
