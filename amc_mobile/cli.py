@@ -47,6 +47,9 @@ ClockFlag = Annotated[
     str | None, typer.Option("--clock-mode", help="unlocked, or fixed_performance: Android's sustainable clocks.")
 ]
 RuntimeFlag = Annotated[str | None, typer.Option("--runtime", help="tflite or onnxruntime.")]
+TableFlag = Annotated[
+    str | None, typer.Option("--table", help="postgresql+psycopg://USER@HOST/NAME; without: a file in the workspace.")
+]
 ThreadsFlag = Annotated[int | None, typer.Option("--threads", help="Inference threads that are timed.")]
 SeedFlag = Annotated[int | None, typer.Option("--seed", help="Seed of every random choice.")]
 WidthFlag = Annotated[float | None, typer.Option("--width", help="Width multiplier of the network, e.g. 0.5.")]
@@ -129,6 +132,7 @@ def profile(
     clock_mode: ClockFlag = None,
     runtime: RuntimeFlag = None,
     threads: ThreadsFlag = None,
+    table: TableFlag = None,
     width: WidthFlag = None,
     input_size: SizeFlag = None,
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
@@ -147,6 +151,7 @@ def profile(
         workspace, config, model=model, data=data, checkpoint=checkpoint, device=device, serial=serial,
         waive=waive, clock_mode=clock_mode, runtime=runtime,
         threads=threads, width_multiplier=width, input_size=input_size, seed=seed,
+        table=table,
     )  # fmt: skip
     with progress_bars(quiet) as progress:
         result = profile_device(space, settings, progress=progress)

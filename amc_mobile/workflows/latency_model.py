@@ -243,7 +243,7 @@ def latency_model(
     return LatencyModel(
         template=template,
         device=device,
-        table=LatencyTable(space.table_path),
+        table=LatencyTable(space.table_location(settings)),
         grids=grids,
         sampled=default_grids(network),
         identity=f"{settings.model} x{settings.width_multiplier} {network.input_shape}",

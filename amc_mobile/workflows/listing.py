@@ -32,9 +32,10 @@ def models_text(document: dict[str, Any]) -> str:
 def show_table(space: Workspace) -> dict[str, Any]:
     from amc_mobile.latency.table import LatencyTable
 
-    if not space.table_path.exists():
+    location = space.table_location()
+    if location == space.table_path and not space.table_path.exists():
         raise InvalidInput(f"no latency table in {space.folder}", next_step="run `amc-mobile profile` first")
-    with LatencyTable(space.table_path) as table:
+    with LatencyTable(location) as table:
         return table.summary()
 
 

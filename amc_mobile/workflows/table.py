@@ -41,9 +41,10 @@ class TableResult:
 
 
 def open_table(space: Workspace, *, must_exist: bool = True) -> LatencyTable:
-    if must_exist and not space.table_path.exists():
+    location = space.table_location()
+    if must_exist and location == space.table_path and not space.table_path.exists():
         raise InvalidInput(f"no latency table in {space.folder}", next_step="run `amc-mobile profile` first")
-    return LatencyTable(space.table_path)
+    return LatencyTable(location)
 
 
 def export_table(space: Workspace, path: Path) -> TableResult:

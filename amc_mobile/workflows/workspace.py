@@ -38,6 +38,7 @@ class Settings:
     seed: int = 0
     width_multiplier: float = 1.0
     input_size: int = 0  # pixels; 0: the model's own
+    table: str = ""  # URL of a PostgreSQL database; empty: a file in the workspace
 
     @property
     def waived(self) -> tuple[str, ...]:
@@ -93,6 +94,12 @@ class Workspace:
     @property
     def table_path(self) -> Path:
         return self.folder / "table.sqlite"
+
+    def table_location(self, settings: Settings | None = None) -> Path | str:
+        """Where the latency table lies: of `settings`, else as the last step remembered it."""
+        remembered = self._remembered().get("settings", {})
+        url = settings.table if settings is not None else str(remembered.get("table", ""))
+        return url or self.table_path
 
     @property
     def templates(self) -> Path:
