@@ -20,7 +20,9 @@ from amc_mobile.device.runtime_library import add_library
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler (cc)")
 ROOT = Path(__file__).parent.parent.parent
-PROGRAM = "from amc_mobile.cli import main; main()"
+# A shell that starts the tests in the background has SIGINT ignored, which children inherit.
+HEED_INTERRUPTS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+PROGRAM = f"{HEED_INTERRUPTS}; from amc_mobile.cli import main; main()"
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +61,7 @@ def command(
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    # Above the sum of the deadlines that the steps of a clean end have.
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=120)
     return process.returncode, out, err
 
 
