@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from amc_mobile.device.adb import AdbPhone
 from amc_mobile.errors import DeviceError, InvalidConfig
+
+if TYPE_CHECKING:  # brings adbutils, and every command looks at the modes
+    from amc_mobile.device.adb import AdbPhone
 
 FIXED = "fixed_performance"  # Android's sustainable clocks: steadier, but lower than what applications get
 UNLOCKED = "unlocked"

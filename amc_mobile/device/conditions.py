@@ -58,3 +58,14 @@ class Conditions:
         """The fields in which the two differ: name -> (own value, other value)."""
         own, others = self.to_document(), other.to_document()
         return {name: (own[name], others[name]) for name in own if own[name] != others[name]}
+
+
+def core_ranges(cores: tuple[int, ...]) -> str:
+    """Core numbers in the kernel's list form: (0, 1, 2, 5) -> `0-2,5`."""
+    runs: list[list[int]] = []
+    for core in cores:
+        if runs and core == runs[-1][1] + 1:
+            runs[-1][1] = core
+        else:
+            runs.append([core, core])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING
 
-from amc_mobile.device.host import core_ranges
-from amc_mobile.device.phone_facts import PhoneFacts, PhoneState
+from amc_mobile.device.conditions import core_ranges
 from amc_mobile.device.profile import DeviceProfile
 from amc_mobile.errors import InvalidConfig, PhoneUnfit
+
+if TYPE_CHECKING:  # brings adbutils, and every command looks at the names of problems
+    from amc_mobile.device.phone_facts import PhoneFacts, PhoneState
 
 LOW_BATTERY = "LOW_BATTERY"
 HOT = "HOT"

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Callable
 from pathlib import Path
 
-from amc_mobile.device.conditions import Conditions
+from amc_mobile.device.conditions import Conditions, core_ranges
 from amc_mobile.device.runtimes import RUNTIMES, Runtime, RuntimeSession, installed_runtimes
 from amc_mobile.device.timing import SessionDevice
 from amc_mobile.errors import InvalidConfig, MissingDependency
@@ -106,17 +106,6 @@ def allowed_cores() -> tuple[int, ...]:
     if hasattr(os, "sched_getaffinity"):
         return tuple(sorted(os.sched_getaffinity(0)))
     return tuple(range(os.cpu_count() or 1))  # macOS and Windows do not tell
-
-
-def core_ranges(cores: tuple[int, ...]) -> str:
-    """Core numbers in the kernel's list form: (0, 1, 2, 5) -> `0-2,5`."""
-    runs: list[list[int]] = []
-    for core in cores:
-        if runs and core == runs[-1][1] + 1:
-            runs[-1][1] = core
-        else:
-            runs.append([core, core])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
 def clock_mode(cores: tuple[int, ...], folder: Path = CPU_FOLDER) -> str:

@@ -13,8 +13,7 @@ from amc_mobile.device.adb import AdbPhone
 from amc_mobile.device.bench_manifest import BenchManifest, BenchModel, BenchPair, BenchTiming
 from amc_mobile.device.bench_results import BenchEvent, BenchStart, ResultStream
 from amc_mobile.device.clock_mode import UNLOCKED, clock_mode, held_mode
-from amc_mobile.device.conditions import Conditions
-from amc_mobile.device.host import core_ranges
+from amc_mobile.device.conditions import Conditions, core_ranges
 from amc_mobile.device.phone import InstalledFile, PhoneRunner
 from amc_mobile.device.phone_facts import PhoneFacts, PhoneState, read_facts, read_state
 from amc_mobile.device.phone_lock import phone_lock

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from amc_mobile.device.adb import AdbPhone
-from amc_mobile.device.host import core_ranges
+from amc_mobile.device.conditions import core_ranges
 from amc_mobile.device.phone_output import (
     BATTERY_TYPE,
     SKIN_TYPE,

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from amc_mobile.device import host
-from amc_mobile.device.host import HostDevice, clock_mode, core_ranges, installed_runtimes, processor_name
+from amc_mobile.device.conditions import core_ranges
+from amc_mobile.device.host import HostDevice, clock_mode, installed_runtimes, processor_name
 from amc_mobile.device.runtimes import RUNTIMES
 from amc_mobile.errors import InvalidConfig, MissingDependency
 
