@@ -10,6 +10,40 @@ import typer
 
 from amc_mobile import cli_device, cli_table
 from amc_mobile.cli_compare import compare
+from amc_mobile.cli_flags import (
+    DEFAULT_WORKSPACE,
+    Bf16Flag,
+    CalibrationFlag,
+    ChannelChoiceFlag,
+    CheckpointFlag,
+    ClockFlag,
+    ConfigFlag,
+    DataFlag,
+    DeviceFlag,
+    JsonFlag,
+    KeepFlag,
+    LatencyMsFlag,
+    LatencyRatioFlag,
+    MacsRatioFlag,
+    MeasureEveryFlag,
+    MinKeepRatioFlag,
+    ModelFlag,
+    MultipleFlag,
+    ParamsRatioFlag,
+    QuietFlag,
+    RewardFlag,
+    RewardImagesFlag,
+    RunFlag,
+    RuntimeFlag,
+    SeedFlag,
+    SerialFlag,
+    SizeFlag,
+    TableFlag,
+    ThreadsFlag,
+    WaiveFlag,
+    WidthFlag,
+    WorkspaceFlag,
+)
 from amc_mobile.errors import AmcMobileError
 from amc_mobile.terminal import progress_bars, show
 from amc_mobile.workflows.workspace import Settings, Workspace, check_settings
@@ -26,42 +60,6 @@ app = typer.Typer(
 app.add_typer(cli_table.app, name="table")
 cli_device.register(app)
 app.command()(compare)
-
-# Optional[...] and not `| None`: Typer evaluates these annotations, also on Python 3.10.
-WorkspaceFlag = Annotated[Path, typer.Option("--workspace", help="Folder with the table, templates and runs.")]
-ModelFlag = Annotated[
-    str | None, typer.Option("--model", help="A name of `models`, file.py:function, torchvision:NAME, timm:NAME.")
-]
-CheckpointFlag = Annotated[str | None, typer.Option("--checkpoint", help="Weights: .safetensors, or .pt/.th.")]
-DataFlag = Annotated[
-    str | None, typer.Option("--data", help="digits, cifar10:PATH, imagefolder:PATH or file.py:function.")
-]
-DeviceFlag = Annotated[
-    str | None, typer.Option("--device", help="host: this computer; or a phone's profile, e.g. pixel: see `devices`.")
-]
-SerialFlag = Annotated[str | None, typer.Option("--serial", help="Which phone, where several fit --device.")]
-WaiveFlag = Annotated[
-    list[str] | None, typer.Option("--waive", help="Measure in spite of a problem, e.g. HOT. Repeatable.")
-]
-ClockFlag = Annotated[
-    str | None, typer.Option("--clock-mode", help="unlocked, or fixed_performance: Android's sustainable clocks.")
-]
-RuntimeFlag = Annotated[str | None, typer.Option("--runtime", help="tflite or onnxruntime.")]
-TableFlag = Annotated[
-    str | None, typer.Option("--table", help="postgresql+psycopg://USER@HOST/NAME; without: a file in the workspace.")
-]
-ThreadsFlag = Annotated[int | None, typer.Option("--threads", help="Inference threads that are timed.")]
-SeedFlag = Annotated[int | None, typer.Option("--seed", help="Seed of every random choice.")]
-WidthFlag = Annotated[float | None, typer.Option("--width", help="Width multiplier of the network, e.g. 0.5.")]
-SizeFlag = Annotated[int | None, typer.Option("--input-size", help="Input height and width in pixels.")]
-ConfigFlag = Annotated[Path | None, typer.Option("--config", help="TOML file with the same keys as the flags.")]
-Bf16Flag = Annotated[
-    bool, typer.Option("--bf16", help="Forward passes in bfloat16: up to twice as fast where the CPU has AVX512-BF16.")
-]
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-QuietFlag = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
-RunFlag = Annotated[str | None, typer.Option("--run", help="Name of the run; default: the last one.")]
-DEFAULT_WORKSPACE = Path("amc-workspace")
 
 
 def _settings(workspace: Path, config: Path | None = None, **flags: Any) -> tuple[Workspace, Settings]:
@@ -160,21 +158,21 @@ def profile(
 
 @app.command()
 def search(
-    latency_ms: Annotated[float | None, typer.Option(help="Budget: p50 in ms, measured.")] = None,
-    latency_ratio: Annotated[float | None, typer.Option(help="Budget: share of the original's latency.")] = None,
-    macs_ratio: Annotated[float | None, typer.Option(help="Budget: share of the original's MACs.")] = None,
-    params_ratio: Annotated[float | None, typer.Option(help="Budget: share of the original's parameters.")] = None,
+    latency_ms: LatencyMsFlag = None,
+    latency_ratio: LatencyRatioFlag = None,
+    macs_ratio: MacsRatioFlag = None,
+    params_ratio: ParamsRatioFlag = None,
     policy: Annotated[str, typer.Option(help="How plans are proposed; `compare --help` lists all.")] = "ddpg",
-    reward: Annotated[str, typer.Option(help="fidelity, top1 or error-log-macs, -params, -latency.")] = "fidelity",
+    reward: RewardFlag = "fidelity",
     episodes: Annotated[int, typer.Option(help="Plans to try.")] = 300,
-    channel_choice: Annotated[str, typer.Option(help="backward or l1.")] = "backward",
-    measure_every: Annotated[int, typer.Option(help="Measure every K episodes; 0: new bests only.")] = 50,
-    min_keep_ratio: Annotated[float, typer.Option(help="Lowest share of channels kept per group.")] = 0.2,
-    multiple: Annotated[int, typer.Option(help="Kept channels are multiples of this.")] = 8,
-    calibration_images: Annotated[int, typer.Option(help="Images for the least squares.")] = 1500,
-    reward_images: Annotated[int, typer.Option(help="Images for the reward, apart from all others.")] = 128,
+    channel_choice: ChannelChoiceFlag = "backward",
+    measure_every: MeasureEveryFlag = 50,
+    min_keep_ratio: MinKeepRatioFlag = 0.2,
+    multiple: MultipleFlag = 8,
+    calibration_images: CalibrationFlag = 1500,
+    reward_images: RewardImagesFlag = 128,
     max_loss: Annotated[float | None, typer.Option(help="Cheapest plan that loses at most so much top-1.")] = None,
-    keep: Annotated[str, typer.Option(help="Groups that stay whole: names, patterns, or residual.")] = "",
+    keep: KeepFlag = "",
     model: ModelFlag = None,
     data: DataFlag = None,
     checkpoint: CheckpointFlag = None,

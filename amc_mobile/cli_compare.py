@@ -3,11 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
 
+from amc_mobile.cli_flags import (
+    DEFAULT_WORKSPACE,
+    CalibrationFlag,
+    ChannelChoiceFlag,
+    CheckpointFlag,
+    ConfigFlag,
+    DataFlag,
+    DeviceFlag,
+    JsonFlag,
+    KeepFlag,
+    LatencyMsFlag,
+    LatencyRatioFlag,
+    MacsRatioFlag,
+    MeasureEveryFlag,
+    MinKeepRatioFlag,
+    ModelFlag,
+    MultipleFlag,
+    ParamsRatioFlag,
+    QuietFlag,
+    RewardFlag,
+    RewardImagesFlag,
+    RuntimeFlag,
+    SizeFlag,
+    ThreadsFlag,
+    WidthFlag,
+    WorkspaceFlag,
+)
 from amc_mobile.errors import InvalidConfig
 from amc_mobile.terminal import progress_bars, show
 from amc_mobile.workflows.workspace import Workspace
@@ -16,10 +42,10 @@ Number = TypeVar("Number", int, float)
 
 
 def compare(
-    latency_ms: Annotated[float | None, typer.Option(help="Budget: p50 in ms, measured.")] = None,
-    latency_ratio: Annotated[float | None, typer.Option(help="Budget: share of the original's latency.")] = None,
-    macs_ratio: Annotated[float | None, typer.Option(help="Budget: share of the original's MACs.")] = None,
-    params_ratio: Annotated[float | None, typer.Option(help="Budget: share of the original's parameters.")] = None,
+    latency_ms: LatencyMsFlag = None,
+    latency_ratio: LatencyRatioFlag = None,
+    macs_ratio: MacsRatioFlag = None,
+    params_ratio: ParamsRatioFlag = None,
     budgets: Annotated[str, typer.Option(help="Several ratios of that kind, e.g. 0.3,0.5,0.7.")] = "",
     policies: Annotated[
         str,
@@ -30,27 +56,27 @@ def compare(
     ] = "uniform,random,ddpg,evolution,critic,dp",
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
     episodes: Annotated[int, typer.Option(help="Plans each policy tries.")] = 300,
-    reward: Annotated[str, typer.Option(help="As in search.")] = "fidelity",
-    channel_choice: Annotated[str, typer.Option(help="backward or l1.")] = "backward",
-    measure_every: Annotated[int, typer.Option(help="Measure every K episodes; 0: new bests only.")] = 50,
-    min_keep_ratio: Annotated[float, typer.Option(help="Lowest share of channels kept per group.")] = 0.2,
-    multiple: Annotated[int, typer.Option(help="Kept channels are multiples of this.")] = 8,
-    calibration_images: Annotated[int, typer.Option(help="Images for the least squares.")] = 1500,
-    reward_images: Annotated[int, typer.Option(help="Images for the reward, apart from all others.")] = 128,
-    keep: Annotated[str, typer.Option(help="Groups that stay whole: names, patterns, or residual.")] = "",
+    reward: RewardFlag = "fidelity",
+    channel_choice: ChannelChoiceFlag = "backward",
+    measure_every: MeasureEveryFlag = 50,
+    min_keep_ratio: MinKeepRatioFlag = 0.2,
+    multiple: MultipleFlag = 8,
+    calibration_images: CalibrationFlag = 1500,
+    reward_images: RewardImagesFlag = 128,
+    keep: KeepFlag = "",
     finetune_epochs: Annotated[int, typer.Option(help="Fine-tune every plan so long; 0: not.")] = 0,
-    model: Annotated[str | None, typer.Option(help="As in search.")] = None,
-    data: Annotated[str | None, typer.Option(help="As in search.")] = None,
-    checkpoint: Annotated[str | None, typer.Option(help="Weights.")] = None,
-    device: Annotated[str | None, typer.Option(help="As in search.")] = None,
-    runtime: Annotated[str | None, typer.Option(help="tflite or onnxruntime.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Inference threads that are timed.")] = None,
-    width: Annotated[float | None, typer.Option(help="Width multiplier of the network.")] = None,
-    input_size: Annotated[int | None, typer.Option(help="Input side in pixels.")] = None,
-    workspace: Annotated[Path, typer.Option(help="Folder with the table and runs.")] = Path("amc-workspace"),
-    config: Annotated[Path | None, typer.Option(help="TOML file with the same keys as the flags.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False,
+    model: ModelFlag = None,
+    data: DataFlag = None,
+    checkpoint: CheckpointFlag = None,
+    device: DeviceFlag = None,
+    runtime: RuntimeFlag = None,
+    threads: ThreadsFlag = None,
+    width: WidthFlag = None,
+    input_size: SizeFlag = None,
+    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
+    config: ConfigFlag = None,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
 ) -> None:
     """Compare policies at equal evaluations. Writes compare.json and compare.csv; goes on where it was killed.
 

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from amc_mobile.cli_flags import (
+    JsonFlag,
+)
 from amc_mobile.terminal import show
 
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 runtime_app = typer.Typer(
     help="Inference libraries for phones. Example: amc-mobile runtime list", rich_markup_mode=None
 )

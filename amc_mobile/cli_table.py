@@ -7,6 +7,14 @@ from typing import Annotated
 
 import typer
 
+from amc_mobile.cli_flags import (
+    DEFAULT_WORKSPACE,
+    JsonFlag,
+    QuietFlag,
+    RuntimeFlag,
+    ThreadsFlag,
+    WorkspaceFlag,
+)
 from amc_mobile.errors import InvalidConfig
 from amc_mobile.terminal import progress_bars, show
 from amc_mobile.workflows.workspace import Workspace
@@ -15,13 +23,6 @@ app = typer.Typer(
     help="Look into the latency table, take it elsewhere, check it. Example: amc-mobile table show",
     rich_markup_mode=None,
 )
-
-WorkspaceFlag = Annotated[Path, typer.Option("--workspace", help="Folder with the table, templates and runs.")]
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-QuietFlag = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
-RuntimeFlag = Annotated[str | None, typer.Option("--runtime", help="tflite or onnxruntime.")]
-ThreadsFlag = Annotated[int | None, typer.Option("--threads", help="Inference threads that are timed.")]
-DEFAULT_WORKSPACE = Path("amc-workspace")
 
 
 @app.command("show")

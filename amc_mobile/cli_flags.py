@@ -1,0 +1,59 @@
+"""The flags that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+WorkspaceFlag = Annotated[Path, typer.Option("--workspace", help="Folder with the table, templates and runs.")]
+ModelFlag = Annotated[
+    str | None, typer.Option("--model", help="A name of `models`, file.py:function, torchvision:NAME, timm:NAME.")
+]
+CheckpointFlag = Annotated[str | None, typer.Option("--checkpoint", help="Weights: .safetensors, or .pt/.th.")]
+DataFlag = Annotated[
+    str | None, typer.Option("--data", help="digits, cifar10:PATH, imagefolder:PATH or file.py:function.")
+]
+DeviceFlag = Annotated[
+    str | None, typer.Option("--device", help="host: this computer; or a phone's profile, e.g. pixel: see `devices`.")
+]
+SerialFlag = Annotated[str | None, typer.Option("--serial", help="Which phone, where several fit --device.")]
+WaiveFlag = Annotated[
+    list[str] | None, typer.Option("--waive", help="Measure in spite of a problem, e.g. HOT. Repeatable.")
+]
+ClockFlag = Annotated[
+    str | None, typer.Option("--clock-mode", help="unlocked, or fixed_performance: Android's sustainable clocks.")
+]
+RuntimeFlag = Annotated[str | None, typer.Option("--runtime", help="tflite or onnxruntime.")]
+TableFlag = Annotated[
+    str | None, typer.Option("--table", help="postgresql+psycopg://USER@HOST/NAME; without: a file in the workspace.")
+]
+ThreadsFlag = Annotated[int | None, typer.Option("--threads", help="Inference threads that are timed.")]
+SeedFlag = Annotated[int | None, typer.Option("--seed", help="Seed of every random choice.")]
+WidthFlag = Annotated[float | None, typer.Option("--width", help="Width multiplier of the network, e.g. 0.5.")]
+SizeFlag = Annotated[int | None, typer.Option("--input-size", help="Input height and width in pixels.")]
+ConfigFlag = Annotated[Path | None, typer.Option("--config", help="TOML file with the same keys as the flags.")]
+Bf16Flag = Annotated[
+    bool, typer.Option("--bf16", help="Forward passes in bfloat16: up to twice as fast where the CPU has AVX512-BF16.")
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+QuietFlag = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
+RunFlag = Annotated[str | None, typer.Option("--run", help="Name of the run; default: the last one.")]
+LatencyMsFlag = Annotated[float | None, typer.Option("--latency-ms", help="Budget: p50 in ms, measured.")]
+LatencyRatioFlag = Annotated[
+    float | None, typer.Option("--latency-ratio", help="Budget: share of the original's latency.")
+]
+MacsRatioFlag = Annotated[float | None, typer.Option("--macs-ratio", help="Budget: share of the original's MACs.")]
+ParamsRatioFlag = Annotated[
+    float | None, typer.Option("--params-ratio", help="Budget: share of the original's parameters.")
+]
+ChannelChoiceFlag = Annotated[str, typer.Option("--channel-choice", help="backward or l1.")]
+MeasureEveryFlag = Annotated[int, typer.Option("--measure-every", help="Measure every K episodes; 0: new bests only.")]
+MinKeepRatioFlag = Annotated[float, typer.Option("--min-keep-ratio", help="Lowest share of channels kept per group.")]
+MultipleFlag = Annotated[int, typer.Option("--multiple", help="Kept channels are multiples of this.")]
+CalibrationFlag = Annotated[int, typer.Option("--calibration-images", help="Images for the least squares.")]
+RewardImagesFlag = Annotated[int, typer.Option("--reward-images", help="Images for the reward, apart from all others.")]
+KeepFlag = Annotated[str, typer.Option("--keep", help="Groups that stay whole: names, patterns, or residual.")]
+RewardFlag = Annotated[str, typer.Option("--reward", help="fidelity, top1 or error-log-macs, -params, -latency.")]
+DEFAULT_WORKSPACE = Path("amc-workspace")
