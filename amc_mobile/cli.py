@@ -224,7 +224,7 @@ def finetune(
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Train the pruned network on, distilled from the original. Keeps the weights only where they are better.
+    """Train the pruned network on, distilled from the original. Keeps the weights unless clearly worse.
 
     Example: amc-mobile finetune --epochs 20
     """

@@ -82,4 +82,4 @@ def train_network(
 
 def without_held_out(data: Dataset, seed: int) -> ImageSet:
     """The split draws the reward images first, so that any number up to this one is among those left out."""
-    return split(data, calibration=1, reward=min(HELD_OUT, len(data.train) // 10), seed=seed).train
+    return split(data, calibration=1, reward=max(1, min(HELD_OUT, len(data.train) // 10)), seed=seed).train
