@@ -142,29 +142,10 @@ static bool compile(Session *session, const char *path, Message *why) {
     return good;
 }
 
-static ElementType element_type(int type) { /* LiteRtElementType, the numbers of TfLiteType */
-    switch (type) {
-    case 1: return TYPE_F32;
-    case 2:
-    case 16: return TYPE_INT32;
-    case 3:
-    case 9: return TYPE_INT8;
-    case 4:
-    case 13: return TYPE_INT64;
-    case 6: return TYPE_BOOL;
-    case 7:
-    case 17: return TYPE_INT16;
-    case 10: return TYPE_F16;
-    case 11: return TYPE_F64;
-    case 19: return TYPE_BF16;
-    default: return TYPE_UNSUPPORTED;
-    }
-}
-
 static bool fill(void *buffer, const TensorType *type, Message *why) {
     void *data = NULL;
     size_t count = 1;
-    ElementType element = element_type(type->element_type);
+    ElementType element = tflite_element_type(type->element_type);
     if (element == TYPE_UNSUPPORTED) return fail(why, "an input has type %d, which cannot be filled", type->element_type);
     for (int i = 0; i < (type->layout.rank_and_strides & 127); i++) {
         if (type->layout.sizes[i] < 0) return fail(why, "an input has a free size");

@@ -75,25 +75,6 @@ static bool load(void *library, const Manifest *manifest, Message *why) {
 static const char *version(void) { return tfl.version(); }
 static const char *delegate(void) { return tfl.is_xnnpack ? "xnnpack" : "none"; }
 
-static ElementType element_type(int type) { /* TfLiteType */
-    switch (type) {
-    case 1: return TYPE_F32;
-    case 2:
-    case 16: return TYPE_INT32;
-    case 3:
-    case 9: return TYPE_INT8;
-    case 4:
-    case 13: return TYPE_INT64;
-    case 6: return TYPE_BOOL;
-    case 7:
-    case 17: return TYPE_INT16;
-    case 10: return TYPE_F16;
-    case 11: return TYPE_F64;
-    case 19: return TYPE_BF16;
-    default: return TYPE_UNSUPPORTED;
-    }
-}
-
 static void close_session(void *opaque) {
     Session *session = opaque;
     if (session->interpreter) tfl.interpreter_delete(session->interpreter);
@@ -157,7 +138,7 @@ static bool fill_inputs(Session *session, Message *why) {
     int32_t count = tfl.input_count(session->interpreter);
     for (int32_t i = 0; i < count; i++) {
         void *tensor = tfl.input(session->interpreter, i);
-        ElementType type = element_type(tfl.tensor_type(tensor));
+        ElementType type = tflite_element_type(tfl.tensor_type(tensor));
         void *data = tfl.tensor_data(tensor);
         if (type == TYPE_UNSUPPORTED || !data)
             return fail(why, "input %d has type %d, which cannot be filled", i, tfl.tensor_type(tensor));

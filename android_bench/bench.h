@@ -101,6 +101,7 @@ typedef enum {
 } ElementType; /* unsigned integers count as their signed namesakes: only 0 to 99 is written */
 
 size_t element_size(ElementType type);
+ElementType tflite_element_type(int type); /* of a TfLiteType; LiteRT uses the same numbers */
 void fill_input(void *data, size_t count, ElementType type);
 
 /* ---- the runtimes */

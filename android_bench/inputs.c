@@ -75,3 +75,22 @@ void fill_input(void *data, size_t count, ElementType type) {
     uint64_t state = 0x9E3779B97F4A7C15ull; /* the fixed seed */
     for (size_t i = 0; i < count; i++) put((char *)data + i * element_size(type), type, next_random(&state));
 }
+
+ElementType tflite_element_type(int type) {
+    switch (type) {
+    case 1: return TYPE_F32;
+    case 2:
+    case 16: return TYPE_INT32;
+    case 3:
+    case 9: return TYPE_INT8;
+    case 4:
+    case 13: return TYPE_INT64;
+    case 6: return TYPE_BOOL;
+    case 7:
+    case 17: return TYPE_INT16;
+    case 10: return TYPE_F16;
+    case 11: return TYPE_F64;
+    case 19: return TYPE_BF16;
+    default: return TYPE_UNSUPPORTED;
+    }
+}
