@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from stored_passes import stored_passes
 from torch import nn
 
 COMMANDS = (
@@ -163,16 +163,6 @@ def build(num_classes=10):
 """
 PROFILE = ("profile", "--device", "host", "--runtime", "onnxruntime", "--model", "net.py:build", "--input-size", "32",
            "--data", "digits", "--quiet")  # fmt: skip
-
-
-def stored_passes(table: Path) -> list[tuple[int, str, str]]:
-    """(id, what was measured, its samples) of every pass in a table that another process may be writing."""
-    if not table.exists():
-        return []
-    with sqlite3.connect(table, timeout=30) as connection:
-        if not connection.execute("SELECT name FROM sqlite_master WHERE name = 'sample'").fetchall():
-            return []
-        return connection.execute("SELECT id, subject, samples_ms FROM sample ORDER BY id").fetchall()
 
 
 def test_a_killed_profile_goes_on_and_measures_nothing_twice(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from phone_fake.phone import FakePhone, PrivateAdbServer
+from stored_passes import stored_passes
 
 from amc_mobile.device.bench import build_host_runner, locate_library
 from amc_mobile.device.runtime_library import add_library
@@ -86,16 +86,6 @@ def test_profile_search_export_measure_and_report_run_on_the_phone(amc: Amc, pho
     assert reported["conditions"]["device"] == "Google Pixel 8"  # type: ignore[index]
     assert phone.sandbox.processes() == []
     assert [path for path in phone.sandbox.local("/data/local/tmp").rglob("batch-*") if path.is_dir()] == []
-
-
-def stored_passes(table: Path) -> list[tuple[int, str, str]]:
-    """(id, what was measured, its samples) of every pass in a table that another process may be writing."""
-    if not table.exists():
-        return []
-    with sqlite3.connect(table, timeout=30) as connection:
-        if not connection.execute("SELECT name FROM sqlite_master WHERE name = 'sample'").fetchall():
-            return []
-        return connection.execute("SELECT id, subject, samples_ms FROM sample ORDER BY id").fetchall()
 
 
 def test_a_profile_that_a_reboot_ends_goes_on_and_measures_nothing_twice(

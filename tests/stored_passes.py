@@ -1,0 +1,16 @@
+"""What a latency table holds while another process may be writing it."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+
+def stored_passes(table: Path) -> list[tuple[int, str, str]]:
+    """(id, what was measured, its samples) of every pass in a table that another process may be writing."""
+    if not table.exists():
+        return []
+    with sqlite3.connect(table, timeout=30) as connection:
+        if not connection.execute("SELECT name FROM sqlite_master WHERE name = 'sample'").fetchall():
+            return []
+        return connection.execute("SELECT id, subject, samples_ms FROM sample ORDER BY id").fetchall()
