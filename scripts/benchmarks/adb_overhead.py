@@ -1,8 +1,8 @@
 """What the way to the phone costs: 350 kernels in 3 rounds on the fake phone, through the real adb server.
 
-`overhead_fraction`: the share of the wall time in which the runner did not run, from its start to its end. All else
-counts: taking the phone, checks, copying, starting, asking, cleaning up. Prints a table, or with --json one document.
---quick measures 40 kernels.
+`overhead_fraction`: the share of the wall time in which the runner did not run, from its start to its end. All else counts:
+taking the phone, checks, copying, starting, asking, cleaning up. The protocol runs as `profile` runs it; the baseline gives
+the phone one round at a time. Prints a table, or with --json one document. --quick measures 40 kernels.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import random
 import sys
 import tempfile
 import time
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +30,29 @@ from phone_fake.phone import FakePhone, PrivateAdbServer
 from amc_mobile.device.adb import AdbPhone, choose_phone
 from amc_mobile.device.adb_server import AdbServer
 from amc_mobile.device.bench import build_host_runner, locate_library
-from amc_mobile.device.bench_manifest import BenchModel, BenchTiming
-from amc_mobile.device.bench_results import BenchResult
 from amc_mobile.device.phone_device import PhoneDevice
+from amc_mobile.device.phone_passes import PhonePasses
 from amc_mobile.device.profile import load_profiles
 from amc_mobile.device.runtime_library import RuntimeLibrary
+from amc_mobile.latency.measurement import KernelRequest
+from amc_mobile.latency.protocol import ProtocolConfig, measure_kernels
 
 KERNELS, ROUNDS = 350, 3
-TIMING = BenchTiming(warmup_runs=4, samples=20, min_sample_ms=0.25, max_s=1.0)
+CONFIG = ProtocolConfig(min_passes=ROUNDS, max_passes=ROUNDS)
+
+
+@dataclass(frozen=True)
+class Pointwise:
+    """What the protocol needs to know of a kernel."""
+
+    key: str
+
+    @property
+    def label(self) -> str:
+        return self.key
+
+    def to_document(self) -> dict[str, str]:
+        return {"key": self.key}
 
 
 def convolution(in_channels: int, out_channels: int, size: int) -> bytes:
@@ -66,12 +83,13 @@ def timed_runner(folder: Path, times: Path) -> Path:
     return script
 
 
-def measure(count: int, folder: Path) -> dict[str, float]:
+def measure(count: int, folder: Path, *, jobs_per_batch: int) -> dict[str, float]:
+    folder.mkdir()
     os.environ["AMC_MOBILE_HOME"] = str(folder / "home")
     models = kernels(count)
-    found = locate_library("onnxruntime")
-    digest = hashlib.sha256(found.path.read_bytes()).hexdigest()
-    library = RuntimeLibrary("onnxruntime", found.version, platform.machine(), "glibc", found.path, digest)
+    located = locate_library("onnxruntime")
+    digest = hashlib.sha256(located.path.read_bytes()).hexdigest()
+    library = RuntimeLibrary("onnxruntime", located.version, platform.machine(), "glibc", located.path, digest)
     times = folder / "times"
     runner = timed_runner(folder, times)
     (folder / "adb").mkdir()
@@ -83,19 +101,15 @@ def measure(count: int, folder: Path) -> dict[str, float]:
         began = time.perf_counter()
         adb_server = AdbServer(server.port)
         adb = AdbPhone(adb_server, choose_phone(adb_server.settled_phones(), phone.serial))
-        device = PhoneDevice(adb, load_profiles()["pixel"], library, runner)
-        results = 0
-        entries = [BenchModel(name.removesuffix(".onnx"), name) for name in models]
-        with device.session():
-            for number in range(ROUNDS):
-                random.Random(number).shuffle(entries)
-                for event in device.bench(entries, models, TIMING, deadline_s=600):
-                    results += isinstance(event, BenchResult)
-                device.require_steady()
+        device = PhonePasses(PhoneDevice(adb, load_profiles()["pixel"], library, runner))
+        device.jobs_per_batch = jobs_per_batch
+        requests = {key: KernelRequest(Pointwise(key), partial(models.get, key)) for key in models}
+        found = measure_kernels(device, requests, config=CONFIG)
         wall_s = time.perf_counter() - began
     finally:
         phone.stop()
         server.stop()
+    results = sum(len(kernel.passes) for kernel in found.values())
     assert results == ROUNDS * count, f"{results} results of {ROUNDS * count}"
     runs = [[float(word) for word in line.split()] for line in times.read_text().splitlines()]
     runner_s = sum(end - start for start, end in runs)
@@ -113,14 +127,18 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
+    count = 40 if arguments.quick else KERNELS
     with tempfile.TemporaryDirectory(prefix="amc-overhead-") as folder:
-        figures = measure(40 if arguments.quick else KERNELS, Path(folder))
-    conditions = {"machine": platform.machine(), "cores": os.cpu_count(), "timing": str(TIMING)}
+        figures = measure(count, Path(folder) / "batched", jobs_per_batch=PhonePasses.jobs_per_batch)
+        rounds = measure(count, Path(folder) / "rounds", jobs_per_batch=count)
+    baselines = {"one_batch_per_round.overhead_fraction": rounds["overhead_fraction"]}
+    conditions = {"machine": platform.machine(), "cores": os.cpu_count(), "config": asdict(CONFIG)}
     if arguments.json:
-        print(json.dumps({"name": "adb_overhead", "figures": figures, "conditions": conditions}, indent=1))
+        document = {"name": "adb_overhead", "figures": figures, "baselines": baselines, "conditions": conditions}
+        print(json.dumps(document, indent=1))
         return
-    for name, value in figures.items():
-        print(f"{name:20} {value:.3f}" if isinstance(value, float) else f"{name:20} {value}")
+    for name, value in {**figures, **baselines}.items():
+        print(f"{name:40} {value:.3f}" if isinstance(value, float) else f"{name:40} {value}")
 
 
 if __name__ == "__main__":
