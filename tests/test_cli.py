@@ -151,6 +151,47 @@ def test_a_killed_search_goes_on_and_ends_like_one_that_was_not(tmp_path: Path) 
     assert plans[0] == plans[1]
 
 
+SHARED = ("--model", "resnet20", "--data", "digits", "--calibration-images", "64", "--reward-images", "32", "--json",
+          "--quiet")  # fmt: skip
+
+
+def test_compare_takes_every_number_from_a_run_folder_and_runs_nothing_twice(tmp_path: Path) -> None:
+    words = (
+        "compare",
+        "--macs-ratio",
+        "0.5",
+        "--policies",
+        "uniform,random",
+        "--seeds",
+        "0",
+        "--episodes",
+        "5",
+        *SHARED,
+    )
+    first = amc(*words, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    document = json.loads(first.stdout)
+    assert [row["policy"] for row in document["policies"]] == ["uniform", "random"]
+    runs = tmp_path / "amc-workspace/runs"
+    before = {path: path.stat().st_mtime_ns for path in runs.rglob("search.json")}
+    assert len(before) == 2
+    for run in document["runs"]:
+        search = json.loads((runs / run["run"] / "search.json").read_text())
+        assert (run["reward"], run["macs"]) == (search["reward"], search["macs"])
+        assert run["refitted_top1"] == search["test_top1"]["refitted"]
+    assert json.loads(amc(*words, cwd=tmp_path).stdout) == document
+    assert {path: path.stat().st_mtime_ns for path in runs.rglob("search.json")} == before
+
+
+def test_a_search_that_must_keep_the_accuracy_says_whether_it_did(tmp_path: Path) -> None:
+    done = amc("search", "--macs-ratio", "0.9", "--max-loss", "0.9", "--reward", "error-log-macs", "--policy", "random",
+               "--episodes", "6", *SHARED, cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["accuracy_kept"] is True  # untrained: its accuracy is below 0.9, so nothing can be lost
+    assert found["macs"] < 0.9 * found["original_macs"]
+
+
 SMALL_NET = """
 from torch import nn
 

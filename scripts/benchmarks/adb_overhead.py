@@ -1,8 +1,8 @@
 """What the way to the phone costs: 350 kernels in 3 rounds on the fake phone, through the real adb server.
 
-`overhead_fraction`: the share of the wall time in which the runner did not run, from its start to its end. All else counts:
-taking the phone, checks, copying, starting, asking, cleaning up. The protocol runs as `profile` runs it; the baseline gives
-the phone one round at a time. Prints a table, or with --json one document. --quick measures 40 kernels.
+`overhead_fraction`: the share of the wall time in which the runner did not run, from its start to its end. All else
+counts: taking the phone, checks, copying, starting, asking, cleaning up. The protocol runs as `profile` runs it; the
+baseline gives the phone one round at a time. Prints a table, or with --json one document. --quick: 40 kernels.
 """
 
 from __future__ import annotations
