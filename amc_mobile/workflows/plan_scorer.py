@@ -47,3 +47,9 @@ class PlanScorer:
         cost = self.cost_of(widths) if unit == self.unit else {"macs": macs, "parameters": parameters}.get(unit, 0.0)
         reward = reward_of(self._reward, top1=accuracy, fidelity=closeness, cost=cost, unit=unit)
         return Outcome(reward, accuracy, closeness, macs, parameters, seconds)
+
+    def measured_reward(self, outcome: Outcome, p50_ms: float) -> float:
+        """The reward of a scored plan once its latency is measured: only rewards that hold the latency change."""
+        if GUARANTEED.get(self._reward, self.unit) != "ms":
+            return outcome.reward
+        return reward_of(self._reward, top1=outcome.top1, fidelity=outcome.fidelity, cost=p50_ms, unit="ms")

@@ -232,7 +232,8 @@ def search_plan(
         log = EpisodeLog(folder.folder / "episodes.csv", identity=_identity(settings, wanted, data))
         result = run_search(
             policy, budget, scorer, episodes=episodes, log=log, on_episode=on_episode, measure=measure,
-            measure_every=wanted.measure_every if measure else 0, guarantee=guarantee,
+            measure_every=wanted.measure_every if measure else 0, measured_reward=scorer.measured_reward,
+            guarantee=guarantee,
         )  # fmt: skip
         plan = PruningPlan.from_widths(network.groups.channels, result.widths).with_order(known.order)
         progress("refit", 0, 1)

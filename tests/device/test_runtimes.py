@@ -11,6 +11,7 @@ from torch import nn
 
 from amc_mobile.device.host import HostDevice
 from amc_mobile.device.runtimes import random_input
+from amc_mobile.device.timing import Timing, time_session
 from amc_mobile.errors import DeviceError, InvalidInput
 from amc_mobile.export.to_onnx import to_onnx
 from amc_mobile.export.to_tflite import to_tflite
@@ -94,7 +95,7 @@ def test_named_dimensions_stand_for_a_batch_of_one() -> None:
     )
     onnx.checker.check_model(model)
     with HostDevice("onnxruntime").open(model.SerializeToString()) as session:
-        session.run()
+        assert len(time_session(session, Timing(3, 0.01, 1, 1.0))) == 3
 
 
 def test_a_text_input_is_refused() -> None:

@@ -13,7 +13,7 @@ from amc_mobile.models.evaluation import logits
 from amc_mobile.pruning.gram import collect_gram
 from amc_mobile.pruning.importance import channel_order
 from amc_mobile.pruning.reconstruction import Reconstructor
-from amc_mobile.search.reward import fidelity
+from amc_mobile.search.reward import Outcome, fidelity
 from amc_mobile.workflows import plan_scorer
 from amc_mobile.workflows.network import load_network
 from amc_mobile.workflows.plan_scorer import PlanScorer
@@ -39,7 +39,9 @@ def net(num_classes=10, width_multiplier=1.0, input_size=32, in_channels=3):
 """
 
 
-def scored(model: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[PlanScorer, Reconstructor, list[int]]:
+def scored(
+    model: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *, reward: str = "fidelity"
+) -> tuple[PlanScorer, Reconstructor, list[int]]:
     """A scorer, and the number of batch norms in every network that it evaluates."""
     network = load_network(Workspace(folder / "space"), Settings(model=model, data="digits", input_size=32))
     data = network.split(calibration=60, reward=40, seed=0)
@@ -53,7 +55,7 @@ def scored(model: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[P
         return logits(net, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(plan_scorer, "logits", watched)
-    return PlanScorer(network, data, reconstructor, "fidelity"), reconstructor, norms
+    return PlanScorer(network, data, reconstructor, reward), reconstructor, norms
 
 
 def test_a_residual_network_is_scored_folded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,3 +76,19 @@ def test_a_network_that_views_its_maps_is_scored(tmp_path: Path, monkeypatch: py
     assert not scorer.folding.channels_last
     assert scorer(reconstructor.sizes).reward == pytest.approx(1)
     assert norms == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("reward", "measured"),
+    [("fidelity", 0.7), ("top1", 0.6), ("error-log-macs", -1.0), ("error-log-latency", -0.4 * np.log(2000))],
+)
+def test_only_rewards_that_hold_the_latency_change_when_it_is_measured(
+    reward: str, measured: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "net.py"
+    file.write_text(VIEWING)
+    scorer, _, _ = scored(f"{file}:net", tmp_path, monkeypatch, reward=reward)
+    scorer.unit = "ms"
+    before = {"fidelity": 0.7, "top1": 0.6}.get(reward, -1.0)
+    outcome = Outcome(before, top1=0.6, fidelity=0.7)
+    assert scorer.measured_reward(outcome, 2.0) == pytest.approx(measured)
