@@ -8,22 +8,28 @@ import re
 import secrets
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from amc_mobile.device.adb import AdbPhone
+from amc_mobile.device.adb_shell import quote
 from amc_mobile.device.deadline import Deadline
-from amc_mobile.device.phone_batch import CLEAN_TIMEOUT_S, FOLDER, PhoneBatch, remove_batches
+from amc_mobile.device.phone_batch import CLEAN_TIMEOUT_S, FOLDER, MANIFEST, PhoneBatch, remove_batches
+from amc_mobile.device.phone_facts import STATE_QUESTIONS, PhoneState, ask, state_from
 from amc_mobile.device.phone_output import parse_free_bytes
 from amc_mobile.errors import InvalidInput, PhoneDiskFull
 
-MODELS = f"{FOLDER}/models"
+MODELS = "models"
 KEEP_BYTES = 512 << 20  # of models on the phone
 SPARE_BYTES = 32 << 20  # left free on the phone; Android misbehaves on a full disk
 END_GRACE_S = 30.0  # the runner ends itself at its deadline; this is how late it may be
+FREE_VALID_S = 60.0  # the free space is asked again after this long, or when what is left of it would not do
+FREE = {"free": f"mkdir -p {FOLDER} && df -k {FOLDER}"}
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_CLEAN_SCRIPT = remove_batches("batch-*") + "rm -rf models"
+_CLEAN_SCRIPT = remove_batches("batch-*") + f"rm -rf {MODELS} *.tar"
 
 
 @dataclass(frozen=True)
@@ -55,16 +61,27 @@ class PhoneRunner:
         self._runner = runner
         self._installed = (runner, library)
         self._sizes: dict[str, int] = {}  # of the models on the phone, by name
+        self._new: dict[str, bytes] = {}  # models that the next batch brings along
+        self._free_bytes = 0  # as last asked, less what was copied since
+        self._free_asked_s = 0.0
+        self._batch: PhoneBatch | None = None
 
-    def open(self) -> None:
-        """Ends and removes what earlier processes left on the phone, then copies runner and library where missing."""
-        self.adb.shell(_CLEAN_SCRIPT, what="removing old batches from the phone")
+    def open(self) -> PhoneState:
+        """Ends and removes what earlier processes left on the phone, then copies runner and library where missing.
+
+        Returns the phone's state, asked in the same breath.
+        """
+        remotes = " ".join(quote(file.remote) for file in self._installed)
+        sizes = f"cd {FOLDER} && for file in {remotes}; do [ -f $file ] && wc -c <$file || echo 0; done"
+        questions = {"clean": _CLEAN_SCRIPT, **FREE, "sizes": sizes, **STATE_QUESTIONS}
+        answers = ask(self.adb, questions, what="looking at what is on the phone")
         self._sizes.clear()
-        for file in self._installed:
-            remote = f"{FOLDER}/{file.remote}"
-            if self.adb.stat(remote).size_bytes != file.path.stat().st_size:
+        self._see_free_space(answers)
+        for file, size in zip_longest(self._installed, answers["sizes"].split()[: len(self._installed)]):
+            if size != str(file.path.stat().st_size):
                 self._require_space(file.path.stat().st_size)
-                self.adb.push(file.path, remote, mode=0o755)
+                self._free_bytes -= self.adb.push(file.path, f"{FOLDER}/{file.remote}", mode=0o755)
+        return state_from(answers)
 
     def close(self) -> None:
         """Removes all but runner and library."""
@@ -72,56 +89,66 @@ class PhoneRunner:
         self._sizes.clear()
 
     def keep(self, models: Iterable[bytes]) -> list[str]:
-        """The models' paths for manifests, in order; those that are not on the phone yet are copied in one archive.
+        """The models' paths for manifests, in order. Those that are not on the phone yet travel with the next batch.
 
-        They stay there for later batches, up to KEEP_BYTES together. Raises PhoneDiskFull.
+        They stay there for later batches, up to KEEP_BYTES together.
         """
         names = []
-        new: dict[str, bytes] = {}
         for model in models:
             name = f"model-{hashlib.sha256(model).hexdigest()[:24]}"
             names.append(name)
             if name not in self._sizes:
-                new[name] = model
-        if sum(self._sizes.values()) + sum(map(len, new.values())) > KEEP_BYTES and self._sizes:
-            self.adb.shell(f"rm -rf {MODELS}", what="making room for models on the phone")
+                self._new[name] = model
+        if self._sizes and sum(self._sizes.values()) + sum(map(len, self._new.values())) > KEEP_BYTES:
+            self.adb.shell(f"rm -rf {FOLDER}/{MODELS}", what="making room for models on the phone")
             self._sizes.clear()
             return self.keep(models if isinstance(models, Sequence) else tuple(models))
-        if new:
-            self._copy(new)
-            self._sizes |= {name: len(model) for name, model in new.items()}
-        return [f"../models/{name}" for name in names]
-
-    def _copy(self, models: Mapping[str, bytes]) -> None:
-        """A transfer per file would cost far more than the files."""
-        with tempfile.TemporaryDirectory(prefix="amc-models-") as folder:
-            archive = Path(folder) / "models.tar"
-            _write_archive(archive, models)
-            self._require_space(2 * archive.stat().st_size)  # the archive and what comes out of it
-            self.adb.push(archive, f"{MODELS}/models.tar")
-        self.adb.shell(f"cd {MODELS} && tar xf models.tar && rm models.tar", what="unpacking models on the phone")
+        return [f"../{MODELS}/{name}" for name in names]
 
     def run(self, manifest: str, *, deadline_s: float) -> Iterator[str]:
         """Runs one batch and yields the runner's result lines as they come, the end line included.
 
         `deadline_s`: the runner's own, of the manifest. Closing the iterator ends the runner. Raises RunnerFailed with
         the end of its log when it ended without an end line, PhoneRebooted after the last line that was written before,
-        DeadlineExceeded, DeviceDisconnected when the phone does not come back.
+        DeadlineExceeded, PhoneDiskFull, DeviceDisconnected when the phone does not come back.
         """
-        batch = PhoneBatch(self.adb, secrets.token_hex(8))
+        token = secrets.token_hex(8)
+        self._batch = batch = PhoneBatch(self.adb, token, STATE_QUESTIONS)
+        archive = f"batch-{token}.tar"
         try:
-            batch.send(manifest)
-            batch.start(self._runner.remote)
+            models = {f"{MODELS}/{name}": model for name, model in self._new.items()}
+            self._send(archive, {**models, f"{batch.folder}/{MANIFEST}": manifest.encode()})
+            batch.start(self._runner.remote, archive)
+            self._sizes |= {name: len(model) for name, model in self._new.items()}
+            self._new.clear()
             yield from batch.lines(Deadline("the batch on the phone", deadline_s + self.end_grace_s))
         finally:
-            batch.remove()
+            if not batch.is_done:  # else its folder stays until the session ends, which saves a question
+                batch.remove()
+
+    def take_state_at_end(self) -> PhoneState | None:
+        """The phone's state when the last batch ended, once; None where that is not known."""
+        batch, self._batch = self._batch, None
+        return state_from(batch.answers) if batch and batch.answers else None
+
+    def _send(self, name: str, files: Mapping[str, bytes]) -> None:
+        """A transfer per file would cost far more than the files."""
+        with tempfile.TemporaryDirectory(prefix="amc-batch-") as folder:
+            archive = Path(folder) / name
+            _write_archive(archive, files)
+            self._require_space(2 * archive.stat().st_size)  # the archive and what comes out of it
+            self._free_bytes -= self.adb.push(archive, f"{FOLDER}/{name}")
+
+    def _see_free_space(self, answers: Mapping[str, str]) -> None:
+        self._free_bytes = parse_free_bytes(answers["free"])
+        self._free_asked_s = time.monotonic()
 
     def _require_space(self, size: int) -> None:
-        output = self.adb.shell(f"mkdir -p {FOLDER} && df -k {FOLDER}", what="looking for free space on the phone")
-        free = parse_free_bytes(output.text)
-        if free < size + SPARE_BYTES:
+        if self._free_bytes < size + SPARE_BYTES or time.monotonic() - self._free_asked_s > FREE_VALID_S:
+            self._see_free_space(ask(self.adb, FREE, what="looking for free space on the phone"))
+        if self._free_bytes < size + SPARE_BYTES:
             raise PhoneDiskFull(
-                f"the phone has {free >> 20} MiB free; {(size + SPARE_BYTES) >> 20} MiB are needed",
+                f"the phone has {self._free_bytes >> 20} MiB free; {(size + SPARE_BYTES) >> 20} MiB are needed",
                 next_step="free some space on the phone, then run the same command again",
             )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -24,6 +26,7 @@ from amc_mobile.device.user_folder import locks_folder, profiles_folder
 from amc_mobile.errors import DeviceError, InvalidConfig, RunnerFailed
 
 DELEGATES = {"tflite": "XNNPACK", "litert": "XNNPACK", "onnxruntime": "CPUExecutionProvider"}
+STATE_VALID_S = 3.0  # what was just read with the facts is not read again
 OnWait = Callable[[PhoneState, float], None]
 
 
@@ -61,12 +64,14 @@ class PhoneDevice:
         self._waived = frozenset(waived)
         self._on_wait = on_wait
         self._facts: PhoneFacts | None = None
+        self._facts_read_s = -math.inf
         self._baseline: PhoneState | None = None
 
     @property
     def facts(self) -> PhoneFacts:
         if self._facts is None:
             self._facts = read_facts(self.adb)
+            self._facts_read_s = time.monotonic()
         return self._facts
 
     @property
@@ -87,8 +92,7 @@ class PhoneDevice:
             health.require_fit(health.problems(facts, state, self.profile), self._waived)
             stack.enter_context(clock_mode(self.adb, facts.sdk, self._wanted_mode))
             stack.callback(self._clean_up)
-            self._runner.open()
-            self._baseline = read_state(self.adb)
+            self._baseline = self._runner.open()
             yield self
 
     def bench(
@@ -143,14 +147,19 @@ class PhoneDevice:
 
     def cool_down(self) -> PhoneState:
         """Waits until the phone is neither hot nor throttled. Raises PhoneUnfit after the profile's longest wait."""
-        return health.wait_until_cool(
-            lambda: read_state(self.adb), self.profile, waived=self._waived, on_wait=self._on_wait
-        )
+        return health.wait_until_cool(self._read_state, self.profile, waived=self._waived, on_wait=self._on_wait)
+
+    def _read_state(self) -> PhoneState:
+        if time.monotonic() - self._facts_read_s < STATE_VALID_S:
+            self._facts_read_s = -math.inf  # once: who asks again waits for a change
+            return self.facts.state
+        return read_state(self.adb)
 
     def require_steady(self) -> None:
         """Raises PhoneUnfit when heat has come over the phone since the session began: what was measured is suspect."""
         assert self._baseline is not None, "only within a session"
-        found = health.drift(self._baseline, read_state(self.adb), self.cores, self.profile)
+        state = self._runner.take_state_at_end() or read_state(self.adb)
+        found = health.drift(self._baseline, state, self.cores, self.profile)
         health.require_fit(found, self._waived)
 
     def conditions(self) -> Conditions:
