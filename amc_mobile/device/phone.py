@@ -9,7 +9,7 @@ import secrets
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -76,6 +76,7 @@ class PhoneRunner:
         questions = {"clean": _CLEAN_SCRIPT, **FREE, "sizes": sizes, **STATE_QUESTIONS}
         answers = ask(self.adb, questions, what="looking at what is on the phone")
         self._sizes.clear()
+        self._new.clear()
         self._see_free_space(answers)
         for file, size in zip_longest(self._installed, answers["sizes"].split()[: len(self._installed)]):
             if size != str(file.path.stat().st_size):
@@ -93,17 +94,19 @@ class PhoneRunner:
 
         They stay there for later batches, up to KEEP_BYTES together.
         """
-        names = []
-        for model in models:
-            name = f"model-{hashlib.sha256(model).hexdigest()[:24]}"
-            names.append(name)
-            if name not in self._sizes:
-                self._new[name] = model
+        files = tuple(models)
+        names = [f"model-{hashlib.sha256(file).hexdigest()[:24]}" for file in files]
+        self._new |= {name: file for name, file in zip(names, files, strict=True) if name not in self._sizes}
         if self._sizes and sum(self._sizes.values()) + sum(map(len, self._new.values())) > KEEP_BYTES:
             self.adb.shell(f"rm -rf {FOLDER}/{MODELS}", what="making room for models on the phone")
             self._sizes.clear()
-            return self.keep(models if isinstance(models, Sequence) else tuple(models))
+            self._new |= zip(names, files, strict=True)
         return [f"../{MODELS}/{name}" for name in names]
+
+    def has(self, path: str | None) -> bool:
+        """Whether a model whose path `keep` gave is on the phone, or will travel with the next batch."""
+        name = (path or "").rpartition("/")[2]
+        return name in self._sizes or name in self._new
 
     def run(self, manifest: str, *, deadline_s: float) -> Iterator[str]:
         """Runs one batch and yields the runner's result lines as they come, the end line included.

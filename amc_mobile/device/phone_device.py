@@ -66,6 +66,7 @@ class PhoneDevice:
         self._facts: PhoneFacts | None = None
         self._facts_read_s = -math.inf
         self._baseline: PhoneState | None = None
+        self._paths: dict[str, str] = {}  # of models on the phone
 
     @property
     def facts(self) -> PhoneFacts:
@@ -92,6 +93,7 @@ class PhoneDevice:
             health.require_fit(health.problems(facts, state, self.profile), self._waived)
             stack.enter_context(clock_mode(self.adb, facts.sdk, self._wanted_mode))
             stack.callback(self._clean_up)
+            self._paths.clear()
             self._baseline = self._runner.open()
             yield self
 
@@ -105,11 +107,12 @@ class PhoneDevice:
     ) -> Generator[BenchEvent, None, None]:
         """Measures models and yields what the runner tells as it comes: start, results, models that failed, end.
 
-        `files`: the models, by the paths in `entries`; equal ones are copied to the phone once in a session. Raises
+        `files`: the models, by the paths in `entries`. A path means the same model throughout a session: `files` is not
+        asked for one that is on the phone already. Raises
         DeviceError where the kernel did not grant the cores, RunnerFailed when the runner ended early, and what
         PhoneRunner.run raises.
         """
-        paths = dict(zip(files, self._runner.keep(files.values()), strict=True))
+        paths = self._paths_on_phone(files)
         manifest = BenchManifest(
             runtime=self.library.runtime,
             library=self._runner.library_path,
@@ -132,6 +135,13 @@ class PhoneDevice:
                 f"the runner ended early with {len(stream.missing)} of {len(manifest.models)} models left: {why}",
                 next_step="run the same command again: what was measured is kept",
             )
+
+    def _paths_on_phone(self, files: Mapping[str, bytes]) -> Mapping[str, str]:
+        # Twice: new models may have taken the room of some that were there.
+        for _ in range(2):
+            missing = [name for name in files if not self._runner.has(self._paths.get(name))]
+            self._paths |= zip(missing, self._runner.keep(files[name] for name in missing), strict=True)
+        return self._paths
 
     def _clean_up(self) -> None:
         with suppress(DeviceError):  # without a link the next session does it

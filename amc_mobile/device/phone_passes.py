@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 
 from amc_mobile.device.bench_manifest import BenchModel, BenchPair, BenchTiming
@@ -65,7 +66,7 @@ class PhonePasses:
         self, entries: Sequence[BenchModel | BenchPair], files: _Files, jobs: Sequence[Job]
     ) -> Generator[SamplesMs, None, None]:
         deadline_s = START_ALLOWANCE_S + sum(2 * job.timing.max_s + LOAD_ALLOWANCE_S for job in jobs)
-        events = self.phone.bench(entries, files.contents, BenchTiming(), deadline_s=math.ceil(deadline_s))
+        events = self.phone.bench(entries, files, BenchTiming(), deadline_s=math.ceil(deadline_s))
         given = 0
         with closing(events):
             for event in events:
@@ -78,13 +79,21 @@ class PhonePasses:
                     yield event.samples_ms
 
 
-class _Files:
-    """The files of some jobs; those with equal keys once."""
+class _Files(Mapping[str, bytes]):
+    """The files of some jobs by name, those with equal keys once. A file is built when it is asked for."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
-        distinct = {job.key: job for job in reversed(jobs)}
-        self.names = {key: f"m{number}" for number, key in enumerate(distinct)}
-        self.contents = {self.names[key]: job.model() for key, job in distinct.items()}
+        self.names = {job.key: f"m{hashlib.sha256(job.key.encode()).hexdigest()[:24]}" for job in jobs}
+        self._builders = {self.names[job.key]: job.model for job in reversed(jobs)}
+
+    def __getitem__(self, name: str) -> bytes:
+        return self._builders[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._builders)
+
+    def __len__(self) -> int:
+        return len(self._builders)
 
 
 def _bench_timing(timing: Timing) -> BenchTiming:
