@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import re
 import secrets
 import tarfile
@@ -17,10 +18,18 @@ from pathlib import Path
 from amc_mobile.device.adb import AdbPhone
 from amc_mobile.device.adb_shell import quote
 from amc_mobile.device.deadline import Deadline
-from amc_mobile.device.phone_batch import CLEAN_TIMEOUT_S, FOLDER, MANIFEST, PhoneBatch, remove_batches
+from amc_mobile.device.phone_batch import (
+    CLEAN_TIMEOUT_S,
+    FOLDER,
+    MANIFEST,
+    PLAN,
+    PhoneBatch,
+    remove_batches,
+    remove_unusable_batches,
+)
 from amc_mobile.device.phone_facts import STATE_QUESTIONS, PhoneState, ask, state_from
 from amc_mobile.device.phone_output import parse_free_bytes
-from amc_mobile.errors import InvalidInput, PhoneDiskFull
+from amc_mobile.errors import InvalidInput, PhoneDiskFull, PhoneOutputInvalid
 
 MODELS = "models"
 KEEP_BYTES = 512 << 20  # of models on the phone
@@ -29,6 +38,7 @@ END_GRACE_S = 30.0  # the runner ends itself at its deadline; this is how late i
 FREE_VALID_S = 60.0  # the free space is asked again after this long, or when what is left of it would not do
 FREE = {"free": f"mkdir -p {FOLDER} && df -k {FOLDER}"}
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_DIGEST = 16  # characters at the start of a batch's token that tell what it measures
 _CLEAN_SCRIPT = remove_batches("batch-*") + f"rm -rf {MODELS} *.tar"
 
 
@@ -65,18 +75,29 @@ class PhoneRunner:
         self._free_bytes = 0  # as last asked, less what was copied since
         self._free_asked_s = 0.0
         self._batch: PhoneBatch | None = None
+        self._left: dict[str, str] = {}  # batches of earlier processes that can be taken over: token -> boot id
+        self._obsolete: list[str] = []  # folders of batches that came to their end
+        self._began: dict[str, PhoneState] = {}  # the phone's state when the sessions of some of these began
+        self.taken_over: PhoneState | None = None  # the same of the running batch, where another process started it
+        self._state: Mapping[str, str] = {}  # answers to STATE_QUESTIONS when the session began
 
     def open(self) -> PhoneState:
         """Ends and removes what earlier processes left on the phone, then copies runner and library where missing.
 
-        Returns the phone's state, asked in the same breath.
+        What a killed process measured by a plan stays: see `unfinished`. Returns the phone's state, asked in the same
+        breath.
         """
         remotes = " ".join(quote(file.remote) for file in self._installed)
         sizes = f"cd {FOLDER} && for file in {remotes}; do [ -f $file ] && wc -c <$file || echo 0; done"
-        questions = {"clean": _CLEAN_SCRIPT, **FREE, "sizes": sizes, **STATE_QUESTIONS}
+        left = remove_unusable_batches(f"rm -rf {MODELS} *.tar")
+        questions = {"left": left, **FREE, "sizes": sizes, **STATE_QUESTIONS}
         answers = ask(self.adb, questions, what="looking at what is on the phone")
         self._sizes.clear()
         self._new.clear()
+        self._obsolete.clear()
+        self._left = _left_batches(answers["left"])
+        self._began.clear()
+        self._state = {name: answers[name] for name in STATE_QUESTIONS}
         self._see_free_space(answers)
         for file, size in zip_longest(self._installed, answers["sizes"].split()[: len(self._installed)]):
             if size != str(file.path.stat().st_size):
@@ -108,26 +129,61 @@ class PhoneRunner:
         name = (path or "").rpartition("/")[2]
         return name in self._sizes or name in self._new
 
-    def run(self, manifest: str, *, deadline_s: float) -> Iterator[str]:
+    def unfinished(self) -> str:
+        """The plan of a batch that an earlier process did not see the end of; empty where there is none.
+
+        `run` with the same manifest takes the batch over, once; with another one it removes it.
+        """
+        for token in self._left:
+            path = f"{FOLDER}/batch-{token}/{PLAN}"
+            text = self.adb.shell(f"cat {path}", what="reading the plan of an earlier batch", check=False).text
+            try:
+                saved = json.loads(text)
+                self._began[token] = state_from(saved["state"])
+                return str(saved["plan"])
+            except (ValueError, TypeError, KeyError, PhoneOutputInvalid):
+                continue  # whoever wrote that, it is no plan of ours
+        return ""
+
+    def run(self, manifest: str, *, deadline_s: float, plan: str = "") -> Iterator[str]:
         """Runs one batch and yields the runner's result lines as they come, the end line included.
 
-        `deadline_s`: the runner's own, of the manifest. Closing the iterator ends the runner. Raises RunnerFailed with
-        the end of its log when it ended without an end line, PhoneRebooted after the last line that was written before,
-        DeadlineExceeded, PhoneDiskFull, DeviceDisconnected when the phone does not come back.
+        `deadline_s`: the runner's own, of the manifest. `plan`: what a later process needs to go on with the batch if
+        this one is killed. Closing the iterator ends the runner. Raises RunnerFailed with the end of its log when it
+        ended without an end line, PhoneRebooted after the last line that was written before, DeadlineExceeded,
+        PhoneDiskFull, DeviceDisconnected when the phone does not come back.
         """
-        token = secrets.token_hex(8)
-        self._batch = batch = PhoneBatch(self.adb, token, STATE_QUESTIONS)
-        archive = f"batch-{token}.tar"
+        digest = hashlib.sha256(f"{self._runner.sha256}\n{manifest}".encode()).hexdigest()[:_DIGEST]
+        same = [token for token in self._began if token.startswith(digest)]
+        token = same[0] if same else digest + secrets.token_hex(8)
+        self.taken_over = self._began.get(token)
+        self._batch = batch = PhoneBatch(self.adb, token, STATE_QUESTIONS, self._left.get(token, ""))
         try:
-            models = {f"{MODELS}/{name}": model for name, model in self._new.items()}
-            self._send(archive, {**models, f"{batch.folder}/{MANIFEST}": manifest.encode()})
-            batch.start(self._runner.remote, archive)
+            self._remove_left(all_but=token)
+            if not same:
+                files = {f"{MODELS}/{name}": model for name, model in self._new.items()}
+                if plan:
+                    files[f"{batch.folder}/{PLAN}"] = json.dumps({"plan": plan, "state": self._state}).encode()
+                files[f"{batch.folder}/{MANIFEST}"] = manifest.encode()
+                self._send(f"batch-{token}.tar", files)
+                batch.start(self._runner.remote, f"batch-{token}.tar", self._obsolete)
+                self._obsolete.clear()
             self._sizes |= {name: len(model) for name, model in self._new.items()}
             self._new.clear()
             yield from batch.lines(Deadline("the batch on the phone", deadline_s + self.end_grace_s))
         finally:
-            if not batch.is_done:  # else its folder stays until the session ends, which saves a question
+            if batch.is_done:  # what removes it comes with the next question
+                self._obsolete.append(batch.folder)
+            else:
                 batch.remove()
+
+    def _remove_left(self, all_but: str) -> None:
+        others = [f"batch-{token}" for token in self._left if token != all_but]
+        if others:
+            clean = remove_batches(" ".join(others)) + ("" if all_but in self._left else f"rm -rf {MODELS}")
+            self.adb.shell(clean, what="removing old batches from the phone")
+        self._left.clear()
+        self._began.clear()
 
     def take_state_at_end(self) -> PhoneState | None:
         """The phone's state when the last batch ended, once; None where that is not known."""
@@ -154,6 +210,11 @@ class PhoneRunner:
                 f"the phone has {self._free_bytes >> 20} MiB free; {(size + SPARE_BYTES) >> 20} MiB are needed",
                 next_step="free some space on the phone, then run the same command again",
             )
+
+
+def _left_batches(answer: str) -> dict[str, str]:
+    lines = (line.split() for line in answer.splitlines())
+    return {words[0]: words[1] for words in lines if len(words) == 2 and re.fullmatch("[0-9a-f]{32}", words[0])}
 
 
 def _write_archive(path: Path, files: Mapping[str, bytes]) -> None:

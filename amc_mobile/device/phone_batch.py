@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from amc_mobile.device.adb import RECONNECT_TIMEOUT_S, AdbPhone
 from amc_mobile.device.adb_shell import process_holds, quote
@@ -25,6 +25,7 @@ from amc_mobile.errors import (
 
 FOLDER = f"{PHONE_FOLDER}/amc-mobile"
 MANIFEST = "manifest.txt"
+PLAN = "plan.json"
 RESULTS = "results.jsonl"
 START_TIMEOUT_S = 60.0  # unpacking hundreds of megabytes
 POLL_TIMEOUT_S = 20.0
@@ -39,22 +40,27 @@ class PhoneBatch:
     """One run of the runner. Its token is part of the command line, which proves that a pid is still the runner's.
 
     `at_end`: scripts that the phone answers as soon as the runner has ended; `answers` holds what they printed.
+    `boot_id`: of a batch that was started before, by another process.
     """
 
-    def __init__(self, adb: AdbPhone, token: str, at_end: Mapping[str, str]) -> None:
+    def __init__(self, adb: AdbPhone, token: str, at_end: Mapping[str, str], boot_id: str = "") -> None:
         self.folder = f"batch-{token}"
         self.answers: dict[str, str] | None = None
         self.is_done = False  # the end line has come
         self._adb = adb
         self._token = token
         self._at_end = at_end
-        self._boot_id = ""
+        self._boot_id = boot_id
 
-    def start(self, runner: str, archive: str) -> None:
-        """Unpacks `archive`, which holds the manifest and what it needs that is not there, and starts the runner."""
+    def start(self, runner: str, archive: str, obsolete: Sequence[str] = ()) -> None:
+        """Unpacks `archive`, which holds the manifest and what it needs that is not there, and starts the runner.
+
+        `obsolete`: folders of batches that have been seen to their end, which are removed.
+        """
         # What stands in a file's way to a second start is there: a link that breaks here makes the command run twice.
         script = (
             f"cd {FOLDER} || exit 9\n"
+            f"rm -rf {' '.join(obsolete)}\n"
             f"[ ! -e {archive} ] || {{ tar xf {archive} && rm {archive}; }} || exit 8\n"
             f"cd {self.folder} || exit 9\n"
             "if mkdir started 2>/dev/null; then\n"
@@ -146,16 +152,40 @@ class PhoneBatch:
             return
 
 
-def remove_batches(pattern: str) -> str:
-    """A script that ends the runners of some batches, and removes them. A pid counts while it is still the runner's."""
+def remove_batches(pattern: str, unless: str = "false") -> str:
+    """A script that ends the runners of some batches, and removes them. A pid counts while it is still the runner's.
+
+    `unless`: a condition of the phone's shell on `$folder`, which spares a batch.
+    """
     return (
         f"cd {FOLDER} 2>/dev/null || exit 0\n"
         f"for folder in {pattern}; do\n"
-        '[ -d "$folder" ] || continue\n'
+        f'[ -d "$folder" ] && ! {{ {unless}; }} || continue\n'
         'if [ -s "$folder/pid" ]; then pid=$(cat "$folder/pid")\n'
         f'token="${{folder#batch-}}"; {process_holds("$pid", "$token")} && kill -9 "$pid"; fi\n'
         'rm -rf "$folder"\n'
         "done\n"
+    )
+
+
+def remove_unusable_batches(last: str) -> str:
+    """A script that keeps and prints the batches that can still be used: `token boot-id` lines.
+
+    Those are batches with a plan, started since the phone was, whose runner works or has come to its end. The others
+    are removed, and where there is none left, `last` is run in their folder.
+    """
+    holds = process_holds("$pid", "$token")
+    return (
+        f"cd {FOLDER} 2>/dev/null || exit 0\n"
+        f"boot_id=$(cat {BOOT_ID}); kept=\n"
+        "for folder in batch-*; do\n"
+        f'[ -s "$folder/{PLAN}" ] && [ -s "$folder/pid" ] && [ "$(cat "$folder/boot_id")" = "$boot_id" ] || continue\n'
+        'token="${folder#batch-}"; pid=$(cat "$folder/pid")\n'
+        f'if {holds} || tail -n 1 "$folder/{RESULTS}" | grep -q \'"status": *"done"\'; then\n'
+        'kept="$kept $folder "; echo "$token $boot_id"; fi\n'
+        "done\n"
+        + remove_batches("batch-*", unless='case "$kept" in *" $folder "*) true;; *) false;; esac')
+        + f'[ -n "$kept" ] || {{ {last}; }}\n'
     )
 
 

@@ -97,6 +97,11 @@ class PhoneDevice:
             self._baseline = self._runner.open()
             yield self
 
+    def unfinished(self) -> str:
+        """The plan of a batch that a killed process left on the phone, else "". `bench` with the same models takes its
+        results, and waits for those that are still to come, instead of measuring again; within a session, once."""
+        return self._runner.unfinished()
+
     def bench(
         self,
         entries: Sequence[BenchModel | BenchPair],
@@ -104,13 +109,13 @@ class PhoneDevice:
         timing: BenchTiming,
         *,
         deadline_s: int,
+        plan: str = "",
     ) -> Generator[BenchEvent, None, None]:
         """Measures models and yields what the runner tells as it comes: start, results, models that failed, end.
 
         `files`: the models, by the paths in `entries`. A path means the same model throughout a session: `files` is not
-        asked for one that is on the phone already. Raises
-        DeviceError where the kernel did not grant the cores, RunnerFailed when the runner ended early, and what
-        PhoneRunner.run raises.
+        asked for one that is on the phone already. `plan`: kept on the phone for `unfinished`. Raises DeviceError where
+        the kernel did not grant the cores, RunnerFailed when the runner ended early, and what PhoneRunner.run raises.
         """
         paths = self._paths_on_phone(files)
         manifest = BenchManifest(
@@ -124,7 +129,7 @@ class PhoneDevice:
             cores=core_ranges(self.cores),
         )
         stream = ResultStream([model.id for model in manifest.models])
-        for line in self._runner.run(manifest.text(), deadline_s=deadline_s):
+        for line in self._runner.run(manifest.text(), deadline_s=deadline_s, plan=plan):
             for event in stream.feed(line.encode() + b"\n"):
                 if isinstance(event, BenchStart):
                     self._require_cores(event)
@@ -169,7 +174,7 @@ class PhoneDevice:
         """Raises PhoneUnfit when heat has come over the phone since the session began: what was measured is suspect."""
         assert self._baseline is not None, "only within a session"
         state = self._runner.take_state_at_end() or read_state(self.adb)
-        found = health.drift(self._baseline, state, self.cores, self.profile)
+        found = health.drift(self._runner.taken_over or self._baseline, state, self.cores, self.profile)
         health.require_fit(found, self._waived)
 
     def conditions(self) -> Conditions:

@@ -34,11 +34,14 @@ class PhonePasses:
         """Raises PhoneBusy, PhoneUnfit naming the problems, PhoneDiskFull."""
         return self.phone.session()
 
-    def passes(self, jobs: Sequence[Job]) -> Generator[SamplesMs, None, None]:
+    def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[SamplesMs, None, None]:
         """Raises DeviceError naming the model that fails, and what PhoneDevice.bench raises."""
         files = _Files(jobs)
         entries = [BenchModel(files.names[job.key], files.names[job.key], _bench_timing(job.timing)) for job in jobs]
-        yield from self._results(entries, files, jobs)
+        yield from self._results(entries, files, jobs, plan)
+
+    def unfinished(self) -> str:
+        return self.phone.unfinished()
 
     def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[SamplesMs, SamplesMs]]:
         """Both models open together in every round, timed before-after-after-before."""
@@ -63,10 +66,10 @@ class PhonePasses:
         self.phone.cool_down()
 
     def _results(
-        self, entries: Sequence[BenchModel | BenchPair], files: _Files, jobs: Sequence[Job]
+        self, entries: Sequence[BenchModel | BenchPair], files: _Files, jobs: Sequence[Job], plan: str = ""
     ) -> Generator[SamplesMs, None, None]:
         deadline_s = START_ALLOWANCE_S + sum(2 * job.timing.max_s + LOAD_ALLOWANCE_S for job in jobs)
-        events = self.phone.bench(entries, files, BenchTiming(), deadline_s=math.ceil(deadline_s))
+        events = self.phone.bench(entries, files, BenchTiming(), deadline_s=math.ceil(deadline_s), plan=plan)
         given = 0
         with closing(events):
             for event in events:
