@@ -141,7 +141,7 @@ class PhoneRunner:
                 saved = json.loads(text)
                 self._began[token] = state_from(saved["state"])
                 return str(saved["plan"])
-            except (ValueError, TypeError, KeyError, PhoneOutputInvalid):
+            except (ValueError, TypeError, KeyError, AttributeError, PhoneOutputInvalid):
                 continue  # whoever wrote that, it is no plan of ours
         return ""
 

@@ -60,8 +60,8 @@ class PhoneBatch:
         # What stands in a file's way to a second start is there: a link that breaks here makes the command run twice.
         script = (
             f"cd {FOLDER} || exit 9\n"
-            f"rm -rf {' '.join(obsolete)}\n"
-            f"[ ! -e {archive} ] || {{ tar xf {archive} && rm {archive}; }} || exit 8\n"
+            + "".join(f"rm -rf {folder}\n" for folder in obsolete)
+            + f"[ ! -e {archive} ] || {{ tar xf {archive} && rm {archive}; }} || exit 8\n"
             f"cd {self.folder} || exit 9\n"
             "if mkdir started 2>/dev/null; then\n"
             "  detach=$(command -v setsid || command -v nohup)\n"

@@ -109,8 +109,8 @@ def measure_kernels(
     """Measures kernels until each has enough passes. `requests`: by key.
 
     With a `table`, passes already in it under the device's conditions count, and new ones are stored as they are made:
-    after a kill the same call goes on. `anchor`: a kernel of some 0.1 ms; the middle request where none is given.
-    Raises DeviceError naming the kernel that does not run.
+    after a kill the same call goes on, with what a phone went on to measure meanwhile. `anchor`: a kernel of some
+    0.1 ms; the middle request where none is given. Raises DeviceError naming the kernel that does not run.
     """
     config = config or ProtocolConfig()
     if table is not None:
