@@ -3,7 +3,7 @@
 The runner's own measuring is the lifetime of its process on the phone, as that notes it: loading the runtime and the
 models, warming up, timing. `overhead_fraction` is the rest of the wall time, from adb's list of phones to the last row
 in the table: taking and checking the phone, copying, starting, asking, storing, cleaning up. The protocol has the
-defaults that `profile` has on a phone, but for the number of rounds. The phone is a process of its own.
+defaults that `profile` has on a phone, but for the number of rounds and repeats. The phone is a process of its own.
 
 `overhead_fraction`: of a phone that has measured before, so that runner and runtime library are there;
 `first_use.overhead_fraction`: they are copied too. `shell_calls` and `transfers` do not depend on how busy this
@@ -53,7 +53,8 @@ from amc_mobile.latency.protocol import ProtocolConfig, measure_kernels
 from amc_mobile.latency.table import LatencyTable
 
 KERNELS, ROUNDS = 350, 3
-CONFIG = ProtocolConfig(min_passes=ROUNDS, max_passes=ROUNDS)
+# No repeats: how many batches they make would depend on what else this computer does.
+CONFIG = ProtocolConfig(min_passes=ROUNDS, max_passes=ROUNDS, anchor_total_repeats=0)
 
 
 @dataclass(frozen=True)
