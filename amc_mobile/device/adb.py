@@ -53,9 +53,9 @@ class AdbPhone:
         return self._attached.transport_id
 
     def shell(
-        self, script: str, *, what: str, timeout_s: float = COMMAND_TIMEOUT_S, check: bool = True, retry: bool = True
+        self, script: str, *, what: str, timeout_s: float | None = None, check: bool = True, retry: bool = True
     ) -> ShellOutput:
-        """Runs a script in the phone's shell. `what` names it in errors.
+        """Runs a script in the phone's shell, by default for COMMAND_TIMEOUT_S. `what` names it in errors.
 
         Raises PhoneCommandFailed for a non-zero exit code when `check`, DeadlineExceeded, DeviceDisconnected.
         """
@@ -64,29 +64,29 @@ class AdbPhone:
             self._check_shell_v2(deadline)
             return run_shell(self.server, self.transport_id, script, deadline)
 
-        output = self._with_retries(run, Deadline(what, timeout_s), ATTEMPTS if retry else 1)
+        output = self._with_retries(run, Deadline(what, timeout_s or COMMAND_TIMEOUT_S), ATTEMPTS if retry else 1)
         if check and output.exit_code != 0:
             raise PhoneCommandFailed(what, output.exit_code, output.stderr or output.text)
         return output
 
-    def run(self, *words: str, timeout_s: float = COMMAND_TIMEOUT_S, retry: bool = True) -> str:
+    def run(self, *words: str, timeout_s: float | None = None, retry: bool = True) -> str:
         """Runs one command and returns its stdout. The words reach the program as they are, whatever they hold."""
         return self.shell(command_line(*words), what=" ".join(words), timeout_s=timeout_s, retry=retry).text
 
-    def stat(self, path: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> remote_files.RemoteFile:
+    def stat(self, path: str, *, timeout_s: float | None = None) -> remote_files.RemoteFile:
         return self._with_retries(
             lambda deadline: remote_files.stat_file(self.server, self.transport_id, path, deadline),
-            Deadline(f"looking at {path} on the phone", timeout_s),
+            Deadline(f"looking at {path} on the phone", timeout_s or COMMAND_TIMEOUT_S),
         )
 
-    def push(self, source: Path, path: str, *, mode: int = 0o644, timeout_s: float = TRANSFER_TIMEOUT_S) -> int:
+    def push(self, source: Path, path: str, *, mode: int = 0o644, timeout_s: float | None = None) -> int:
         """Copies a file to the phone, checks its size there and returns it in bytes. Raises PhoneDiskFull."""
 
         def push_once(deadline: Deadline) -> int:
             with source.open("rb") as file:
                 return remote_files.push_file(self.server, self.transport_id, file, path, mode, deadline)
 
-        deadline = Deadline(f"copying {source.name} to the phone", timeout_s)
+        deadline = Deadline(f"copying {source.name} to the phone", timeout_s or TRANSFER_TIMEOUT_S)
         size = self._with_retries(push_once, deadline)
         arrived = self.stat(path)
         if arrived.size_bytes != size % (1 << 32):
@@ -96,7 +96,7 @@ class AdbPhone:
             )
         return size
 
-    def pull(self, path: str, target: Path, *, timeout_s: float = TRANSFER_TIMEOUT_S) -> int:
+    def pull(self, path: str, target: Path, *, timeout_s: float | None = None) -> int:
         """Copies a file from the phone and returns its size in bytes. Raises PhoneCommandFailed when there is none."""
         if not self.stat(path).is_file:
             raise PhoneCommandFailed(f"read {path}", 1, "no such file")
@@ -105,13 +105,16 @@ class AdbPhone:
             with target.open("wb") as file:
                 return remote_files.pull_file(self.server, self.transport_id, path, file, deadline)
 
-        return self._with_retries(pull_once, Deadline(f"copying {path} from the phone", timeout_s))
+        return self._with_retries(
+            pull_once, Deadline(f"copying {path} from the phone", timeout_s or TRANSFER_TIMEOUT_S)
+        )
 
-    def wait_until_back(self, timeout_s: float = RECONNECT_TIMEOUT_S) -> None:
-        """Waits for the phone to be usable again after its link broke.
+    def wait_until_back(self, timeout_s: float | None = None) -> None:
+        """Waits for the phone to be usable again after its link broke, by default for RECONNECT_TIMEOUT_S.
 
         Raises DeviceUnauthorized, DeviceUnavailable or DeviceDisconnected, as adb last saw it.
         """
+        timeout_s = RECONNECT_TIMEOUT_S if timeout_s is None else timeout_s
         began = time.monotonic()
         connect_at = began
         while True:

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from amc_mobile.errors import DeviceError, InvalidConfig
+from amc_mobile.device.held_settings import HeldSettings, forget, note, noted
+from amc_mobile.device.phone_lock import phone_lock
+from amc_mobile.device.user_folder import locks_folder
+from amc_mobile.errors import DeviceError, InvalidConfig, PhoneBusy
 
 if TYPE_CHECKING:  # brings adbutils, and every command looks at the modes
     from amc_mobile.device.adb import AdbPhone
@@ -30,12 +33,15 @@ def clock_mode(adb: AdbPhone, sdk: int, mode: str) -> Iterator[str]:
     """Holds the wanted mode and keeps the screen on: with it off, Android parks all threads on the small cores.
 
     Yields the mode that holds: Androids below 11 have no fixed performance mode and stay unlocked. Both settings are
-    given back at the end, also after an error or Ctrl-C; DeviceError when that fails and nothing else has.
+    given back at the end, also after an error or Ctrl-C; DeviceError when that fails and nothing else has. What is not
+    given back, since the process was killed or the link gone, the next `give_back` does. The caller holds the phone.
     """
     if mode not in MODES:
         raise InvalidConfig(f"clock mode {mode!r} is unknown", next_step=f"use one of {', '.join(MODES)}")
+    give_back(adb)
     stayed_on = adb.shell(_STAY_ON.format(verb="get"), what="reading the screen setting").text.strip()
     held = held_mode(mode, sdk)
+    note(HeldSettings(adb.serial, stayed_on, held == FIXED))
     try:
         adb.shell("svc power stayon true; input keyevent KEYCODE_WAKEUP || true", what="keeping the screen on")
         if held == FIXED:
@@ -43,19 +49,31 @@ def clock_mode(adb: AdbPhone, sdk: int, mode: str) -> Iterator[str]:
         yield held
     except BaseException:
         with contextlib.suppress(DeviceError):  # what ended the measuring says more
-            _restore(adb, stayed_on, fixed=held == FIXED)
+            give_back(adb)
         raise
-    _restore(adb, stayed_on, fixed=held == FIXED)
+    give_back(adb)
 
 
-def _restore(adb: AdbPhone, stayed_on: str, *, fixed: bool) -> None:
-    put = f"{_STAY_ON.format(verb='put')} {stayed_on}" if stayed_on.isdecimal() else _STAY_ON.format(verb="delete")
-    script = put + ("\ncmd power set-fixed-performance-mode-enabled false" if fixed else "")
+def give_back(adb: AdbPhone) -> None:
+    """Gives the phone the settings back that a process changed and has not given back. The caller holds the phone."""
+    held = noted(adb.serial)
+    if held is None:
+        return
+    has_value = held.stayed_on.isascii() and held.stayed_on.isdecimal()
+    script = f"{_STAY_ON.format(verb='put')} {held.stayed_on}" if has_value else _STAY_ON.format(verb="delete")
+    if held.fixed_performance:
+        script += "\ncmd power set-fixed-performance-mode-enabled false"
     try:
         adb.shell(script, what="giving the phone its settings back", timeout_s=RESTORE_TIMEOUT_S)
     except DeviceError as error:
-        restore = "adb shell svc power stayon false" + (
-            "; adb shell cmd power set-fixed-performance-mode-enabled false" if fixed else ""
-        )
         message = f"the phone did not get its settings back: {error.message}"
-        raise DeviceError(message, next_step=f"run: {restore}") from error
+        raise DeviceError(message, next_step="attach it and run `amc-mobile doctor`, which gives them back") from error
+    forget(adb.serial)
+
+
+def give_back_left_over(adb: AdbPhone) -> None:
+    """As `give_back`, for callers that do not hold the phone: nothing is done while another process measures on it."""
+    if noted(adb.serial) is None:
+        return
+    with contextlib.suppress(PhoneBusy), phone_lock(adb.serial, locks_folder()):
+        give_back(adb)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from amc_mobile.device.user_folder import phone_file_stem
 from amc_mobile.errors import PhoneBusy
 
 if sys.platform == "win32":
@@ -31,7 +31,7 @@ def phone_lock(serial: str, folder: Path) -> Iterator[None]:
     Raises PhoneBusy naming the process that holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / (re.sub(r"[^A-Za-z0-9.-]", lambda match: f"_{ord(match[0]):x}", serial)[:100] + ".lock")
+    path = folder / f"{phone_file_stem(serial)}.lock"
     with path.open("a+") as file:
         try:
             _lock(file)

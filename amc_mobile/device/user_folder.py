@@ -1,8 +1,9 @@
-"""Where the user's own device profiles, runtime libraries and the locks of phones live on this computer."""
+"""Where the user's own device profiles, runtime libraries and what belongs to phones live on this computer."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 
@@ -21,3 +22,12 @@ def runtimes_folder() -> Path:
 
 def locks_folder() -> Path:
     return user_folder() / "locks"
+
+
+def held_settings_folder() -> Path:
+    return user_folder() / "held_settings"
+
+
+def phone_file_stem(serial: str) -> str:
+    """A phone's serial as a part of a file name: serials of wireless phones hold colons."""
+    return re.sub(r"[^A-Za-z0-9.-]", lambda match: f"_{ord(match[0]):x}", serial)[:100]

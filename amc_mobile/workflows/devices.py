@@ -10,6 +10,7 @@ from amc_mobile.device import health
 from amc_mobile.device.adb import AdbPhone
 from amc_mobile.device.adb_server import AdbServer, AttachedPhone, remedy
 from amc_mobile.device.bench import runner_program
+from amc_mobile.device.clock_mode import give_back_left_over
 from amc_mobile.device.phone_facts import PhoneFacts, read_facts
 from amc_mobile.device.profile import DeviceProfile, load_profiles, matching_profiles
 from amc_mobile.device.runtime_library import MAVEN, RuntimeLibrary, choose_library, list_libraries
@@ -76,7 +77,9 @@ def _phone(
         document["problems"].append(_problem(NOT_READY, what, remedy(attached.state)))
         return document
     try:
-        facts = read_facts(AdbPhone(server, attached))
+        adb = AdbPhone(server, attached)
+        give_back_left_over(adb)
+        facts = read_facts(adb)
     except DeviceError as error:
         document["problems"].append(_problem(NO_ANSWER, error.message, error.next_step))
         return document

@@ -43,6 +43,7 @@ def open_device(settings: Settings, runtime: str, progress: Progress) -> Device:
         return HostDevice(runtime, settings.threads)
     # Only now: this computer can measure where adb is not installed.
     from amc_mobile.device.bench import runner_program
+    from amc_mobile.device.clock_mode import give_back_left_over
     from amc_mobile.device.phone_device import PhoneDevice
     from amc_mobile.device.phone_facts import PhoneState, read_facts
     from amc_mobile.device.phone_passes import PhonePasses
@@ -51,6 +52,7 @@ def open_device(settings: Settings, runtime: str, progress: Progress) -> Device:
     from amc_mobile.device.user_folder import runtimes_folder
 
     adb = select_phone(profile, load_profiles(profiles_folder()), serial=settings.serial or None)
+    give_back_left_over(adb)
     library = choose_library(list_libraries(runtimes_folder()), runtime, read_facts(adb).abis)
 
     def on_wait(state: PhoneState, waited_s: float) -> None:

@@ -12,6 +12,13 @@ from amc_mobile.device.adb import AdbPhone, choose_phone
 from amc_mobile.device.adb_server import AdbServer
 
 
+@pytest.fixture(autouse=True)
+def user_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What belongs to the fake phones never reaches the folder of the user who runs the tests."""
+    monkeypatch.setenv("AMC_MOBILE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
 @pytest.fixture(scope="module")
 def shared_adb_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateAdbServer]:
     server = PrivateAdbServer(tmp_path_factory.mktemp("adb_home"))

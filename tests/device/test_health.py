@@ -142,7 +142,7 @@ def test_settings_that_cannot_be_given_back_are_told(
     monkeypatch.setattr("amc_mobile.device.clock_mode.RESTORE_TIMEOUT_S", 0.5)
     with pytest.raises(DeviceError, match="did not get its settings back") as caught, clock_mode(adb, 34, FIXED):
         phone.unplug()
-    assert "set-fixed-performance-mode-enabled false" in caught.value.next_step
+    assert "amc-mobile doctor" in caught.value.next_step
 
 
 def test_old_androids_stay_unlocked(adb: AdbPhone, phone: FakePhone) -> None:
