@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -191,7 +192,7 @@ def test_plot_draws_the_measured_points_the_fit_and_its_steps(amc: Amc) -> None:
     for line, measured in zip(lines, points, strict=True):
         for x, y in measured:
             assert min(abs(y - fit) for at, fit in line if abs(at - x) < 0.1) < 1.0
-        rises = [b[0] for a, b in zip(line, line[1:], strict=False) if a[1] - b[1] > 0.5]
+        rises = [b[0] for a, b in pairwise(line) if a[1] - b[1] > 0.5]
         # The first width beyond a multiple of 16 pays for the next one.
         assert [round(16 + (x - across[0]) / per_channel) for x in rises] == [17, 33, 49]
 
