@@ -4,107 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-from collections.abc import Callable, Generator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from bench_device import CONDITIONS, Bench
 
-from amc_mobile.cli import main
 from amc_mobile.device.conditions import Conditions
-from amc_mobile.device.timing import Job, SamplesMs
 from amc_mobile.latency.adoption import ANCHORS
 from amc_mobile.latency.table import LatencyTable
 
-NETWORK = """
-from torch import nn
-
-
-def build(num_classes=10):
-    return nn.Sequential(
-        nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, num_classes),
-    )
-"""
-CONDITIONS = Conditions(
-    device="bench", soc="Abacus 9", os="One 1", runtime="onnxruntime", runtime_version="1.0", library_sha256="ab",
-    delegate="CPU", threads=1, cores="0", clock_mode="fixed",
-)  # fmt: skip
 Amc = Callable[..., tuple[int, str, str]]
-
-
-def conv_ms(in_channels: int, out_channels: int) -> float:
-    """As if output channels were filled up to the next multiple of 16."""
-    return 0.05 + in_channels * (-(-out_channels // 16) * 16) * 1e-3
-
-
-@dataclass
-class Bench:
-    """A device that takes `slowdown(label)` times what `conv_ms` says."""
-
-    now: Conditions = CONDITIONS
-    slowdown: Callable[[str], float] = lambda label: 1.0
-    jobs_per_batch: int = 1
-
-    def conditions(self) -> Conditions:
-        return self.now
-
-    def session(self) -> nullcontext[None]:
-        return nullcontext()
-
-    def passes(self, jobs: Sequence[Job]) -> Generator[SamplesMs, None, None]:
-        for job in jobs:
-            yield (self.ms(job.label) * self.slowdown(job.label),) * job.timing.samples
-
-    def ms(self, label: str) -> float:
-        if kernel := re.search(r"Conv.* (\d+)->(\d+) @", label):
-            return conv_ms(int(kernel[1]), int(kernel[2]))
-        if model := re.search(r"whole model at (\d+) (\d+) channels", label):
-            return conv_ms(3, int(model[1])) + conv_ms(int(model[1]), int(model[2])) + 0.05
-        return 0.03
-
-    def is_steady(self) -> bool:
-        return True
-
-    def settle(self) -> None:
-        raise AssertionError("nothing here gets hot")
-
-
-@pytest.fixture
-def bench() -> Bench:
-    return Bench()
-
-
-@pytest.fixture(scope="module")
-def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Templates that the tests share, since exports take seconds."""
-    return tmp_path_factory.mktemp("exports")
-
-
-@pytest.fixture
-def amc(bench: Bench, exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: object) -> Amc:
-    """Runs the command line in a folder of its own, with the network profiled on the bench; (exit code, out, err)."""
-    (tmp_path / "net.py").write_text(NETWORK)
-    (tmp_path / "amc-workspace").mkdir()
-    (tmp_path / "amc-workspace/templates").symlink_to(exports, target_is_directory=True)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("amc_mobile.workflows.latency_model.open_device", lambda *_: bench)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["amc-mobile", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()  # type: ignore[attr-defined]
-        return int(ended.value.code or 0), out, err
-
-    code, _, err = run("profile", "--runtime", "onnxruntime", "--model", "net.py:build", "--input-size", "32",
-                       "--data", "digits", "--quiet")  # fmt: skip
-    assert code == 0, err
-    return run
 
 
 def kernels(conditions: Conditions) -> dict[str, float]:
