@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -20,10 +20,10 @@ from amc_mobile.latency import calibration
 from amc_mobile.latency.calibration import WholeModel
 from amc_mobile.latency.measurement import BUSY, NOISY, KernelRequest, ModelMeasurement, ModelRequest
 from amc_mobile.latency.predictor import LatencyPredictor
-from amc_mobile.latency.protocol import ProtocolConfig, measure_kernels, measure_models
+from amc_mobile.latency.protocol import ProtocolConfig, measure_kernels, measure_model, measure_models
 from amc_mobile.latency.sampling import calibration_widths, kernel_points
 from amc_mobile.latency.table import LatencyTable
-from amc_mobile.workflows.measuring import chosen_runtime, open_device
+from amc_mobile.workflows.measuring import RecordedDevice, chosen_runtime, open_device
 from amc_mobile.workflows.network import Network
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.workspace import Settings, Workspace
@@ -32,6 +32,7 @@ Widths = NDArray[np.int64]
 Floats = NDArray[np.float64]
 MIN_CALIBRATION_MODELS = 4
 UNTRUSTED = 0.2  # weight of a number that other work on the machine may have spoilt
+DRIFT_ATTEMPTS = 3  # a busy moment must not pass for a slower device
 
 
 def default_grids(
@@ -88,7 +89,8 @@ class LatencyModel:
     """Predicts the latency of plans of one network on one device.
 
     `grids`: the widths that plans may have; `sampled`: those that the kernels to measure are taken from. `extra`:
-    models measured since the profile; they refine the calibration.
+    models measured since the profile; they refine the calibration. `drift`: how much longer the original takes now
+    than at the profile; every p50 speaks of now.
     """
 
     template: Template
@@ -99,6 +101,7 @@ class LatencyModel:
     identity: str  # of the network, in the table of whole models
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     extra: list[ModelPoint] = field(default_factory=list)
+    drift: float = 1.0
 
     def __post_init__(self) -> None:
         self.conditions: Conditions = self.device.conditions()
@@ -174,7 +177,26 @@ class LatencyModel:
     def points(self) -> list[ModelPoint]:
         """The whole models that the calibration looks at."""
         stored = self.table.models(self.conditions, self.identity)
-        return [ModelPoint.profiled(widths, measured) for widths, measured in stored] + self.extra
+        profiled = [ModelPoint.profiled(widths, measured) for widths, measured in stored]
+        return [replace(point, p50_ms=point.p50_ms * self.drift) for point in profiled] + self.extra
+
+    def measure_drift(self, progress: Progress) -> float:
+        """Measures the original, and from now on predicts p50s of the device as it is now. Returns `drift`.
+
+        A device that is not there cannot have changed.
+        """
+        if not isinstance(self.device, RecordedDevice):
+            file, now_ms = self.template.model_at({}), []
+            for attempt in range(DRIFT_ATTEMPTS):
+                progress("measure the original", attempt, DRIFT_ATTEMPTS)
+                measured = measure_model(self.device, file, self.protocol)
+                now_ms.append(measured.p50_ms)
+                if BUSY not in measured.flags:
+                    break
+            progress("measure the original", DRIFT_ATTEMPTS, DRIFT_ATTEMPTS)
+            self.drift *= min(now_ms) / self.reference.p50_ms
+            self._calibration = None
+        return self.drift
 
     @property
     def reference(self) -> ModelPoint:

@@ -38,6 +38,7 @@ from amc_mobile.workflows.runs import Run, run_name
 from amc_mobile.workflows.workspace import Settings, Workspace
 
 Widths = NDArray[np.int64]
+TOLD = 0.05  # drift beyond this is told
 
 
 @dataclass(frozen=True)
@@ -109,12 +110,14 @@ class SearchOutcome:
         s = self.search
         unit: Unit = s["budget"]["unit"]
         measured = f", measured {s['measured_ms']:.3f} ms" if s["measured_ms"] is not None else ""
+        drift = s["budget"]["drift"]
+        drifted = f"  the original takes {drift:.2f} times as long as at the profile\n" if abs(drift - 1) > TOLD else ""
         accuracies = ", ".join(f"{name} {value:.1%}" for name, value in s["test_top1"].items())
         return (
             f"run {self.run}: {s['policy']}, {s['episodes']} episodes, reward {s['reward']:.4f}\n"
             f"  budget {format_cost(s['budget']['limit'], unit)} ({s['budget']['asked']}): "
             f"predicted {format_cost(s['predicted_cost'], unit)}{measured}\n"
-            f"  MACs {s['macs'] / 1e6:.2f} M of {s['original_macs'] / 1e6:.2f} M, "
+            f"{drifted}  MACs {s['macs'] / 1e6:.2f} M of {s['original_macs'] / 1e6:.2f} M, "
             f"parameters {s['parameters'] / 1e6:.3f} M of {s['original_parameters'] / 1e6:.3f} M\n"
             f"  top-1 on {s['test_images']} test images: {accuracies}"
         )
@@ -123,8 +126,8 @@ class SearchOutcome:
 class PlanMeasurer:
     """Measures plans next to the original, so that a busy moment meets both, and remembers them in the run.
 
-    A plan's latency is `reference_ms`, the original's p50 at profiling time, over the median speed-up of alternating
-    rounds: the ratio cancels drift.
+    A plan's latency is `reference_ms`, the original's p50 when the run began, over the median speed-up of alternating
+    rounds: the ratio cancels what changed since.
     """
 
     def __init__(self, latency: LatencyModel, run: Run, reconstructor: Reconstructor, reference_ms: float) -> None:
@@ -202,7 +205,7 @@ def search_plan(
     latency = latency_model(space, settings, network, grids, progress) if wanted.unit == "ms" else None
     try:
         costs = CostModel(network.module, network.groups)
-        limit, reference_ms = _limit(folder, wanted, network, costs, latency)
+        limit, reference_ms = _limit(folder, wanted, network, costs, latency, progress)
         budget = Budget(_cost(wanted.unit, costs, latency), limit, tuple(grids), wanted.unit)
         budget.check()
         folder.begin(settings, asdict(wanted))
@@ -243,7 +246,10 @@ def search_plan(
         progress("refit", 1, 1)
         folder.save_weights("pruned", pruned)
         document = {
-            "budget": {"unit": wanted.unit, "limit": limit, "asked": wanted.asked, "reference_ms": reference_ms},
+            "budget": {
+                "unit": wanted.unit, "limit": limit, "asked": wanted.asked, "reference_ms": reference_ms,
+                "drift": latency.drift if latency is not None else 1.0,
+            },
             "conditions": None if latency is None else latency.conditions.to_document(),
             "policy": wanted.policy, "episodes": result.episodes, "evaluations": result.evaluations,
             "measurements": result.measurements, "reward": result.reward, "episode": result.episode,
@@ -305,16 +311,25 @@ def _cost(unit: Unit, costs: CostModel, latency: LatencyModel | None) -> Callabl
 
 
 def _limit(
-    run: Run, wanted: SearchConfig, network: Network, costs: CostModel, latency: LatencyModel | None
+    run: Run,
+    wanted: SearchConfig,
+    network: Network,
+    costs: CostModel,
+    latency: LatencyModel | None,
+    progress: Progress,
 ) -> tuple[float, float]:
     """(limit in the budget's unit, the original's p50 in ms or 0); fixed when the run starts."""
     if run.has("budget"):
         known = run.read("budget")
         if known["asked"] == wanted.asked:
+            if latency is not None:
+                latency.drift = float(known.get("drift", 1.0))
             return float(known["limit"]), float(known["reference_ms"])
     full = network.groups.sizes
     reference_ms = 0.0
     if latency is not None:
+        if wanted.latency_ms is not None:  # is held against the device of now, a ratio against both alike
+            latency.measure_drift(progress)
         measured = {point.widths: point.p50_ms for point in latency.points()}
         # The full width is always among the calibration models.
         reference_ms = measured.get(tuple(int(w) for w in full), float(latency.p50_ms(full[None])[0]))
@@ -323,7 +338,8 @@ def _limit(
         limit = wanted.macs_ratio * float(costs.macs(full))
     else:
         limit = (wanted.params_ratio or 1.0) * float(costs.parameters(full))
-    run.write("budget", {"asked": wanted.asked, "limit": limit, "reference_ms": reference_ms})
+    drift = latency.drift if latency is not None else 1.0
+    run.write("budget", {"asked": wanted.asked, "limit": limit, "reference_ms": reference_ms, "drift": drift})
     return limit, reference_ms
 
 

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from bench_device import NETWORK, Bench
+
+from amc_mobile.cli import main
+
+Amc = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def bench() -> Bench:
+    return Bench()
+
+
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Templates that the tests share, since exports take seconds."""
+    return tmp_path_factory.mktemp("exports")
+
+
+@pytest.fixture
+def amc(
+    bench: Bench, exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Amc:
+    """Runs the command line in a folder of its own, with the network profiled on the bench; (exit code, out, err)."""
+    (tmp_path / "net.py").write_text(NETWORK)
+    (tmp_path / "amc-workspace").mkdir()
+    (tmp_path / "amc-workspace/templates").symlink_to(exports, target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("amc_mobile.workflows.latency_model.open_device", lambda *_: bench)
+    monkeypatch.setattr("amc_mobile.workflows.export.open_device", lambda *_: bench)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["amc-mobile", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    code, _, err = run("profile", "--runtime", "onnxruntime", "--model", "net.py:build", "--input-size", "32",
+                       "--data", "digits", "--quiet")  # fmt: skip
+    assert code == 0, err
+    return run
