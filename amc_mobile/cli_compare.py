@@ -1,4 +1,4 @@
-"""The `compare` command: policies and seeds at one budget, in one table."""
+"""The `compare` command: policies and seeds at one or several budgets, as a table and pictures."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def compare(
     latency_ratio: LatencyRatioFlag = None,
     macs_ratio: MacsRatioFlag = None,
     params_ratio: ParamsRatioFlag = None,
-    budgets: Annotated[str, typer.Option(help="Several ratios of that kind, e.g. 0.3,0.5,0.7.")] = "",
+    budgets: Annotated[str, typer.Option(help="Several ratios of that kind for the front, e.g. 0.3,0.5,0.7.")] = "",
     policies: Annotated[
         str,
         typer.Option(
@@ -78,7 +78,7 @@ def compare(
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Compare policies at equal evaluations. Writes compare.json and compare.csv; goes on where it was killed.
+    """Compare policies at equal evaluations. Writes compare.html, .json, .csv and the pictures as .svg; resumable.
 
     Example: amc-mobile compare --macs-ratio 0.5 --policies uniform,random,ddpg,critic --seeds 0,1,2
     """

@@ -4,7 +4,7 @@
   digits                          scikit-learn's digits, built in
   cifar10:PATH                    an .npz file, or the folder of the binary version
   imagefolder:PATH                a folder or .zip with train/CLASS/IMAGE and val/CLASS/IMAGE
-  path/to/file.py:function        a function of yours that returns (train, test)
+  path/to/file.py:function        a function of yours that returns (train, test) or a Dataset
 """
 
 from __future__ import annotations
@@ -72,12 +72,14 @@ class DataSplit:
     seed: int
     calibration_indices: tuple[int, ...]
     reward_indices: tuple[int, ...]
+    accuracy_on: str = "test images"
 
     def document(self) -> dict[str, Any]:
         """What a run keeps to show which images it used. `train` is every training image outside `reward`."""
         return {
             "source": self.spec,
             "seed": self.seed,
+            "accuracy_on": self.accuracy_on,
             "sizes": {
                 "train": len(self.train),
                 "calibration": len(self.calibration),
@@ -121,6 +123,7 @@ def split(dataset: Dataset, *, calibration: int = 512, reward: int = 512, seed: 
         seed=seed,
         calibration_indices=tuple(calibration_indices.tolist()),
         reward_indices=tuple(reward_indices.tolist()),
+        accuracy_on=dataset.accuracy_on,
     )
 
 

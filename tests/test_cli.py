@@ -179,6 +179,10 @@ def test_compare_takes_every_number_from_a_run_folder_and_runs_nothing_twice(tmp
         search = json.loads((runs / run["run"] / "search.json").read_text())
         assert (run["reward"], run["macs"]) == (search["reward"], search["macs"])
         assert run["refitted_top1"] == search["test_top1"]["refitted"]
+    page = (tmp_path / "amc-workspace/compare.html").read_text()
+    for run in document["runs"]:
+        assert f'href="runs/{run["run"]}/search.json"' in page
+    assert page.count("<svg") == 3
     assert json.loads(amc(*words, cwd=tmp_path).stdout) == document
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("search.json")} == before
 

@@ -79,12 +79,17 @@ class ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A training set and a test set with the same classes; `spec` is the text it was loaded by."""
+    """A training set and a test set with the same classes; `spec` is the text it was loaded by.
+
+    `accuracy_on`: what every accuracy on the test set is said to be on. "training images" where a network with
+    published weights has seen them.
+    """
 
     train: ImageSet
     test: ImageSet
     classes: tuple[str, ...]
     spec: str
+    accuracy_on: str = "test images"
 
     def __post_init__(self) -> None:
         for name, images in (("training", self.train), ("test", self.test)):

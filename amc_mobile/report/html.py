@@ -48,7 +48,8 @@ def _numeric_columns(section: sections.Section) -> list[bool]:
     return [is_numeric_column([row[i] for row in section.rows]) for i in range(len(section.headers))]
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Templates with escaping, and the filters that the pages share."""
     environment = Environment(
         loader=PackageLoader("amc_mobile.report"),
         autoescape=True,
@@ -66,7 +67,7 @@ def _environment() -> Environment:
 
 def render_html(report: Report) -> str:
     """The whole page. Names are escaped; long lists are cut where layers.csv and report.json have the rest."""
-    return _environment().get_template("report.html.j2").render(
+    return environment().get_template("report.html.j2").render(
         report=report,
         status=report.verdict.status,
         status_class=STATUS_CLASS[report.verdict.status],

@@ -40,6 +40,7 @@ class Section:
     empty: str
     note: str = ""
     has_total: bool = False  # the last row sums up the others
+    link: str = ""  # where the first column's names lead on a page, e.g. "runs/{}/search.json"
 
 
 def comparison(report: Report) -> Section:
@@ -65,7 +66,9 @@ def comparison(report: Report) -> Section:
         old, new = getattr(before, attribute), getattr(after, attribute) if after else None
         add(label, shown(old), shown(new), change(old, new))
     old_top1, new_top1 = before.accuracy, after.accuracy if after else None
-    add("top-1", accuracy(old_top1), accuracy(new_top1), points(old_top1, new_top1))
+    split = next((a.split for a in (old_top1, new_top1) if a), "test")
+    label = "top-1" if split == "test" else f"top-1 on {split} images"
+    add(label, accuracy(old_top1), accuracy(new_top1), points(old_top1, new_top1))
     return Section(
         "comparison", "Original and pruned", ("", "original", "pruned", "change"), tuple(rows),
         "Nothing known about the model yet: run `amc-mobile search`.",

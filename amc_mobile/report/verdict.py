@@ -71,6 +71,8 @@ def _accuracy(report: Report) -> Clause | None:
     if after is None:
         return Clause("original top-1", accuracy(before)) if before is not None else None
     note = f"original {percent(before.top1)}, {points(before, after)}" if before is not None else ""
+    if after.split != "test":
+        note = "; ".join(part for part in (note, f"on {after.split} images") if part)
     return Clause("top-1", percent(after.top1), note)
 
 

@@ -41,7 +41,8 @@ class ExportResult:
         lines = [f"run {self.run}: exported the {self.result['stage']} network"]
         for file in self.result["files"]:
             lines.append(
-                f"  {file['path']}  {file['bytes'] / 1e6:.3f} MB  top-1 {file['test_top1']:.1%}  parity: "
+                f"  {file['path']}  {file['bytes'] / 1e6:.3f} MB  top-1 {file['test_top1']:.1%} "
+                f"on {self.result['accuracy_on']}  parity: "
                 f"max difference {file['parity']['max_abs']:.1e}, same class {file['parity']['top1_agreement']:.1%}"
             )
             if file["pair"]:
@@ -96,7 +97,7 @@ def export_run(space: Workspace, *, run: str | None, formats: list[str], progres
         )  # fmt: skip
     progress("export", len(formats), len(formats))
     document = {
-        "stage": stage, "test_top1": evaluate(model, data.test), "files": files,
+        "stage": stage, "test_top1": evaluate(model, data.test), "accuracy_on": data.accuracy_on, "files": files,
         "gate": _gate(search, files, settings, limits),
     }  # fmt: skip
     folder.write("export", document)

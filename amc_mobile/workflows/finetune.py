@@ -33,7 +33,7 @@ class FinetuneResult:
         kept = "kept" if r["kept"] else "not kept: clearly fewer of the held-out images are right"
         return (
             f"run {self.run}: {r['epochs']} epochs, top-1 {r['test_top1_before']:.1%} -> {r['test_top1']:.1%} "
-            f"on {r['test_images']} test images; {kept}"
+            f"on {r['test_images']} {r['accuracy_on']}; {kept}"
         )
 
 
@@ -72,7 +72,7 @@ def finetune_run(
     document = {
         "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "distill_weight": DISTILL_WEIGHT,
         "test_images": len(data.test), "test_top1_before": before, "test_top1": evaluate(model, data.test),
-        "kept": kept,
+        "accuracy_on": data.accuracy_on, "kept": kept,
     }  # fmt: skip
     folder.write("finetune", document)
     state.unlink(missing_ok=True)

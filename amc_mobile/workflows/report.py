@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +78,8 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
     finally:
         if latency is not None:
             latency.close()
-    images = int(search["test_images"])
+    split_name = search.get("accuracy_on", "test images").removesuffix(" images")
+    seen = partial(Accuracy, images=int(search["test_images"]), split=split_name)
     budget = search["budget"]
     limit = export["gate"]["limit"] if export and budget["unit"] == "ms" else budget["limit"]
     pair = judged["pair"] if judged else None
@@ -91,7 +94,7 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
             macs=int(search["original_macs"]),
             parameters=int(search["original_parameters"]),
             file_bytes=judged["original_bytes"] if judged else None,
-            accuracy=Accuracy(search["test_top1"]["original"], images),
+            accuracy=seen(search["test_top1"]["original"]),
         ),
         pruned=ModelColumn(
             latency=_latency(pair["after"]) if pair else None,
@@ -99,10 +102,10 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
             macs=int(search["macs"]),
             parameters=int(search["parameters"]),
             file_bytes=judged["bytes"] if judged else None,
-            accuracy=Accuracy(export["test_top1"] if export else search["test_top1"]["refitted"], images),
+            accuracy=seen(export["test_top1"] if export else search["test_top1"]["refitted"]),
         ),
         speedup=Ratio(pair["speedup"], pair["speedup_ci_low"], pair["speedup_ci_high"]) if pair else None,
-        stages=_stages(folder, search, export, images),
+        stages=_stages(folder, search, export, seen),
         layers=layers,
         episodes=_episodes(folder, search),
         predictions=predictions,
@@ -133,21 +136,23 @@ def _latency(document: dict[str, Any]) -> Latency:
     return Latency(m.p50_ms, m.p90_ms, m.ci_low_ms, m.ci_high_ms, runs, len(m.passes))
 
 
-def _stages(run: Run, search: dict[str, Any], export: dict[str, Any] | None, images: int) -> tuple[Stage, ...]:
+def _stages(
+    run: Run, search: dict[str, Any], export: dict[str, Any] | None, seen: Callable[[float], Accuracy]
+) -> tuple[Stage, ...]:
     top1 = search["test_top1"]
     stages = [
-        Stage("original", Accuracy(top1["original"], images)),
-        Stage("pruned, one shot", Accuracy(top1["one-shot"], images)),
-        Stage("refitted", Accuracy(top1["refitted"], images)),
+        Stage("original", seen(top1["original"])),
+        Stage("pruned, one shot", seen(top1["one-shot"])),
+        Stage("refitted", seen(top1["refitted"])),
     ]
     if run.has("finetune"):
         tuned = run.read("finetune")
         note = f"{tuned['epochs']} epochs, distilled" + ("" if tuned["kept"] else "; not kept")
-        stages.append(Stage("fine-tuned", Accuracy(tuned["test_top1"], images), note=note))
+        stages.append(Stage("fine-tuned", seen(tuned["test_top1"]), note=note))
     for file in (export or {}).get("files", []):
         p = file["parity"]
         check = Parity(p["max_abs"], p["top1_agreement"], p["images"])
-        stages.append(Stage(file["format"], Accuracy(file["test_top1"], images), check))
+        stages.append(Stage(file["format"], seen(file["test_top1"]), check))
     return tuple(stages)
 
 

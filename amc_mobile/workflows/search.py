@@ -119,7 +119,7 @@ class SearchOutcome:
             f"predicted {format_cost(s['predicted_cost'], unit)}{measured}\n"
             f"{drifted}  MACs {s['macs'] / 1e6:.2f} M of {s['original_macs'] / 1e6:.2f} M, "
             f"parameters {s['parameters'] / 1e6:.3f} M of {s['original_parameters'] / 1e6:.3f} M\n"
-            f"  top-1 on {s['test_images']} test images: {accuracies}"
+            f"  top-1 on {s['test_images']} {s['accuracy_on']}: {accuracies}"
         )
 
 
@@ -261,7 +261,7 @@ def search_plan(
             "cpu_s": {"set_up": set_up_s, **log.seconds(), "refit": refit_s},
             "reward_top1": result.top1, "original_reward_top1": scorer.original_top1,
             "accuracy_kept": None if guarantee is None else (result.top1 or 0.0) >= guarantee.top1,
-            "test_images": len(data.test),
+            "test_images": len(data.test), "accuracy_on": data.accuracy_on, "group_kinds": network.groups.kinds,
             "test_top1": {
                 "original": evaluate(network.module, data.test),
                 "one-shot": evaluate(reconstructor.build(plan.widths), data.test),

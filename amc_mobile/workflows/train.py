@@ -21,16 +21,17 @@ class TrainResult:
     test_images: int
     epochs: int
     checkpoint: str
+    accuracy_on: str
 
     def document(self) -> dict[str, Any]:
         return {
             "model": self.model, "test_top1": self.top1, "test_images": self.test_images, "epochs": self.epochs,
-            "checkpoint": self.checkpoint,
+            "checkpoint": self.checkpoint, "accuracy_on": self.accuracy_on,
         }  # fmt: skip
 
     def text(self) -> str:
         return (
-            f"{self.model}: top-1 {self.top1:.1%} on {self.test_images} test images after {self.epochs} epochs\n"
+            f"{self.model}: top-1 {self.top1:.1%} on {self.test_images} {self.accuracy_on} after {self.epochs} epochs\n"
             f"weights: {self.checkpoint}"
         )
 
@@ -75,7 +76,8 @@ def train_network(
     save_checkpoint(loaded.module, space.trained_checkpoint)
     state.unlink(missing_ok=True)
     space.remember(replace(settings, checkpoint=""))
-    return TrainResult(spec, evaluate(loaded.module, data.test), len(data.test), epochs, str(space.trained_checkpoint))
+    top1, weights = evaluate(loaded.module, data.test), str(space.trained_checkpoint)
+    return TrainResult(spec, top1, len(data.test), epochs, weights, data.accuracy_on)
 
 
 def without_held_out(data: Dataset, seed: int) -> ImageSet:

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from amc_mobile.terminal import progress_bars
-from amc_mobile.workflows.compare import CompareConfig, Comparison, compare_policies
+from amc_mobile.workflows.compare import CompareConfig, compare_policies
+from amc_mobile.workflows.comparison import Comparison
 from amc_mobile.workflows.profile import profile_device
 from amc_mobile.workflows.search import SearchConfig
 from amc_mobile.workflows.workspace import Settings, Workspace
