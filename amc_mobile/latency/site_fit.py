@@ -10,7 +10,7 @@ the logarithms of the residuals.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -182,7 +182,9 @@ def choose_steps(sites: Sequence[SitePoints]) -> dict[str, Steps]:
 
 def fit_site(points: SitePoints, steps: Steps, also_measured: Mapping[tuple[float, ...], float]) -> SiteModel:
     """Fits one site to its points, each counting by its relative error. `also_measured` is taken as it is."""
-    steps = next(tried for tried in _weaker(steps) if _merged_spread(points, tried) <= MERGED_SPREAD)
+    bare = replace(steps, tile_in=1, tile_out=1)  # merges nothing
+    weaker = (steps, replace(steps, tile_in=1), replace(steps, tile_out=1))
+    steps = next((tried for tried in weaker if _merged_spread(points, tried) <= MERGED_SPREAD), bare)
     own = {tuple(v): float(ms) for v, ms in zip(points.values.tolist(), points.measured_ms, strict=True)}
     exact = {**also_measured, **own}
     filled = points.filled(points.values, steps)
@@ -218,15 +220,6 @@ def _role(values: Floats, kernels: Sequence[Kernel]) -> tuple[Role, float]:
         if len(values) > 1 and np.ptp(values) and np.allclose(channels * values[0], values * channels[0]):
             return role, float(channels[0] / values[0])
     return "other", 1.0
-
-
-def _weaker(steps: Steps) -> Iterator[Steps]:
-    """`steps` and what is left of them without a tile; the last merges nothing."""
-    yield steps
-    if steps.tile_in > 1 and steps.tile_out > 1:
-        yield replace(steps, tile_in=1)
-        yield replace(steps, tile_out=1)
-    yield replace(steps, tile_in=1, tile_out=1)
 
 
 def _merged_spread(points: SitePoints, steps: Steps) -> float:

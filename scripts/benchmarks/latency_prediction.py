@@ -225,7 +225,8 @@ def main() -> None:
         "device": HostDevice(installed_runtimes()[0]).conditions().soc, "machine": platform.machine(),
         "python": platform.python_version(), "threads": 1, "plans": count, "seed": options.seed, "unit": "percent",
         "clock": "thread CPU time" if options.cpu_time else "wall time", "nice": os.nice(0),
-        "busy": options.busy, "load_average": os.getloadavg()[0], "statistic": "lowest 20th percentile over passes", "cases": facts,
+        "busy": options.busy, "load_average": os.getloadavg()[0],
+        "statistic": "lowest 20th percentile over passes", "cases": facts,
     }  # fmt: skip
     if options.json:
         document = {
