@@ -56,7 +56,9 @@ class RealAdbd:
 
     def __init__(self, folder: Path, *, disk_mib: int = 0) -> None:
         self.sandbox = Sandbox(folder, "pixel_8")
-        # A program gets EINVAL for cores that this computer lacks.
+        # A program gets EINVAL for cores that this computer lacks, and the profile of a Pixel 8 names some.
+        self.sandbox.edit("getprop.txt", "[Pixel 8]", "[Pixel 7]")
+        self.sandbox.edit("getprop.txt", "[shiba]", "[panther]")
         self.sandbox.set_clusters({tuple(sorted(os.sched_getaffinity(0))): 2_000_000})
         _fill(folder)
         listener = _listen()

@@ -55,7 +55,7 @@ def test_the_phone_has_arm64_programs_and_the_facts_of_a_phone(adb: AdbPhone, tm
     assert done.exit_code == 2
     assert "usage: amc-bench" in done.stderr
     facts = read_facts(adb)
-    assert (facts.model, facts.sdk, facts.abis) == ("Pixel 8", 34, ("arm64-v8a",))
+    assert (facts.model, facts.sdk, facts.abis) == ("Pixel 7", 34, ("arm64-v8a",))
     assert facts.free_bytes > 0
     assert facts.state.celsius == 27.5
 
@@ -127,13 +127,13 @@ def test_a_pulled_cable_is_waited_for(adb: AdbPhone, phone: RealAdbd) -> None:
 @needs_onnxruntime
 def test_a_new_user_sees_the_phone_and_measures_a_file(amc: CommandLine, phone: RealAdbd, adb: AdbPhone) -> None:
     (seen,) = amc.document("devices")["phones"]
-    assert (seen["serial"], seen["state"], seen["model"]) == (phone.serial, "device", "Pixel 8")
+    assert (seen["serial"], seen["state"], seen["model"]) == (phone.serial, "device", "Pixel 7")
     # Exit code 1: these libraries are for Linux, which doctor says.
     (examined,) = amc.document("doctor", codes=(1,))["phones"]
     assert {problem["name"] for problem in examined["problems"]} == {"FOREIGN_RUNTIME"}
     (amc.folder / "model.onnx").write_bytes(convolution(4))
     measured = amc.document("measure", "model.onnx", "--device", "pixel", "--quiet")
-    assert measured["conditions"]["device"] == "Google Pixel 8"
+    assert measured["conditions"]["device"] == "Google Pixel 7"
     assert measured["conditions"]["runtime"] == "onnxruntime"
     assert measured["p50_ms"] > 0
     assert phone.sandbox.local(FOLDER).joinpath("amc-mobile").is_dir()
