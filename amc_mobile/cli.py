@@ -271,6 +271,7 @@ def measure(
     serial: SerialFlag = None,
     waive: WaiveFlag = None,
     clock_mode: ClockFlag = None,
+    runtime: RuntimeFlag = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -285,6 +286,7 @@ def measure(
         "serial": serial,
         "waive": waive,
         "clock_mode": clock_mode,
+        "runtime": runtime,
         "threads": threads,
     }
     settings = Settings(**{key: value for key, value in _joined(flags).items() if value is not None})

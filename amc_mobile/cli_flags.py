@@ -25,7 +25,9 @@ WaiveFlag = Annotated[
 ClockFlag = Annotated[
     str | None, typer.Option("--clock-mode", help="unlocked, or fixed_performance: Android's sustainable clocks.")
 ]
-RuntimeFlag = Annotated[str | None, typer.Option("--runtime", help="tflite or onnxruntime.")]
+RuntimeFlag = Annotated[
+    str | None, typer.Option("--runtime", help="tflite, onnxruntime or benchmark_model (.tflite on phones, averages).")
+]
 TableFlag = Annotated[
     str | None, typer.Option("--table", help="postgresql+psycopg://USER@HOST/NAME; without: a file in the workspace.")
 ]

@@ -21,11 +21,13 @@ from amc_mobile.device.phone_facts import PhoneFacts, PhoneState, read_facts, re
 from amc_mobile.device.phone_lock import phone_lock
 from amc_mobile.device.phone_output import parse_core_list
 from amc_mobile.device.profile import DeviceProfile
-from amc_mobile.device.runtime_library import RuntimeLibrary
+from amc_mobile.device.runtime_library import BENCHMARK_MODEL, RuntimeLibrary
 from amc_mobile.device.user_folder import locks_folder, profiles_folder
 from amc_mobile.errors import DeviceError, InvalidConfig, RunnerFailed
 
-DELEGATES = {"tflite": "XNNPACK", "litert": "XNNPACK", "onnxruntime": "CPUExecutionProvider"}
+DELEGATES = {
+    "tflite": "XNNPACK", "litert": "XNNPACK", "onnxruntime": "CPUExecutionProvider", BENCHMARK_MODEL: "XNNPACK",
+}  # fmt: skip
 STATE_VALID_S = 3.0  # what was just read with the facts is not read again
 OnWait = Callable[[PhoneState, float], None]
 
@@ -132,7 +134,7 @@ class PhoneDevice:
         for line in self._runner.run(manifest.text(), deadline_s=deadline_s, plan=plan):
             for event in stream.feed(line.encode() + b"\n"):
                 if isinstance(event, BenchStart):
-                    self._require_cores(event)
+                    self.require_cores(parse_core_list(event.cores_seen))
                 yield event
         if stream.end is None or stream.end.status != "done":
             why = stream.end.message or stream.end.status if stream.end else "it never said so"
@@ -152,11 +154,13 @@ class PhoneDevice:
         with suppress(DeviceError):  # without a link the next session does it
             self._runner.close()
 
-    def _require_cores(self, start: BenchStart) -> None:
+    def require_cores(self, granted: Collection[int]) -> None:
+        """Raises DeviceError unless the runner may run on its cores and no others."""
         # Phones take a mask and ignore it, silently.
-        if self.cores and set(parse_core_list(start.cores_seen)) != set(self.cores):
+        if self.cores and set(granted) != set(self.cores):
             raise DeviceError(
-                f"the phone runs the models on cores {start.cores_seen or 'unknown'}, not on {start.cores_wanted}",
+                f"the phone runs the models on cores {core_ranges(tuple(sorted(granted))) or 'unknown'}, "
+                f"not on {core_ranges(self.cores)}",
                 next_step=f"name other cores in a profile of your own in {profiles_folder()}: cores = ...",
             )
 

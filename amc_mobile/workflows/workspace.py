@@ -10,11 +10,13 @@ from typing import Any
 from amc_mobile.device.clock_mode import MODES
 from amc_mobile.device.health import check_waivers
 from amc_mobile.device.profile import load_profiles, profile_named
+from amc_mobile.device.runtime_library import BENCHMARK_MODEL
 from amc_mobile.device.user_folder import profiles_folder
 from amc_mobile.errors import CorruptFile, InvalidConfig
 from amc_mobile.store import read_json, write_json
 
 FORMAT_VERSION = 1  # 1: settings, last_run, checkpoint
+RUNTIMES = ("tflite", "onnxruntime", BENCHMARK_MODEL)  # the last runs .tflite files on phones
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -33,7 +35,7 @@ class Settings:
     serial: str = ""  # of the phone, where several fit the device
     waive: str = ""  # names of a phone's problems that do not matter, separated by commas
     clock_mode: str = "unlocked"  # "fixed_performance": Android's sustainable clocks, steadier and slower
-    runtime: str = ""  # "tflite" or "onnxruntime"; empty: tflite where it is installed
+    runtime: str = ""  # one of RUNTIMES; empty: tflite where it is installed
     threads: int = 1
     seed: int = 0
     width_multiplier: float = 1.0
@@ -58,8 +60,8 @@ class Settings:
 
 def check_settings(settings: Settings) -> None:
     """Raises InvalidConfig for values that cannot be."""
-    if settings.runtime not in ("", "tflite", "onnxruntime"):
-        raise InvalidConfig(f"runtime {settings.runtime!r} is unknown", next_step="use tflite or onnxruntime")
+    if settings.runtime not in ("", *RUNTIMES):
+        raise InvalidConfig(f"runtime {settings.runtime!r} is unknown", next_step=f"use one of {', '.join(RUNTIMES)}")
     profile_named(load_profiles(profiles_folder()), settings.device)
     check_waivers(settings.waived)
     if settings.clock_mode not in MODES:

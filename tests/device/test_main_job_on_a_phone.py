@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from command_line import CommandLine
 from phone_fake.phone import FakePhone, PrivateAdbServer
+from phone_suite import run_phone_suite
 from stored_passes import stored_passes
 
 from amc_mobile.device.bench import build_host_runner, locate_library
@@ -126,3 +127,11 @@ def test_without_the_phone_the_error_names_what_adb_sees(amc: CommandLine, phone
     assert "error: " in done.stderr
     assert "Traceback" not in done.stderr
     assert "accept the dialog" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_suite_for_real_phones_passes_on_the_fake_one(amc: CommandLine, phone: FakePhone) -> None:
+    phone.sandbox.edit("getprop.txt", "[Pixel 8]", "[Pixel 7]")  # whose profile names no cores that are lacking here
+    phone.sandbox.edit("getprop.txt", "[shiba]", "[panther]")
+    # What needs no runtime, and with ONNX Runtime all that does not judge latencies, which are this computer's.
+    assert run_phone_suite(phone.serial, "-k", "not one_latency") == 6

@@ -11,18 +11,19 @@ import os
 import platform
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import arm64_sandbox
-from phone_fake.adbd import SCANNED_PORTS
+from phone_fake.adbd import listen
 from phone_fake.sandbox import Sandbox
 
 HERE = Path(__file__).parent
 DEBIAN = Path(os.environ.get("AMC_MOBILE_ADBD", HERE.parents[1] / ".adbd"))  # where scripts/fetch-adbd puts it
 NAMESPACES = ["unshare", "--user", "--map-root-user", "--net", "--mount", "--pid", "--fork", "--kill-child"]
+# Containers often hide parts of /proc, and then no new one may be mounted.
+TRIED_MOUNTS = "mount -t proc proc /proc && mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc"
 OLDEST_KERNEL = (6, 7)  # whose user namespaces have a binfmt_misc of their own
 TOYBOX = "/usr/bin/toybox"
 BUSYBOX = "/usr/bin/busybox"
@@ -42,9 +43,9 @@ def missing() -> str:
         return f"needs Linux {OLDEST_KERNEL[0]}.{OLDEST_KERNEL[1]} or newer"
     if shutil.which("unshare") is None:
         return "needs unshare (util-linux)"
-    tried = subprocess.run([*NAMESPACES, "true"], capture_output=True, text=True, timeout=20)
+    tried = subprocess.run([*NAMESPACES, "sh", "-c", TRIED_MOUNTS], capture_output=True, text=True, timeout=20)
     if tried.returncode:
-        return f"no user namespaces here: {tried.stderr.strip()}"
+        return f"may not make namespaces with mounts of their own: {tried.stderr.strip()}"
     return arm64_sandbox.missing()
 
 
@@ -56,10 +57,12 @@ class RealAdbd:
 
     def __init__(self, folder: Path, *, disk_mib: int = 0) -> None:
         self.sandbox = Sandbox(folder, "pixel_8")
-        # A program gets EINVAL for cores that this computer lacks.
+        # A program gets EINVAL for cores that this computer lacks, and the profile of a Pixel 8 names some.
+        self.sandbox.edit("getprop.txt", "[Pixel 8]", "[Pixel 7]")
+        self.sandbox.edit("getprop.txt", "[shiba]", "[panther]")
         self.sandbox.set_clusters({tuple(sorted(os.sched_getaffinity(0))): 2_000_000})
         _fill(folder)
-        listener = _listen()
+        listener = listen()
         self._port = listener.getsockname()[1]
         command = [
             *NAMESPACES, sys.executable, str(HERE / "namespace_init.py"), str(folder), str(listener.fileno()),
@@ -131,11 +134,3 @@ def _fill(root: Path) -> None:
         (root / link).symlink_to("/lib/aarch64-linux-gnu/ld-linux-aarch64.so.1")
     for library in arm64_sandbox.make_bionic(root / "bionic").glob("*.so"):
         shutil.copy(library, libraries)
-
-
-def _listen() -> socket.socket:
-    while True:
-        listener = socket.create_server(("127.0.0.1", 0))
-        if listener.getsockname()[1] not in SCANNED_PORTS:
-            return listener
-        listener.close()

@@ -17,7 +17,12 @@ from phone_fake.phone import PrivateAdbServer
 
 from amc_mobile.device.adb import AdbPhone, choose_phone
 from amc_mobile.device.adb_server import AdbServer
+from amc_mobile.device.benchmark_model_passes import BenchmarkModelPasses
+from amc_mobile.device.phone_device import PhoneDevice
 from amc_mobile.device.phone_facts import read_facts
+from amc_mobile.device.profile import load_profiles
+from amc_mobile.device.runtime_library import add_library
+from amc_mobile.device.timing import Job, Timing
 from amc_mobile.errors import DeadlineExceeded, DeviceDisconnected, PhoneCommandFailed, PhoneDiskFull
 
 pytestmark = pytest.mark.skipif(bool(adbd_sandbox.missing()), reason=adbd_sandbox.missing() or "complete")
@@ -55,7 +60,7 @@ def test_the_phone_has_arm64_programs_and_the_facts_of_a_phone(adb: AdbPhone, tm
     assert done.exit_code == 2
     assert "usage: amc-bench" in done.stderr
     facts = read_facts(adb)
-    assert (facts.model, facts.sdk, facts.abis) == ("Pixel 8", 34, ("arm64-v8a",))
+    assert (facts.model, facts.sdk, facts.abis) == ("Pixel 7", 34, ("arm64-v8a",))
     assert facts.free_bytes > 0
     assert facts.state.celsius == 27.5
 
@@ -127,15 +132,29 @@ def test_a_pulled_cable_is_waited_for(adb: AdbPhone, phone: RealAdbd) -> None:
 @needs_onnxruntime
 def test_a_new_user_sees_the_phone_and_measures_a_file(amc: CommandLine, phone: RealAdbd, adb: AdbPhone) -> None:
     (seen,) = amc.document("devices")["phones"]
-    assert (seen["serial"], seen["state"], seen["model"]) == (phone.serial, "device", "Pixel 8")
+    assert (seen["serial"], seen["state"], seen["model"]) == (phone.serial, "device", "Pixel 7")
     # Exit code 1: these libraries are for Linux, which doctor says.
     (examined,) = amc.document("doctor", codes=(1,))["phones"]
     assert {problem["name"] for problem in examined["problems"]} == {"FOREIGN_RUNTIME"}
     (amc.folder / "model.onnx").write_bytes(convolution(4))
     measured = amc.document("measure", "model.onnx", "--device", "pixel", "--quiet")
-    assert measured["conditions"]["device"] == "Google Pixel 8"
+    assert measured["conditions"]["device"] == "Google Pixel 7"
     assert measured["conditions"]["runtime"] == "onnxruntime"
     assert measured["p50_ms"] > 0
     assert phone.sandbox.local(FOLDER).joinpath("amc-mobile").is_dir()
     assert running(adb, "manifest.txt") == ""
     assert (phone.sandbox.state / "setting_stay_on_while_plugged_in").read_text() == "0\n"  # given back
+
+
+def test_benchmark_model_runs_on_the_cores_it_is_told(
+    adb: AdbPhone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMC_MOBILE_HOME", str(tmp_path / "home"))
+    source = Path(__file__).parents[1] / "device" / "fake_benchmark_model.c"
+    arm64_sandbox.zig(str(source), "-o", str(tmp_path / "benchmark_model-2.18.0"))
+    (library,) = add_library(tmp_path / "benchmark_model-2.18.0", tmp_path / "runtimes")
+    assert (library.runtime, library.abi) == ("benchmark_model", "arm64-v8a")
+    passes = BenchmarkModelPasses(PhoneDevice(adb, load_profiles()["pixel"], library, library.path))
+    timing = Timing(samples=20, min_sample_ms=0.2, warmup_runs=4, max_s=1.0)
+    with passes.session():  # in which toybox's taskset sets the cores, and the kernel tells them
+        assert list(passes.passes([Job("a", "a", lambda: b"classic 1500.25", timing)])) == [(pytest.approx(1.50025),)]
