@@ -17,6 +17,7 @@ from amc_mobile.cli_flags import (
     ChannelChoiceFlag,
     CheckpointFlag,
     ClockFlag,
+    ConditionsFlag,
     ConfigFlag,
     DataFlag,
     DeviceFlag,
@@ -29,6 +30,7 @@ from amc_mobile.cli_flags import (
     MinKeepRatioFlag,
     ModelFlag,
     MultipleFlag,
+    OfflineFlag,
     ParamsRatioFlag,
     QuietFlag,
     RewardFlag,
@@ -173,6 +175,8 @@ def search(
     reward_images: RewardImagesFlag = 128,
     max_loss: Annotated[float | None, typer.Option(help="Cheapest plan that loses at most so much top-1.")] = None,
     keep: KeepFlag = "",
+    offline: OfflineFlag = False,
+    conditions: ConditionsFlag = None,
     model: ModelFlag = None,
     data: DataFlag = None,
     checkpoint: CheckpointFlag = None,
@@ -194,13 +198,16 @@ def search(
     """Find the most accurate plan within one budget. The same command goes on where it was killed.
 
     Example: amc-mobile search --latency-ratio 0.5
+
+    With a table that was measured before, and no phone: amc-mobile search --latency-ms 30 --device pixel --offline
     """
     from amc_mobile.workflows.search import SearchConfig, search_plan
 
     space, settings = _settings(
         workspace, config, model=model, data=data, checkpoint=checkpoint, device=device, serial=serial,
         waive=waive, clock_mode=clock_mode, runtime=runtime,
-        threads=threads, width_multiplier=width, input_size=input_size, seed=seed,
+        threads=threads, width_multiplier=width, input_size=input_size, seed=seed, offline=offline or None,
+        conditions=conditions,
     )  # fmt: skip
     wanted = SearchConfig(
         latency_ms=latency_ms, latency_ratio=latency_ratio, macs_ratio=macs_ratio, params_ratio=params_ratio,
@@ -243,12 +250,15 @@ def finetune(
 def export(
     tflite: Annotated[bool, typer.Option("--tflite", help="Write model.tflite.")] = False,
     onnx: Annotated[bool, typer.Option("--onnx", help="Write model.onnx.")] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Do not measure: the files are written and a latency budget stays open.")
+    ] = False,
     run: RunFlag = None,
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Write the pruned network, check it against torch, measure it. Exit 3 when it misses the budget.
+    """Write the pruned network, check it against torch, measure it. Exit 3: budget missed; 4: not measured.
 
     Example: amc-mobile export --tflite --onnx
     """
@@ -258,7 +268,7 @@ def export(
     if not formats:
         raise typer.BadParameter("choose at least one of --tflite, --onnx")
     with progress_bars(quiet) as progress:
-        result = export_run(Workspace(workspace), run=run, formats=formats, progress=progress)
+        result = export_run(Workspace(workspace), run=run, formats=formats, progress=progress, offline=offline)
     show(result.text(), result.document(), as_json=as_json)
     result.raise_if_over_budget()
 

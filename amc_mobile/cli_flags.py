@@ -29,6 +29,17 @@ RuntimeFlag = Annotated[str | None, typer.Option("--runtime", help="tflite or on
 TableFlag = Annotated[
     str | None, typer.Option("--table", help="postgresql+psycopg://USER@HOST/NAME; without: a file in the workspace.")
 ]
+OfflineFlag = Annotated[
+    bool,
+    typer.Option("--offline", help="Without the device: the table predicts, nothing is measured, no gate is passed."),
+]
+ConditionsFlag = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--conditions",
+        help="With --offline, where several of the table fit: a key as listed, e.g. 1a2b3c4d. Repeatable.",
+    ),
+]
 ThreadsFlag = Annotated[int | None, typer.Option("--threads", help="Inference threads that are timed.")]
 SeedFlag = Annotated[int | None, typer.Option("--seed", help="Seed of every random choice.")]
 WidthFlag = Annotated[float | None, typer.Option("--width", help="Width multiplier of the network, e.g. 0.5.")]

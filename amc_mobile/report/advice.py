@@ -41,6 +41,8 @@ def _over_budget(report: Report) -> list[str]:
 def _not_there_yet(report: Report) -> list[str]:
     if report.verdict.status == "NO PLAN":
         return ["No plan yet: run `amc-mobile search --latency-ratio 0.5`."]
+    if report.verdict.status == "PREDICTED, NOT MEASURED":
+        return ["The device was not used: attach it and run `amc-mobile export` without --offline to pass the budget."]
     if report.verdict.status == "NOT MEASURED":
         return ["The pruned network has not been exported and measured: run `amc-mobile export --tflite --onnx`."]
     return []

@@ -17,7 +17,7 @@ FORMAT_VERSION = 1  # 1: first
 
 Scalar = str | int | float | bool | None
 Unit = Literal["ms", "macs", "parameters"]
-Status = Literal["PASS", "FAIL", "NOT MEASURED", "NO PLAN"]
+Status = Literal["PASS", "FAIL", "NOT MEASURED", "PREDICTED, NOT MEASURED", "NO PLAN"]
 Z_95 = 1.959964  # two-sided 95 % of the normal distribution
 
 
@@ -217,6 +217,7 @@ class Report:
     kept_groups: tuple[KeptGroup, ...] = ()
     files: tuple[FileRow, ...] = ()
     settings: Mapping[str, Scalar] = field(default_factory=dict)  # resolved values of every flag
+    offline: bool = False  # searched with a table alone, without its device
 
     @property
     def verdict(self) -> Verdict:
@@ -229,5 +230,6 @@ class Report:
         else:
             cost = self.pruned.macs if self.budget.unit == "macs" else self.pruned.parameters
         if cost is None:
-            return Verdict("NOT MEASURED", None, self.budget.limit)
+            status: Status = "PREDICTED, NOT MEASURED" if self.offline else "NOT MEASURED"
+            return Verdict(status, None, self.budget.limit)
         return Verdict("PASS" if cost <= self.budget.limit else "FAIL", cost, self.budget.limit)

@@ -25,6 +25,8 @@ def chosen_runtime(settings: Settings) -> str:
 
     Raises MissingDependency for a runtime that this computer is to use and does not have.
     """
+    if settings.offline and settings.runtime:
+        return settings.runtime
     profile = profile_of(settings)
     if not profile.is_host:
         own = "tflite" if profile.runtime == "litert" else profile.runtime

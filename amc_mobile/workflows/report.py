@@ -80,6 +80,7 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
     budget = search["budget"]
     limit = export["gate"]["limit"] if export and budget["unit"] == "ms" else budget["limit"]
     pair = judged["pair"] if judged else None
+    offline = pair is None and bool(search.get("offline"))
     report = Report(
         model=_described(settings),
         run=folder.folder.name,
@@ -106,11 +107,12 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
         layers=layers,
         episodes=_episodes(folder, search),
         predictions=predictions,
-        conditions=pair["after"]["conditions"] if pair else {},
+        conditions=pair["after"]["conditions"] if pair else search["conditions"] if offline else {},
         flags=tuple(pair["after"]["flags"]) if pair else (),
         data=DataFacts(split["source"], split["sizes"]),
         kept_groups=tuple(KeptGroup(g.name, g.channels, g.reason) for g in network.groups.kept_groups),
         files=_files(export),
+        offline=offline,
         settings={**asdict(settings), **{k: v for k, v in wanted.items() if v is not None}},
     )
     return ReportResult(report, write_report(report, folder.folder))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from amc_mobile.channels.cost import CostModel
 from amc_mobile.channels.plan import PruningPlan
 from amc_mobile.data import DataSplit
-from amc_mobile.errors import InvalidConfig, InvalidInput
+from amc_mobile.errors import InvalidConfig, InvalidInput, MissingLatency
 from amc_mobile.latency.protocol import measure_pair
 from amc_mobile.models.evaluation import evaluate
 from amc_mobile.pruning.reconstruction import Reconstructor
@@ -31,6 +31,7 @@ from amc_mobile.search.policy import Policy
 from amc_mobile.search.reward import GUARANTEED, MeasuredCost
 from amc_mobile.workflows.latency_model import LatencyModel, ModelPoint, default_grids, latency_model
 from amc_mobile.workflows.network import Network
+from amc_mobile.workflows.offline import recorded
 from amc_mobile.workflows.plan_scorer import PlanScorer
 from amc_mobile.workflows.preparation import Preparations
 from amc_mobile.workflows.progress import Progress, silent
@@ -109,6 +110,8 @@ class SearchOutcome:
         s = self.search
         unit: Unit = s["budget"]["unit"]
         measured = f", measured {s['measured_ms']:.3f} ms" if s["measured_ms"] is not None else ""
+        if s["offline"]:
+            measured = f"; PREDICTED, NOT MEASURED: by the table of {s['conditions']['device']}, without the device"
         accuracies = ", ".join(f"{name} {value:.1%}" for name, value in s["test_top1"].items())
         return (
             f"run {self.run}: {s['policy']}, {s['episodes']} episodes, reward {s['reward']:.4f}\n"
@@ -196,10 +199,15 @@ def search_plan(
     folder.folder.mkdir(parents=True, exist_ok=True)
     prepared = prepared or Preparations()
     network = prepared.network(space, settings)
+    remembered, device = settings, None
+    if settings.offline and wanted.unit == "ms":
+        device, settings = recorded(space, settings)
     data = network.split(calibration=wanted.calibration_images, reward=wanted.reward_images, seed=settings.seed)
     grids = default_grids(network, multiple=wanted.multiple, min_keep_ratio=wanted.min_keep_ratio, keep=wanted.keep)
     torch.manual_seed(settings.seed)
-    latency = latency_model(space, settings, network, grids, progress) if wanted.unit == "ms" else None
+    latency = None
+    if wanted.unit == "ms":
+        latency = latency_model(space, settings, network, grids, progress, device=device)
     try:
         costs = CostModel(network.module, network.groups)
         limit, reference_ms = _limit(folder, wanted, network, costs, latency)
@@ -207,7 +215,7 @@ def search_plan(
         budget.check()
         folder.begin(settings, asdict(wanted))
         folder.write("split", data.document())
-        space.remember(settings, run=name)
+        space.remember(remembered, run=name)
         known = prepared.statistics(
             network, data, channel_choice=wanted.channel_choice, seed=settings.seed, progress=progress
         )
@@ -215,7 +223,9 @@ def search_plan(
         started = time.process_time()
         scorer = PlanScorer(network, data, reconstructor, wanted.reward)
         scorer.unit, scorer.cost_of = wanted.unit, budget.cost_of
-        measure = PlanMeasurer(latency, folder, reconstructor, reference_ms) if latency else None
+        measure = None
+        if latency is not None and device is None:
+            measure = PlanMeasurer(latency, folder, reconstructor, reference_ms)
         policy = _policy(wanted, network, budget, reconstructor, seed=settings.seed)
         set_up_s = known.cpu_s + time.process_time() - started
         episodes = min(wanted.episodes, policy.episodes_per_round or wanted.episodes)
@@ -245,6 +255,7 @@ def search_plan(
         document = {
             "budget": {"unit": wanted.unit, "limit": limit, "asked": wanted.asked, "reference_ms": reference_ms},
             "conditions": None if latency is None else latency.conditions.to_document(),
+            "offline": device is not None,
             "policy": wanted.policy, "episodes": result.episodes, "evaluations": result.evaluations,
             "measurements": result.measurements, "reward": result.reward, "episode": result.episode,
             "predicted_cost": _predicted(plan.widths, budget, latency), "measured_ms": result.measured_ms,
@@ -264,6 +275,11 @@ def search_plan(
         }  # fmt: skip
         folder.write("search", document)
         return SearchOutcome(name, document)
+    except MissingLatency as error:
+        if device is not None:
+            command = f"amc-mobile profile --device {settings.device} --model {settings.model}"
+            error.next_step = f"attach the device and measure: `{command}`"
+        raise
     finally:
         if latency is not None:
             latency.close()
