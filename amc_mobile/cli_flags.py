@@ -66,5 +66,5 @@ MultipleFlag = Annotated[int, typer.Option("--multiple", help="Kept channels are
 CalibrationFlag = Annotated[int, typer.Option("--calibration-images", help="Images for the least squares.")]
 RewardImagesFlag = Annotated[int, typer.Option("--reward-images", help="Images for the reward, apart from all others.")]
 KeepFlag = Annotated[str, typer.Option("--keep", help="Groups that stay whole: names, patterns, or residual.")]
-RewardFlag = Annotated[str, typer.Option("--reward", help="fidelity, top1 or error-log-macs, -params, -latency.")]
+RewardFlag = Annotated[str, typer.Option("--reward", help="fidelity, top1, macs or error-log-macs, -params, -latency.")]
 DEFAULT_WORKSPACE = Path("amc-workspace")

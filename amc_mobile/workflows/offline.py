@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 
 from amc_mobile.device.conditions import Conditions
 from amc_mobile.device.profile import DeviceProfile, load_profiles
@@ -30,8 +31,13 @@ def recorded(space: Workspace, settings: Settings) -> tuple[RecordedDevice, Sett
         )
     with LatencyTable(location) as table:
         found = choose_conditions(table.conditions(), settings)
-    runtime = found.runtime if found.runtime in RUNTIMES else settings.runtime or "tflite"
+    runtime = found.runtime if found.runtime in RUNTIMES else settings.runtime or _exporter()
     return RecordedDevice(found), replace(settings, runtime=runtime, conditions=found.key, offline=True)
+
+
+def _exporter() -> str:
+    """Where a table does not say its runtime, any export tells the kernels' shapes."""
+    return "tflite" if find_spec("litert_torch") else "onnxruntime"
 
 
 def choose_conditions(known: Sequence[Conditions], settings: Settings) -> Conditions:

@@ -27,6 +27,7 @@ class PlanScorer:
         self.images, self._labels = data.reward, data.reward.labels
         self._reconstructor, self._reward = reconstructor, reward
         self._costs = CostModel(network.module, network.groups)
+        self._original_macs = float(self._costs.macs(network.groups.sizes))
         self.folding = find_folding(network.module, self.images.normalised(slice(0, 1)))
         self._layout = self.folding.channels_last
         self.reference = logits(folded(network.module, self.folding), self.images, channels_last=self._layout)
@@ -35,6 +36,8 @@ class PlanScorer:
         self.unit: Unit = "macs"
 
     def __call__(self, widths: Widths) -> Outcome:
+        if self._reward == "macs":
+            return self._size_alone(widths)
         started = time.process_time()
         model = folded(self._reconstructor.build(widths), self.folding)
         built = time.process_time()
@@ -47,6 +50,13 @@ class PlanScorer:
         cost = self.cost_of(widths) if unit == self.unit else {"macs": macs, "parameters": parameters}.get(unit, 0.0)
         reward = reward_of(self._reward, top1=accuracy, fidelity=closeness, cost=cost, unit=unit)
         return Outcome(reward, accuracy, closeness, macs, parameters, seconds)
+
+    def _size_alone(self, widths: Widths) -> Outcome:
+        """No image decides anything."""
+        macs, parameters = float(self._costs.macs(widths)), float(self._costs.parameters(widths))
+        kept = macs / self._original_macs
+        reward = reward_of(self._reward, top1=None, fidelity=None, cost=macs, unit="macs", macs_kept=kept)
+        return Outcome(reward, None, None, macs, parameters, {"reconstruction": 0.0, "evaluation": 0.0})
 
     def measured_reward(self, outcome: Outcome, p50_ms: float) -> float:
         """The reward of a scored plan once its latency is measured: only rewards that hold the latency change."""

@@ -198,6 +198,8 @@ def _predictions(latency: LatencyModel, run: Run) -> Predictions:
         point = ModelPoint.from_search([int(w) for w in key.split(",")], row)
         latency.extra.append(point)
         points.append((point, "search"))
+    if not points:
+        return Predictions((), latency.calibration.band, latency.calibration.loo_mape)
     predicted = latency.p50_ms(np.array([point.widths for point, _ in points], dtype=np.int64))
     shown = tuple(
         PredictionPoint(float(p), point.p50_ms, "search" if kind == "search" else "calibration")

@@ -77,6 +77,8 @@ class SearchConfig:
             raise InvalidConfig("episodes and multiple must be at least 1, min_keep_ratio in (0, 1]")
         if self.max_loss is not None and not 0 <= self.max_loss < 1:
             raise InvalidConfig(f"--max-loss {self.max_loss} is not a share of the images", next_step="try 0.01")
+        if self.max_loss is not None and self.reward == "macs":
+            raise InvalidConfig("the reward macs looks at no image", next_step="leave --max-loss out, or --reward top1")
         if GUARANTEED.get(self.reward) == "ms" and self.unit != "ms":
             raise InvalidConfig(f"the reward {self.reward} needs a latency budget", next_step="pass --latency-ratio 1")
 
@@ -112,12 +114,16 @@ class SearchOutcome:
         measured = f", measured {s['measured_ms']:.3f} ms" if s["measured_ms"] is not None else ""
         if s["offline"]:
             measured = f"; PREDICTED, NOT MEASURED: by the table of {s['conditions']['device']}, without the device"
+        told = ", ".join(f"{len(sites)} {source}" for source, sites in s["kernel_sources"].items() if sites)
+        guessed = s["kernel_sources"].get("extrapolated")
+        told += f" (beyond what was measured: {', '.join(guessed)})" if guessed else ""
         accuracies = ", ".join(f"{name} {value:.1%}" for name, value in s["test_top1"].items())
         return (
             f"run {self.run}: {s['policy']}, {s['episodes']} episodes, reward {s['reward']:.4f}\n"
             f"  budget {format_cost(s['budget']['limit'], unit)} ({s['budget']['asked']}): "
             f"predicted {format_cost(s['predicted_cost'], unit)}{measured}\n"
-            f"  MACs {s['macs'] / 1e6:.2f} M of {s['original_macs'] / 1e6:.2f} M, "
+            + (f"  kernels of the prediction: {told}\n" if s["offline"] else "")
+            + f"  MACs {s['macs'] / 1e6:.2f} M of {s['original_macs'] / 1e6:.2f} M, "
             f"parameters {s['parameters'] / 1e6:.3f} M of {s['original_parameters'] / 1e6:.3f} M\n"
             f"  top-1 on {s['test_images']} test images: {accuracies}"
         )
@@ -255,7 +261,7 @@ def search_plan(
         document = {
             "budget": {"unit": wanted.unit, "limit": limit, "asked": wanted.asked, "reference_ms": reference_ms},
             "conditions": None if latency is None else latency.conditions.to_document(),
-            "offline": device is not None,
+            "offline": device is not None, "kernel_sources": _sources(plan.widths, latency),
             "policy": wanted.policy, "episodes": result.episodes, "evaluations": result.evaluations,
             "measurements": result.measurements, "reward": result.reward, "episode": result.episode,
             "predicted_cost": _predicted(plan.widths, budget, latency), "measured_ms": result.measured_ms,
@@ -278,7 +284,7 @@ def search_plan(
     except MissingLatency as error:
         if device is not None:
             command = f"amc-mobile profile --device {settings.device} --model {settings.model}"
-            error.next_step = f"attach the device and measure: `{command}`"
+            error.next_step = f"attach the device and measure: `{command}`; or import a table that has them"
         raise
     finally:
         if latency is not None:
@@ -312,6 +318,16 @@ def plan_from_file(path: Path, network: Network) -> Widths:
 def _predicted(widths: Widths, budget: Budget, latency: LatencyModel | None) -> float:
     """In the budget's unit; a latency without the error band that the search adds to it."""
     return float(latency.p50_ms(widths[None])[0]) if latency is not None else budget.cost_of(widths)
+
+
+def _sources(widths: Widths, latency: LatencyModel | None) -> dict[str, list[str]]:
+    """Where each kernel's latency comes from: source -> names of the kernels."""
+    found: dict[str, list[str]] = {}
+    if latency is not None:
+        names = {site.index: site.name for site in latency.template.sites}
+        for index, prediction in latency.predictor.explain(widths).items():
+            found.setdefault(prediction.source, []).append(names[index])
+    return found
 
 
 def _cost(unit: Unit, costs: CostModel, latency: LatencyModel | None) -> Callable[[Widths], NDArray[np.float64]]:

@@ -90,6 +90,49 @@ def test_a_device_that_the_table_does_not_know_lists_those_it_does(recorded: Pat
     assert code == 1 and "no latency table" in err
 
 
+FOREIGN = "net,layer,kind,cin,cout,size,stride,took\n" + "".join(
+    f"w{c},0,conv,3,{c},32,1,{0.02 + c * 0.03}\nw{c},1,conv,{c},{c},16,2,{0.02 + c * c * 0.002}\n"
+    f"w{c},2,pool,{c},{c},1,1,0.004\nw{c},3,fc,{c},10,1,1,{0.004 + c * 1e-5}\n"
+    for c in (8, 16, 24, 32)
+)
+IMPORT = ("table", "import", "layers.csv", "--csv", "--device", "slate5", "--kernel", "net,layer", "--ms", "took",
+          "--runtime", "onnxruntime")  # fmt: skip
+SHAPE = "operator=kind,in_channels=cin,out_channels=cout,out_size=size,stride=stride"
+
+
+def test_a_table_of_another_tool_is_imported_and_searched_with(recorded: Path, amc: CommandLine) -> None:
+    (amc.folder / "layers.csv").write_text(FOREIGN)
+    code, out, err = amc(*IMPORT, "--shape", SHAPE, "--network", "net")
+    assert code == 0, err
+    assert "added 16 of 16 passes" in out
+    words = ("search", "--latency-ms", "1.2", "--device", "slate5", "--offline", "--reward", "macs", "--json")
+    code, out, err = amc(*words, *net(recorded), "--policy", "evolution", "--episodes", "40")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["conditions"]["device"] == "slate5" and found["offline"]
+    assert 0.8 < found["predicted_cost"] <= 1.2 and found["measured_ms"] is None
+    assert found["reward"] == pytest.approx(found["macs"] / found["original_macs"])
+    assert found["macs"] > 0.25 * found["original_macs"]
+    assert {name for names in found["kernel_sources"].values() for name in names} == {"0", "2", "reducemean_2", "6"}
+    code, out, err = amc("report")
+    assert code == 0, err
+    assert "slate5" in out and out.startswith("PREDICTED, NOT MEASURED")
+
+
+def test_a_table_of_another_tool_that_lacks_an_operator_names_it(recorded: Path, amc: CommandLine) -> None:
+    (amc.folder / "layers.csv").write_text(
+        "".join(line + "\n" for line in FOREIGN.splitlines() if ",pool," not in line)
+    )
+    assert amc(*IMPORT, "--shape", SHAPE)[0] == 0
+    code, _, err = amc("search", "--latency-ms", "1.2", "--device", "slate5", "--offline", *net(recorded))
+    assert code == 1
+    assert "reducemean_2: ReduceMean 32" in err
+    code, _, err = amc(*IMPORT, "--shape", "operator=kind,cin=cin")
+    assert code == 1 and "'cin=cin'" in err and "in_channels" in err
+    code, _, err = amc(*IMPORT, "--shape", "operator=kind,in_channels=cin")
+    assert code == 1 and "lacks out_channels" in err
+
+
 def test_the_conditions_are_those_of_the_device_with_the_runtime_and_threads_asked_for() -> None:
     known = [GALAXY, BUSY, phone()]
     assert choose_conditions(known, Settings(device="pixel")) == phone()
