@@ -12,6 +12,7 @@ from amc_mobile import cli_device, cli_table
 from amc_mobile.cli_compare import compare
 from amc_mobile.cli_flags import (
     DEFAULT_WORKSPACE,
+    AlsoFlag,
     Bf16Flag,
     CalibrationFlag,
     ChannelChoiceFlag,
@@ -164,6 +165,7 @@ def search(
     latency_ratio: LatencyRatioFlag = None,
     macs_ratio: MacsRatioFlag = None,
     params_ratio: ParamsRatioFlag = None,
+    also: AlsoFlag = None,
     policy: Annotated[str, typer.Option(help="How plans are proposed; `compare --help` lists all.")] = "ddpg",
     reward: RewardFlag = "fidelity",
     episodes: Annotated[int, typer.Option(help="Plans to try.")] = 300,
@@ -195,9 +197,11 @@ def search(
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Find the most accurate plan within one budget. The same command goes on where it was killed.
+    """Find the most accurate plan within the budgets. The same command goes on where it was killed.
 
     Example: amc-mobile search --latency-ratio 0.5
+
+    One plan for two phones: amc-mobile search --latency-ms 30 --device pixel --also galaxy:35 --macs-ratio 0.6
 
     With a table that was measured before, and no phone: amc-mobile search --latency-ms 30 --device pixel --offline
     """
@@ -213,7 +217,7 @@ def search(
         latency_ms=latency_ms, latency_ratio=latency_ratio, macs_ratio=macs_ratio, params_ratio=params_ratio,
         policy=policy, reward=reward, episodes=episodes, channel_choice=channel_choice, measure_every=measure_every,
         min_keep_ratio=min_keep_ratio, multiple=multiple, calibration_images=calibration_images,
-        reward_images=reward_images, max_loss=max_loss, keep=keep,
+        reward_images=reward_images, max_loss=max_loss, keep=keep, also=",".join(also or []),
     )  # fmt: skip
     with progress_bars(quiet) as progress:
         result = search_plan(space, settings, wanted, run=run, progress=progress)

@@ -59,6 +59,12 @@ MacsRatioFlag = Annotated[float | None, typer.Option("--macs-ratio", help="Budge
 ParamsRatioFlag = Annotated[
     float | None, typer.Option("--params-ratio", help="Budget: share of the original's parameters.")
 ]
+AlsoFlag = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--also", help="DEVICE:MS: a latency budget on another device, by its own table, e.g. galaxy:35. Repeatable."
+    ),
+]
 ChannelChoiceFlag = Annotated[str, typer.Option("--channel-choice", help="backward or l1.")]
 MeasureEveryFlag = Annotated[int, typer.Option("--measure-every", help="Measure every K episodes; 0: new bests only.")]
 MinKeepRatioFlag = Annotated[float, typer.Option("--min-keep-ratio", help="Lowest share of channels kept per group.")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from amc_mobile.latency.measurement import PairMeasurement
 from amc_mobile.latency.protocol import measure_pair
 from amc_mobile.models.evaluation import evaluate, logits
 from amc_mobile.search.budget import format_cost
+from amc_mobile.workflows.budgets import attached, settings_of
 from amc_mobile.workflows.measuring import chosen_runtime, open_device
 from amc_mobile.workflows.network import Network, load_network
 from amc_mobile.workflows.progress import Progress
@@ -106,9 +107,13 @@ def export_run(
             }
         )  # fmt: skip
     progress("export", len(formats), len(formats))
+    gate = _gate(search, files, settings, limits, offline=offline)
+    further = [
+        _further(row, search, network, folder, formats, replace(settings, offline=offline), progress)
+        for row in search.get("budgets", [])[1:]
+    ]
     document = {
-        "stage": stage, "test_top1": evaluate(model, data.test), "files": files,
-        "gate": _gate(search, files, settings, limits, offline=offline),
+        "stage": stage, "test_top1": evaluate(model, data.test), "files": files, "gate": _all_of(gate, further),
     }  # fmt: skip
     folder.write("export", document)
     return ExportResult(folder.folder.name, document)
@@ -148,6 +153,39 @@ def _measured(
 def _limit_ms(limits: dict[str, Any], original_p50_ms: float) -> float:
     """A ratio is of the original measured in the same rounds; a number of ms is what it is."""
     return float(limits["ratio"] * original_p50_ms if limits["ratio"] is not None else limits["limit"])
+
+
+def _further(
+    row: dict[str, Any], search: dict[str, Any], network: Network, run: Run, formats: list[str], settings: Settings,
+    progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
+    """The gate of one more budget of the search, `row`: as `_gate`, with the pair that was measured."""
+    asked, unit, limit = row["asked"], row["unit"], float(row["limit"])
+    if unit != "ms":
+        cost = float(search["macs" if unit == "macs" else "parameters"])
+        text = f"{asked}: {format_cost(cost, unit)} of {format_cost(limit, unit)}"
+        return {"asked": asked, "passed": cost <= limit, "cost": cost, "limit": limit, "text": text, "pair": None}
+    form = next((form for form in formats if RUNTIMES[form] == row["runtime"]), None)
+    why = "the device is not attached" if form else f"no file for {row['runtime']} was exported"
+    device = attached(settings_of(settings, row["device"]), progress, runtime=row["runtime"]) if form else None
+    limits = {"unit": unit, "limit": limit, "ratio": None}
+    pair = _measured(network, run, form, limits, device) if form else None
+    if pair is None:
+        text = f"{asked}: predicted {row['predicted_cost']:.3f} ms of {limit:.3f} ms, not measured: {why}"
+        return {"asked": asked, "passed": None, "cost": None, "limit": limit, "text": text, "pair": None}
+    high = pair.after.ci_high_ms
+    text = f"{asked}: upper end of the p50's 95 % interval {high:.3f} ms, budget {limit:.3f} ms"
+    return {
+        "asked": asked, "passed": high <= limit, "cost": high, "limit": limit, "text": text, "pair": pair.to_document(),
+    }  # fmt: skip
+
+
+def _all_of(gate: dict[str, Any], further: list[dict[str, Any]]) -> dict[str, Any]:
+    """Passed when every budget is; open, with None, where one was not measured and none is missed."""
+    passed = [gate["passed"], *(one["passed"] for one in further)]
+    verdict = False if False in passed else None if None in passed else True
+    text = "; ".join([gate["text"], *(one["text"] for one in further)])
+    return {**gate, "passed": verdict, "own_passed": gate["passed"], "text": text, "further": further}
 
 
 def _gate(

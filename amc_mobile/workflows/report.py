@@ -18,6 +18,7 @@ from amc_mobile.report.content import (
     DataFacts,
     EpisodePoint,
     FileRow,
+    FurtherBudget,
     KeptGroup,
     Latency,
     LayerRow,
@@ -78,6 +79,7 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
             latency.close()
     images = int(search["test_images"])
     budget = search["budget"]
+    budgets = search.get("budgets", [])
     limit = export["gate"]["limit"] if export and budget["unit"] == "ms" else budget["limit"]
     pair = judged["pair"] if judged else None
     offline = pair is None and bool(search.get("offline"))
@@ -86,7 +88,7 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
         run=folder.folder.name,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         program_version=__version__,
-        budget=Budget(budget["unit"], float(limit), f"--{budget['asked']}"),
+        budget=Budget(budget["unit"], float(limit), f"--{budgets[0]['asked'] if budgets else budget['asked']}"),
         original=ModelColumn(
             latency=_latency(pair["before"]) if pair else None,
             macs=int(search["original_macs"]),
@@ -113,9 +115,21 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
         kept_groups=tuple(KeptGroup(g.name, g.channels, g.reason) for g in network.groups.kept_groups),
         files=_files(export),
         offline=offline,
+        further_budgets=_further_budgets(budgets[1:], export),
         settings={**asdict(settings), **{k: v for k, v in wanted.items() if v is not None}},
     )
     return ReportResult(report, write_report(report, folder.folder))
+
+
+def _further_budgets(rows: list[dict[str, Any]], export: dict[str, Any] | None) -> tuple[FurtherBudget, ...]:
+    gates = {gate["asked"]: gate for gate in (export or {}).get("gate", {}).get("further", [])}
+    return tuple(
+        FurtherBudget(
+            f"--{row['asked']}", row["unit"], float(row["limit"]), row["device"], row["predicted_cost"],
+            gates[row["asked"]]["cost"] if row["unit"] == "ms" and row["asked"] in gates else None,
+        )
+        for row in rows
+    )  # fmt: skip
 
 
 def _described(settings: Settings) -> str:
