@@ -114,16 +114,9 @@ def to_csv(table: LatencyTable) -> str:
 
 
 def from_csv(
-    path: Path,
-    text: str,
-    conditions: Conditions,
-    *,
-    kernel: Sequence[str],
-    ms: str,
-    run: str | None = None,
-    shape: Mapping[str, str] | None = None,
-    network: str | None = None,
-) -> Contents:
+    path: Path, text: str, conditions: Conditions, *, kernel: Sequence[str], ms: str, run: str | None = None,
+    shape: Mapping[str, str] | None = None, network: str | None = None,
+) -> Contents:  # fmt: skip
     """A table of another tool. `kernel`: the columns that together name a kernel; `ms`: that of its milliseconds.
 
     With `run`, a kernel may stand there once per value of that column; else once. `shape`: field of KernelShape ->
@@ -177,17 +170,7 @@ def from_csv(
 def foreign_conditions(device: str, **known: Any) -> Conditions:
     """Conditions of measurements made by another tool; what is not known says so."""
     unknown = Conditions(
-        device,
-        "unknown",
-        "unknown",
-        "unknown",
-        "unknown",
-        "",
-        "unknown",
-        1,
-        "unknown",
-        "unknown",
-        protocol_version=FOREIGN_PROTOCOL,
+        device, "unknown", "unknown", "unknown", "unknown", "", "unknown", 1, "unknown", "unknown", FOREIGN_PROTOCOL
     )
     return replace(unknown, **{key: value for key, value in known.items() if value is not None})
 

@@ -11,6 +11,7 @@ import pytest
 from command_line import CommandLine
 from recorded_tables import phone, record, small_net
 
+from amc_mobile.device.host import HostDevice
 from amc_mobile.errors import InvalidConfig
 from amc_mobile.search.budget import Budget
 from amc_mobile.search.reward import MeasuredCost
@@ -146,3 +147,20 @@ def test_a_budget_that_no_plan_can_meet_is_named(
 def test_the_device_itself_is_no_further_device(amc: CommandLine) -> None:
     code, _, err = searching(amc, "--latency-ms", "3", "--also", "pixel:3")
     assert code == 1 and "--also pixel is the --device itself" in err
+
+
+def test_a_device_that_is_there_is_measured_and_one_that_is_not_stays_predicted(amc: CommandLine) -> None:
+    space, settings = small_net(amc.folder)
+    record(space, settings, HostDevice("onnxruntime", 1).conditions())
+    net = ("--model", settings.model, "--data", "digits", "--input-size", "32", "--runtime", "onnxruntime")
+    flags = ("--latency-ms", "1000", "--also", "galaxy:3", "--policy", "uniform", *net, *QUICK)
+    code, out, err = amc("search", "--device", "host", *flags)
+    assert code == 0, err
+    own, galaxy = json.loads(out)["budgets"]
+    assert own["measured_ms"] > 0 and own["verdict"] == "within"
+    assert (galaxy["measured_ms"], galaxy["verdict"]) == (None, "predicted within, not measured")
+    code, out, err = amc("export", "--onnx", "--quiet", "--json")
+    gate = json.loads(out)["gate"]
+    assert code == 4, err
+    assert gate["own_passed"] is True and [one["passed"] for one in gate["further"]] == [None]
+    assert "also galaxy:3: predicted" in err and "the device is not attached" in err
