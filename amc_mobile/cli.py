@@ -12,11 +12,13 @@ from amc_mobile import cli_device, cli_table
 from amc_mobile.cli_compare import compare
 from amc_mobile.cli_flags import (
     DEFAULT_WORKSPACE,
+    AlsoFlag,
     Bf16Flag,
     CalibrationFlag,
     ChannelChoiceFlag,
     CheckpointFlag,
     ClockFlag,
+    ConditionsFlag,
     ConfigFlag,
     DataFlag,
     DeviceFlag,
@@ -29,6 +31,7 @@ from amc_mobile.cli_flags import (
     MinKeepRatioFlag,
     ModelFlag,
     MultipleFlag,
+    OfflineFlag,
     ParamsRatioFlag,
     QuietFlag,
     RewardFlag,
@@ -162,6 +165,7 @@ def search(
     latency_ratio: LatencyRatioFlag = None,
     macs_ratio: MacsRatioFlag = None,
     params_ratio: ParamsRatioFlag = None,
+    also: AlsoFlag = None,
     policy: Annotated[str, typer.Option(help="How plans are proposed; `compare --help` lists all.")] = "ddpg",
     reward: RewardFlag = "fidelity",
     episodes: Annotated[int, typer.Option(help="Plans to try.")] = 300,
@@ -173,6 +177,8 @@ def search(
     reward_images: RewardImagesFlag = None,
     max_loss: Annotated[float | None, typer.Option(help="Cheapest plan that loses at most so much top-1.")] = None,
     keep: KeepFlag = "",
+    offline: OfflineFlag = False,
+    conditions: ConditionsFlag = None,
     model: ModelFlag = None,
     data: DataFlag = None,
     checkpoint: CheckpointFlag = None,
@@ -191,22 +197,27 @@ def search(
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Find the most accurate plan within one budget. The same command goes on where it was killed.
+    """Find the most accurate plan within the budgets. The same command goes on where it was killed.
 
     Example: amc-mobile search --latency-ratio 0.5
+
+    One plan for two phones: amc-mobile search --latency-ms 30 --device pixel --also galaxy:35 --macs-ratio 0.6
+
+    With a table that was measured before, and no phone: amc-mobile search --latency-ms 30 --device pixel --offline
     """
     from amc_mobile.workflows.search import SearchConfig, search_plan
 
     space, settings = _settings(
         workspace, config, model=model, data=data, checkpoint=checkpoint, device=device, serial=serial,
         waive=waive, clock_mode=clock_mode, runtime=runtime,
-        threads=threads, width_multiplier=width, input_size=input_size, seed=seed,
+        threads=threads, width_multiplier=width, input_size=input_size, seed=seed, offline=offline or None,
+        conditions=conditions,
     )  # fmt: skip
     wanted = SearchConfig(
         latency_ms=latency_ms, latency_ratio=latency_ratio, macs_ratio=macs_ratio, params_ratio=params_ratio,
         policy=policy, reward=reward, episodes=episodes, channel_choice=channel_choice, measure_every=measure_every,
         min_keep_ratio=min_keep_ratio, multiple=multiple, calibration_images=calibration_images,
-        reward_images=reward_images, max_loss=max_loss, keep=keep,
+        reward_images=reward_images, max_loss=max_loss, keep=keep, also=",".join(also or []),
     )  # fmt: skip
     with progress_bars(quiet) as progress:
         result = search_plan(space, settings, wanted, run=run, progress=progress)
@@ -243,12 +254,15 @@ def finetune(
 def export(
     tflite: Annotated[bool, typer.Option("--tflite", help="Write model.tflite.")] = False,
     onnx: Annotated[bool, typer.Option("--onnx", help="Write model.onnx.")] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Do not measure: the files are written and a latency budget stays open.")
+    ] = False,
     run: RunFlag = None,
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Write the pruned network, check it against torch, measure it. Exit 3 when it misses the budget.
+    """Write the pruned network, check it against torch, measure it. Exit 3: budget missed; 4: not measured.
 
     Example: amc-mobile export --tflite --onnx
     """
@@ -258,7 +272,7 @@ def export(
     if not formats:
         raise typer.BadParameter("choose at least one of --tflite, --onnx")
     with progress_bars(quiet) as progress:
-        result = export_run(Workspace(workspace), run=run, formats=formats, progress=progress)
+        result = export_run(Workspace(workspace), run=run, formats=formats, progress=progress, offline=offline)
     show(result.text(), result.document(), as_json=as_json)
     result.raise_if_over_budget()
 

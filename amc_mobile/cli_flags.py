@@ -31,6 +31,17 @@ RuntimeFlag = Annotated[
 TableFlag = Annotated[
     str | None, typer.Option("--table", help="postgresql+psycopg://USER@HOST/NAME; without: a file in the workspace.")
 ]
+OfflineFlag = Annotated[
+    bool,
+    typer.Option("--offline", help="Without the device: the table predicts, nothing is measured, no gate is passed."),
+]
+ConditionsFlag = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--conditions",
+        help="With --offline, where several of the table fit: a key as listed, e.g. 1a2b3c4d. Repeatable.",
+    ),
+]
 ThreadsFlag = Annotated[int | None, typer.Option("--threads", help="Inference threads that are timed.")]
 SeedFlag = Annotated[int | None, typer.Option("--seed", help="Seed of every random choice.")]
 WidthFlag = Annotated[float | None, typer.Option("--width", help="Width multiplier of the network, e.g. 0.5.")]
@@ -50,6 +61,12 @@ MacsRatioFlag = Annotated[float | None, typer.Option("--macs-ratio", help="Budge
 ParamsRatioFlag = Annotated[
     float | None, typer.Option("--params-ratio", help="Budget: share of the original's parameters.")
 ]
+AlsoFlag = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--also", help="DEVICE:MS: a latency budget on another device, by its own table, e.g. galaxy:35. Repeatable."
+    ),
+]
 ChannelChoiceFlag = Annotated[str, typer.Option("--channel-choice", help="backward or l1.")]
 MeasureEveryFlag = Annotated[int, typer.Option("--measure-every", help="Measure every K episodes; 0: new bests only.")]
 MinKeepRatioFlag = Annotated[float, typer.Option("--min-keep-ratio", help="Lowest share of channels kept per group.")]
@@ -63,5 +80,5 @@ RewardImagesFlag = Annotated[
     ),
 ]
 KeepFlag = Annotated[str, typer.Option("--keep", help="Groups that stay whole: names, patterns, or residual.")]
-RewardFlag = Annotated[str, typer.Option("--reward", help="fidelity, top1 or error-log-macs, -params, -latency.")]
+RewardFlag = Annotated[str, typer.Option("--reward", help="fidelity, top1, macs or error-log-macs, -params, -latency.")]
 DEFAULT_WORKSPACE = Path("amc-workspace")

@@ -112,9 +112,9 @@ def test_an_unknown_key_in_a_toml_file_lists_the_known_ones(tmp_path: Path) -> N
     assert_clear_error(done, "modle", "known keys: model")
 
 
-def test_two_budgets_at_once_are_refused(tmp_path: Path) -> None:
-    done = amc("search", "--macs-ratio", "0.5", "--params-ratio", "0.5", "--model", "resnet20", cwd=tmp_path)
-    assert_clear_error(done, "2 budgets")
+def test_two_limits_of_one_latency_are_refused(tmp_path: Path) -> None:
+    done = amc("search", "--latency-ms", "5", "--latency-ratio", "0.5", "--model", "resnet20", cwd=tmp_path)
+    assert_clear_error(done, "--latency-ms and --latency-ratio")
 
 
 def test_a_missing_file_to_measure_is_named(tmp_path: Path) -> None:

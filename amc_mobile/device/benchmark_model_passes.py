@@ -53,8 +53,11 @@ class BenchmarkModelPasses(PhonePasses):
         with super().session() as session:
             yield session
 
-    def passes(self, jobs: Sequence[Job]) -> Generator[SamplesMs, None, None]:
-        """One sample per pass. Raises DeviceError naming the model that fails, or is too fast for what is printed."""
+    def unfinished(self) -> str:
+        return ""  # a pass ends with the process that asked for it
+
+    def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[SamplesMs, None, None]:
+        """One sample per pass; `plan` is not kept. Raises DeviceError naming the model that fails, or is too fast for what is printed."""
         for job in jobs:
             yield (self._average_ms(job),)
 

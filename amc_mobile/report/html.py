@@ -18,11 +18,14 @@ from amc_mobile.report.verdict import clauses, device_line, validity
 INTERVAL = re.compile(r"([^()]+) \((95.% CI [-\d. to]+)\)")
 NUMBER_AND_UNIT = re.compile(r"(\d) (ms|%|points|B|[kMG]B?)(?!\w)")
 COMMAND = re.compile(r"`([^`]+)`")
-STATUS_CLASS = {"PASS": "pass", "FAIL": "fail", "NOT MEASURED": "open", "NO PLAN": "open"}
+STATUS_CLASS = {
+    "PASS": "pass", "FAIL": "fail", "NOT MEASURED": "open", "PREDICTED, NOT MEASURED": "open", "NO PLAN": "open",
+}  # fmt: skip
 SAID = {
     "PASS": "The pruned network is within its budget.",
     "FAIL": "The pruned network is over its budget.",
     "NOT MEASURED": "A plan is chosen; only a measurement can pass the budget.",
+    "PREDICTED, NOT MEASURED": "By the latency table, without the device; only a measurement can pass the budget.",
     "NO PLAN": "No plan has been searched yet.",
 }
 

@@ -148,6 +148,10 @@ def search(report: Report) -> Section:
     if report.budget is not None:
         asked = f" (asked: {report.budget.asked})" if report.budget.asked else ""
         rows.append(("budget", f"{'p50 ' if unit == 'ms' else ''}{cost(report.budget.limit, unit)}{asked}"))
+    for one in report.further_budgets:
+        found = f"measured up to {ms(one.ci_high_ms)}" if one.ci_high_ms is not None else cost(one.predicted, one.unit)
+        said = f"{found} of {cost(one.limit, one.unit)}: {one.status}"
+        rows.append((f"budget {one.asked}", said))
     return Section("search", "Search", ("", ""), tuple(rows), "No search yet: run `amc-mobile search`.")
 
 

@@ -13,7 +13,9 @@ from torch.nn import functional
 from amc_mobile.errors import InvalidConfig
 from amc_mobile.search.budget import Unit
 
-RewardName = Literal["fidelity", "top1", "error-log-cost", "error-log-macs", "error-log-params", "error-log-latency"]
+RewardName = Literal[
+    "fidelity", "top1", "macs", "error-log-cost", "error-log-macs", "error-log-params", "error-log-latency"
+]  # fmt: skip
 # The paper's accuracy-guaranteed rewards, R_FLOPs, R_Param and R_latency, and the unit of the cost in each.
 GUARANTEED: dict[str, Unit] = {"error-log-macs": "macs", "error-log-params": "parameters", "error-log-latency": "ms"}
 # Softer than the classes, which say little on few images, and harder than the logits, whose errors need not matter:
@@ -70,8 +72,11 @@ def top1(logits: torch.Tensor, labels: torch.Tensor) -> float:
     return float((logits.argmax(dim=1) == labels).double().mean())
 
 
-def reward_of(name: str, *, top1: float | None, fidelity: float | None, cost: float, unit: Unit) -> float:
-    """The reward `name`. "error-log-..." is the paper's -Error * log(cost), which needs no budget.
+def reward_of(
+    name: str, *, top1: float | None, fidelity: float | None, cost: float, unit: Unit, macs_kept: float | None = None
+) -> float:
+    """The reward `name`. "error-log-..." is the paper's -Error * log(cost), which needs no budget. "macs": `macs_kept`,
+    the share of the original's MACs: the largest network that the budget allows, whatever its weights.
 
     `cost` counts in `unit`, the one that the name asks for unless it is "error-log-cost"; milliseconds are taken as
     microseconds, so that the logarithm stays positive.
@@ -82,8 +87,11 @@ def reward_of(name: str, *, top1: float | None, fidelity: float | None, cost: fl
         return fidelity
     if name == "top1" and top1 is not None:
         return top1
+    if name == "macs" and macs_kept is not None:
+        return macs_kept
     if name.startswith("error-log-") and name in REWARDS and top1 is not None:
         return -(1 - top1) * math.log(max(cost * 1000 if unit == "ms" else cost, 1.0))
     if name in REWARDS:
-        raise InvalidConfig(f"the reward {name!r} needs {'fidelity' if name == 'fidelity' else 'top-1'}, not scored")
+        needed = {"fidelity": "fidelity", "macs": "the MACs kept"}.get(name, "top-1")
+        raise InvalidConfig(f"the reward {name!r} needs {needed}, not scored")
     raise InvalidConfig(f"no reward {name!r}", next_step=f"use one of: {', '.join(REWARDS)}")

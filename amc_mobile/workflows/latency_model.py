@@ -22,6 +22,7 @@ from amc_mobile.latency.measurement import BUSY, NOISY, KernelRequest, ModelMeas
 from amc_mobile.latency.predictor import LatencyPredictor
 from amc_mobile.latency.protocol import ProtocolConfig, measure_kernels, measure_model, measure_models
 from amc_mobile.latency.sampling import calibration_widths, kernel_points
+from amc_mobile.latency.shape_predictor import ShapePredictor, timed_shapes
 from amc_mobile.latency.table import LatencyTable
 from amc_mobile.workflows.measuring import RecordedDevice, chosen_runtime, open_device
 from amc_mobile.workflows.network import Network
@@ -165,6 +166,10 @@ class LatencyModel:
                 raise MissingLatency(
                     [f"any kernel under {self.conditions.runtime}, {self.conditions.threads} thread(s)"]
                 )
+            if self.conditions.is_foreign:
+                rows = timed_shapes(measured, self.table.kernel_documents())
+                self._predictor = ShapePredictor(self.template, self.grids, rows)
+                return self._predictor
             lows = {key: kernel.low_ms for key, kernel in measured.items()}
             # Of plans that were measured, the very kernels may be in the table too: those seen quiet are taken.
             exact = {key: kernel.low_ms for key, kernel in measured.items() if not kernel.flags}
@@ -209,6 +214,8 @@ class LatencyModel:
 
     @property
     def calibration(self) -> calibration.Calibration:
+        if isinstance(self.predictor, ShapePredictor):
+            return self.predictor.calibration
         if self._calibration is None or self._calibration[0] != len(self.extra):
             points = self.points()
             if len(points) < MIN_CALIBRATION_MODELS:
@@ -242,7 +249,8 @@ class LatencyModel:
 
     def safe_p50_ms(self, widths: Widths) -> Floats:
         """The prediction with its error band on top: what a search holds against the budget."""
-        return self.p50_ms(widths) * (1 + self.calibration.band)
+        predictor, safe = self.predictor, self.p50_ms(widths) * (1 + self.calibration.band)
+        return safe + predictor.risk_ms(widths) if isinstance(predictor, ShapePredictor) else safe
 
     def close(self) -> None:
         self.table.close()

@@ -27,6 +27,8 @@ def chosen_runtime(settings: Settings) -> str:
     That is on this computer TFLite where installed. Raises MissingDependency for a runtime that this computer is to use
     and does not have, InvalidConfig for one that only phones have.
     """
+    if settings.offline and settings.runtime:
+        return settings.runtime
     profile = profile_of(settings)
     if not profile.is_host:
         wanted = settings.runtime or profile.runtime

@@ -31,6 +31,7 @@ class PlanScorer:
         self.images, self._labels = data.reward, data.reward.labels
         self._reconstructor, self._reward = reconstructor, reward
         self._costs = CostModel(network.module, network.groups)
+        self._original_macs = float(self._costs.macs(network.groups.sizes))
         self.folding = find_folding(network.module, self.images.normalised(slice(0, 1)))
         self.reference = self._logits(folded(network.module, self.folding))
         self.original_top1 = top1(self.reference, self._labels)
@@ -38,6 +39,8 @@ class PlanScorer:
         self.unit: Unit = "macs"
 
     def __call__(self, widths: Widths) -> Outcome:
+        if self._reward == "macs":
+            return self._size_alone(widths)
         started = time.process_time()
         model = folded(self._reconstructor.build(widths), self.folding)
         built = time.process_time()
@@ -53,6 +56,13 @@ class PlanScorer:
 
     def _logits(self, model: nn.Module) -> Tensor:
         return logits(model, self.images, channels_last=self.folding.channels_last, bf16=bf16_is_fast())
+
+    def _size_alone(self, widths: Widths) -> Outcome:
+        """No image decides anything."""
+        macs, parameters = float(self._costs.macs(widths)), float(self._costs.parameters(widths))
+        kept = macs / self._original_macs
+        reward = reward_of(self._reward, top1=None, fidelity=None, cost=macs, unit="macs", macs_kept=kept)
+        return Outcome(reward, None, None, macs, parameters, {"reconstruction": 0.0, "evaluation": 0.0})
 
     def measured_reward(self, outcome: Outcome, p50_ms: float) -> float:
         """The reward of a scored plan once its latency is measured: only rewards that hold the latency change."""

@@ -20,6 +20,7 @@ from amc_mobile.report.content import (
     DataFacts,
     EpisodePoint,
     FileRow,
+    FurtherBudget,
     KeptGroup,
     Latency,
     LayerRow,
@@ -81,14 +82,16 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
     split_name = search.get("accuracy_on", "test images").removesuffix(" images")
     seen = partial(Accuracy, images=int(search["test_images"]), split=split_name)
     budget = search["budget"]
+    budgets = search.get("budgets", [])
     limit = export["gate"]["limit"] if export and budget["unit"] == "ms" else budget["limit"]
     pair = judged["pair"] if judged else None
+    offline = pair is None and bool(search.get("offline"))
     report = Report(
         model=_described(settings),
         run=folder.folder.name,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         program_version=__version__,
-        budget=Budget(budget["unit"], float(limit), f"--{budget['asked']}"),
+        budget=Budget(budget["unit"], float(limit), f"--{budgets[0]['asked'] if budgets else budget['asked']}"),
         original=ModelColumn(
             latency=_latency(pair["before"]) if pair else None,
             macs=int(search["original_macs"]),
@@ -109,14 +112,27 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
         layers=layers,
         episodes=_episodes(folder, search),
         predictions=predictions,
-        conditions=pair["after"]["conditions"] if pair else {},
+        conditions=pair["after"]["conditions"] if pair else search["conditions"] if offline else {},
         flags=tuple(pair["after"]["flags"]) if pair else (),
         data=DataFacts(split["source"], split["sizes"]),
         kept_groups=tuple(KeptGroup(g.name, g.channels, g.reason) for g in network.groups.kept_groups),
         files=_files(export),
+        offline=offline,
+        further_budgets=_further_budgets(budgets[1:], export),
         settings={**asdict(settings), **{k: v for k, v in wanted.items() if v is not None}},
     )
     return ReportResult(report, write_report(report, folder.folder))
+
+
+def _further_budgets(rows: list[dict[str, Any]], export: dict[str, Any] | None) -> tuple[FurtherBudget, ...]:
+    gates = {gate["asked"]: gate for gate in (export or {}).get("gate", {}).get("further", [])}
+    return tuple(
+        FurtherBudget(
+            f"--{row['asked']}", row["unit"], float(row["limit"]), row["device"], row["predicted_cost"],
+            gates[row["asked"]]["cost"] if row["unit"] == "ms" and row["asked"] in gates else None,
+        )
+        for row in rows
+    )  # fmt: skip
 
 
 def _described(settings: Settings) -> str:
@@ -201,6 +217,8 @@ def _predictions(latency: LatencyModel, run: Run) -> Predictions:
         point = ModelPoint.from_search([int(w) for w in key.split(",")], row)
         latency.extra.append(point)
         points.append((point, "search"))
+    if not points:
+        return Predictions((), latency.calibration.band, latency.calibration.loo_mape)
     predicted = latency.p50_ms(np.array([point.widths for point, _ in points], dtype=np.int64))
     shown = tuple(
         PredictionPoint(float(p), point.p50_ms, "search" if kind == "search" else "calibration")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -68,11 +68,21 @@ def import_table(space: Workspace, path: Path) -> TableResult:
 
 
 def import_csv(
-    space: Workspace, path: Path, *, device: str, kernel: Sequence[str], ms: str, run: str | None, **known: Any
+    space: Workspace,
+    path: Path,
+    *,
+    device: str,
+    kernel: Sequence[str],
+    ms: str,
+    run: str | None,
+    shape: Mapping[str, str],
+    network: str | None,
+    **known: Any,
 ) -> TableResult:
     """Adds a table of another tool, one line per kernel, under conditions that say how little is known of them."""
     conditions = bundle.foreign_conditions(device, **known)
-    contents = bundle.from_csv(path, "\n".join(bundle.read_lines(path)), conditions, kernel=kernel, ms=ms, run=run)
+    text = "\n".join(bundle.read_lines(path))
+    contents = bundle.from_csv(path, text, conditions, kernel=kernel, ms=ms, run=run, shape=shape, network=network)
     with open_table(space, must_exist=False) as table:
         new = table.add_contents(contents)
     return _added(path, contents, new)

@@ -41,6 +41,8 @@ class Settings:
     width_multiplier: float = 1.0
     input_size: int = 0  # pixels; 0: the model's own
     table: str = ""  # URL of a PostgreSQL database; empty: a file in the workspace
+    offline: bool = False  # the table alone tells latencies; the device is never opened
+    conditions: str = ""  # offline, where several fit: first digits of their keys, separated by commas
 
     @property
     def waived(self) -> tuple[str, ...]:
@@ -62,7 +64,8 @@ def check_settings(settings: Settings) -> None:
     """Raises InvalidConfig for values that cannot be."""
     if settings.runtime not in ("", *RUNTIMES):
         raise InvalidConfig(f"runtime {settings.runtime!r} is unknown", next_step=f"use one of {', '.join(RUNTIMES)}")
-    profile_named(load_profiles(profiles_folder()), settings.device)
+    if not settings.offline:  # a table may name a device that no profile describes
+        profile_named(load_profiles(profiles_folder()), settings.device)
     check_waivers(settings.waived)
     if settings.clock_mode not in MODES:
         raise InvalidConfig(f"clock mode {settings.clock_mode!r} is unknown", next_step=f"use {' or '.join(MODES)}")
@@ -126,6 +129,8 @@ class Workspace:
         if not isinstance(remembered, dict) or set(remembered) - names:
             raise CorruptFile(self.folder / "workspace.json", "unknown settings", next_step="delete the file")
         chosen = {key: value for key, value in flags.items() if value is not None}
+        # To be without the device is asked for each time: a measurement must not be left out by memory.
+        remembered = {k: v for k, v in remembered.items() if k not in ("offline", "conditions")}
         if chosen.get("model", remembered.get("model")) != remembered.get("model"):
             # Another network: its weights and size are not the remembered ones.
             remembered = {

@@ -39,6 +39,12 @@ def test_the_accuracy_guaranteed_reward_is_minus_error_times_log_cost():
     assert reward == pytest.approx(-0.25 * math.log(1e6))
 
 
+def test_the_reward_macs_is_the_share_kept_and_needs_no_accuracy():
+    assert reward_of("macs", top1=None, fidelity=None, cost=5, unit="macs", macs_kept=0.5) == 0.5
+    with pytest.raises(InvalidConfig, match="not scored"):
+        reward_of("macs", top1=0.9, fidelity=0.9, cost=5, unit="macs")
+
+
 def test_it_prefers_less_latency_even_below_one_millisecond():
     slow, fast = (reward_of("error-log-cost", top1=0.75, fidelity=None, cost=ms, unit="ms") for ms in (0.8, 0.4))
     assert fast > slow
