@@ -57,7 +57,10 @@ class BenchmarkModelPasses(PhonePasses):
         return ""  # a pass ends with the process that asked for it
 
     def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[SamplesMs, None, None]:
-        """One sample per pass; `plan` is not kept. Raises DeviceError naming the model that fails, or is too fast for what is printed."""
+        """One sample per pass; `plan` is not kept.
+
+        Raises DeviceError naming the model that fails, or is too fast for what is printed.
+        """
         for job in jobs:
             yield (self._average_ms(job),)
 
