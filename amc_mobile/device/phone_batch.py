@@ -15,10 +15,12 @@ from amc_mobile.device.adb import RECONNECT_TIMEOUT_S, AdbPhone
 from amc_mobile.device.adb_shell import process_holds, quote
 from amc_mobile.device.deadline import Deadline
 from amc_mobile.device.phone_facts import BOOT_ID, PHONE_FOLDER
+from amc_mobile.device.phone_output import parse_free_bytes
 from amc_mobile.errors import (
     DeadlineExceeded,
     DeviceDisconnected,
     DeviceError,
+    PhoneDiskFull,
     PhoneOutputInvalid,
     PhoneRebooted,
     RunnerFailed,
@@ -27,7 +29,9 @@ from amc_mobile.errors import (
 FOLDER = f"{PHONE_FOLDER}/amc-mobile"
 MANIFEST = "manifest.txt"
 RESULTS = "results.jsonl"
+FULL_BYTES = 1 << 20
 POLL_TIMEOUT_S = 20.0
+SILENCE_TIMEOUT_S = 120.0  # a link that is up and carries nothing for so long will not mend itself
 CLEAN_TIMEOUT_S = 10.0
 # Every question is work that disturbs what the phone measures: it looks itself whether the runner has ended, at steps
 # of this share of the time that passed, and answers after some steps or at the end.
@@ -91,10 +95,7 @@ class PhoneBatch:
                     next_step="run the same command again: what was measured before is kept",
                 )
             if not alive:
-                raise RunnerFailed(
-                    f"the runner on the phone ended without finishing; its log ends: {self._log_end()}",
-                    next_step="run `amc-mobile doctor`; if it says nothing, the model or the runtime library fails",
-                )
+                raise self._early_end()
 
     def _poll(self, offset: int, step_s: float, deadline: Deadline) -> tuple[str, bool, bytes]:
         """Boot id, whether the runner lives, and the results from `offset` on. Answers at its end, or after a while."""
@@ -111,8 +112,9 @@ class PhoneBatch:
             f"[ -e {RESULTS} ] && tail -c +{offset + 1} {RESULTS}\n"
             "exit 0"
         )
+        silence = Deadline("asking for results", SILENCE_TIMEOUT_S)
         while True:
-            timeout_s = min(POLL_TIMEOUT_S + steps * step_s, deadline.check())
+            timeout_s = min(POLL_TIMEOUT_S + steps * step_s, deadline.check(), silence.check())
             try:
                 answer = self._adb.shell(script, what="asking for results", timeout_s=timeout_s, retry=False).stdout
                 break
@@ -124,6 +126,19 @@ class PhoneBatch:
         if len(head) < 3 or head[1].strip() not in (b"alive", b"ended"):
             raise PhoneOutputInvalid("answer about the runner", f"{answer[:80]!r}")
         return head[0].strip().decode(errors="replace"), head[1].strip() == b"alive", head[2]
+
+    def _early_end(self) -> DeviceError:
+        df = self._adb.shell(f"df -k {PHONE_FOLDER}", what="looking for free space on the phone", check=False)
+        free_bytes = parse_free_bytes(df.text)
+        if free_bytes < FULL_BYTES:  # then the log cannot say so either
+            return PhoneDiskFull(
+                f"the phone has {free_bytes >> 20} MiB free: the runner could not write its results",
+                next_step="free some space on the phone, then run the same command again",
+            )
+        return RunnerFailed(
+            f"the runner on the phone ended without finishing; its log ends: {self._log_end()}",
+            next_step="run `amc-mobile doctor`; if it says nothing, the model or the runtime library fails",
+        )
 
     def _log_end(self) -> str:
         output = self._adb.shell(f"tail -n 5 {quote(self._folder)}/log.txt", what="reading the log", check=False)
