@@ -138,7 +138,11 @@ class AdbPhone:
             time.sleep(POLL_S)
 
     def _find(self) -> AttachedPhone | None:
-        same = [phone for phone in self.server.phones() if phone.serial == self.serial]
+        try:
+            seen = self.server.phones()
+        except DeviceDisconnected:  # the adb server ended while it answered; the next question starts it
+            return None
+        same = [phone for phone in seen if phone.serial == self.serial]
         if len(same) > 1:
             same = [phone for phone in same if phone.path == self._attached.path] or same
         if len(same) > 1:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from amc_mobile.device.held_settings import HeldSettings, forget, note, noted
 from amc_mobile.device.phone_lock import phone_lock
 from amc_mobile.device.user_folder import locks_folder
-from amc_mobile.errors import DeviceError, InvalidConfig, PhoneBusy
+from amc_mobile.errors import DeviceDisconnected, DeviceError, DeviceUnavailable, InvalidConfig, PhoneBusy
 
 if TYPE_CHECKING:  # brings adbutils, and every command looks at the modes
     from amc_mobile.device.adb import AdbPhone
@@ -47,6 +47,8 @@ def clock_mode(adb: AdbPhone, sdk: int, mode: str) -> Iterator[str]:
         if held == FIXED:
             adb.run("cmd", "power", "set-fixed-performance-mode-enabled", "true")
         yield held
+    except (DeviceDisconnected, DeviceUnavailable):
+        raise  # nothing reaches the phone now, and waiting for it again helps nobody
     except BaseException:
         with contextlib.suppress(DeviceError):  # what ended the measuring says more
             give_back(adb)

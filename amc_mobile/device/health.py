@@ -19,6 +19,7 @@ THROTTLED = "THROTTLED"
 LOW_POWER_MODE = "LOW_POWER_MODE"
 EMULATOR = "EMULATOR"
 CLOCK_DROPPED = "CLOCK_DROPPED"
+CLOCK_LIMITED = "CLOCK_LIMITED"
 REMEDIES = {
     LOW_BATTERY: "charge the phone",
     HOT: "let the phone cool: take it out of its case, off the charger, out of the sun",
@@ -26,6 +27,7 @@ REMEDIES = {
     LOW_POWER_MODE: "switch off the battery saver",
     EMULATOR: "use a phone: an emulator's latencies are those of this computer",
     CLOCK_DROPPED: "let the phone cool, then measure again",
+    CLOCK_LIMITED: "let the phone cool, and end the power or game mode that limits its clocks",
 }
 POLL_S = 10.0
 CLOCK_TOLERANCE = 0.01
@@ -68,6 +70,22 @@ def drift(before: PhoneState, now: PhoneState, cores: Collection[int], profile: 
     return found
 
 
+def clock_limits(state: PhoneState, cores: Collection[int]) -> dict[str, str]:
+    """Whether `cores` (empty: any) may not run as fast as they can: a latency measured so is not the phone's own.
+
+    A phone whose screen is off may limit them, and the fixed performance mode does.
+    """
+    found = {}
+    for policy in state.policies:
+        used = not cores or set(cores) & set(policy.cores)
+        if used and policy.scaling_max_khz < policy.max_khz * (1 - CLOCK_TOLERANCE):
+            found[CLOCK_LIMITED] = (
+                f"cores {core_ranges(policy.cores)} may run at {policy.scaling_max_khz // 1000} MHz, built for "
+                f"{policy.max_khz // 1000} MHz"
+            )
+    return found
+
+
 def is_emulator(facts: PhoneFacts) -> bool:
     properties = facts.properties
     return (
@@ -98,16 +116,19 @@ def wait_until_cool(
     *,
     waived: Collection[str] = (),
     on_wait: Callable[[PhoneState, float], None] | None = None,
-    poll_s: float = POLL_S,
+    poll_s: float | None = None,
+    problems: Callable[[PhoneState], dict[str, str]] | None = None,
 ) -> PhoneState:
     """Waits until the phone is neither hot nor throttled, at most `profile.cooldown_s`; returns its last state.
 
-    `on_wait`: told the state and the seconds waited so far. Raises PhoneUnfit when the phone stays hot.
+    `on_wait`: told the state and the seconds waited so far. `problems`: what else to wait for the end of, instead of
+    heat. Raises PhoneUnfit when the phone stays as it is.
     """
     began = time.monotonic()
     while True:
         state = read_state()
-        found = {name: text for name, text in thermal_problems(state, profile).items() if name not in waived}
+        every = problems(state) if problems else thermal_problems(state, profile)
+        found = {name: text for name, text in every.items() if name not in waived}
         waited = time.monotonic() - began
         if not found:
             return state
@@ -115,4 +136,4 @@ def wait_until_cool(
             require_fit({name: f"{text} after {waited:.0f} s of waiting" for name, text in found.items()}, waived)
         if on_wait:
             on_wait(state, waited)
-        time.sleep(min(poll_s, profile.cooldown_s - waited))
+        time.sleep(min(POLL_S if poll_s is None else poll_s, profile.cooldown_s - waited))

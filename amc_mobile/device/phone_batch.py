@@ -14,10 +14,12 @@ from amc_mobile.device.adb import RECONNECT_TIMEOUT_S, AdbPhone
 from amc_mobile.device.adb_shell import process_holds, quote
 from amc_mobile.device.deadline import Deadline
 from amc_mobile.device.phone_facts import BOOT_ID, PHONE_FOLDER, answers_in, asking
+from amc_mobile.device.phone_output import parse_free_bytes
 from amc_mobile.errors import (
     DeadlineExceeded,
     DeviceDisconnected,
     DeviceError,
+    PhoneDiskFull,
     PhoneOutputInvalid,
     PhoneRebooted,
     RunnerFailed,
@@ -28,7 +30,9 @@ MANIFEST = "manifest.txt"
 PLAN = "plan.json"
 RESULTS = "results.jsonl"
 START_TIMEOUT_S = 60.0  # unpacking hundreds of megabytes
+FULL_BYTES = 1 << 20
 POLL_TIMEOUT_S = 20.0
+SILENCE_TIMEOUT_S = 120.0  # a link that is up and carries nothing for so long will not mend itself
 CLEAN_TIMEOUT_S = 10.0
 # Every question is work that disturbs what the phone measures: it looks itself whether the runner has ended, at steps
 # of this share of the time that passed, and answers after some steps or at the end.
@@ -97,10 +101,7 @@ class PhoneBatch:
                     next_step="run the same command again: what was measured before is kept",
                 )
             if not alive:
-                raise RunnerFailed(
-                    f"the runner on the phone ended without finishing; its log ends: {self._log_end()}",
-                    next_step="run `amc-mobile doctor`; if it says nothing, the model or the runtime library fails",
-                )
+                raise self._early_end()
 
     def _poll(self, offset: int, step_s: float, deadline: Deadline) -> tuple[str, bool, bytes]:
         """Boot id, whether the runner lives, and the results from `offset` on. Answers at its end, or after a while."""
@@ -120,8 +121,9 @@ class PhoneBatch:
             f"[ $state = alive ] || {{ echo; {asking(self._at_end, token)}\n}}\n"
             "exit 0"
         )
+        silence = Deadline("asking for results", SILENCE_TIMEOUT_S)
         while True:
-            timeout_s = min(POLL_TIMEOUT_S + steps * step_s, deadline.check())
+            timeout_s = min(POLL_TIMEOUT_S + steps * step_s, deadline.check(), silence.check())
             try:
                 answer = self._adb.shell(script, what="asking for results", timeout_s=timeout_s, retry=False).stdout
                 break
@@ -138,6 +140,19 @@ class PhoneBatch:
         content, _, answers = head[2].partition(f"\n{token} ".encode())
         self.answers = answers_in(f"{token} {answers.decode(errors='replace')}", self._at_end, token)
         return boot_id, alive, content
+
+    def _early_end(self) -> DeviceError:
+        df = self._adb.shell(f"df -k {PHONE_FOLDER}", what="looking for free space on the phone", check=False)
+        free_bytes = parse_free_bytes(df.text)
+        if free_bytes < FULL_BYTES:  # then the log cannot say so either
+            return PhoneDiskFull(
+                f"the phone has {free_bytes >> 20} MiB free: the runner could not write its results",
+                next_step="free some space on the phone, then run the same command again",
+            )
+        return RunnerFailed(
+            f"the runner on the phone ended without finishing; its log ends: {self._log_end()}",
+            next_step="run `amc-mobile doctor`; if it says nothing, the model or the runtime library fails",
+        )
 
     def _log_end(self) -> str:
         output = self._adb.shell(f"tail -n 5 {FOLDER}/{self.folder}/log.txt", what="reading the log", check=False)

@@ -91,12 +91,15 @@ class PhoneDevice:
         with ExitStack() as stack:
             stack.enter_context(phone_lock(self.adb.serial, locks_folder()))
             facts = self.facts
+            self._baseline = None
             state = self.cool_down()
             health.require_fit(health.problems(facts, state, self.profile), self._waived)
-            stack.enter_context(clock_mode(self.adb, facts.sdk, self._wanted_mode))
+            held = stack.enter_context(clock_mode(self.adb, facts.sdk, self._wanted_mode))
             stack.callback(self._clean_up)
             self._paths.clear()
             self._baseline = self._runner.open()
+            if held == UNLOCKED and health.clock_limits(self._baseline, self.cores):
+                self._baseline = self._wait(lambda state: health.clock_limits(state, self.cores))
             yield self
 
     def unfinished(self) -> str:
@@ -165,8 +168,21 @@ class PhoneDevice:
             )
 
     def cool_down(self) -> PhoneState:
-        """Waits until the phone is neither hot nor throttled. Raises PhoneUnfit after the profile's longest wait."""
-        return health.wait_until_cool(self._read_state, self.profile, waived=self._waived, on_wait=self._on_wait)
+        """Waits until the phone is neither hot nor throttled and, in a session, its clocks are what they were.
+
+        Raises PhoneUnfit after the profile's longest wait.
+        """
+        return self._wait(self._drift)
+
+    def _drift(self, state: PhoneState) -> dict[str, str]:
+        if self._baseline is None:
+            return health.thermal_problems(state, self.profile)
+        return health.drift(self._baseline, state, self.cores, self.profile)
+
+    def _wait(self, problems: Callable[[PhoneState], dict[str, str]]) -> PhoneState:
+        return health.wait_until_cool(
+            self._read_state, self.profile, waived=self._waived, on_wait=self._on_wait, problems=problems
+        )
 
     def _read_state(self) -> PhoneState:
         if time.monotonic() - self._facts_read_s < STATE_VALID_S:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from amc_mobile.latency.statistics import pass_low_ms
 from amc_mobile.latency.stretch_plan import StoredStretches, StretchPlan
 from amc_mobile.latency.table import LatencyTable
 
+T = TypeVar("T")
 OnResult = Callable[[int, int, str], None]  # done, total, the key that is done
 
 
@@ -148,17 +149,22 @@ def measure_model(device: Device, model: bytes, config: ProtocolConfig | None = 
     """Measures one whole model. Raises DeviceError when it does not run."""
     config = config or ProtocolConfig()
     job = Job("model", "the model", lambda: model, config.model_timing)
+
+    def attempt() -> list[SamplesMs]:
+        if config.spread_s == 0:
+            return list(device.passes([job] * config.model_passes))
+        made: list[SamplesMs] = []
+        began = time.monotonic()
+        while len(made) < config.model_passes:
+            due = began + config.spread_s * len(made) / max(1, config.model_passes - 1)
+            time.sleep(max(0.0, due - time.monotonic()))
+            made += device.passes([job])
+        return made
+
     with device.session():
-        for _ in _attempts(device, config):
-            passes: list[Pass] = []
-            if config.spread_s == 0:
-                passes = [Pass(samples) for samples in device.passes([job] * config.model_passes)]
-            began = time.monotonic()
-            while len(passes) < config.model_passes:
-                due = began + config.spread_s * len(passes) / max(1, config.model_passes - 1)
-                time.sleep(max(0.0, due - time.monotonic()))
-                passes += [Pass(samples) for samples in device.passes([job])]
-    return ModelMeasurement(tuple(passes), device.conditions(), config.warmup_runs)
+        made, steady = _until_steady(device, config, attempt)
+    passes = tuple(Pass(samples, busy=not steady) for samples in made)
+    return ModelMeasurement(passes, device.conditions(), config.warmup_runs)
 
 
 def measure_pair(device: Device, before: bytes, after: bytes, config: ProtocolConfig | None = None) -> PairMeasurement:
@@ -169,25 +175,28 @@ def measure_pair(device: Device, before: bytes, after: bytes, config: ProtocolCo
         Job("after", "the pruned model", lambda: after, config.model_timing),
     ]
     with device.session():
-        for _ in _attempts(device, config):
-            passes: tuple[list[Pass], list[Pass]] = ([], [])
-            speedups = []
-            for samples in device.alternate(jobs[0], jobs[1], config.pair_rounds):
-                for which in (0, 1):
-                    passes[which].append(Pass(samples[which]))
-                speedups.append(float(np.median(samples[0]) / np.median(samples[1])))
+        rounds, steady = _until_steady(
+            device, config, lambda: list(device.alternate(jobs[0], jobs[1], config.pair_rounds))
+        )
     conditions = device.conditions()
-    measured = [ModelMeasurement(tuple(side), conditions, config.warmup_runs) for side in passes]
-    return PairMeasurement(measured[0], measured[1], tuple(speedups))
+    measured = [
+        ModelMeasurement(
+            tuple(Pass(samples[which], busy=not steady) for samples in rounds), conditions, config.warmup_runs
+        )
+        for which in (0, 1)
+    ]
+    speedups = tuple(float(np.median(before_ms) / np.median(after_ms)) for before_ms, after_ms in rounds)
+    return PairMeasurement(measured[0], measured[1], speedups)
 
 
-def _attempts(device: Device, config: ProtocolConfig) -> Iterator[int]:
-    """Ends after the first attempt that no heat spoilt. The last one is kept as it is where the device allows that."""
-    for attempt in range(config.anchor_repeats + 1):
-        yield attempt
+def _until_steady(device: Device, config: ProtocolConfig, attempt: Callable[[], T]) -> tuple[T, bool]:
+    """The first attempt that no heat spoilt, and True; the last one that is allowed, and False."""
+    for _ in range(config.anchor_repeats + 1):
+        made = attempt()
         if device.is_steady():
-            return
+            return made, True
         device.settle()
+    return made, False
 
 
 class _Request(Protocol):

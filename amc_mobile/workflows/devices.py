@@ -117,7 +117,8 @@ def _phone_problems(
         what = f"no profile fits {facts.model} with {'/'.join(facts.abis) or 'an unknown processor'}"
         found.append(_problem(NO_PROFILE, what, f"write one: a TOML file in {profiles_folder()}"))
     else:
-        unfit = health.problems(facts, facts.state, profile)
+        cores = profile.cores_for(profile.threads, facts.state.policies)
+        unfit = health.problems(facts, facts.state, profile) | health.clock_limits(facts.state, cores)
         found += [_problem(name, what, health.REMEDIES[name]) for name, what in unfit.items()]
         try:
             library = choose_library(libraries, profile.runtime, facts.abis)

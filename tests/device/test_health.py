@@ -102,6 +102,15 @@ def test_a_lower_clock_limit_of_the_used_cores_is_drift(adb: AdbPhone, phone: Fa
     assert found == {health.CLOCK_DROPPED: "cores 4-7 may run at 1200 MHz, before 2360 MHz"}
 
 
+def test_clocks_below_what_the_used_cores_are_built_for_are_a_problem(adb: AdbPhone, phone: FakePhone) -> None:
+    assert health.clock_limits(read_state(adb), ()) == {}
+    phone.sandbox.write("sys/devices/system/cpu/cpufreq/policy4/scaling_max_freq", "1200000\n")
+    state = read_state(adb)
+    assert health.clock_limits(state, (8,)) == {}
+    found = {health.CLOCK_LIMITED: "cores 4-7 may run at 1200 MHz, built for 2360 MHz"}
+    assert health.clock_limits(state, (4,)) == health.clock_limits(state, ()) == found
+
+
 def settings(phone: FakePhone) -> tuple[str, str]:
     state = phone.sandbox.state
     stay_on = state / "setting_stay_on_while_plugged_in"

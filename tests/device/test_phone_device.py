@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from benches import fake_runner
@@ -104,6 +107,46 @@ def test_heat_during_a_session_is_told(device: PhoneDevice, phone: FakePhone) ->
         with pytest.raises(PhoneUnfit) as caught:
             device.require_steady()
     assert set(caught.value.problems) == {health.CLOCK_DROPPED, health.THROTTLED}
+
+
+def limit_clock(phone: FakePhone, mhz: int) -> None:
+    phone.sandbox.write("sys/devices/system/cpu/cpufreq/policy4/scaling_max_freq", f"{mhz}000\n")
+
+
+@pytest.fixture
+def unlocked(
+    adb: AdbPhone, library: RuntimeLibrary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., PhoneDevice]:
+    """A device without a held clock mode that waits for 0.1 s at most, or as told."""
+    monkeypatch.setattr(health, "POLL_S", 0.01)
+
+    def make(cooldown_s: float = 0.1, **settings: Any) -> PhoneDevice:
+        profile = replace(PROFILES["pixel_8"], cooldown_s=cooldown_s)
+        return PhoneDevice(adb, profile, library, fake_runner(tmp_path), **settings)
+
+    return make
+
+
+def test_a_phone_whose_clocks_are_limited_is_waited_for_and_then_named(
+    unlocked: Callable[..., PhoneDevice], phone: FakePhone
+) -> None:
+    limit_clock(phone, 1200)
+    with pytest.raises(PhoneUnfit, match="1200 MHz, built for 2360 MHz after") as caught, unlocked().session():
+        pass
+    assert set(caught.value.problems) == {health.CLOCK_LIMITED}
+    with unlocked(waived=[health.CLOCK_LIMITED]).session() as device:
+        assert device.adb.run("echo", "measured") == "measured\n"
+    with unlocked(60, on_wait=lambda state, waited_s: limit_clock(phone, 2360)).session() as device:
+        device.require_steady()
+
+
+def test_clocks_that_drop_in_a_session_are_waited_for(unlocked: Callable[..., PhoneDevice], phone: FakePhone) -> None:
+    with unlocked().session() as device:
+        limit_clock(phone, 1200)
+        with pytest.raises(PhoneUnfit, match="CLOCK_DROPPED"):
+            device.cool_down()
+        limit_clock(phone, 2360)
+        device.cool_down()
 
 
 def test_wrong_threads_and_waivers_are_refused(device: PhoneDevice, library: RuntimeLibrary, tmp_path: Path) -> None:

@@ -192,6 +192,16 @@ def test_what_stays_busy_is_kept_and_flagged(device: ToyDevice) -> None:
     assert sum(opened.values()) == 4 * (3 + 1)  # three passes; once it has shown to last, nothing more is thrown away
 
 
+def test_a_model_that_no_attempt_found_the_device_steady_for_is_flagged(device: ToyDevice) -> None:
+    config = ProtocolConfig(model_passes=3, pair_rounds=2, anchor_repeats=1)
+    assert not any(one.busy for one in measure_model(device, b"a", config).passes)
+    device.hot = lambda opens: True
+    assert BUSY in measure_model(device, b"a", config).flags
+    pair = measure_pair(device, b"a", b"b", config)
+    assert all(one.busy for side in (pair.before, pair.after) for one in side.passes)
+    assert device.held.count("settled") == 2 + 2
+
+
 def test_a_kernel_that_does_not_run_is_named(device: ToyDevice) -> None:
     @contextmanager
     def refuse(model: bytes) -> Iterator[SimpleNamespace]:
