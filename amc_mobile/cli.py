@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from amc_mobile import cli_device, cli_table
-from amc_mobile.cli_compare import compare
+from amc_mobile.cli_compare import compare, sensitivity
 from amc_mobile.cli_flags import (
     DEFAULT_WORKSPACE,
     Bf16Flag,
@@ -60,6 +60,7 @@ app = typer.Typer(
 app.add_typer(cli_table.app, name="table")
 cli_device.register(app)
 app.command()(compare)
+app.command()(sensitivity)
 
 
 def _settings(workspace: Path, config: Path | None = None, **flags: Any) -> tuple[Workspace, Settings]:

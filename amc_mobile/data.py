@@ -74,6 +74,11 @@ class DataSplit:
     reward_indices: tuple[int, ...]
     accuracy_on: str = "test images"
 
+    @property
+    def reward_on(self) -> str:
+        """What an accuracy on the reward images is said to be on."""
+        return "reward images of the training set" if self.accuracy_on == "test images" else self.accuracy_on
+
     def document(self) -> dict[str, Any]:
         """What a run keeps to show which images it used. `train` is every training image outside `reward`."""
         return {

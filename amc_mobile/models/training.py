@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from torch.nn import functional
 
 from amc_mobile.errors import InvalidConfig
 from amc_mobile.models.augmentation import augmented
+from amc_mobile.models.checkpoints import weights_sha256
 from amc_mobile.models.evaluation import evaluate
 from amc_mobile.models.labelled_images import LabelledImages
 from amc_mobile.models.training_state import EpochReport, TrainingState
@@ -191,10 +191,7 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, o
 def _identity(config: TrainConfig, images: LabelledImages, tutor: nn.Module | None) -> dict[str, str]:
     """What must be equal for a run to be continued. The number of threads may differ."""
     values = {name: str(value) for name, value in asdict(config).items() if name != "threads"}
-    digest = hashlib.sha256()
-    for value in tutor.state_dict().values() if tutor is not None else ():
-        digest.update(value.cpu().contiguous().numpy().tobytes())
-    return {**values, "images": images.fingerprint(), "teacher": digest.hexdigest()}
+    return {**values, "images": images.fingerprint(), "teacher": weights_sha256(tutor)}
 
 
 @contextmanager
