@@ -219,6 +219,7 @@ def finetune(
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 10,
     learning_rate: Annotated[float, typer.Option(help="Peak rate of the cosine schedule.")] = 0.02,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
+    ema: Annotated[float, typer.Option(help="Keep a moving average of the weights, e.g. 0.999; 0: the last.")] = 0.0,
     bf16: Bf16Flag = False,
     run: RunFlag = None,
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
@@ -227,7 +228,7 @@ def finetune(
 ) -> None:
     """Train the pruned network on, distilled from the original. Keeps the weights unless clearly worse.
 
-    Example: amc-mobile finetune --epochs 20
+    Example: amc-mobile finetune --epochs 20 --ema 0.999
     """
     from amc_mobile.workflows.finetune import finetune_run
 
@@ -235,7 +236,7 @@ def finetune(
     with progress_bars(quiet) as progress:
         result = finetune_run(
             space, run=run, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, bf16=bf16,
-            progress=progress,
+            ema_decay=ema, progress=progress,
         )  # fmt: skip
     show(result.text(), result.document(), as_json=as_json)
 

@@ -20,6 +20,7 @@ from amc_mobile.models.checkpoints import weights_sha256
 from amc_mobile.models.evaluation import evaluate
 from amc_mobile.models.labelled_images import LabelledImages
 from amc_mobile.models.training_state import EpochReport, TrainingState
+from amc_mobile.models.weight_average import WeightAverage
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class TrainConfig:
     distill_weight: float = 0.0  # share of the loss that asks for the teacher's outputs, in [0, 1]
     temperature: float = 4.0  # softens both outputs in that part (Hinton et al. 2015)
     label_smoothing: float = 0.0
+    ema_decay: float = 0.0  # above 0: validate and end with the moving average of the weights, e.g. 0.999
     augment: bool = True  # random shift by up to an eighth of the side, and mirroring where the images allow it
     seed: int = 0
     bf16: bool = False  # forward pass in bfloat16 where that is safe: 1.3 to 2 times faster on CPUs with AVX512-BF16
@@ -50,6 +52,7 @@ class TrainConfig:
             "warmup_epochs": (self.warmup_epochs >= 0, "0 or more"),
             "distill_weight": (0 <= self.distill_weight <= 1, "in [0, 1]"),
             "temperature": (self.temperature > 0, "above 0"),
+            "ema_decay": (0 <= self.ema_decay < 1, "in [0, 1)"),
             "label_smoothing": (0 <= self.label_smoothing < 1, "in [0, 1)"),
             "threads": (self.threads is None or self.threads >= 1, "1 or more"),
         }
@@ -73,7 +76,7 @@ def train(
     `resume`: a file rewritten after every epoch. A call that finds it there continues after its last epoch, and ends
     with the weights of a run that was never interrupted: each epoch draws its random numbers from `config.seed` and
     its own number alone. `on_epoch` is called for epochs run now, not for those read from the file. The accuracy on
-    `validate` is reported and decides nothing: the weights are those of the last epoch.
+    `validate` is reported and decides nothing: the weights are those of the last epoch, or their moving average.
     Raises InvalidConfig when the file belongs to another configuration, model or data set, when distillation lacks a
     teacher, and when the loss is no longer finite.
     """
@@ -88,20 +91,22 @@ def train(
         momentum=config.momentum,
         nesterov=config.momentum > 0,
     )
-    state = TrainingState(model, optimizer, _identity(config, images, tutor))
+    average = WeightAverage(model, config.ema_decay) if config.ema_decay > 0 else None
+    averaged = average.module if average else None
+    state = TrainingState(model, optimizer, _identity(config, images, tutor), averaged=averaged)
     if resume is not None and resume.exists():
         state.load(resume)
     with _threads(config.threads):
         for epoch in range(len(state.reports), config.epochs):
             started = time.perf_counter()
-            loss, top1 = _run_epoch(model, tutor, images, optimizer, config, epoch)
+            loss, top1 = _run_epoch(model, tutor, images, optimizer, config, epoch, average)
             state.reports.append(
                 EpochReport(
                     epoch=epoch + 1,
                     epochs=config.epochs,
                     train_loss=loss,
                     train_top1=top1,
-                    validation_top1=None if validate is None else evaluate(model, validate),
+                    validation_top1=None if validate is None else evaluate(averaged or model, validate),
                     learning_rate=optimizer.param_groups[0]["lr"],
                     seconds=time.perf_counter() - started,
                 )
@@ -110,6 +115,8 @@ def train(
                 state.save(resume)
             if on_epoch is not None:
                 on_epoch(state.reports[-1])
+    if averaged is not None:
+        model.load_state_dict(averaged.state_dict())
     model.eval()
     return list(state.reports)
 
@@ -140,6 +147,7 @@ def _run_epoch(
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
     epoch: int,
+    average: WeightAverage | None,
 ) -> tuple[float, float]:
     """Mean loss and top-1 over the (augmented) training images of this epoch."""
     device = next(model.parameters()).device
@@ -169,6 +177,8 @@ def _run_epoch(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+            if average is not None:
+                average.update(model, epoch * batches + step + 1)
             total_loss += loss.detach() * len(index)
             correct += (outputs.detach().argmax(1) == labels).sum()
     mean_loss = float(total_loss) / len(images)
