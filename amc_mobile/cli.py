@@ -42,6 +42,7 @@ from amc_mobile.cli_flags import (
     ThreadsFlag,
     WaiveFlag,
     WidthFlag,
+    WorkersFlag,
     WorkspaceFlag,
 )
 from amc_mobile.errors import AmcMobileError
@@ -96,6 +97,7 @@ def train(
     input_size: SizeFlag = None,
     bf16: Bf16Flag = False,
     checkpoint: CheckpointFlag = None,
+    workers: WorkersFlag = None,
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
     seed: SeedFlag = None,
     config: ConfigFlag = None,
@@ -110,7 +112,7 @@ def train(
 
     space, settings = _settings(
         workspace, config, model=model, data=data, width_multiplier=width, input_size=input_size, checkpoint=checkpoint,
-        seed=seed,
+        seed=seed, workers=workers,
     )  # fmt: skip
     with progress_bars(quiet) as progress:
         result = train_network(
@@ -185,6 +187,7 @@ def search(
     threads: ThreadsFlag = None,
     width: WidthFlag = None,
     input_size: SizeFlag = None,
+    workers: WorkersFlag = None,
     run: RunFlag = None,
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
     seed: SeedFlag = None,
@@ -202,6 +205,7 @@ def search(
         workspace, config, model=model, data=data, checkpoint=checkpoint, device=device, serial=serial,
         waive=waive, clock_mode=clock_mode, runtime=runtime,
         threads=threads, width_multiplier=width, input_size=input_size, seed=seed,
+        workers=workers,
     )  # fmt: skip
     wanted = SearchConfig(
         latency_ms=latency_ms, latency_ratio=latency_ratio, macs_ratio=macs_ratio, params_ratio=params_ratio,
@@ -221,6 +225,7 @@ def finetune(
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
     ema: Annotated[float, typer.Option(help="Keep a moving average of the weights, e.g. 0.999; 0: the last.")] = 0.0,
     bf16: Bf16Flag = False,
+    workers: WorkersFlag = None,
     run: RunFlag = None,
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
     as_json: JsonFlag = False,
@@ -236,7 +241,7 @@ def finetune(
     with progress_bars(quiet) as progress:
         result = finetune_run(
             space, run=run, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, bf16=bf16,
-            ema_decay=ema, progress=progress,
+            ema_decay=ema, workers=workers, progress=progress,
         )  # fmt: skip
     show(result.text(), result.document(), as_json=as_json)
 

@@ -19,6 +19,7 @@ from amc_mobile.models.augmentation import augmented
 from amc_mobile.models.checkpoints import weights_sha256
 from amc_mobile.models.evaluation import evaluate
 from amc_mobile.models.labelled_images import LabelledImages
+from amc_mobile.models.prefetch import fetched
 from amc_mobile.models.training_state import EpochReport, TrainingState
 from amc_mobile.models.weight_average import WeightAverage
 
@@ -157,11 +158,11 @@ def _run_epoch(
     total_loss, correct = torch.zeros(2, device=device)
     with _seeded(config.seed, epoch) as generator:
         order = torch.randperm(len(images), generator=generator)
-        for step, index in enumerate(torch.tensor_split(order, batches)):
+        for step, (index, pixels) in enumerate(fetched(images.images, torch.tensor_split(order, batches))):
             for group in optimizer.param_groups:
                 # The middle of the step, so that neither the first nor the last step is wasted.
                 group["lr"] = learning_rate_at(config, epoch + (step + 0.5) / batches)
-            pixels, labels = images.images[index], images.labels[index].to(device)
+            labels = images.labels[index].to(device)
             if config.augment:
                 pixels = augmented(pixels, generator, mirrors=images.mirrors)
             batch = images.normalise(pixels.to(device))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from amc_mobile.models.training import TrainConfig, train
 from amc_mobile.workflows.network import load_network
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.runs import Run
-from amc_mobile.workflows.workspace import Workspace
+from amc_mobile.workflows.workspace import Workspace, check_settings
 
 DISTILL_WEIGHT = 0.7  # share of the loss that follows the original network
 
@@ -47,6 +47,7 @@ def finetune_run(
     batch_size: int,
     bf16: bool = False,
     ema_decay: float = 0.0,
+    workers: int | None = None,
     progress: Progress,
 ) -> FinetuneResult:
     """Fine-tunes a run's pruned network; goes on where it was killed.
@@ -55,6 +56,9 @@ def finetune_run(
     """
     folder = Run(space.run_folder(run))
     settings = folder.settings()
+    if workers is not None:
+        settings = replace(settings, workers=workers)
+        check_settings(settings)
     wanted = folder.read("settings")["search"]
     network = load_network(space, settings)
     data = network.split(calibration=wanted["calibration_images"], reward=wanted["reward_images"], seed=settings.seed)

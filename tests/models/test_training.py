@@ -3,14 +3,18 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amc_mobile.data import ImageSet
+from amc_mobile.data_sources.file_images import FileImages
 from amc_mobile.errors import CorruptFile, InvalidConfig, InvalidInput
 from amc_mobile.models.augmentation import augmented
 from amc_mobile.models.evaluation import evaluate, logits
@@ -114,6 +118,22 @@ def test_an_interrupted_run_with_averaged_weights_ends_alike_too(tmp_path: Path)
     plain = small_net()
     train(plain, stripes(), CONFIG)
     assert not torch.equal(weights(plain), weights(whole))
+
+
+def test_images_decoded_in_every_epoch_train_as_those_in_memory() -> None:
+    held = stripes()
+    decoded: list[str] = []
+
+    def decode(name: str) -> NDArray[np.uint8]:
+        decoded.append(name)
+        return held.images[int(name)].numpy()
+
+    files = FileImages([str(i) for i in range(len(held))], decode, (1, 8, 8), workers=3, identity="stripes")
+    nets = small_net(), small_net()
+    for net, images in zip(nets, (held, replace(held, images=files)), strict=True):
+        train(net, images, CONFIG)
+    assert torch.equal(*map(weights, nets))
+    assert Counter(decoded) == {str(i): CONFIG.epochs for i in range(len(held))}
 
 
 def test_the_average_follows_the_weights_at_its_decay() -> None:

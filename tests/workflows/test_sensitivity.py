@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from amc_mobile import cli
 from amc_mobile.data import load_dataset
 from amc_mobile.workflows import sensitivity
 
@@ -34,34 +33,17 @@ def seen(image_size=32):
 """
 
 
+SHARED = ("--model", "net.py:net", "--input-size", "32", "--data", "net.py:seen", "--reward-images", "15")
+
+
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path) -> Path:
     (tmp_path / "net.py").write_text(NET)
-    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def amc(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    shared = (
-        "--model",
-        "net.py:net",
-        "--input-size",
-        "32",
-        "--data",
-        "net.py:seen",
-        "--reward-images",
-        "15",
-        "--quiet",
-    )
-    monkeypatch.setattr(sys, "argv", ["amc-mobile", *words, *shared])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    capture = capsys.readouterr()
-    return capture.out if not stopped.value.code else f"exit {stopped.value.code}: {capture.err}"
-
-
 def test_each_group_is_cut_alone_and_nothing_is_scored_twice(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, amc: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scored = []
     score = sensitivity.PlanScorer.__call__
@@ -73,10 +55,10 @@ def test_each_group_is_cut_alone_and_nothing_is_scored_twice(
         return score(self, widths)  # type: ignore[arg-type]
 
     monkeypatch.setattr(sensitivity.PlanScorer, "__call__", counted)
-    assert amc(monkeypatch, capsys, "sensitivity", "--ratios", "0.25,0.5").startswith("exit 130")
+    assert amc("sensitivity", *SHARED, "--ratios", "0.25,0.5").startswith("exit 130")
     known = json.loads((folder / "amc-workspace/sensitivity.json").read_text())["points"]
     assert [(point["group"], point["kept"]) for point in known] == [("0", 4), ("0", 8)]
-    document = json.loads(amc(monkeypatch, capsys, "sensitivity", "--ratios", "0.25,0.5", "--json"))
+    document = json.loads(amc("sensitivity", *SHARED, "--ratios", "0.25,0.5", "--json"))
     assert scored == [(4, 24), (8, 24), (16, 6), (16, 6), (16, 12)]  # the interrupted one again, no other
     assert [point["kept"] for point in document["points"]] == [4, 8, 6, 12]
     first = document["points"][0]
@@ -84,14 +66,12 @@ def test_each_group_is_cut_alone_and_nothing_is_scored_twice(
     assert document["accuracy_on"] == "training images"
     assert document["images"] == 15
     # A further ratio adds its own points only.
-    amc(monkeypatch, capsys, "sensitivity", "--ratios", "0.5,0.75")
+    amc("sensitivity", *SHARED, "--ratios", "0.5,0.75")
     assert scored[5:] == [(12, 24), (16, 18)]
 
 
-def test_the_table_and_the_pages_say_what_the_accuracy_is_on(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    printed = amc(monkeypatch, capsys, "sensitivity", "--ratios", "0.5")
+def test_the_table_and_the_pages_say_what_the_accuracy_is_on(folder: Path, amc: Callable[..., str]) -> None:
+    printed = amc("sensitivity", *SHARED, "--ratios", "0.5")
     assert "on 15 training images" in printed
     assert "depthwise" in printed
     root = ElementTree.parse(folder / "amc-workspace/sensitivity.svg").getroot()
@@ -100,22 +80,19 @@ def test_the_table_and_the_pages_say_what_the_accuracy_is_on(
     assert "on 15 training images" in (folder / "amc-workspace/sensitivity.html").read_text()
 
 
-def test_points_of_other_images_are_refused(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    amc(monkeypatch, capsys, "sensitivity", "--ratios", "0.5")
-    done = amc(monkeypatch, capsys, "sensitivity", "--ratios", "0.5", "--calibration-images", "7")
+def test_points_of_other_images_are_refused(folder: Path, amc: Callable[..., str]) -> None:
+    amc("sensitivity", *SHARED, "--ratios", "0.5")
+    done = amc("sensitivity", *SHARED, "--ratios", "0.5", "--calibration-images", "7")
     assert done.startswith("exit 1: error:")
     assert "calibration_images" in done or "sizes" in done
 
 
-def test_a_ratio_that_cuts_nothing_is_refused(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert "--ratios" in amc(monkeypatch, capsys, "sensitivity", "--ratios", "0.5,1")
+def test_a_ratio_that_cuts_nothing_is_refused(folder: Path, amc: Callable[..., str]) -> None:
+    assert "--ratios" in amc("sensitivity", *SHARED, "--ratios", "0.5,1")
 
 
-def test_a_data_set_says_what_its_accuracies_are_on(folder: Path) -> None:
+def test_a_data_set_says_what_its_accuracies_are_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
     data = load_dataset("net.py:seen", image_size=32)
     assert (data.accuracy_on, data.spec) == ("training images", "net.py:seen")
     assert load_dataset("digits").accuracy_on == "test images"
