@@ -111,7 +111,7 @@ def sensitivity(
     multiple: Annotated[int, typer.Option("--multiple", help="Round kept channels up to multiples of this.")] = 1,
     channel_choice: ChannelChoiceFlag = "backward",
     calibration_images: CalibrationFlag = 1500,
-    reward_images: RewardImagesFlag = 512,
+    reward_images: RewardImagesFlag = None,
     model: ModelFlag = None,
     data: DataFlag = None,
     checkpoint: CheckpointFlag = None,

@@ -35,7 +35,7 @@ class SensitivityConfig:
     multiple: int = 1
     channel_choice: str = "backward"
     calibration_images: int = 1500
-    reward_images: int = 512
+    reward_images: int | None = None  # None: those that `train` leaves out
 
     def __post_init__(self) -> None:
         if not self.ratios or not all(0 < ratio < 1 for ratio in self.ratios):

@@ -66,7 +66,8 @@ def test_a_run_keeps_and_draws_the_held_out_accuracy_of_every_epoch(tmp_path: Pa
     (tmp_path / "net.py").write_text(NET)
     write_images(tmp_path / "photos")
     network = ("--model", "net.py:net", "--input-size", "16", "--data", "imagefolder:photos")
-    searched = amc("search", "--macs-ratio", "0.5", "--policy", "uniform", "--run", "half", "--workers", "2", *network)
+    searched = amc("search", "--macs-ratio", "0.5", "--policy", "uniform", "--run", "half", "--workers", "2",
+                   "--reward-images", "12", *network)  # fmt: skip
     assert "on 8 test images" in searched
     tuned = json.loads(
         amc("finetune", "--epochs", "3", "--batch-size", "8", "--ema", "0.9", "--workers", "3", "--json")
