@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from amc_mobile import cli_device, cli_table
-from amc_mobile.cli_compare import compare
+from amc_mobile.cli_compare import compare, sensitivity
 from amc_mobile.cli_flags import (
     DEFAULT_WORKSPACE,
     AlsoFlag,
@@ -45,6 +45,7 @@ from amc_mobile.cli_flags import (
     ThreadsFlag,
     WaiveFlag,
     WidthFlag,
+    WorkersFlag,
     WorkspaceFlag,
 )
 from amc_mobile.errors import AmcMobileError
@@ -63,6 +64,7 @@ app = typer.Typer(
 app.add_typer(cli_table.app, name="table")
 cli_device.register(app)
 app.command()(compare)
+app.command()(sensitivity)
 
 
 def _settings(workspace: Path, config: Path | None = None, **flags: Any) -> tuple[Workspace, Settings]:
@@ -98,6 +100,7 @@ def train(
     input_size: SizeFlag = None,
     bf16: Bf16Flag = False,
     checkpoint: CheckpointFlag = None,
+    workers: WorkersFlag = None,
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
     seed: SeedFlag = None,
     config: ConfigFlag = None,
@@ -112,7 +115,7 @@ def train(
 
     space, settings = _settings(
         workspace, config, model=model, data=data, width_multiplier=width, input_size=input_size, checkpoint=checkpoint,
-        seed=seed,
+        seed=seed, workers=workers,
     )  # fmt: skip
     with progress_bars(quiet) as progress:
         result = train_network(
@@ -190,6 +193,7 @@ def search(
     threads: ThreadsFlag = None,
     width: WidthFlag = None,
     input_size: SizeFlag = None,
+    workers: WorkersFlag = None,
     run: RunFlag = None,
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
     seed: SeedFlag = None,
@@ -211,7 +215,7 @@ def search(
         workspace, config, model=model, data=data, checkpoint=checkpoint, device=device, serial=serial,
         waive=waive, clock_mode=clock_mode, runtime=runtime,
         threads=threads, width_multiplier=width, input_size=input_size, seed=seed, offline=offline or None,
-        conditions=conditions,
+        conditions=conditions, workers=workers,
     )  # fmt: skip
     wanted = SearchConfig(
         latency_ms=latency_ms, latency_ratio=latency_ratio, macs_ratio=macs_ratio, params_ratio=params_ratio,
@@ -229,7 +233,9 @@ def finetune(
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 10,
     learning_rate: Annotated[float, typer.Option(help="Peak rate of the cosine schedule.")] = 0.02,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
+    ema: Annotated[float, typer.Option(help="Keep a moving average of the weights, e.g. 0.999; 0: the last.")] = 0.0,
     bf16: Bf16Flag = False,
+    workers: WorkersFlag = None,
     run: RunFlag = None,
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
     as_json: JsonFlag = False,
@@ -237,7 +243,7 @@ def finetune(
 ) -> None:
     """Train the pruned network on, distilled from the original. Keeps the weights unless clearly worse.
 
-    Example: amc-mobile finetune --epochs 20
+    Example: amc-mobile finetune --epochs 20 --ema 0.999
     """
     from amc_mobile.workflows.finetune import finetune_run
 
@@ -245,7 +251,7 @@ def finetune(
     with progress_bars(quiet) as progress:
         result = finetune_run(
             space, run=run, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, bf16=bf16,
-            progress=progress,
+            ema_decay=ema, workers=workers, progress=progress,
         )  # fmt: skip
     show(result.text(), result.document(), as_json=as_json)
 

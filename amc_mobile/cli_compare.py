@@ -1,4 +1,4 @@
-"""The `compare` command: policies and seeds at one or several budgets, as a table and pictures."""
+"""The commands that set many plans side by side: `compare` and `sensitivity`."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from amc_mobile.cli_flags import (
     RewardFlag,
     RewardImagesFlag,
     RuntimeFlag,
+    SeedFlag,
     SizeFlag,
     ThreadsFlag,
     WidthFlag,
@@ -102,6 +103,42 @@ def compare(
     )  # fmt: skip
     with progress_bars(quiet) as progress:
         result = compare_policies(space, settings, wanted, progress=progress)
+    show(result.text(), result.document(), as_json=as_json)
+
+
+def sensitivity(
+    ratios: Annotated[str, typer.Option(help="Keep ratios, separated by commas.")] = "0.25,0.5,0.75",
+    multiple: Annotated[int, typer.Option("--multiple", help="Round kept channels up to multiples of this.")] = 1,
+    channel_choice: ChannelChoiceFlag = "backward",
+    calibration_images: CalibrationFlag = 1500,
+    reward_images: RewardImagesFlag = None,
+    model: ModelFlag = None,
+    data: DataFlag = None,
+    checkpoint: CheckpointFlag = None,
+    width: WidthFlag = None,
+    input_size: SizeFlag = None,
+    seed: SeedFlag = None,
+    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
+    config: ConfigFlag = None,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Accuracy with one channel group cut and all others whole: table, sensitivity.html, .svg, .json; resumable.
+
+    Example: amc-mobile sensitivity --ratios 0.25,0.5,0.75
+    """
+    from amc_mobile.workflows.sensitivity import SensitivityConfig
+    from amc_mobile.workflows.sensitivity import sensitivity as measure_sensitivity
+
+    space = Workspace(workspace)
+    settings = space.settings(
+        config, model=model, data=data, checkpoint=checkpoint, width_multiplier=width, input_size=input_size, seed=seed
+    )
+    wanted = SensitivityConfig(
+        tuple(_numbers(ratios, float, "--ratios")), multiple, channel_choice, calibration_images, reward_images
+    )
+    with progress_bars(quiet) as progress:
+        result = measure_sensitivity(space, settings, wanted, progress=progress)
     show(result.text(), result.document(), as_json=as_json)
 
 

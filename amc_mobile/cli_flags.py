@@ -50,6 +50,9 @@ ConfigFlag = Annotated[Path | None, typer.Option("--config", help="TOML file wit
 Bf16Flag = Annotated[
     bool, typer.Option("--bf16", help="Forward passes in bfloat16: up to twice as fast where the CPU has AVX512-BF16.")
 ]
+WorkersFlag = Annotated[
+    int | None, typer.Option("--workers", help="Decode image folders as they are used, with so many threads, e.g. 4.")
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 QuietFlag = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
 RunFlag = Annotated[str | None, typer.Option("--run", help="Name of the run; default: the last one.")]

@@ -18,8 +18,8 @@ from torch import nn
 
 COMMANDS = (
     "models", "devices", "doctor", "runtime add", "runtime list", "train", "profile", "search", "finetune", "export",
-    "measure", "report", "compare", "table show", "table export", "table import", "table merge", "table verify",
-    "table adopt", "table plot",
+    "measure", "report", "compare", "sensitivity", "table show", "table export", "table import", "table merge",
+    "table verify", "table adopt", "table plot",
 )  # fmt: skip
 PROGRAM = "from amc_mobile.cli import main; main()"
 

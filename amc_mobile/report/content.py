@@ -160,6 +160,14 @@ class EpisodePoint:
 
 
 @dataclass(frozen=True)
+class EpochAccuracy:
+    """Top-1 in [0, 1] after one epoch of fine-tuning, on images that training did not see; epoch 0: before it."""
+
+    epoch: int
+    top1: float
+
+
+@dataclass(frozen=True)
 class PredictionPoint:
     """One whole network, predicted and measured on the same scale."""
 
@@ -229,6 +237,7 @@ class Report:
     stages: tuple[Stage, ...] = ()
     layers: tuple[LayerRow, ...] = ()
     episodes: tuple[EpisodePoint, ...] = ()
+    finetuning: tuple[EpochAccuracy, ...] = ()
     predictions: Predictions = Predictions()
     conditions: Mapping[str, Scalar] = field(default_factory=dict)  # as the measurements carry them
     flags: tuple[str, ...] = ()  # what may make the measurements less sure, e.g. NOISY

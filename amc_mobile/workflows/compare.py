@@ -124,7 +124,7 @@ def _check_same(folder: Run, settings: Settings, search: SearchConfig) -> None:
     defaults = {field.name: field.default for kind in (Settings, SearchConfig) for field in fields(kind)}
     known = {**defaults, **folder.read("settings")["settings"], **folder.read("settings")["search"]}
     for key, value in {**asdict(settings), **asdict(search)}.items():
-        if known.get(key) != value:
+        if key != "workers" and known.get(key) != value:
             raise InvalidInput(
                 f"run {folder.folder.name} was made with {key} {known.get(key)!r}, not {value!r}",
                 next_step="compare in another workspace, or delete that run",

@@ -34,6 +34,7 @@ def load_data(settings: Settings, loaded: LoadedModel) -> Dataset:
         image_size=loaded.input_shape[-1],
         channels=loaded.input_shape[1],
         normalisation=loaded.normalisation,
+        workers=settings.workers,
     )
 
 

@@ -19,6 +19,7 @@ from amc_mobile.report.content import (
     Budget,
     DataFacts,
     EpisodePoint,
+    EpochAccuracy,
     FileRow,
     FurtherBudget,
     KeptGroup,
@@ -111,6 +112,7 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
         stages=_stages(folder, search, export, seen),
         layers=layers,
         episodes=_episodes(folder, search),
+        finetuning=_finetuning(folder),
         predictions=predictions,
         conditions=pair["after"]["conditions"] if pair else search["conditions"] if offline else {},
         flags=tuple(pair["after"]["flags"]) if pair else (),
@@ -170,6 +172,15 @@ def _stages(
         check = Parity(p["max_abs"], p["top1_agreement"], p["images"])
         stages.append(Stage(file["format"], seen(file["test_top1"]), check))
     return tuple(stages)
+
+
+def _finetuning(run: Run) -> tuple[EpochAccuracy, ...]:
+    """Empty before fine-tuning, and for runs of versions that did not look at the held-out images."""
+    tuned = run.read("finetune") if run.has("finetune") else {}
+    if not tuned.get("epoch_reports"):
+        return ()
+    later = (EpochAccuracy(report["epoch"], report["validation_top1"]) for report in tuned["epoch_reports"])
+    return (EpochAccuracy(0, tuned["held_out_top1_before"]), *later)
 
 
 def _files(export: dict[str, Any] | None) -> tuple[FileRow, ...]:

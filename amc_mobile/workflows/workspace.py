@@ -40,6 +40,7 @@ class Settings:
     seed: int = 0
     width_multiplier: float = 1.0
     input_size: int = 0  # pixels; 0: the model's own
+    workers: int = 0  # threads that decode image folders as they are used; 0: they are held in memory
     table: str = ""  # URL of a PostgreSQL database; empty: a file in the workspace
     offline: bool = False  # the table alone tells latencies; the device is never opened
     conditions: str = ""  # offline, where several fit: first digits of their keys, separated by commas
@@ -69,8 +70,8 @@ def check_settings(settings: Settings) -> None:
     check_waivers(settings.waived)
     if settings.clock_mode not in MODES:
         raise InvalidConfig(f"clock mode {settings.clock_mode!r} is unknown", next_step=f"use {' or '.join(MODES)}")
-    if settings.threads < 1 or settings.width_multiplier <= 0 or settings.input_size < 0:
-        raise InvalidConfig("threads, width_multiplier and input_size must be positive")
+    if settings.threads < 1 or settings.width_multiplier <= 0 or settings.input_size < 0 or settings.workers < 0:
+        raise InvalidConfig("threads, width_multiplier, input_size and workers must be positive")
 
 
 def settings_from_toml(path: Path) -> dict[str, Any]:

@@ -1,3 +1,5 @@
+"""The command line inside this process, so that its parts can be watched."""
+
 from __future__ import annotations
 
 import sys
@@ -44,4 +46,19 @@ def amc(
     code, _, err = run("profile", "--runtime", "onnxruntime", "--model", "net.py:build", "--input-size", "32",
                        "--data", "digits", "--quiet")  # fmt: skip
     assert code == 0, err
+    return run
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """command(*words) runs a command in `tmp_path`; gives its output, or "exit CODE: " and what it said on stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["amc-mobile", *words, "--quiet" if words[0] != "report" else "--json"])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        said = capsys.readouterr()
+        return said.out if not stopped.value.code else f"exit {stopped.value.code}: {said.err}"
+
     return run
