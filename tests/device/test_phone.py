@@ -175,7 +175,7 @@ def test_the_deadline_ends_the_runner(runner: PhoneRunner, phone: FakePhone) -> 
     runner.end_grace_s = 0.5
     with pytest.raises(DeadlineExceeded, match="the batch on the phone"):
         list(batch(runner, {"a": "ms=1.5", "b": "ms=1 wait=99"}, deadline_s=0.5))
-    assert phone.sandbox.processes() == []
+    wait_for(lambda: phone.sandbox.processes() == [])
     assert left_on(phone) == []
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from bench_device import NETWORK, Bench
-
-from amc_mobile.cli import main
+from in_process import CommandLine
 
 Amc = Callable[..., tuple[int, str, str]]
 
@@ -33,16 +31,10 @@ def amc(
     (tmp_path / "net.py").write_text(NETWORK)
     (tmp_path / "amc-workspace").mkdir()
     (tmp_path / "amc-workspace/templates").symlink_to(exports, target_is_directory=True)
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("amc_mobile.workflows.latency_model.open_device", lambda *_: bench)
     monkeypatch.setattr("amc_mobile.workflows.export.open_device", lambda *_: bench)
 
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["amc-mobile", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return int(ended.value.code or 0), *capsys.readouterr()
-
+    run = CommandLine(tmp_path, monkeypatch, capsys)
     code, _, err = run("profile", "--runtime", "onnxruntime", "--model", "net.py:build", "--input-size", "32",
                        "--data", "digits", "--quiet")  # fmt: skip
     assert code == 0, err
@@ -52,13 +44,10 @@ def amc(
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """command(*words) runs a command in `tmp_path`; gives its output, or "exit CODE: " and what it said on stderr."""
-    monkeypatch.chdir(tmp_path)
+    line = CommandLine(tmp_path, monkeypatch, capsys)
 
     def run(*words: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["amc-mobile", *words, "--quiet" if words[0] != "report" else "--json"])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        said = capsys.readouterr()
-        return said.out if not stopped.value.code else f"exit {stopped.value.code}: {said.err}"
+        code, out, err = line(*words, "--quiet" if words[0] != "report" else "--json")
+        return out if not code else f"exit {code}: {err}"
 
     return run

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import CommandLine
+from in_process import CommandLine
 from recorded_tables import phone, record, small_net
 
 from amc_mobile.device.host import HostDevice

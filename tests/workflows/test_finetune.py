@@ -62,9 +62,7 @@ def write_images(folder: Path) -> None:
                 Image.fromarray(pixels).save(folder / part / name / f"{i}.png")
 
 
-def test_a_run_keeps_and_draws_the_held_out_accuracy_of_every_epoch(
-    tmp_path: Path, command: Callable[..., str]
-) -> None:
+def test_a_run_keeps_and_draws_the_held_out_accuracy_of_epochs(tmp_path: Path, command: Callable[..., str]) -> None:
     (tmp_path / "net.py").write_text(NET)
     write_images(tmp_path / "photos")
     network = ("--model", "net.py:net", "--input-size", "16", "--data", "imagefolder:photos")

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from command_line import CommandLine
+from in_process import CommandLine
 from recorded_tables import phone, record, small_net
 
 from amc_mobile.errors import InvalidInput
