@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,3 +42,9 @@ def parity(outputs: Floats, reference: Floats) -> Parity:
         top1_agreement=float((outputs.argmax(1) == reference.argmax(1)).mean()),
         images=len(reference),
     )
+
+
+def sqnr_db(outputs: Floats, reference: Floats) -> float:
+    """Signal over quantisation noise of `outputs`, in dB; infinite where they are equal."""
+    noise = float(np.square(np.asarray(outputs, np.float64) - reference).sum())
+    return float("inf") if noise == 0 else 10 * math.log10(float(np.square(reference, dtype=np.float64).sum()) / noise)

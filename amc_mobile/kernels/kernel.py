@@ -217,8 +217,7 @@ class Kernel:
         parts.append(str(main.out_channels) if same else f"{main.in_channels}->{main.out_channels}")
         if main.out_map:
             parts.append("@" + "x".join(map(str, main.out_map)))
-        if any(o.dtype != "float32" for o in self.operators):
-            parts.append(main.dtype)
+        parts += list(dict.fromkeys(o.dtype for o in (main, *self.operators) if o.dtype != "float32"))[:1]
         return " ".join(parts)
 
     @cached_property
@@ -234,12 +233,16 @@ class Kernel:
     def activation_bytes(self) -> int:
         """Bytes that the unit reads and writes at its borders."""
         # Inside a unit each operator hands its output to the next one, so only borders are counted.
-        first, last = self.operators[0], self.operators[-1]
+        last, handed, converted = self.operators[-1], 0, 0
         total = last.activation_bytes_of(last.outputs)
         for operator in self.operators:
             data = [s for s, constant in zip(operator.inputs, operator.constants, strict=True) if not constant]
             present = [s for s in data if s is not None]
-            total += operator.activation_bytes_of(tuple(present if operator is first else present[1:]))
+            if not present:  # converts weights, which a later operator reads after its other inputs
+                converted += 1
+                continue
+            total += operator.activation_bytes_of(tuple(present[handed : max(handed, len(present) - converted)]))
+            handed = 1
         return total
 
     def to_document(self) -> dict[str, Any]:

@@ -1,0 +1,83 @@
+"""Quantise an exported file: int8 with scales from calibration images, or float16 weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from amc_mobile.errors import InvalidInput, MissingDependency, UnsupportedLayer
+from amc_mobile.export.converters import first_line, quiet
+from amc_mobile.export.interpret import Floats, tflite_interpreter
+
+PRECISIONS = ("float32", "int8", "float16")
+CALIBRATION_IMAGES = 64  # more do not widen the ranges noticeably
+STAND_INS, PATCHES = 16, 4
+
+
+def stand_in_images(input_shape: Sequence[int]) -> Floats:
+    """Seeded patches and noise in place of normalised images, for an `input_shape` (N, C, H, W): latencies only.
+
+    Patches keep activations alive that noise alone averages away; a scale of nearly 0 is refused by XNNPACK.
+    """
+    channels, height, width = input_shape[1:]
+    rng = np.random.default_rng(0)
+    patches = rng.standard_normal((STAND_INS, channels, PATCHES, PATCHES))
+    rows, columns = (np.arange(size) * PATCHES // size for size in (height, width))
+    noise = rng.standard_normal((STAND_INS, channels, height, width))
+    return (patches[:, :, rows[:, None], columns] + 0.5 * noise).astype(np.float32)
+
+
+def quantize_tflite(source: bytes, precision: str, images: Floats) -> bytes:
+    """A float32 .tflite file in another precision. `images`: normalised, (N, C, H, W); int8 takes its ranges from them.
+
+    int8: weights per channel, activations, input and output; operators that have no int8 form stay float32 between
+    QUANTIZE and DEQUANTIZE. float16: weights only, computed in float32. Raises MissingDependency without the `tflite`
+    extra, UnsupportedLayer when the quantiser gives up.
+    """
+    _check(precision, images)
+    with quiet():
+        try:
+            from litert_quantizer import qtyping, recipe
+            from litert_quantizer.quantizer import Quantizer
+        except ImportError as error:
+            raise MissingDependency("litert-quantizer", "tflite") from error
+        try:
+            if precision == "int8":
+                quantizer = Quantizer(bytearray(source), recipe.static_wi8_ai8())
+                ranges = quantizer.calibrate(_samples(source, images), num_threads=1)
+            else:
+                weights = qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT)
+                quantizer, ranges = Quantizer(bytearray(source)), None
+                quantizer.update_quantization_recipe(
+                    ".*",
+                    qtyping.TFLOperationName.ALL_SUPPORTED,
+                    qtyping.OpQuantizationConfig(
+                        weight_tensor_config=weights,
+                        compute_precision=qtyping.ComputePrecision.FLOAT,
+                        explicit_dequantize=True,
+                    ),
+                    algorithm_key="float_casting",
+                )
+            return bytes(quantizer.quantize(ranges, enable_progress_report=False).quantized_model)
+        except Exception as error:  # the quantiser's errors share no base class
+            raise UnsupportedLayer(
+                "",
+                f"litert-quantizer cannot make it {precision}: {first_line(error)}",
+                next_step="stay with float32 (--fp32)",
+            ) from error
+
+
+def _check(precision: str, images: Floats) -> None:
+    if precision not in PRECISIONS[1:]:
+        raise InvalidInput(f"precision {precision!r} is not one to quantise to", next_step="use int8 or float16")
+    if precision == "int8" and not len(images):
+        raise InvalidInput("int8 needs calibration images", next_step="pass --calibration-images 64 to the search")
+
+
+def _samples(source: bytes, images: Floats) -> dict[str, list[dict[str, Any]]]:
+    """Images as the file's signature names them, channels last."""
+    ((name, signature),) = tflite_interpreter(source).get_signature_list().items()
+    (argument,) = signature["inputs"]
+    return {name: [{argument: np.ascontiguousarray(image.transpose(1, 2, 0)[None])} for image in images]}
