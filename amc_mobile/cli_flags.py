@@ -26,6 +26,11 @@ ClockFlag = Annotated[
     str | None, typer.Option("--clock-mode", help="unlocked, or fixed_performance: Android's sustainable clocks.")
 ]
 RuntimeFlag = Annotated[str | None, typer.Option("--runtime", help="tflite or onnxruntime.")]
+Int8Flag = Annotated[
+    bool, typer.Option("--int8", help="Files in int8, e.g. `profile --int8`; the workspace remembers it.")
+]
+Fp16Flag = Annotated[bool, typer.Option("--fp16", help="Files with float16 weights, e.g. `profile --fp16`.")]
+Fp32Flag = Annotated[bool, typer.Option("--fp32", help="Back to float32, e.g. `profile --fp32` after `--int8`.")]
 TableFlag = Annotated[
     str | None, typer.Option("--table", help="postgresql+psycopg://USER@HOST/NAME; without: a file in the workspace.")
 ]
@@ -57,3 +62,11 @@ RewardImagesFlag = Annotated[int, typer.Option("--reward-images", help="Images f
 KeepFlag = Annotated[str, typer.Option("--keep", help="Groups that stay whole: names, patterns, or residual.")]
 RewardFlag = Annotated[str, typer.Option("--reward", help="fidelity, top1 or error-log-macs, -params, -latency.")]
 DEFAULT_WORKSPACE = Path("amc-workspace")
+
+
+def precision_of(*, int8: bool, fp16: bool, fp32: bool) -> str | None:
+    """None where no flag was given: as the workspace remembers it."""
+    chosen = [name for name, flag in (("int8", int8), ("float16", fp16), ("float32", fp32)) if flag]
+    if len(chosen) > 1:
+        raise typer.BadParameter("choose one of --int8, --fp16, --fp32")
+    return chosen[0] if chosen else None

@@ -47,6 +47,25 @@ def run_tflite(model: bytes, images: Floats) -> Floats:
     return np.concatenate(outputs)
 
 
+def not_delegated(model: bytes) -> list[str] | None:
+    """The operators of a .tflite file that XNNPACK leaves to LiteRT's own kernels; None where that is not told."""
+    interpreter = tflite_interpreter(model)
+    if not hasattr(interpreter, "_get_ops_details"):  # not part of its public interface
+        return None
+    details = interpreter._get_ops_details()
+    delegates = [entry for entry in details if entry["op_name"] == "DELEGATE"]
+    made = {int(value) for entry in delegates for value in entry["outputs"]}
+    # What delegates read, and the file's outputs, must be made outside or handed out by a delegate.
+    wanted = {int(value) for entry in delegates for value in entry["inputs"]}
+    wanted |= {int(entry["index"]) for entry in interpreter.get_output_details()}
+    found = []
+    for entry in reversed([entry for entry in details if entry["op_name"] != "DELEGATE"]):
+        if {int(value) for value in entry["outputs"]} & (wanted - made):
+            wanted |= {int(value) for value in entry["inputs"]}
+            found.append(str(entry["op_name"]))
+    return found[::-1]
+
+
 def _to_file(array: Floats, details: dict[str, Any]) -> NDArray[Any]:
     scale, zero = details["quantization"]
     kind = np.dtype(details["dtype"])

@@ -12,6 +12,8 @@ import numpy as np
 from amc_mobile.errors import InvalidInput
 from amc_mobile.export.interpret import Floats, run_onnx, run_tflite
 
+MOST_DB = 200.0
+
 
 @dataclass(frozen=True)
 class Parity:
@@ -45,6 +47,7 @@ def parity(outputs: Floats, reference: Floats) -> Parity:
 
 
 def sqnr_db(outputs: Floats, reference: Floats) -> float:
-    """Signal over quantisation noise of `outputs`, in dB; infinite where they are equal."""
+    """Signal over quantisation noise of `outputs`, in dB, up to MOST_DB where they are equal."""
+    signal = float(np.square(reference, dtype=np.float64).sum())
     noise = float(np.square(np.asarray(outputs, np.float64) - reference).sum())
-    return float("inf") if noise == 0 else 10 * math.log10(float(np.square(reference, dtype=np.float64).sum()) / noise)
+    return 10 * math.log10(signal / noise) if signal and noise else MOST_DB

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,9 @@ import numpy as np
 from amc_mobile.errors import InvalidInput, MissingDependency, UnsupportedLayer
 from amc_mobile.export.converters import first_line, quiet
 from amc_mobile.export.interpret import Floats, tflite_interpreter
+from amc_mobile.export.precision import FLOAT32, PRECISIONS
 
-PRECISIONS = ("float32", "int8", "float16")
+Quantize = Callable[[bytes, str, Floats], bytes]
 CALIBRATION_IMAGES = 64  # more do not widen the ranges noticeably
 STAND_INS, PATCHES = 16, 4
 
@@ -27,6 +28,11 @@ def stand_in_images(input_shape: Sequence[int]) -> Floats:
     rows, columns = (np.arange(size) * PATCHES // size for size in (height, width))
     noise = rng.standard_normal((STAND_INS, channels, height, width))
     return (patches[:, :, rows[:, None], columns] + 0.5 * noise).astype(np.float32)
+
+
+def calibration_choice(images: int) -> list[int]:
+    """Which of so many images to take ranges from: spread over all, since data sets come sorted by class."""
+    return sorted({int(i) for i in np.linspace(0, images - 1, CALIBRATION_IMAGES)})
 
 
 def quantize_tflite(source: bytes, precision: str, images: Floats) -> bytes:
@@ -70,7 +76,7 @@ def quantize_tflite(source: bytes, precision: str, images: Floats) -> bytes:
 
 
 def _check(precision: str, images: Floats) -> None:
-    if precision not in PRECISIONS[1:]:
+    if precision not in PRECISIONS or precision == FLOAT32:
         raise InvalidInput(f"precision {precision!r} is not one to quantise to", next_step="use int8 or float16")
     if precision == "int8" and not len(images):
         raise InvalidInput("int8 needs calibration images", next_step="pass --calibration-images 64 to the search")
@@ -81,3 +87,7 @@ def _samples(source: bytes, images: Floats) -> dict[str, list[dict[str, Any]]]:
     ((name, signature),) = tflite_interpreter(source).get_signature_list().items()
     (argument,) = signature["inputs"]
     return {name: [{argument: np.ascontiguousarray(image.transpose(1, 2, 0)[None])} for image in images]}
+
+
+# Runtime -> the package that quantises its files, and how.
+QUANTIZERS: dict[str, tuple[str, Quantize]] = {"tflite": ("litert-quantizer", quantize_tflite)}

@@ -20,7 +20,8 @@ from amc_mobile.channels import surgery
 from amc_mobile.channels.groups import ChannelGroups
 from amc_mobile.channels.ids import Ids
 from amc_mobile.errors import CorruptFile, InvalidConfig, UnsupportedLayer
-from amc_mobile.export.quantize import quantize_tflite, stand_in_images
+from amc_mobile.export.precision import FLOAT32
+from amc_mobile.export.quantize import QUANTIZERS, stand_in_images
 from amc_mobile.export.to_onnx import to_onnx
 from amc_mobile.export.to_tflite import to_tflite
 from amc_mobile.kernels.labels import Vocabulary, decode
@@ -31,7 +32,6 @@ from amc_mobile.kernels.width_code import MAX_TRACES, AmbiguousError, Undecodabl
 FORMAT_VERSION = 1  # of template.json and of how traces are drawn
 EXPORTERS = {"tflite": to_tflite, "onnxruntime": to_onnx}
 SUFFIXES = {"tflite": ".tflite", "onnxruntime": ".onnx"}
-QUANTIZERS = {"tflite": ("litert-quantizer", quantize_tflite)}
 EXPORTER_PACKAGES = {"tflite": ("torch", "litert-torch"), "onnxruntime": ("torch", "onnx", "onnxscript")}
 Progress = Callable[[str, int, int], None]
 
@@ -42,7 +42,7 @@ def load_or_build(
     runtime: str,
     folder: Path,
     *,
-    precision: str = "float32",
+    precision: str = FLOAT32,
     progress: Progress | None = None,
 ) -> Template:
     """The template of `model` for a runtime and a precision; exports only what `folder` does not hold yet.
@@ -54,7 +54,7 @@ def load_or_build(
     """
     if runtime not in EXPORTERS:
         raise InvalidConfig(f"runtime {runtime!r} has no template", next_step="use tflite or onnxruntime")
-    if precision != "float32" and runtime not in QUANTIZERS:
+    if precision != FLOAT32 and runtime not in QUANTIZERS:
         raise InvalidConfig(f"{runtime} has no {precision} yet", next_step="use --runtime tflite, or --fp32")
     vocabulary = Vocabulary(groups)
     traces = 1
@@ -92,7 +92,7 @@ def _decoded(
     kept = [files.kept(trace) for trace in range(1, len(graphs))]
     labels = decode(graphs, files.code, vocabulary, kept)
     model, graph = models[0], graphs[0]
-    if precision != "float32":
+    if precision != FLOAT32:
         model = files.quantised(precision, form)
         graph = form.to_graph(model)
         labels = overlay(labels, graphs[0], graph, in_order(graphs[0], graph))
@@ -161,8 +161,7 @@ class _Files:
         if not path.exists():
             images = stand_in_images(self._groups.input_shape)
             quantised = quantize(self._path(0).read_bytes(), precision, images)
-            with store.replacing(path) as temporary:
-                temporary.write_bytes(quantised)
+            store.write_bytes(path, quantised)
         return _parsed(path, form)
 
     def _path(self, trace: int) -> Path:

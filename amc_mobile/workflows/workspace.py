@@ -12,6 +12,7 @@ from amc_mobile.device.health import check_waivers
 from amc_mobile.device.profile import load_profiles, profile_named
 from amc_mobile.device.user_folder import profiles_folder
 from amc_mobile.errors import CorruptFile, InvalidConfig
+from amc_mobile.export.precision import FLOAT32, PRECISIONS
 from amc_mobile.store import read_json, write_json
 
 FORMAT_VERSION = 1  # 1: settings, last_run, checkpoint
@@ -34,6 +35,7 @@ class Settings:
     waive: str = ""  # names of a phone's problems that do not matter, separated by commas
     clock_mode: str = "unlocked"  # "fixed_performance": Android's sustainable clocks, steadier and slower
     runtime: str = ""  # "tflite" or "onnxruntime"; empty: tflite where it is installed
+    precision: str = FLOAT32  # of the files that are measured and exported: "float32", "int8" or "float16"
     threads: int = 1
     seed: int = 0
     width_multiplier: float = 1.0
@@ -60,6 +62,10 @@ def check_settings(settings: Settings) -> None:
     """Raises InvalidConfig for values that cannot be."""
     if settings.runtime not in ("", "tflite", "onnxruntime"):
         raise InvalidConfig(f"runtime {settings.runtime!r} is unknown", next_step="use tflite or onnxruntime")
+    if settings.precision not in PRECISIONS:
+        raise InvalidConfig(
+            f"precision {settings.precision!r} is unknown", next_step=f"use one of {', '.join(PRECISIONS)}"
+        )
     profile_named(load_profiles(profiles_folder()), settings.device)
     check_waivers(settings.waived)
     if settings.clock_mode not in MODES:
