@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from amc_mobile.errors import InvalidInput, MissingDependency, UnsupportedLayer
+from amc_mobile.errors import InvalidConfig, InvalidInput, MissingDependency, UnsupportedLayer
 from amc_mobile.export.converters import first_line, quiet
 from amc_mobile.export.interpret import Floats, tflite_interpreter
 from amc_mobile.export.precision import FLOAT32, PRECISIONS
@@ -89,5 +91,40 @@ def _samples(source: bytes, images: Floats) -> dict[str, list[dict[str, Any]]]:
     return {name: [{argument: np.ascontiguousarray(image.transpose(1, 2, 0)[None])} for image in images]}
 
 
+def quantize_onnx(source: bytes, precision: str, images: Floats) -> bytes:
+    """A float32 .onnx file in int8: QDQ form, weights per channel, input and output float32. `images`: (N, C, H, W).
+
+    Raises InvalidConfig for float16, UnsupportedLayer when the quantiser gives up.
+    """
+    _check(precision, images)
+    if precision != "int8":
+        raise InvalidConfig(f".onnx files have no {precision}", next_step="export with --tflite, or with --int8")
+    import onnx
+    from onnxruntime import quantization as ort
+
+    name = onnx.load_from_string(source).graph.input[0].name
+    batches = iter([{name: image[None]} for image in images])
+
+    class Reader(ort.CalibrationDataReader):  # type: ignore[misc]
+        def get_next(self) -> dict[str, Floats] | None:
+            return next(batches, None)
+
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        target = Path(folder) / "int8.onnx"
+        try:
+            ort.quantize_static(
+                onnx.load_from_string(source), str(target), Reader(), quant_format=ort.QuantFormat.QDQ,
+                per_channel=True, activation_type=ort.QuantType.QInt8, weight_type=ort.QuantType.QInt8,
+            )  # fmt: skip
+        except Exception as error:  # its errors share no base class
+            raise UnsupportedLayer(
+                "", f"onnxruntime cannot make it int8: {first_line(error)}", next_step="stay with float32 (--fp32)"
+            ) from error
+        return target.read_bytes()
+
+
 # Runtime -> the package that quantises its files, and how.
-QUANTIZERS: dict[str, tuple[str, Quantize]] = {"tflite": ("litert-quantizer", quantize_tflite)}
+QUANTIZERS: dict[str, tuple[str, Quantize]] = {
+    "tflite": ("litert-quantizer", quantize_tflite),
+    "onnxruntime": ("onnxruntime", quantize_onnx),
+}

@@ -25,7 +25,7 @@ from amc_mobile.export.quantize import QUANTIZERS, stand_in_images
 from amc_mobile.export.to_onnx import to_onnx
 from amc_mobile.export.to_tflite import to_tflite
 from amc_mobile.kernels.labels import Vocabulary, decode
-from amc_mobile.kernels.overlay import in_order, overlay
+from amc_mobile.kernels.overlay import by_output, in_order, overlay
 from amc_mobile.kernels.template import Template
 from amc_mobile.kernels.width_code import MAX_TRACES, AmbiguousError, UndecodableError, WidthCode, choose_widths
 
@@ -54,8 +54,6 @@ def load_or_build(
     """
     if runtime not in EXPORTERS:
         raise InvalidConfig(f"runtime {runtime!r} has no template", next_step="use tflite or onnxruntime")
-    if precision != FLOAT32 and runtime not in QUANTIZERS:
-        raise InvalidConfig(f"{runtime} has no {precision} yet", next_step="use --runtime tflite, or --fp32")
     vocabulary = Vocabulary(groups)
     traces = 1
     while True:
@@ -95,7 +93,8 @@ def _decoded(
     if precision != FLOAT32:
         model = files.quantised(precision, form)
         graph = form.to_graph(model)
-        labels = overlay(labels, graphs[0], graph, in_order(graphs[0], graph))
+        partners = (in_order if runtime == "tflite" else by_output)(graphs[0], graph)
+        labels = overlay(labels, graphs[0], graph, partners)
     if runtime == "tflite":
         from amc_mobile.kernels.tflite import TfliteTemplate
 

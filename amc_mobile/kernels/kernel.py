@@ -23,9 +23,10 @@ ITEM_BYTES = {
 CONVOLUTIONS = ("CONV_2D", "Conv")
 TRANSPOSED = ("TRANSPOSE_CONV", "ConvTranspose")
 LINEAR = ("FULLY_CONNECTED", "Gemm", "MatMul", "BATCH_MATMUL")
+CONVERSIONS = ("QUANTIZE", "DEQUANTIZE", "QuantizeLinear", "DequantizeLinear")  # of a number format
 GLUE_NAMES = ("PAD", "PADV2", "QUANTIZE", "DEQUANTIZE")  # belong to their only consumer
 # Work that is folded into its neighbour: it does not name the unit.
-MINOR = ("PAD", "PADV2", "QUANTIZE", "DEQUANTIZE", "Pad", "QuantizeLinear", "DequantizeLinear", "Relu", "Clip")
+MINOR = (*CONVERSIONS, "PAD", "PADV2", "Pad", "Relu", "Clip")
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,8 @@ class Kernel:
     def label(self) -> str:
         """For people, like `PAD+CONV_2D 3x3/2 32->64 @56x56`: window/stride, channels, height x width of the output."""
         main = self.main
-        parts = ["+".join(operator.name for operator in self.operators)]
+        names = [operator.name for operator in self.operators]
+        parts = ["+".join([name for name in names if name not in CONVERSIONS] or names)]
         if main.window:
             strides = main.strides
             step = "" if not strides or set(strides) == {1} else f"/{'x'.join(map(str, dict.fromkeys(strides)))}"
@@ -217,7 +219,9 @@ class Kernel:
         parts.append(str(main.out_channels) if same else f"{main.in_channels}->{main.out_channels}")
         if main.out_map:
             parts.append("@" + "x".join(map(str, main.out_map)))
-        parts += list(dict.fromkeys(o.dtype for o in (main, *self.operators) if o.dtype != "float32"))[:1]
+        others = [o.dtype for o in (main, *self.operators) if o.dtype != "float32"]
+        if others:  # what is computed on, else what weights are converted from
+            parts.append(min(others, key=lambda dtype: dtype.startswith("float32")).removesuffix("/float32"))
         return " ".join(parts)
 
     @cached_property

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from amc_mobile.errors import UnsupportedLayer
 from amc_mobile.kernels.expression import Expression
 from amc_mobile.kernels.graph import Graph, Value
+from amc_mobile.kernels.kernel import CONVERSIONS
 from amc_mobile.kernels.labels import ConstantLabel, Labels
 
-CONVERSIONS = ("QUANTIZE", "DEQUANTIZE", "QuantizeLinear", "DequantizeLinear")
+ABSORBED = ("Relu", "Clip")  # by the range of the quantised values
+QDQ_SUFFIX = "_QuantizeLinear_Input"  # of a network's output, which is converted back
 NEXT_STEP = "stay with float32 (--fp32)"
 
 
@@ -23,6 +25,19 @@ def in_order(graph: Graph, quantised: Graph) -> list[int | None]:
     partners = [None if node.operator in CONVERSIONS else next(left, None) for node in quantised.nodes]
     if next(left, None) is not None:
         raise UnsupportedLayer("", "the quantised file has fewer operators than the float32 file", next_step=NEXT_STEP)
+    return partners
+
+
+def by_output(graph: Graph, quantised: Graph) -> list[int | None]:
+    """As `in_order`, where nodes are sorted anew but what they make keeps its name."""
+    makers = {value: index for index, node in enumerate(graph.nodes) for value in node.outputs}
+    partners: list[int | None] = []
+    for node in quantised.nodes:
+        index = None if node.operator in CONVERSIONS else makers.get(str(node.outputs[0]).removesuffix(QDQ_SUFFIX))
+        while index is not None and graph.nodes[index].operator in set(ABSORBED) - {node.operator}:
+            value = graph.nodes[index].inputs[0]
+            index = None if value is None else makers.get(value)
+        partners.append(index)
     return partners
 
 
@@ -78,6 +93,7 @@ class _Overlay:
             self._require(self._labels.constants.setdefault(at, label) == label, index)
             if at[0] != index:
                 self._labels.shapes[value] = label.dims
+                self._label_scales(at[0], label)
         for position, value in enumerate(node.outputs):
             self._require(self._new.shapes[value] == self._graph.shapes[old.outputs[position]], index)
             self._labels.shapes[value] = self._old.shapes[old.outputs[position]]
@@ -90,6 +106,15 @@ class _Overlay:
         self._require(maker is not None and 0 in self._new.nodes[maker].constants, reader)
         assert maker is not None
         return maker, 0
+
+    def _label_scales(self, index: int, label: ConstantLabel) -> None:
+        """Scales and zero points that are constants of their own, one per channel of the weights."""
+        node = self._new.nodes[index]
+        axis = node.attributes.get("axis", 1)
+        shape = node.constants[0].shape
+        for slot, array in node.constants.items():
+            if slot and isinstance(axis, int) and array.shape == shape[axis : axis + 1]:
+                self._labels.constants[index, slot] = ConstantLabel((label.dims[axis],), (label.vectors[axis],))
 
     def _require(self, fits: bool, index: int) -> None:
         if not fits:

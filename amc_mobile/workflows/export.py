@@ -139,9 +139,8 @@ def export_run(
 
 def check_quantizers(settings: Settings, formats: list[str]) -> None:
     """Raises InvalidConfig for a format that cannot be had in the settings' precision."""
-    lacking = [form for form in formats if RUNTIMES[form] not in QUANTIZERS]
-    if settings.precision != FLOAT32 and lacking:
-        raise InvalidConfig(f"{lacking[0]} files have no {settings.precision} yet", next_step="export with --tflite")
+    if settings.precision == "float16" and "onnx" in formats:
+        raise InvalidConfig("there is no float16 for .onnx files", next_step="export with --tflite, or with --int8")
 
 
 def _file(run: Run, name: str, form: str, precision: str) -> Path:

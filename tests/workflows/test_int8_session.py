@@ -51,7 +51,8 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert profiled["precision"] == "int8"
     found = amc(folder, "search", "--latency-ratio", "0.9", "--policy", "uniform", "--reward-images", "64",
-                "--calibration-images", "200", "--episodes", "4", "--measure-every", "0", "--json", "--quiet")  # fmt: skip
+                "--calibration-images", "200", "--episodes", "4", "--measure-every", "0", "--json",
+                "--quiet")  # fmt: skip
     assert document(found)["run"].startswith("net.py-build-int8-latency-ratio-0.9")
     return folder
 
