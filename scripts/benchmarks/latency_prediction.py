@@ -6,7 +6,7 @@ percent of the quiet machine's latency (lowest 20th percentile over passes). Pri
 document: name, figures (ours), baselines (the other methods), conditions.
 
 --quick measures one narrow network on few plans. --cpu-time counts the thread's processor time, for busy machines.
---seed draws other plans. --keep FOLDER holds on to what was measured, and goes on there.
+--precision int8 or float16 quantises the files. --seed draws other plans. --keep FOLDER holds on to what was measured, and goes on there.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from amc_mobile.channels.groups import find_groups
 from amc_mobile.channels.plan import grid
 from amc_mobile.device.host import HostDevice, installed_runtimes
+from amc_mobile.export.precision import FLOAT32, PRECISIONS
 from amc_mobile.kernels.cache import load_or_build
 from amc_mobile.latency import calibration
 from amc_mobile.latency.measurement import ModelRequest
@@ -108,7 +109,14 @@ def judged(predicted: Floats, true: Floats, band: float) -> dict[str, float]:
 
 
 def measure(
-    build: Callable[[], nn.Module], size: int, runtime: str, plans: int, seed: int, config: ProtocolConfig, folder: Path
+    build: Callable[[], nn.Module],
+    size: int,
+    runtime: str,
+    plans: int,
+    seed: int,
+    config: ProtocolConfig,
+    folder: Path,
+    precision: str,
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     """Method -> figures, and facts of the measuring."""
     torch.manual_seed(0)
@@ -116,11 +124,14 @@ def measure(
     groups = find_groups(model, torch.zeros(1, 3, size, size))
     grids = [grid(int(channels)) for channels in groups.sizes]
     held_out = random_plans(groups.sizes, grids, plans, 1000 + seed)
-    template = load_or_build(model, groups, runtime, folder)
+    template = load_or_build(model, groups, runtime, folder, precision=precision)
     device = HostDevice(runtime)
+    suffix = "" if precision == FLOAT32 else f" {precision}"
     with LatencyTable(folder / f"{'cpu' if config.cpu_time else 'wall'}.sqlite") as table:
-        latency = LatencyModel(template, device, table, grids, grids, "benchmark", config)
-        requests = [ModelRequest("held out", tuple(plan.tolist()), partial(latency.file_at, plan)) for plan in held_out]
+        latency = LatencyModel(template, device, table, grids, grids, f"benchmark{suffix}", config)
+        requests = [
+            ModelRequest(f"held out{suffix}", tuple(plan.tolist()), partial(latency.file_at, plan)) for plan in held_out
+        ]
         # In one shuffled run with the models of the calibration: the machine's state must not tell the two apart.
         together = [*latency.calibration_requests(), *requests]
         measured = measure_models(device, {r.key: r for r in together}, table=table, config=config)
@@ -160,6 +171,7 @@ def main() -> None:
     parser.add_argument("--only", help="one network by name")
     parser.add_argument("--runtime", help="one runtime by name")
     parser.add_argument("--keep", type=Path)
+    parser.add_argument("--precision", choices=PRECISIONS, default=FLOAT32)
     options = parser.parse_args()
     torch.set_num_threads(1)
     config = replace(ProtocolConfig(), cpu_time=options.cpu_time)
@@ -172,7 +184,9 @@ def main() -> None:
         for runtime in [r for r in installed_runtimes() if options.runtime in (None, r)]:
             with tempfile.TemporaryDirectory() as temporary:
                 folder = Path(options.keep or temporary) / name
-                found, facts[f"{name}.{runtime}"] = measure(build, size, runtime, count, options.seed, config, folder)
+                found, facts[f"{name}.{runtime}"] = measure(
+                    build, size, runtime, count, options.seed, config, folder, options.precision
+                )
             for method, numbers in found.items():
                 into, prefix = (figures, "") if method == "ours" else (baselines, f"{method}.")
                 into |= {f"{name}.{runtime}.{prefix}{key}": round(value, 3) for key, value in numbers.items()}
@@ -183,6 +197,7 @@ def main() -> None:
     conditions = {
         "device": HostDevice(installed_runtimes()[0]).conditions().soc, "machine": platform.machine(),
         "python": platform.python_version(), "threads": 1, "plans": count, "seed": options.seed, "unit": "percent",
+        "precision": options.precision,
         "clock": "thread CPU time" if options.cpu_time else "wall time", "nice": os.nice(0),
         "load_average": os.getloadavg()[0], "statistic": "lowest 20th percentile over passes", "cases": facts,
     }  # fmt: skip
