@@ -178,7 +178,7 @@ def search(
     min_keep_ratio: MinKeepRatioFlag = 0.2,
     multiple: MultipleFlag = 8,
     calibration_images: CalibrationFlag = 1500,
-    reward_images: RewardImagesFlag = 128,
+    reward_images: RewardImagesFlag = None,
     max_loss: Annotated[float | None, typer.Option(help="Cheapest plan that loses at most so much top-1.")] = None,
     keep: KeepFlag = "",
     model: ModelFlag = None,

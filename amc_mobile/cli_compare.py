@@ -66,7 +66,7 @@ def compare(
     min_keep_ratio: MinKeepRatioFlag = 0.2,
     multiple: MultipleFlag = 8,
     calibration_images: CalibrationFlag = 1500,
-    reward_images: RewardImagesFlag = 128,
+    reward_images: RewardImagesFlag = None,
     keep: KeepFlag = "",
     finetune_epochs: Annotated[int, typer.Option(help="Fine-tune every plan so long; 0: not.")] = 0,
     model: ModelFlag = None,

@@ -58,7 +58,13 @@ MeasureEveryFlag = Annotated[int, typer.Option("--measure-every", help="Measure 
 MinKeepRatioFlag = Annotated[float, typer.Option("--min-keep-ratio", help="Lowest share of channels kept per group.")]
 MultipleFlag = Annotated[int, typer.Option("--multiple", help="Kept channels are multiples of this.")]
 CalibrationFlag = Annotated[int, typer.Option("--calibration-images", help="Images for the least squares.")]
-RewardImagesFlag = Annotated[int, typer.Option("--reward-images", help="Images for the reward, apart from all others.")]
+RewardImagesFlag = Annotated[
+    int | None,
+    typer.Option(
+        "--reward-images",
+        help="Images for the reward, apart from all others. Default: 256, at most a tenth of the training images.",
+    ),
+]
 KeepFlag = Annotated[str, typer.Option("--keep", help="Groups that stay whole: names, patterns, or residual.")]
 RewardFlag = Annotated[str, typer.Option("--reward", help="fidelity, top1 or error-log-macs, -params, -latency.")]
 DEFAULT_WORKSPACE = Path("amc-workspace")

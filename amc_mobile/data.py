@@ -91,6 +91,11 @@ class DataSplit:
         }
 
 
+def held_out_count(training_images: int) -> int:
+    """Images that training leaves out, and that searches score plans on unless told another number."""
+    return max(1, min(256, training_images // 10))
+
+
 def split(dataset: Dataset, *, calibration: int = 512, reward: int = 512, seed: int = 0) -> DataSplit:
     """Draws `reward` and `calibration` images from the training set, classes as even as they come, by `seed`.
 

@@ -56,7 +56,7 @@ class SearchConfig:
     min_keep_ratio: float = 0.2
     multiple: int = 8
     calibration_images: int = 1500
-    reward_images: int = 128
+    reward_images: int | None = None  # None: those that `train` leaves out
     max_loss: float | None = None  # of top-1 on the reward images; the cheapest plan that loses no more is wanted
     keep: str = ""  # groups that stay whole: patterns of names, or "residual", separated by commas
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from amc_mobile.data import Dataset, ImageSet, split
+from amc_mobile.data import Dataset, ImageSet, held_out_count, split
 from amc_mobile.models.evaluation import evaluate
 from amc_mobile.models.loading import load_model, save_checkpoint
 from amc_mobile.models.training import TrainConfig, train
 from amc_mobile.workflows.network import load_data, resolved_checkpoint
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.workspace import Settings, Workspace
-
-HELD_OUT = 512  # training images, at most a tenth
 
 
 @dataclass(frozen=True)
@@ -82,4 +80,4 @@ def train_network(
 
 def without_held_out(data: Dataset, seed: int) -> ImageSet:
     """The split draws the reward images first, so that any number up to this one is among those left out."""
-    return split(data, calibration=1, reward=max(1, min(HELD_OUT, len(data.train) // 10)), seed=seed).train
+    return split(data, calibration=1, reward=held_out_count(len(data.train)), seed=seed).train
