@@ -22,6 +22,9 @@ from amc_mobile.cli_flags import (
     ConfigFlag,
     DataFlag,
     DeviceFlag,
+    Fp16Flag,
+    Fp32Flag,
+    Int8Flag,
     JsonFlag,
     KeepFlag,
     LatencyMsFlag,
@@ -47,6 +50,7 @@ from amc_mobile.cli_flags import (
     WidthFlag,
     WorkersFlag,
     WorkspaceFlag,
+    precision_of,
 )
 from amc_mobile.errors import AmcMobileError
 from amc_mobile.terminal import progress_bars, show
@@ -135,6 +139,9 @@ def profile(
     waive: WaiveFlag = None,
     clock_mode: ClockFlag = None,
     runtime: RuntimeFlag = None,
+    int8: Int8Flag = False,
+    fp16: Fp16Flag = False,
+    fp32: Fp32Flag = False,
     threads: ThreadsFlag = None,
     table: TableFlag = None,
     width: WidthFlag = None,
@@ -154,6 +161,7 @@ def profile(
     space, settings = _settings(
         workspace, config, model=model, data=data, checkpoint=checkpoint, device=device, serial=serial,
         waive=waive, clock_mode=clock_mode, runtime=runtime,
+        precision=precision_of(int8=int8, fp16=fp16, fp32=fp32),
         threads=threads, width_multiplier=width, input_size=input_size, seed=seed,
         table=table,
     )  # fmt: skip
@@ -190,6 +198,9 @@ def search(
     waive: WaiveFlag = None,
     clock_mode: ClockFlag = None,
     runtime: RuntimeFlag = None,
+    int8: Int8Flag = False,
+    fp16: Fp16Flag = False,
+    fp32: Fp32Flag = False,
     threads: ThreadsFlag = None,
     width: WidthFlag = None,
     input_size: SizeFlag = None,
@@ -214,6 +225,7 @@ def search(
     space, settings = _settings(
         workspace, config, model=model, data=data, checkpoint=checkpoint, device=device, serial=serial,
         waive=waive, clock_mode=clock_mode, runtime=runtime,
+        precision=precision_of(int8=int8, fp16=fp16, fp32=fp32),
         threads=threads, width_multiplier=width, input_size=input_size, seed=seed, offline=offline or None,
         conditions=conditions, workers=workers,
     )  # fmt: skip
@@ -260,6 +272,9 @@ def finetune(
 def export(
     tflite: Annotated[bool, typer.Option("--tflite", help="Write model.tflite.")] = False,
     onnx: Annotated[bool, typer.Option("--onnx", help="Write model.onnx.")] = False,
+    int8: Int8Flag = False,
+    fp16: Fp16Flag = False,
+    fp32: Fp32Flag = False,
     offline: Annotated[
         bool, typer.Option("--offline", help="Do not measure: the files are written and a latency budget stays open.")
     ] = False,
@@ -270,6 +285,8 @@ def export(
 ) -> None:
     """Write the pruned network, check it against torch, measure it. Exit 3: budget missed; 4: not measured.
 
+    Without --int8, --fp16 or --fp32: as the run was searched. int8 takes its ranges from calibration images.
+
     Example: amc-mobile export --tflite --onnx
     """
     from amc_mobile.workflows.export import export_run
@@ -277,8 +294,11 @@ def export(
     formats = [name for name, wanted in (("tflite", tflite), ("onnx", onnx)) if wanted]
     if not formats:
         raise typer.BadParameter("choose at least one of --tflite, --onnx")
+    precision = precision_of(int8=int8, fp16=fp16, fp32=fp32)
     with progress_bars(quiet) as progress:
-        result = export_run(Workspace(workspace), run=run, formats=formats, progress=progress, offline=offline)
+        result = export_run(
+            Workspace(workspace), run=run, formats=formats, precision=precision, progress=progress, offline=offline
+        )
     show(result.text(), result.document(), as_json=as_json)
     result.raise_if_over_budget()
 

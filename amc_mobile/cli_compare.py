@@ -15,6 +15,9 @@ from amc_mobile.cli_flags import (
     ConfigFlag,
     DataFlag,
     DeviceFlag,
+    Fp16Flag,
+    Fp32Flag,
+    Int8Flag,
     JsonFlag,
     KeepFlag,
     LatencyMsFlag,
@@ -34,6 +37,7 @@ from amc_mobile.cli_flags import (
     ThreadsFlag,
     WidthFlag,
     WorkspaceFlag,
+    precision_of,
 )
 from amc_mobile.errors import InvalidConfig
 from amc_mobile.terminal import progress_bars, show
@@ -71,6 +75,9 @@ def compare(
     checkpoint: CheckpointFlag = None,
     device: DeviceFlag = None,
     runtime: RuntimeFlag = None,
+    int8: Int8Flag = False,
+    fp16: Fp16Flag = False,
+    fp32: Fp32Flag = False,
     threads: ThreadsFlag = None,
     width: WidthFlag = None,
     input_size: SizeFlag = None,
@@ -89,6 +96,7 @@ def compare(
     space = Workspace(workspace)
     settings = space.settings(
         config, model=model, data=data, checkpoint=checkpoint, device=device, runtime=runtime,
+        precision=precision_of(int8=int8, fp16=fp16, fp32=fp32),
         threads=threads, width_multiplier=width, input_size=input_size,
     )  # fmt: skip
     search = SearchConfig(

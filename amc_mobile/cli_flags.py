@@ -28,6 +28,11 @@ ClockFlag = Annotated[
 RuntimeFlag = Annotated[
     str | None, typer.Option("--runtime", help="tflite, onnxruntime or benchmark_model (.tflite on phones, averages).")
 ]
+Int8Flag = Annotated[
+    bool, typer.Option("--int8", help="Files in int8, e.g. `profile --int8`; the workspace remembers it.")
+]
+Fp16Flag = Annotated[bool, typer.Option("--fp16", help="Files with float16 weights, e.g. `profile --fp16`.")]
+Fp32Flag = Annotated[bool, typer.Option("--fp32", help="Back to float32, e.g. `profile --fp32` after `--int8`.")]
 TableFlag = Annotated[
     str | None, typer.Option("--table", help="postgresql+psycopg://USER@HOST/NAME; without: a file in the workspace.")
 ]
@@ -85,3 +90,11 @@ RewardImagesFlag = Annotated[
 KeepFlag = Annotated[str, typer.Option("--keep", help="Groups that stay whole: names, patterns, or residual.")]
 RewardFlag = Annotated[str, typer.Option("--reward", help="fidelity, top1, macs or error-log-macs, -params, -latency.")]
 DEFAULT_WORKSPACE = Path("amc-workspace")
+
+
+def precision_of(*, int8: bool, fp16: bool, fp32: bool) -> str | None:
+    """None where no flag was given: as the workspace remembers it."""
+    chosen = [name for name, flag in (("int8", int8), ("float16", fp16), ("float32", fp32)) if flag]
+    if len(chosen) > 1:
+        raise typer.BadParameter("choose one of --int8, --fp16, --fp32")
+    return chosen[0] if chosen else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 
 from amc_mobile.errors import InvalidInput
 from amc_mobile.export.interpret import Floats, run_onnx, run_tflite
+
+MOST_DB = 200.0
 
 
 @dataclass(frozen=True)
@@ -41,3 +44,10 @@ def parity(outputs: Floats, reference: Floats) -> Parity:
         top1_agreement=float((outputs.argmax(1) == reference.argmax(1)).mean()),
         images=len(reference),
     )
+
+
+def sqnr_db(outputs: Floats, reference: Floats) -> float:
+    """Signal over quantisation noise of `outputs`, in dB, up to MOST_DB where they are equal."""
+    signal = float(np.square(reference, dtype=np.float64).sum())
+    noise = float(np.square(np.asarray(outputs, np.float64) - reference).sum())
+    return 10 * math.log10(signal / noise) if signal and noise else MOST_DB

@@ -20,9 +20,12 @@ from amc_mobile.channels import surgery
 from amc_mobile.channels.groups import ChannelGroups
 from amc_mobile.channels.ids import Ids
 from amc_mobile.errors import CorruptFile, InvalidConfig, UnsupportedLayer
+from amc_mobile.export.precision import FLOAT32
+from amc_mobile.export.quantize import QUANTIZERS, stand_in_images
 from amc_mobile.export.to_onnx import to_onnx
 from amc_mobile.export.to_tflite import to_tflite
 from amc_mobile.kernels.labels import Vocabulary, decode
+from amc_mobile.kernels.overlay import by_output, in_order, overlay
 from amc_mobile.kernels.template import Template
 from amc_mobile.kernels.width_code import MAX_TRACES, AmbiguousError, UndecodableError, WidthCode, choose_widths
 
@@ -34,10 +37,17 @@ Progress = Callable[[str, int, int], None]
 
 
 def load_or_build(
-    model: nn.Module, groups: ChannelGroups, runtime: str, folder: Path, *, progress: Progress | None = None
+    model: nn.Module,
+    groups: ChannelGroups,
+    runtime: str,
+    folder: Path,
+    *,
+    precision: str = FLOAT32,
+    progress: Progress | None = None,
 ) -> Template:
-    """The template of `model` for a runtime; exports only what `folder` does not hold yet.
+    """The template of `model` for a runtime and a precision; exports only what `folder` does not hold yet.
 
+    Files of other precisions are the float32 file quantised with stand-in images: for latency, not for accuracy.
     The exported files are kept whole and decoded anew at each load, so that nothing but them has to be trusted.
     `progress`: called with a stage, how many exports are done and how many there will be. Raises UnsupportedLayer,
     naming the operator, when the exported graph cannot be decoded, and what the exporter raises.
@@ -53,7 +63,7 @@ def load_or_build(
             raise UnsupportedLayer("", str(error), next_step="prune a smaller part of the network") from error
         files = _Files(model, groups, runtime, folder, code)
         try:
-            return _decoded(groups, runtime, vocabulary, files, progress)
+            return _decoded(groups, runtime, vocabulary, files, precision, progress)
         except AmbiguousError as error:
             traces = code.traces + 1
             if traces > MAX_TRACES:
@@ -61,7 +71,12 @@ def load_or_build(
 
 
 def _decoded(
-    groups: ChannelGroups, runtime: str, vocabulary: Vocabulary, files: _Files, progress: Progress | None
+    groups: ChannelGroups,
+    runtime: str,
+    vocabulary: Vocabulary,
+    files: _Files,
+    precision: str,
+    progress: Progress | None,
 ) -> Template:
     form = file_format(runtime)
     models = []
@@ -74,13 +89,19 @@ def _decoded(
     graphs = [form.to_graph(model) for model in models]
     kept = [files.kept(trace) for trace in range(1, len(graphs))]
     labels = decode(graphs, files.code, vocabulary, kept)
+    model, graph = models[0], graphs[0]
+    if precision != FLOAT32:
+        model = files.quantised(precision, form)
+        graph = form.to_graph(model)
+        partners = (in_order if runtime == "tflite" else by_output)(graphs[0], graph)
+        labels = overlay(labels, graphs[0], graph, partners)
     if runtime == "tflite":
         from amc_mobile.kernels.tflite import TfliteTemplate
 
-        return TfliteTemplate(models[0], groups, graphs[0], labels, vocabulary)
+        return TfliteTemplate(model, groups, graph, labels, vocabulary)
     from amc_mobile.kernels.onnx import OnnxTemplate
 
-    return OnnxTemplate(models[0], groups, graphs[0], labels, vocabulary)
+    return OnnxTemplate(model, groups, graph, labels, vocabulary)
 
 
 def file_format(runtime: str) -> ModuleType:
@@ -130,16 +151,17 @@ class _Files:
         path = self._path(trace)
         if not path.exists():
             self._export(trace, path)
-        try:
-            return form.parse(path.read_bytes())
-        except (ValueError, TypeError, IndexError, AttributeError) as error:
-            raise CorruptFile(
-                path, f"cannot be read ({error})", next_step="delete it and run the step again"
-            ) from error
-        except Exception as error:  # protobuf's own errors share no base class with ours
-            if type(error).__name__ != "DecodeError":
-                raise
-            raise CorruptFile(path, "is not an ONNX file", next_step="delete it and run the step again") from error
+        return _parsed(path, form)
+
+    def quantised(self, precision: str, form: ModuleType) -> object:
+        """The original in another precision."""
+        package, quantize = QUANTIZERS[self._runtime]
+        path = self._folder / f"original_{precision}-{_version(package)}{SUFFIXES[self._runtime]}"
+        if not path.exists():
+            images = stand_in_images(self._groups.input_shape)
+            quantised = quantize(self._path(0).read_bytes(), precision, images)
+            store.write_bytes(path, quantised)
+        return _parsed(path, form)
 
     def _path(self, trace: int) -> Path:
         if trace == 0:
@@ -151,6 +173,17 @@ class _Files:
         kept = dict(zip(self._groups.names, self.kept(trace), strict=True)) if trace else {}
         network = surgery.apply(self._model, self._groups, kept)
         EXPORTERS[self._runtime](network, (1, *self._groups.input_shape[1:]), path)
+
+
+def _parsed(path: Path, form: ModuleType) -> object:
+    try:
+        return form.parse(path.read_bytes())
+    except (ValueError, TypeError, IndexError, AttributeError) as error:
+        raise CorruptFile(path, f"cannot be read ({error})", next_step="delete it and run the step again") from error
+    except Exception as error:  # protobuf's own errors share no base class with ours
+        if type(error).__name__ != "DecodeError":
+            raise
+        raise CorruptFile(path, "is not an ONNX file", next_step="delete it and run the step again") from error
 
 
 def fingerprint(model: nn.Module, groups: ChannelGroups, runtime: str) -> str:

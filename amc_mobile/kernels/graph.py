@@ -29,13 +29,17 @@ class Node:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """Nodes in order of execution. `shapes` and `types` (NumPy names) cover every value that is read or made."""
+    """Nodes in order of execution. `shapes` and `types` (NumPy names) cover every value that is read or made.
+
+    `quantised`: values whose integers stand for real numbers by a scale.
+    """
 
     nodes: tuple[Node, ...]
     shapes: Mapping[Value, Shape]
     types: Mapping[Value, str]
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
+    quantised: frozenset[Value] = frozenset()
 
     def describe(self, index: int) -> str:
         return f"operator {index} ({self.nodes[index].operator})"
@@ -64,6 +68,8 @@ class Graph:
     def is_small_integer(self, index: int, slot: int) -> bool:
         """Whether a constant carries sizes or positions rather than weights."""
         array = self.nodes[index].constants[slot]
+        if self.nodes[index].inputs[slot] in self.quantised:  # e.g. a bias
+            return False
         return array.dtype.kind == "i" and array.dtype.itemsize >= 4 and array.size <= SMALL_CONSTANT
 
 

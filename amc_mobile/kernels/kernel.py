@@ -23,9 +23,10 @@ ITEM_BYTES = {
 CONVOLUTIONS = ("CONV_2D", "Conv")
 TRANSPOSED = ("TRANSPOSE_CONV", "ConvTranspose")
 LINEAR = ("FULLY_CONNECTED", "Gemm", "MatMul", "BATCH_MATMUL")
+CONVERSIONS = ("QUANTIZE", "DEQUANTIZE", "QuantizeLinear", "DequantizeLinear")  # of a number format
 GLUE_NAMES = ("PAD", "PADV2", "QUANTIZE", "DEQUANTIZE")  # belong to their only consumer
 # Work that is folded into its neighbour: it does not name the unit.
-MINOR = ("PAD", "PADV2", "QUANTIZE", "DEQUANTIZE", "Pad", "QuantizeLinear", "DequantizeLinear", "Relu", "Clip")
+MINOR = (*CONVERSIONS, "PAD", "PADV2", "Pad", "Relu", "Clip")
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,8 @@ class Kernel:
     def label(self) -> str:
         """For people, like `PAD+CONV_2D 3x3/2 32->64 @56x56`: window/stride, channels, height x width of the output."""
         main = self.main
-        parts = ["+".join(operator.name for operator in self.operators)]
+        names = [operator.name for operator in self.operators]
+        parts = ["+".join([name for name in names if name not in CONVERSIONS] or names)]
         if main.window:
             strides = main.strides
             step = "" if not strides or set(strides) == {1} else f"/{'x'.join(map(str, dict.fromkeys(strides)))}"
@@ -217,8 +219,9 @@ class Kernel:
         parts.append(str(main.out_channels) if same else f"{main.in_channels}->{main.out_channels}")
         if main.out_map:
             parts.append("@" + "x".join(map(str, main.out_map)))
-        if any(o.dtype != "float32" for o in self.operators):
-            parts.append(main.dtype)
+        others = [o.dtype for o in (main, *self.operators) if o.dtype != "float32"]
+        if others:  # what is computed on, else what weights are converted from
+            parts.append(min(others, key=lambda dtype: dtype.startswith("float32")).removesuffix("/float32"))
         return " ".join(parts)
 
     @cached_property
@@ -234,12 +237,16 @@ class Kernel:
     def activation_bytes(self) -> int:
         """Bytes that the unit reads and writes at its borders."""
         # Inside a unit each operator hands its output to the next one, so only borders are counted.
-        first, last = self.operators[0], self.operators[-1]
+        last, handed, converted = self.operators[-1], 0, 0
         total = last.activation_bytes_of(last.outputs)
         for operator in self.operators:
             data = [s for s, constant in zip(operator.inputs, operator.constants, strict=True) if not constant]
             present = [s for s in data if s is not None]
-            total += operator.activation_bytes_of(tuple(present if operator is first else present[1:]))
+            if not present:  # converts weights, which a later operator reads after its other inputs
+                converted += 1
+                continue
+            total += operator.activation_bytes_of(tuple(present[handed : max(handed, len(present) - converted)]))
+            handed = 1
         return total
 
     def to_document(self) -> dict[str, Any]:

@@ -239,6 +239,15 @@ class Cut:
             values = [e.at(self.widths) for e in label.values]
             return np.array(values, dtype=array.dtype).reshape(array.shape)
         for vector in label.vectors:
-            if vector is not None and vector not in self._survivors:
-                self._survivors[vector] = np.flatnonzero(self._alive[self._vocabulary.vectors[vector]])
+            self._know(vector)
         return _take(array, label.vectors, self._survivors)
+
+    def along(self, index: int, slot: int, axis: int, numbers: Array) -> Array:
+        """`numbers`, one per position of a constant's `axis` (its scales, say), cut as the constant is."""
+        vector = self._labels.constants[index, slot].vectors[axis]
+        self._know(vector)
+        return _take(numbers, (vector,), self._survivors)
+
+    def _know(self, vector: int | None) -> None:
+        if vector is not None and vector not in self._survivors:
+            self._survivors[vector] = np.flatnonzero(self._alive[self._vocabulary.vectors[vector]])

@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 
 from amc_mobile.errors import UnsupportedLayer
 from amc_mobile.kernels.graph import Array, Graph, Node, Value
-from amc_mobile.kernels.kernel import Attribute
+from amc_mobile.kernels.kernel import CONVERSIONS, Attribute
 from amc_mobile.kernels.labels import Cut
 from amc_mobile.kernels.onnx_units import fused_units
 from amc_mobile.kernels.template import Template
@@ -56,7 +56,11 @@ def to_graph(model: Any) -> Graph:
             )
         )
     inputs = tuple(value.name for value in model.graph.input if value.name not in weights)
-    return Graph(tuple(nodes), shapes, types, inputs, tuple(value.name for value in model.graph.output))
+    outputs = tuple(value.name for value in model.graph.output)
+    quantised = frozenset[Value](
+        node.inputs[slot] for node in nodes if node.operator in CONVERSIONS for slot in node.constants
+    )
+    return Graph(tuple(nodes), shapes, types, inputs, outputs, quantised)
 
 
 def _attribute(node: Any, attribute: Any) -> Attribute:

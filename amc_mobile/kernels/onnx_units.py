@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from amc_mobile.kernels.graph import Graph, Node, Value
+from amc_mobile.kernels.kernel import CONVERSIONS
 
 # What it fuses into the convolution or the matrix product before it.
 AFTER_PRODUCT = {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid"}
@@ -23,9 +24,26 @@ def fused_units(graph: Graph) -> list[list[int]]:
     """Groups of nodes that are executed as one, in order of their last node.
 
     Padding, convolution, the sum it ends in and the activation; or a matrix product and the activation. Nodes that
-    only rename a shape belong to the node that reads them: they copy nothing.
+    only rename a shape belong to the node that reads them: they copy nothing. In QDQ files conversions belong to the
+    unit between them; a converted activation that several units read belongs to each, as ONNX Runtime duplicates it.
     """
-    return _Fusion(graph).units()
+    return _with_conversions(graph, _Fusion(graph).units())
+
+
+def _with_conversions(graph: Graph, units: list[list[int]]) -> list[list[int]]:
+    makers = {value: index for index, node in enumerate(graph.nodes) for value in node.outputs}
+    readers = graph.consumers()
+    working = [unit for unit in units if any(graph.nodes[index].operator not in CONVERSIONS for index in unit)]
+    found = []
+    for unit in working:
+        before = {makers[v] for index in unit for v in graph.nodes[index].inputs if v is not None and v in makers}
+        after = {reader for index in unit for v in graph.nodes[index].outputs for reader in readers.get(v, [])}
+        added = {index for index in before if graph.nodes[index].operator == "DequantizeLinear"}
+        added |= {index for index in after if graph.nodes[index].operator == "QuantizeLinear"}
+        found.append(sorted({*unit, *added}))
+    taken = {index for unit in found for index in unit}
+    alone = [unit for unit in units if unit not in working and not taken & set(unit)]  # at the network's ends
+    return sorted([*found, *alone], key=lambda unit: unit[-1])
 
 
 class _Fusion:

@@ -57,7 +57,12 @@ def to_graph(model: Any) -> Graph:
     shapes: dict[Value, tuple[int, ...]] = {i: _shape(tensor) for i, tensor in enumerate(subgraph.tensors)}
     types: dict[Value, str] = {i: np.dtype(_dtype(tensor)).name for i, tensor in enumerate(subgraph.tensors)}
     inputs_, outputs = tuple(map(int, subgraph.inputs)), tuple(map(int, subgraph.outputs))
-    return Graph(tuple(nodes), shapes, types, inputs_, outputs)
+    quantised = frozenset[Value](i for i, tensor in enumerate(subgraph.tensors) if _is_quantised(tensor))
+    return Graph(tuple(nodes), shapes, types, inputs_, outputs, quantised)
+
+
+def _is_quantised(tensor: Any) -> bool:
+    return tensor.quantization is not None and tensor.quantization.scale is not None
 
 
 def _operator_name(model: Any, operator: Any) -> str:
@@ -208,8 +213,20 @@ class _Writer:
             array = self._cut.constant(index, slot)
             self._buffers.append(_AlignedBuffer(array))
             tensor.shape, tensor.buffer = np.array(array.shape, np.int32), len(self._buffers) - 1
+            if _is_quantised(tensor):
+                tensor.quantization = self._scales(index, slot, tensor.quantization)
             self._constants[identity] = self._append(tensor)
         return self._constants[identity]
+
+    def _scales(self, index: int, slot: int, quantization: Any) -> Any:
+        if len(quantization.scale) < 2:
+            return quantization
+        cut = copy.copy(quantization)
+        for name in ("scale", "zeroPoint", "min", "max"):
+            numbers = getattr(quantization, name)
+            if numbers is not None and len(numbers) > 1:
+                setattr(cut, name, self._cut.along(index, slot, quantization.quantizedDimension, np.asarray(numbers)))
+        return cut
 
     def _append(self, tensor: Any) -> int:
         self._tensors.append(tensor)

@@ -203,6 +203,9 @@ class FileRow:
     file_bytes: int | None = None
     runtime: str = ""  # that `latency` was measured with
     latency: Latency | None = None
+    precision: str = "float32"
+    sqnr_db: float | None = None  # of a quantised file's logits against torch, on test images
+    not_delegated: tuple[str, ...] | None = None  # operators that XNNPACK left to LiteRT's own kernels
 
 
 @dataclass(frozen=True)

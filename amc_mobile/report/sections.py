@@ -205,11 +205,28 @@ def kept_groups(report: Report) -> Section:
 
 def files(report: Report) -> Section:
     rows = tuple(
-        (file.path, size(file.file_bytes), p50_with_interval(file.latency), file.runtime or NOTHING, file.sha256)
+        (
+            file.path,
+            size(file.file_bytes),
+            p50_with_interval(file.latency),
+            file.runtime or NOTHING,
+            file.precision,
+            NOTHING if file.sqnr_db is None else f"{file.sqnr_db:.1f} dB",
+            file.sha256,
+        )
         for file in report.files
     )
-    headers = ("file", "size", "p50", "runtime", "sha256")
-    return Section("files", "Files", headers, rows, "Nothing exported yet: run `amc-mobile export --tflite --onnx`.")
+    headers = ("file", "size", "p50", "runtime", "precision", "SQNR", "sha256")
+    used = [i for i in range(len(headers)) if headers[i] != "SQNR" or any(row[i] != NOTHING for row in rows)]
+    note = "; ".join(
+        f"{file.path}: XNNPACK did not take {', '.join(file.not_delegated)}"
+        for file in report.files
+        if file.not_delegated
+    )
+    return Section(
+        "files", "Files", tuple(headers[i] for i in used), tuple(tuple(row[i] for i in used) for row in rows),
+        "Nothing exported yet: run `amc-mobile export --tflite --onnx`.", note,
+    )  # fmt: skip
 
 
 def settings(report: Report) -> Section:

@@ -16,7 +16,7 @@ from amc_mobile.workflows.comparison_page import comparison_page
 from amc_mobile.workflows.finetune import finetune_run
 from amc_mobile.workflows.preparation import Preparations
 from amc_mobile.workflows.progress import Progress, silent
-from amc_mobile.workflows.runs import Run, run_name
+from amc_mobile.workflows.runs import Run, precision_part, run_name
 from amc_mobile.workflows.search import SearchConfig, search_plan
 from amc_mobile.workflows.workspace import Settings, Workspace
 
@@ -90,8 +90,8 @@ def compare_policies(
 def compared_run(settings: Settings, search: SearchConfig, seed: int) -> str:
     """The run folder's name: everything that distinguishes two runs of one comparison, or of two."""
     policy, _, file = search.policy.partition(":")
-    parts = ("compare", Path(settings.model).stem, search.asked, policy, Path(file).stem, f"e{search.episodes}",
-             "" if search.reward == "fidelity" else search.reward, f"s{seed}")  # fmt: skip
+    parts = ("compare", Path(settings.model).stem, precision_part(settings), search.asked, policy, Path(file).stem,
+             f"e{search.episodes}", "" if search.reward == "fidelity" else search.reward, f"s{seed}")  # fmt: skip
     return run_name(*parts)
 
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from amc_mobile.data import DataSplit
 from amc_mobile.device.timing import Device
-from amc_mobile.errors import BudgetNotMet, BudgetNotVerified, InvalidInput, MissingDependency
-from amc_mobile.export.parity import file_logits, parity
+from amc_mobile.errors import BudgetNotMet, BudgetNotVerified, InvalidConfig, InvalidInput, MissingDependency
+from amc_mobile.export.interpret import Floats, not_delegated
+from amc_mobile.export.parity import file_logits, parity, sqnr_db
+from amc_mobile.export.precision import FLOAT32
+from amc_mobile.export.quantize import QUANTIZERS, calibration_choice
 from amc_mobile.export.to_onnx import to_onnx
 from amc_mobile.export.to_tflite import to_tflite
 from amc_mobile.latency.measurement import PairMeasurement
 from amc_mobile.latency.protocol import measure_pair
 from amc_mobile.models.evaluation import evaluate, logits
 from amc_mobile.search.budget import format_cost
+from amc_mobile.store import write_bytes
 from amc_mobile.workflows.budgets import attached, settings_of
 from amc_mobile.workflows.measuring import chosen_runtime, open_device
 from amc_mobile.workflows.network import Network, load_network
@@ -46,6 +52,13 @@ class ExportResult:
                 f"on {self.result['accuracy_on']}  parity: "
                 f"max difference {file['parity']['max_abs']:.1e}, same class {file['parity']['top1_agreement']:.1%}"
             )
+            if file["float32"]:
+                lines.append(
+                    f"    {file['precision']}, SQNR {file['sqnr_db']:.1f} dB; before: "
+                    f"{file['float32']['bytes'] / 1e6:.3f} MB  top-1 {file['float32']['test_top1']:.1%}"
+                )
+            if file["not_delegated"]:
+                lines.append(f"    not taken by XNNPACK: {', '.join(file['not_delegated'])}")
             if file["pair"]:
                 after, before = file["pair"]["after"], file["pair"]["before"]
                 lines.append(
@@ -72,14 +85,24 @@ class ExportResult:
 
 
 def export_run(
-    space: Workspace, *, run: str | None, formats: list[str], progress: Progress, offline: bool = False
+    space: Workspace,
+    *,
+    run: str | None,
+    formats: list[str],
+    progress: Progress,
+    precision: str | None = None,
+    offline: bool = False,
 ) -> ExportResult:
     """Exports a run's best weights. A latency budget is held against the file of the runtime it was searched for.
 
+    `precision`: None is the one that was searched with. Quantised files are made anew from the final weights, with
+    calibration images; the original they are measured against is quantised alike.
     `offline`: the files are checked against torch and not measured; a latency budget stays open.
     """
     folder = Run(space.run_folder(run))
     settings = folder.settings()
+    settings = replace(settings, precision=precision or settings.precision)
+    check_quantizers(settings, formats)
     wanted, search = folder.read("settings")["search"], folder.read("search")
     network = load_network(space, settings)
     data = network.split(calibration=wanted["calibration_images"], reward=wanted["reward_images"], seed=settings.seed)
@@ -88,41 +111,87 @@ def export_run(
     images = data.test.normalised().numpy()
     reference = logits(model, data.test).numpy()
     limits = {"unit": search["budget"]["unit"], "limit": search["budget"]["limit"], "ratio": wanted["latency_ratio"]}
+    chosen = data.calibration.subset(calibration_choice(len(data.calibration)))
+    calibration = chosen.normalised().numpy()
     # Before the exports: a phone that is not there should not take minutes to be missed.
     devices = {form: None if offline else _device(settings, form, progress) for form in formats}
     files = []
     for position, form in enumerate(formats):
         progress("export", position, len(formats), form)
-        path = folder.folder / f"model.{form}"
-        EXPORTERS[form](model, network.input_shape, path)
+        plain, path = (_file(folder, "model", form, p) for p in (FLOAT32, settings.precision))
+        EXPORTERS[form](model, network.input_shape, plain)
+        before = None
+        if path != plain:
+            _quantize(plain, path, form, settings, calibration)
+            before = {
+                "path": str(plain), "bytes": plain.stat().st_size,
+                "test_top1": _top1(file_logits(plain, images), data),
+            }  # fmt: skip
         outputs = file_logits(path, images)
-        pair = _measured(network, folder, form, limits, devices[form])
+        original = _original(network, folder, form, settings, calibration) if devices[form] else None
+        pair = _measured(devices[form], original, path, limits)
         files.append(
             {
-                "format": form, "runtime": RUNTIMES[form], "path": str(path), "bytes": path.stat().st_size,
+                "format": form, "precision": settings.precision, "runtime": RUNTIMES[form],
+                "path": str(path), "bytes": path.stat().st_size,
                 "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-                "test_top1": float((outputs.argmax(1) == data.test.labels.numpy()).mean()),
+                "test_top1": _top1(outputs, data),
                 "parity": parity(outputs, reference).to_document(),
+                "sqnr_db": sqnr_db(outputs, reference) if before else None,
+                "float32": before,
+                "not_delegated": not_delegated(path.read_bytes()) if form == "tflite" else None,
                 "pair": pair.to_document() if pair else None,
-                "original_bytes": _original(folder, form).stat().st_size if pair else None,
+                "original_bytes": original.stat().st_size if original else None,
             }
         )  # fmt: skip
     progress("export", len(formats), len(formats))
     gate = _gate(search, files, settings, limits, offline=offline)
     further = [
-        _further(row, search, network, folder, formats, replace(settings, offline=offline), progress)
+        _further(
+            row,
+            search,
+            files,
+            replace(settings, offline=offline),
+            progress,
+            original=lambda form: _original(network, folder, form, settings, calibration),
+        )
         for row in search.get("budgets", [])[1:]
     ]
     document = {
-        "stage": stage, "test_top1": evaluate(model, data.test), "accuracy_on": data.accuracy_on, "files": files,
-        "gate": _all_of(gate, further),
+        "stage": stage, "precision": settings.precision, "test_top1": evaluate(model, data.test),
+        "accuracy_on": data.accuracy_on, "files": files, "gate": _all_of(gate, further),
     }  # fmt: skip
     folder.write("export", document)
     return ExportResult(folder.folder.name, document)
 
 
-def _original(run: Run, form: str) -> Path:
-    return run.folder / f"original.{form}"
+def check_quantizers(settings: Settings, formats: list[str]) -> None:
+    """Raises InvalidConfig for a format that cannot be had in the settings' precision."""
+    if settings.precision == "float16" and "onnx" in formats:
+        raise InvalidConfig("there is no float16 for .onnx files", next_step="export with --tflite, or with --int8")
+
+
+def _file(run: Run, name: str, form: str, precision: str) -> Path:
+    return run.folder / (f"{name}.{form}" if precision == FLOAT32 else f"{name}_{precision}.{form}")
+
+
+def _quantize(source: Path, path: Path, form: str, settings: Settings, calibration: Floats) -> None:
+    _, quantize = QUANTIZERS[RUNTIMES[form]]
+    write_bytes(path, quantize(source.read_bytes(), settings.precision, calibration))
+
+
+def _top1(outputs: Floats, data: DataSplit) -> float:
+    return float((outputs.argmax(1) == data.test.labels.numpy()).mean())
+
+
+def _original(network: Network, run: Run, form: str, settings: Settings, calibration: Floats) -> Path:
+    """The original network's file, written where it is missing."""
+    plain, path = (_file(run, "original", form, p) for p in (FLOAT32, settings.precision))
+    if not plain.exists():
+        EXPORTERS[form](network.module, network.input_shape, plain)
+    if not path.exists():
+        _quantize(plain, path, form, settings, calibration)
+    return path
 
 
 def _device(settings: Settings, form: str, progress: Progress) -> Device | None:
@@ -136,14 +205,12 @@ def _device(settings: Settings, form: str, progress: Progress) -> Device | None:
 
 
 def _measured(
-    network: Network, run: Run, form: str, limits: dict[str, Any], device: Device | None
+    device: Device | None, original: Path | None, pruned: Path, limits: dict[str, Any]
 ) -> PairMeasurement | None:
     """Original and pruned file in alternating blocks; None without a device."""
-    if device is None:
+    if device is None or original is None:
         return None
-    if not _original(run, form).exists():
-        EXPORTERS[form](network.module, network.input_shape, _original(run, form))
-    before, after = _original(run, form).read_bytes(), (run.folder / f"model.{form}").read_bytes()
+    before, after = original.read_bytes(), pruned.read_bytes()
     pair = measure_pair(device, before, after)
     for _ in range(GATE_ATTEMPTS - 1):
         if limits["unit"] != "ms" or pair.after.ci_high_ms <= _limit_ms(limits, pair.before.p50_ms):
@@ -158,8 +225,8 @@ def _limit_ms(limits: dict[str, Any], original_p50_ms: float) -> float:
 
 
 def _further(
-    row: dict[str, Any], search: dict[str, Any], network: Network, run: Run, formats: list[str], settings: Settings,
-    progress: Progress,
+    row: dict[str, Any], search: dict[str, Any], files: list[dict[str, Any]], settings: Settings, progress: Progress,
+    *, original: Callable[[str], Path],
 ) -> dict[str, Any]:  # fmt: skip
     """The gate of one more budget of the search, `row`: as `_gate`, with the pair that was measured."""
     asked, unit, limit = row["asked"], row["unit"], float(row["limit"])
@@ -167,11 +234,11 @@ def _further(
         cost = float(search["macs" if unit == "macs" else "parameters"])
         text = f"{asked}: {format_cost(cost, unit)} of {format_cost(limit, unit)}"
         return {"asked": asked, "passed": cost <= limit, "cost": cost, "limit": limit, "text": text, "pair": None}
-    form = next((form for form in formats if RUNTIMES[form] == row["runtime"]), None)
-    why = "the device is not attached" if form else f"no file for {row['runtime']} was exported"
-    device = attached(settings_of(settings, row["device"]), progress, runtime=row["runtime"]) if form else None
+    file = next((file for file in files if file["runtime"] == row["runtime"]), None)
+    why = "the device is not attached" if file else f"no file for {row['runtime']} was exported"
+    device = attached(settings_of(settings, row["device"]), progress, runtime=row["runtime"]) if file else None
     limits = {"unit": unit, "limit": limit, "ratio": None}
-    pair = _measured(network, run, form, limits, device) if form else None
+    pair = _measured(device, original(file["format"]), Path(file["path"]), limits) if file and device else None
     if pair is None:
         text = f"{asked}: predicted {row['predicted_cost']:.3f} ms of {limit:.3f} ms, not measured: {why}"
         return {"asked": asked, "passed": None, "cost": None, "limit": limit, "text": text, "pair": None}

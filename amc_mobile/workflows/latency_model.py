@@ -14,6 +14,7 @@ from amc_mobile.channels.plan import grid
 from amc_mobile.device.conditions import Conditions
 from amc_mobile.device.timing import Device
 from amc_mobile.errors import InvalidConfig, MissingLatency
+from amc_mobile.export.precision import FLOAT32
 from amc_mobile.kernels.cache import load_or_build
 from amc_mobile.kernels.template import Template
 from amc_mobile.latency import calibration
@@ -269,12 +270,15 @@ def latency_model(
     runtime = chosen_runtime(settings)
     # Before the template: a phone that is not there should not take a minute to be missed.
     device = device or open_device(settings, runtime, progress)
-    template = load_or_build(network.module, network.groups, runtime, space.templates, progress=progress)
+    template = load_or_build(
+        network.module, network.groups, runtime, space.templates, precision=settings.precision, progress=progress
+    )
+    identity = f"{settings.model} x{settings.width_multiplier} {network.input_shape}"
     return LatencyModel(
         template=template,
         device=device,
         table=LatencyTable(space.table_location(settings)),
         grids=grids,
         sampled=default_grids(network),
-        identity=f"{settings.model} x{settings.width_multiplier} {network.input_shape}",
+        identity=identity if settings.precision == FLOAT32 else f"{identity} {settings.precision}",
     )

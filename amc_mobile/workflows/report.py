@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 
 from amc_mobile import __version__
 from amc_mobile.device.conditions import Conditions
+from amc_mobile.export.precision import FLOAT32
 from amc_mobile.latency.measurement import ModelMeasurement
 from amc_mobile.report.content import (
     Accuracy,
@@ -65,6 +66,7 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
     export = folder.read("export") if folder.has("export") else None
     split = folder.read("split")
     judged = _judged(export, settings)
+    exported = export.get("precision", FLOAT32) if export else None
     grids = default_grids(network, multiple=wanted["multiple"], min_keep_ratio=wanted["min_keep_ratio"])
     latency = None
     if search["budget"]["unit"] == "ms":
@@ -88,7 +90,7 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
     pair = judged["pair"] if judged else None
     offline = pair is None and bool(search.get("offline"))
     report = Report(
-        model=_described(settings),
+        model=_described(replace(settings, precision=exported or settings.precision)),
         run=folder.folder.name,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         program_version=__version__,
@@ -102,11 +104,14 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
         ),
         pruned=ModelColumn(
             latency=_latency(pair["after"]) if pair else None,
-            predicted_ms=search["predicted_cost"] if budget["unit"] == "ms" else None,
+            # Of another precision than the search's nothing was predicted.
+            predicted_ms=search["predicted_cost"]
+            if budget["unit"] == "ms" and exported in (None, settings.precision)
+            else None,
             macs=int(search["macs"]),
             parameters=int(search["parameters"]),
             file_bytes=judged["bytes"] if judged else None,
-            accuracy=seen(export["test_top1"] if export else search["test_top1"]["refitted"]),
+            accuracy=seen(_pruned_top1(search, export, judged)),
         ),
         speedup=Ratio(pair["speedup"], pair["speedup_ci_low"], pair["speedup_ci_high"]) if pair else None,
         stages=_stages(folder, search, export, seen),
@@ -139,7 +144,16 @@ def _further_budgets(rows: list[dict[str, Any]], export: dict[str, Any] | None) 
 
 def _described(settings: Settings) -> str:
     size = f", {settings.input_size} px" if settings.input_size else ""
-    return f"{settings.model} (width {settings.width_multiplier:g}{size})"
+    precision = f", {settings.precision}" if settings.precision != FLOAT32 else ""
+    return f"{settings.model} (width {settings.width_multiplier:g}{size}{precision})"
+
+
+def _pruned_top1(search: dict[str, Any], export: dict[str, Any] | None, judged: dict[str, Any] | None) -> float:
+    """Of a quantised file the file's own: quantising costs accuracy."""
+    if export is None:
+        return float(search["test_top1"]["refitted"])
+    quantised = judged is not None and judged.get("float32")
+    return float(judged["test_top1"] if judged and quantised else export["test_top1"])
 
 
 def _judged(export: dict[str, Any] | None, settings: Settings) -> dict[str, Any] | None:
@@ -170,7 +184,11 @@ def _stages(
     for file in (export or {}).get("files", []):
         p = file["parity"]
         check = Parity(p["max_abs"], p["top1_agreement"], p["images"])
-        stages.append(Stage(file["format"], seen(file["test_top1"]), check))
+        name = file["format"]
+        if file.get("float32"):
+            stages.append(Stage(f"{name} {FLOAT32}", seen(file["float32"]["test_top1"])))
+            name = f"{name} {file['precision']}"
+        stages.append(Stage(name, seen(file["test_top1"]), check))
     return tuple(stages)
 
 
@@ -188,6 +206,8 @@ def _files(export: dict[str, Any] | None) -> tuple[FileRow, ...]:
         FileRow(
             Path(file["path"]).name, file["sha256"], file["bytes"], file["runtime"],
             _latency(file["pair"]["after"]) if file["pair"] else None,
+            file.get("precision", FLOAT32), file.get("sqnr_db"),
+            None if file.get("not_delegated") is None else tuple(file["not_delegated"]),
         )
         for file in (export or {}).get("files", [])
     )  # fmt: skip

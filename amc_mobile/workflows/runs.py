@@ -13,6 +13,7 @@ from torch import nn
 from amc_mobile.channels import surgery
 from amc_mobile.channels.plan import PruningPlan
 from amc_mobile.errors import InvalidInput
+from amc_mobile.export.precision import FLOAT32
 from amc_mobile.models.loading import load_checkpoint, save_checkpoint
 from amc_mobile.store import read_json, write_json
 from amc_mobile.workflows.network import Network
@@ -24,6 +25,11 @@ FORMAT_VERSION = 1
 def run_name(*parts: object) -> str:
     """A folder name made of `parts`, safe for any model spec."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(str(part) for part in parts if part != "")).strip("-.")
+
+
+def precision_part(settings: Settings) -> str:
+    """Of a run's name: runs of other precisions than float32 are other runs."""
+    return "" if settings.precision == FLOAT32 else settings.precision
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ from amc_mobile.workflows.offline import recorded
 from amc_mobile.workflows.plan_scorer import PlanScorer
 from amc_mobile.workflows.preparation import Preparations
 from amc_mobile.workflows.progress import Progress, silent
-from amc_mobile.workflows.runs import Run, run_name
+from amc_mobile.workflows.runs import Run, precision_part, run_name
 from amc_mobile.workflows.workspace import Settings, Workspace
 
 Widths = NDArray[np.int64]
@@ -231,7 +231,8 @@ def search_plan(
 
     Raises UnreachableBudget before searching, MissingLatency when the device has not been profiled, BudgetNotMet.
     """
-    name = run_name(run or "", *(() if run else (settings.model, wanted.asked, wanted.policy, f"s{settings.seed}")))
+    words = (settings.model, precision_part(settings), wanted.asked, wanted.policy, f"s{settings.seed}")
+    name = run_name(run or "", *(() if run else words))
     folder = Run(space.runs / name)
     folder.folder.mkdir(parents=True, exist_ok=True)
     prepared = prepared or Preparations()
@@ -419,5 +420,6 @@ def _identity(settings: Settings, wanted: SearchConfig, data: DataSplit) -> dict
     document = data.document()
     return {
         "model": settings.model, "data": settings.data, "split": document["sizes"], "train": document["train_sha256"],
+        **({"precision": precision_part(settings)} if precision_part(settings) else {}),
         **{f"search.{key}": value for key, value in asdict(wanted).items()},
     }  # fmt: skip

@@ -13,6 +13,7 @@ from amc_mobile.device.profile import load_profiles, profile_named
 from amc_mobile.device.runtime_library import BENCHMARK_MODEL
 from amc_mobile.device.user_folder import profiles_folder
 from amc_mobile.errors import CorruptFile, InvalidConfig
+from amc_mobile.export.precision import FLOAT32, PRECISIONS
 from amc_mobile.store import read_json, write_json
 
 FORMAT_VERSION = 1  # 1: settings, last_run, checkpoint
@@ -36,6 +37,7 @@ class Settings:
     waive: str = ""  # names of a phone's problems that do not matter, separated by commas
     clock_mode: str = "unlocked"  # "fixed_performance": Android's sustainable clocks, steadier and slower
     runtime: str = ""  # one of RUNTIMES; empty: tflite where it is installed
+    precision: str = FLOAT32  # of the files that are measured and exported: "float32", "int8" or "float16"
     threads: int = 1
     seed: int = 0
     width_multiplier: float = 1.0
@@ -65,6 +67,10 @@ def check_settings(settings: Settings) -> None:
     """Raises InvalidConfig for values that cannot be."""
     if settings.runtime not in ("", *RUNTIMES):
         raise InvalidConfig(f"runtime {settings.runtime!r} is unknown", next_step=f"use one of {', '.join(RUNTIMES)}")
+    if settings.precision not in PRECISIONS:
+        raise InvalidConfig(
+            f"precision {settings.precision!r} is unknown", next_step=f"use one of {', '.join(PRECISIONS)}"
+        )
     if not settings.offline:  # a table may name a device that no profile describes
         profile_named(load_profiles(profiles_folder()), settings.device)
     check_waivers(settings.waived)

@@ -7,7 +7,8 @@ document: name, figures (ours), baselines (the other methods), conditions.
 
 --quick measures one narrow network on few plans. --cpu-time counts the thread's processor time, for busy machines.
 --busy profile or --busy plans: a memory-hungry program runs beside while kernels and calibration models, or the
-held-out plans, are measured. --seed draws other plans. --keep FOLDER holds on to what was measured, and goes on there.
+held-out plans, are measured. --precision int8 or float16 quantises the files. --seed draws other plans. --keep FOLDER
+holds on to what was measured, and goes on there.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from torch import Tensor, nn
 from amc_mobile.channels.groups import find_groups
 from amc_mobile.channels.plan import grid
 from amc_mobile.device.host import HostDevice, installed_runtimes
+from amc_mobile.export.precision import FLOAT32, PRECISIONS
 from amc_mobile.kernels.cache import load_or_build
 from amc_mobile.latency import calibration
 from amc_mobile.latency.measurement import ModelRequest
@@ -143,6 +145,7 @@ def measure(
     config: ProtocolConfig,
     folder: Path,
     busy: str,
+    precision: str,
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     """Method -> figures, and facts of the measuring."""
     torch.manual_seed(0)
@@ -150,11 +153,14 @@ def measure(
     groups = find_groups(model, torch.zeros(1, 3, size, size))
     grids = [grid(int(channels)) for channels in groups.sizes]
     held_out = random_plans(groups.sizes, grids, plans, 1000 + seed)
-    template = load_or_build(model, groups, runtime, folder)
+    template = load_or_build(model, groups, runtime, folder, precision=precision)
     device = HostDevice(runtime)
+    suffix = "" if precision == FLOAT32 else f" {precision}"
     with LatencyTable(folder / f"{'cpu' if config.cpu_time else 'wall'}.sqlite") as table:
-        latency = LatencyModel(template, device, table, grids, grids, "benchmark", config)
-        requests = [ModelRequest("held out", tuple(plan.tolist()), partial(latency.file_at, plan)) for plan in held_out]
+        latency = LatencyModel(template, device, table, grids, grids, f"benchmark{suffix}", config)
+        requests = [
+            ModelRequest(f"held out{suffix}", tuple(plan.tolist()), partial(latency.file_at, plan)) for plan in held_out
+        ]
         # In one shuffled run with the models of the calibration: the machine's state must not tell the two apart,
         # unless that is the question.
         together = [*latency.calibration_requests(), *requests] if not busy else requests
@@ -199,6 +205,7 @@ def main() -> None:
     parser.add_argument("--only", help="one network by name")
     parser.add_argument("--runtime", help="one runtime by name")
     parser.add_argument("--keep", type=Path)
+    parser.add_argument("--precision", choices=PRECISIONS, default=FLOAT32)
     options = parser.parse_args()
     torch.set_num_threads(1)
     config = replace(ProtocolConfig(), cpu_time=options.cpu_time)
@@ -212,7 +219,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as temporary:
                 folder = Path(options.keep or temporary) / name
                 found, facts[f"{name}.{runtime}"] = measure(
-                    build, size, runtime, count, options.seed, config, folder, options.busy
+                    build, size, runtime, count, options.seed, config, folder, options.busy, options.precision
                 )
             for method, numbers in found.items():
                 into, prefix = (figures, "") if method == "ours" else (baselines, f"{method}.")
@@ -224,6 +231,7 @@ def main() -> None:
     conditions = {
         "device": HostDevice(installed_runtimes()[0]).conditions().soc, "machine": platform.machine(),
         "python": platform.python_version(), "threads": 1, "plans": count, "seed": options.seed, "unit": "percent",
+        "precision": options.precision,
         "clock": "thread CPU time" if options.cpu_time else "wall time", "nice": os.nice(0),
         "busy": options.busy, "load_average": os.getloadavg()[0],
         "statistic": "lowest 20th percentile over passes", "cases": facts,

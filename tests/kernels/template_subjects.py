@@ -36,6 +36,7 @@ FOLDER = Path(_exports.name)
 @functools.cache
 def network(name: str) -> tuple[nn.Module, ChannelGroups]:
     torch.set_num_threads(1)
+    torch.manual_seed(0)  # of the biases
     if name not in ZOO:
         model, shape = networks.build(name), (1, *networks.example().shape[1:])
     else:

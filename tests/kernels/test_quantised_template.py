@@ -1,0 +1,135 @@
+"""Quantised templates against true conversions that are pruned first and quantised then."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+from template_subjects import ALL, FOLDER, Subject, graph_of, subject
+
+from amc_mobile.device.host import HostDevice
+from amc_mobile.errors import InvalidConfig, UnsupportedLayer
+from amc_mobile.export.interpret import run_onnx, run_tflite, tflite_interpreter
+from amc_mobile.export.parity import sqnr_db
+from amc_mobile.export.quantize import quantize_onnx, quantize_tflite, stand_in_images
+from amc_mobile.kernels.cache import load_or_build
+from amc_mobile.kernels.graph import Graph, Node, differences
+from amc_mobile.kernels.overlay import in_order
+from amc_mobile.kernels.template import Template
+
+FAST = "SqueezeExcite"  # padding, depthwise, products with constants, hard swish
+NEEDS_TFLITE = pytest.mark.skipif(find_spec("litert_torch") is None, reason="needs the tflite extra")
+FORMS = [
+    pytest.param("tflite", "int8", marks=NEEDS_TFLITE),
+    pytest.param("tflite", "float16", marks=NEEDS_TFLITE),
+    ("onnxruntime", "int8"),
+]
+# Of concatenated inputs those that already have the output's scale are not quantised again: which ones depends on data.
+SAME_STRUCTURE = [name for name in ALL if name != "ShuffleLike"]
+EVERY = [FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SAME_STRUCTURE if name != FAST)]
+QUANTIZE = {"tflite": quantize_tflite, "onnxruntime": quantize_onnx}
+RUN = {"tflite": run_tflite, "onnxruntime": run_onnx}
+
+
+@cache
+def quantised(name: str, runtime: str, precision: str) -> tuple[Subject, Template]:
+    it = subject(name, runtime)
+    return it, load_or_build(it.model, it.groups, runtime, FOLDER, precision=precision)
+
+
+@pytest.mark.parametrize(("runtime", "precision"), FORMS)
+@pytest.mark.parametrize("name", EVERY)
+def test_a_plan_has_the_operators_shapes_and_types_of_a_true_quantisation(
+    name: str, runtime: str, precision: str
+) -> None:
+    it, template = quantised(name, runtime, precision)
+    true = QUANTIZE[runtime](it.true_file, precision, stand_in_images(it.groups.input_shape))
+    assert differences(graph_of(template.model_at(it.kept), runtime), graph_of(true, runtime)) == []
+
+
+@pytest.mark.parametrize(("runtime", "precision"), FORMS)
+@pytest.mark.parametrize("name", [FAST, pytest.param("mobilenet_v2", marks=pytest.mark.slow)])
+def test_a_plan_computes_nearly_what_the_float_file_does(name: str, runtime: str, precision: str) -> None:
+    # One channel less per group: a network cut at random has other ranges than the scales were made for.
+    it, template = quantised(name, runtime, precision)
+    kept = {group: np.delete(np.arange(size), size // 2) for group, size in it.groups.channels.items()}
+    images = stand_in_images(it.groups.input_shape)[::-1] * 0.9
+    outputs, reference = (RUN[runtime](each.model_at(kept), images) for each in (template, it.template))
+    assert sqnr_db(outputs, reference) > (12 if precision == "int8" else 50)
+
+
+@NEEDS_TFLITE
+def test_scales_are_cut_with_their_channels() -> None:
+    it, template = quantised(FAST, "tflite", "int8")
+    files = template.model_at({}), template.model_at(it.kept)
+    before, after = (
+        next(
+            tensor["quantization_parameters"]["scales"]
+            for tensor in tflite_interpreter(file).get_tensor_details()
+            if len(tensor["quantization_parameters"]["scales"]) == channels
+        )
+        for file, channels in zip(files, (it.groups.sizes[0], it.widths[0]), strict=True)
+    )
+    np.testing.assert_array_equal(after, before[it.kept[it.groups.names[0]]])
+
+
+@pytest.mark.parametrize(("runtime", "precision"), FORMS)
+def test_every_kernel_that_is_cut_out_runs_and_is_known_by_its_type(runtime: str, precision: str) -> None:
+    it, template = quantised(FAST, runtime, precision)
+    for site in template.sites:
+        file = template.cut(site.index, it.kept)
+        kernel = template.kernel_at(site.index, it.widths)
+        assert [node.operator for node in graph_of(file, runtime).nodes] == [o.name for o in kernel.operators]
+        with HostDevice(runtime).open(file) as session:
+            session.run()
+        if kernel.macs:
+            assert kernel.label.endswith(" int8" if precision == "int8" else " float32/float16")
+
+
+@pytest.mark.parametrize(("runtime", "precision"), FORMS)
+def test_only_kernels_that_hold_another_type_differ_and_no_bias_tells_them_apart(runtime: str, precision: str) -> None:
+    it, template = quantised(FAST, runtime, precision)
+    keys = {kernel.key for kernel in it.template.kernels(it.widths)}
+    for kernel in template.kernels(it.widths):
+        if any(operator.dtype != "float32" for operator in kernel.operators):
+            assert kernel.key not in keys
+        for operator in kernel.operators:
+            # A bias is int32 and small, like a shape, which belongs to the key.
+            assert operator.weight is None or not {"constant1", "constant2"} & set(dict(operator.attributes))
+
+
+@NEEDS_TFLITE
+def test_float16_weights_count_half_and_activations_do_not_count_weights() -> None:
+    it, template = quantised(FAST, "tflite", "float16")
+    for site, other in zip(template.sites, it.template.sites, strict=True):
+        half, whole = template.kernel_at(site.index, it.widths), it.template.kernel_at(other.index, it.widths)
+        assert (half.macs, half.operator_type) == (whole.macs, whole.operator_type)
+        assert half.activation_bytes == whole.activation_bytes
+        if half.macs:
+            assert half.weight_bytes < whole.weight_bytes
+
+
+def test_onnx_kernels_hold_the_conversions_around_them() -> None:
+    it, template = quantised(FAST, "onnxruntime", "int8")
+    names = [[operator.name for operator in kernel.operators] for kernel in template.kernels(it.widths)]
+    convolution = ["DequantizeLinear"] * 3 + ["Conv", "QuantizeLinear"]  # weights, bias, activation
+    assert convolution in names
+    assert ["DequantizeLinear", "DequantizeLinear", "Mul", "QuantizeLinear"] in names
+    assert names[0] == ["QuantizeLinear"]
+    assert names[-1] == ["DequantizeLinear"]
+
+
+def test_onnx_has_no_float16() -> None:
+    it = subject(FAST, "onnxruntime")
+    with pytest.raises(InvalidConfig, match="float16"):
+        load_or_build(it.model, it.groups, "onnxruntime", FOLDER, precision="float16")
+
+
+def test_a_quantised_file_without_an_operator_is_refused() -> None:
+    node = Node("ADD", (0, 0), (1,), {}, {})
+    graph = Graph((node,), {0: (1, 4), 1: (1, 4)}, {0: "float32", 1: "float32"}, (0,), (1,))
+    empty = Graph((), {0: (1, 4)}, {0: "int8"}, (0,), (0,))
+    with pytest.raises(UnsupportedLayer, match="fewer operators"):
+        in_order(graph, empty)

@@ -1,0 +1,101 @@
+"""A whole session in int8 on digits, through the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.skipif(find_spec("litert_torch") is None, reason="needs the tflite extra")
+
+NET = """
+from torch import nn
+
+
+def build(num_classes=10):
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(16, 24, 3, stride=2, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, num_classes),
+    )
+"""
+PROGRAM = "from amc_mobile.cli import main; main()"
+
+
+def amc(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments], cwd=folder, env=environment, capture_output=True, text=True
+    )
+
+
+def document(done: subprocess.CompletedProcess[str]) -> Any:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained network, profiled and searched in int8."""
+    folder = tmp_path_factory.mktemp("int8")
+    (folder / "net.py").write_text(NET)
+    words = ("--model", "net.py:build", "--data", "digits", "--input-size", "32", "--json", "--quiet")
+    document(amc(folder, "train", *words, "--epochs", "4"))
+    profiled = document(
+        amc(folder, "profile", "--int8", "--device", "host", "--runtime", "tflite", "--json", "--quiet")
+    )
+    assert profiled["precision"] == "int8"
+    found = amc(folder, "search", "--latency-ratio", "0.9", "--policy", "uniform", "--reward-images", "64",
+                "--calibration-images", "200", "--episodes", "4", "--measure-every", "0", "--json",
+                "--quiet")  # fmt: skip
+    assert document(found)["run"].startswith("net.py-build-int8-latency-ratio-0.9")
+    return folder
+
+
+def test_the_table_holds_int8_kernels_alone(session: Path) -> None:
+    shown = document(amc(session, "table", "show", "--json"))["conditions"]
+    labels = [kernel["label"] for entry in shown for kernel in entry["kernels"]]
+    assert labels
+    assert all(label.endswith(" int8") for label in labels)
+
+
+def test_export_quantises_the_final_network_anew_and_the_report_says_so(session: Path) -> None:
+    done = amc(session, "export", "--tflite", "--json", "--quiet")
+    assert done.returncode in (0, 3), done.stderr  # the gate may say no on a busy machine
+    exported = json.loads(done.stdout)
+    (file,) = exported["files"]
+    path, plain = session / file["path"], session / file["float32"]["path"]
+    assert (exported["precision"], file["precision"], path.name) == ("int8", "int8", "model_int8.tflite")
+    assert path.stat().st_size < plain.stat().st_size
+    assert file["sqnr_db"] > 15  # a narrow network after four epochs
+    assert abs(file["test_top1"] - file["float32"]["test_top1"]) < 0.05
+    assert file["not_delegated"] == []
+    assert file["pair"]["before"]["p50_ms"] > 0
+    assert path.read_bytes() != (path.parent / "original_int8.tflite").read_bytes()
+
+    reported = document(amc(session, "report", "--json"))
+    assert "int8" in reported["model"]
+    assert [stage["name"] for stage in reported["stages"]][-2:] == ["tflite float32", "tflite int8"]
+    assert reported["files"][0]["sqnr_db"] == pytest.approx(file["sqnr_db"])
+    assert reported["pruned"]["accuracy"]["top1"] == pytest.approx(file["test_top1"])
+
+
+@pytest.mark.slow
+def test_a_run_can_be_exported_in_another_precision(session: Path) -> None:
+    done = amc(session, "export", "--tflite", "--fp16", "--json", "--quiet")
+    assert done.returncode in (0, 3), done.stderr
+    (file,) = json.loads(done.stdout)["files"]
+    assert (file["precision"], Path(file["path"]).name) == ("float16", "model_float16.tflite")
+    assert file["sqnr_db"] > 50
+
+
+def test_two_precisions_at_once_are_a_usage_error(tmp_path: Path) -> None:
+    for command in (("profile",), ("search", "--latency-ratio", "0.5"), ("export", "--tflite"), ("compare",)):
+        done = amc(tmp_path, *command, "--int8", "--fp16")
+        assert done.returncode == 2
+        assert "choose one of --int8, --fp16, --fp32" in done.stderr
