@@ -46,7 +46,6 @@ class StageBars:
 
     policy: str
     stages: Mapping[str, Spread | None]
-    seeds: int = 1
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,8 @@ def sensitivity(space: Workspace, settings: Settings, wanted: SensitivityConfig,
     identity = _identity(settings, wanted, network, data)
     known = _known(path, identity)
     plans = _plans(network, wanted)
-    missing = [plan for plan in plans if (plan["group"], plan["kept"]) not in known]
+    # Two ratios may come to the same number of channels.
+    missing = {key: plan for plan in plans if (key := (plan["group"], plan["kept"])) not in known}
     original_top1 = read_json(path, format_version=FORMAT_VERSION)["original_top1"] if known else 0.0
     if missing:
         statistics = Preparations().statistics(
@@ -130,15 +131,15 @@ def sensitivity(space: Workspace, settings: Settings, wanted: SensitivityConfig,
         scorer = PlanScorer(network, data, statistics.reconstructor(network), "top1")
         original_top1 = scorer.original_top1
         full = PruningPlan.full(network.groups.channels)
-        for plan in missing:
+        for key, plan in missing.items():
             progress("sensitivity", len(known), len(plans), f"{plan['group']} keeps {plan['kept']}")
             widths = full.keeping(plan["group"], plan["ratio"], multiple=wanted.multiple).widths
             outcome = scorer(widths)
             scores = {"top1": outcome.top1, "fidelity": outcome.fidelity, "macs": outcome.macs}
-            known[plan["group"], plan["kept"]] = scores
-            points = [{"group": group, "kept": kept, **point} for (group, kept), point in known.items()]
+            known[key] = scores
+            stored = [{"group": group, "kept": kept, **point} for (group, kept), point in known.items()]
             document = {"identity": identity, "original_top1": original_top1, "accuracy_on": data.reward_on,
-                        "images": len(data.reward), "points": points}  # fmt: skip
+                        "images": len(data.reward), "points": stored}  # fmt: skip
             write_json(path, document, format_version=FORMAT_VERSION)
     progress("sensitivity", len(plans), len(plans))
     points = [{**plan, **known[plan["group"], plan["kept"]]} for plan in plans]

@@ -65,8 +65,8 @@ def test_each_group_is_cut_alone_and_nothing_is_scored_twice(
     assert first == {**known[0], "channels": 16, "ratio": 0.25}
     assert document["accuracy_on"] == "training images"
     assert document["images"] == 15
-    # A further ratio adds its own points only.
-    command("sensitivity", *SHARED, "--ratios", "0.5,0.75")
+    # A further ratio adds its own points only, and two that come to the same channels are scored once.
+    command("sensitivity", *SHARED, "--ratios", "0.5,0.74,0.75")
     assert scored[5:] == [(12, 24), (16, 18)]
 
 
