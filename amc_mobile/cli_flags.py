@@ -48,7 +48,9 @@ MacsRatioFlag = Annotated[float | None, typer.Option("--macs-ratio", help="Budge
 ParamsRatioFlag = Annotated[
     float | None, typer.Option("--params-ratio", help="Budget: share of the original's parameters.")
 ]
-ChannelChoiceFlag = Annotated[str, typer.Option("--channel-choice", help="backward or l1.")]
+ChannelChoiceFlag = Annotated[
+    str, typer.Option("--channel-choice", help="backward, omp, lasso, thinet, taylor, fpgm, l1-rms or l1 (AMC's).")
+]
 MeasureEveryFlag = Annotated[int, typer.Option("--measure-every", help="Measure every K episodes; 0: new bests only.")]
 MinKeepRatioFlag = Annotated[float, typer.Option("--min-keep-ratio", help="Lowest share of channels kept per group.")]
 MultipleFlag = Annotated[int, typer.Option("--multiple", help="Kept channels are multiples of this.")]

@@ -55,7 +55,10 @@ class Preparations:
             calibration = data.calibration.normalised()
             gram = collect_gram(network.module, network.groups, calibration, seed=seed)
             progress("prepare reconstruction", 1, 2, "channel order")
-            order = channel_order(network.groups, network.module, gram, method=channel_choice)
+            order = channel_order(
+                network.groups, network.module, gram, method=channel_choice,
+                labelled=(calibration, data.calibration.labels),
+            )  # fmt: skip
             progress("prepare reconstruction", 2, 2)
             found = Statistics(calibration, gram, order, time.process_time() - started)
             self._statistics = (key, found)
