@@ -26,6 +26,7 @@ from amc_mobile.cli_flags import (
     LatencyRatioFlag,
     MacsRatioFlag,
     MeasureEveryFlag,
+    MemoryFlag,
     MinKeepRatioFlag,
     ModelFlag,
     MultipleFlag,
@@ -182,6 +183,7 @@ def search(
     clock_mode: ClockFlag = None,
     runtime: RuntimeFlag = None,
     threads: ThreadsFlag = None,
+    memory_mb: MemoryFlag = None,
     width: WidthFlag = None,
     input_size: SizeFlag = None,
     run: RunFlag = None,
@@ -201,6 +203,7 @@ def search(
         workspace, config, model=model, data=data, checkpoint=checkpoint, device=device, serial=serial,
         waive=waive, clock_mode=clock_mode, runtime=runtime,
         threads=threads, width_multiplier=width, input_size=input_size, seed=seed,
+        memory_mb=memory_mb,
     )  # fmt: skip
     wanted = SearchConfig(
         latency_ms=latency_ms, latency_ratio=latency_ratio, macs_ratio=macs_ratio, params_ratio=params_ratio,

@@ -21,6 +21,7 @@ from amc_mobile.cli_flags import (
     LatencyRatioFlag,
     MacsRatioFlag,
     MeasureEveryFlag,
+    MemoryFlag,
     MinKeepRatioFlag,
     ModelFlag,
     MultipleFlag,
@@ -71,6 +72,7 @@ def compare(
     device: DeviceFlag = None,
     runtime: RuntimeFlag = None,
     threads: ThreadsFlag = None,
+    memory_mb: MemoryFlag = None,
     width: WidthFlag = None,
     input_size: SizeFlag = None,
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
@@ -88,7 +90,7 @@ def compare(
     space = Workspace(workspace)
     settings = space.settings(
         config, model=model, data=data, checkpoint=checkpoint, device=device, runtime=runtime,
-        threads=threads, width_multiplier=width, input_size=input_size,
+        threads=threads, width_multiplier=width, input_size=input_size, memory_mb=memory_mb,
     )  # fmt: skip
     search = SearchConfig(
         latency_ms=latency_ms, latency_ratio=latency_ratio, macs_ratio=macs_ratio, params_ratio=params_ratio,

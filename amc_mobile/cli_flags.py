@@ -30,6 +30,12 @@ TableFlag = Annotated[
     str | None, typer.Option("--table", help="postgresql+psycopg://USER@HOST/NAME; without: a file in the workspace.")
 ]
 ThreadsFlag = Annotated[int | None, typer.Option("--threads", help="Inference threads that are timed.")]
+MemoryFlag = Annotated[
+    int | None,
+    typer.Option(
+        "--memory-mb", help="For a search's matrices, the rest goes to a file, e.g. 500; 0: half of what is free."
+    ),
+]
 SeedFlag = Annotated[int | None, typer.Option("--seed", help="Seed of every random choice.")]
 WidthFlag = Annotated[float | None, typer.Option("--width", help="Width multiplier of the network, e.g. 0.5.")]
 SizeFlag = Annotated[int | None, typer.Option("--input-size", help="Input height and width in pixels.")]

@@ -192,6 +192,24 @@ def test_a_search_that_must_keep_the_accuracy_says_whether_it_did(tmp_path: Path
     assert found["macs"] < 0.9 * found["original_macs"]
 
 
+@pytest.mark.parametrize("choice", ["taylor", "lasso"])
+def test_a_search_takes_a_channel_choice_and_a_memory_limit(choice: str, tmp_path: Path) -> None:
+    done = amc("search", "--macs-ratio", "0.5", "--policy", "uniform", "--channel-choice", choice, "--memory-mb", "1",
+               *SHARED, cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    run = tmp_path / "amc-workspace/runs" / found["run"]
+    wanted = json.loads((run / "settings.json").read_text())
+    assert wanted["search"]["channel_choice"] == choice
+    assert wanted["settings"]["memory_mb"] == 1
+    assert sum(len(kept) for kept in found["plan"]["kept_indices"].values()) < sum(found["plan"]["channels"].values())
+
+
+def test_an_unknown_channel_choice_lists_the_known_ones(tmp_path: Path) -> None:
+    done = amc("search", "--macs-ratio", "0.5", "--channel-choice", "l0", *SHARED, cwd=tmp_path)
+    assert_clear_error(done, "'l0'", "backward, omp, lasso, thinet, taylor, fpgm, l1-rms, l1")
+
+
 SMALL_NET = """
 from torch import nn
 

@@ -19,6 +19,7 @@ from amc_mobile.data import DataSplit
 from amc_mobile.errors import InvalidConfig, InvalidInput
 from amc_mobile.latency.protocol import measure_pair
 from amc_mobile.models.evaluation import evaluate
+from amc_mobile.pruning.matrices import Matrices
 from amc_mobile.pruning.reconstruction import Reconstructor
 from amc_mobile.pruning.refit import refit
 from amc_mobile.search.budget import Budget, Unit, format_cost
@@ -209,8 +210,9 @@ def search_plan(
         folder.write("split", data.document())
         space.remember(settings, run=name)
         known = prepared.statistics(
-            network, data, channel_choice=wanted.channel_choice, seed=settings.seed, progress=progress
-        )
+            network, data, channel_choice=wanted.channel_choice, seed=settings.seed,
+            matrices=Matrices(settings.memory_bytes, space.folder), progress=progress,
+        )  # fmt: skip
         reconstructor = known.reconstructor(network)
         started = time.process_time()
         scorer = PlanScorer(network, data, reconstructor, wanted.reward)

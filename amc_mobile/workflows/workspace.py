@@ -38,11 +38,16 @@ class Settings:
     seed: int = 0
     width_multiplier: float = 1.0
     input_size: int = 0  # pixels; 0: the model's own
+    memory_mb: int = 0  # for the matrices of a search, the rest goes to a file; 0: half of what is free
     table: str = ""  # URL of a PostgreSQL database; empty: a file in the workspace
 
     @property
     def waived(self) -> tuple[str, ...]:
         return tuple(name for name in self.waive.replace(" ", "").split(",") if name)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        return self.memory_mb * 2**20 or None
 
     def required(self, key: str) -> str:
         value = str(getattr(self, key))
@@ -64,8 +69,8 @@ def check_settings(settings: Settings) -> None:
     check_waivers(settings.waived)
     if settings.clock_mode not in MODES:
         raise InvalidConfig(f"clock mode {settings.clock_mode!r} is unknown", next_step=f"use {' or '.join(MODES)}")
-    if settings.threads < 1 or settings.width_multiplier <= 0 or settings.input_size < 0:
-        raise InvalidConfig("threads, width_multiplier and input_size must be positive")
+    if settings.threads < 1 or settings.width_multiplier <= 0 or settings.input_size < 0 or settings.memory_mb < 0:
+        raise InvalidConfig("threads, width_multiplier, input_size and memory_mb must be positive")
 
 
 def settings_from_toml(path: Path) -> dict[str, Any]:

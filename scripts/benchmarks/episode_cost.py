@@ -29,6 +29,7 @@ from amc_mobile.data import Dataset, DataSplit, ImageSet, split
 from amc_mobile.models.evaluation import logits
 from amc_mobile.models.loading import load_model
 from amc_mobile.pruning.fold import find_folding, folded
+from amc_mobile.pruning.matrices import Matrices
 from amc_mobile.search.budget import Budget, Floats, Widths
 from amc_mobile.search.episode_log import EpisodeLog
 from amc_mobile.search.loop import run_search
@@ -78,7 +79,9 @@ def synthetic_network(images: int) -> Network:
 
 def episode_cost(network: Network, data: DataSplit, reward: str, policy: str, episodes: int) -> dict[str, float]:
     """Mean CPU seconds of an episode by part, and the set-up's."""
-    known = Preparations().statistics(network, data, channel_choice="backward", seed=0, progress=silent)
+    known = Preparations().statistics(
+        network, data, channel_choice="backward", seed=0, matrices=Matrices(), progress=silent
+    )
     started = time.process_time()
     reconstructor = known.reconstructor(network)
     scorer = PlanScorer(network, data, reconstructor, reward)
@@ -113,7 +116,9 @@ def rank_correlations(model: str, root: Path, paper_images: int, plans: int) -> 
     network = load_network(Workspace(Path("amc-workspace")), settings)
     assert network.dataset is not None
     data = split(network.dataset, calibration=900, reward=paper_images, seed=0)
-    known = Preparations().statistics(network, data, channel_choice="backward", seed=0, progress=silent)
+    known = Preparations().statistics(
+        network, data, channel_choice="backward", seed=0, matrices=Matrices(), progress=silent
+    )
     reconstructor = known.reconstructor(network)
     costs = CostModel(network.module, network.groups)
     full = network.groups.sizes
