@@ -20,6 +20,7 @@ from amc_mobile.cli_flags import (
     ConfigFlag,
     DataFlag,
     DeviceFlag,
+    GranularityFlag,
     JsonFlag,
     KeepFlag,
     LatencyMsFlag,
@@ -166,6 +167,7 @@ def search(
     policy: Annotated[str, typer.Option(help="How plans are proposed; `compare --help` lists all.")] = "ddpg",
     reward: RewardFlag = "fidelity",
     episodes: Annotated[int, typer.Option(help="Plans to try.")] = 300,
+    granularity: GranularityFlag = "channel",
     channel_choice: ChannelChoiceFlag = "backward",
     measure_every: MeasureEveryFlag = 50,
     min_keep_ratio: MinKeepRatioFlag = 0.2,
@@ -207,7 +209,8 @@ def search(
     )  # fmt: skip
     wanted = SearchConfig(
         latency_ms=latency_ms, latency_ratio=latency_ratio, macs_ratio=macs_ratio, params_ratio=params_ratio,
-        policy=policy, reward=reward, episodes=episodes, channel_choice=channel_choice, measure_every=measure_every,
+        policy=policy, reward=reward, episodes=episodes, granularity=granularity,
+        channel_choice=channel_choice, measure_every=measure_every,
         min_keep_ratio=min_keep_ratio, multiple=multiple, calibration_images=calibration_images,
         reward_images=reward_images, max_loss=max_loss, keep=keep,
     )  # fmt: skip

@@ -15,6 +15,7 @@ from amc_mobile.cli_flags import (
     ConfigFlag,
     DataFlag,
     DeviceFlag,
+    GranularityFlag,
     JsonFlag,
     KeepFlag,
     LatencyMsFlag,
@@ -58,6 +59,7 @@ def compare(
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
     episodes: Annotated[int, typer.Option(help="Plans each policy tries.")] = 300,
     reward: RewardFlag = "fidelity",
+    granularity: GranularityFlag = "channel",
     channel_choice: ChannelChoiceFlag = "backward",
     measure_every: MeasureEveryFlag = 50,
     min_keep_ratio: MinKeepRatioFlag = 0.2,
@@ -94,7 +96,8 @@ def compare(
     )  # fmt: skip
     search = SearchConfig(
         latency_ms=latency_ms, latency_ratio=latency_ratio, macs_ratio=macs_ratio, params_ratio=params_ratio,
-        reward=reward, episodes=episodes, channel_choice=channel_choice, measure_every=measure_every,
+        reward=reward, episodes=episodes, granularity=granularity,
+        channel_choice=channel_choice, measure_every=measure_every,
         min_keep_ratio=min_keep_ratio, multiple=multiple, calibration_images=calibration_images,
         reward_images=reward_images, keep=keep,
     )  # fmt: skip

@@ -58,7 +58,15 @@ ChannelChoiceFlag = Annotated[
     str, typer.Option("--channel-choice", help="backward, omp, lasso, thinet, taylor, fpgm, l1-rms or l1 (AMC's).")
 ]
 MeasureEveryFlag = Annotated[int, typer.Option("--measure-every", help="Measure every K episodes; 0: new bests only.")]
-MinKeepRatioFlag = Annotated[float, typer.Option("--min-keep-ratio", help="Lowest share of channels kept per group.")]
+MinKeepRatioFlag = Annotated[
+    float, typer.Option("--min-keep-ratio", help="Lowest share of channels kept per group, of weights per convolution.")
+]
+GranularityFlag = Annotated[
+    str,
+    typer.Option(
+        "--granularity", help="channel; or weight: single weights (fine-grained), e.g. with --params-ratio 0.3."
+    ),
+]
 MultipleFlag = Annotated[int, typer.Option("--multiple", help="Kept channels are multiples of this.")]
 CalibrationFlag = Annotated[int, typer.Option("--calibration-images", help="Images for the least squares.")]
 RewardImagesFlag = Annotated[int, typer.Option("--reward-images", help="Images for the reward, apart from all others.")]

@@ -34,9 +34,9 @@ def contributions(readers: Sequence[tuple[LayerGram, Ids]]) -> Contributions:
 
     Every reader counts relative to the variance of its output, behind its batch norm.
     """
-    products, target = 0.0, 0.0
+    channels = len(readers[0][1])
+    products, target = np.zeros((channels, channels)), np.zeros(channels)
     for gram, places in readers:
-        channels = len(places)
         columns = gram.columns(places.ravel())
         weight = gram.weight[columns] * gram.output_scale
         entries = (gram.moment[columns][:, columns] * (weight @ weight.T)).view(
@@ -45,7 +45,7 @@ def contributions(readers: Sequence[tuple[LayerGram, Ids]]) -> Contributions:
         products += (entries.sum((1, 3)) / gram.output_variance).numpy()
         toward = (gram.projection[columns] * gram.output_scale * weight).sum(1).view(channels, -1).sum(1)
         target += (toward / gram.output_variance).numpy()
-    return Contributions(np.asarray(products), np.asarray(target))
+    return Contributions(products, target)
 
 
 def greedy_removal(found: Contributions) -> Ids:

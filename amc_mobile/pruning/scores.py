@@ -63,7 +63,7 @@ def taylor(groups: ChannelGroups, model: nn.Module, images: Tensor, labels: Tens
     """
     net = copy.deepcopy(model).eval().requires_grad_(True)
     totals = [np.zeros(group.channels) for group in groups.groups]
-    for batch, wanted in zip(images.split(TAYLOR_BATCH), labels.split(TAYLOR_BATCH), strict=True):
+    for batch, wanted in zip(torch.split(images, TAYLOR_BATCH), torch.split(labels, TAYLOR_BATCH), strict=True):
         net.zero_grad(set_to_none=True)
         with torch.enable_grad():
             functional.cross_entropy(net(batch), wanted).backward()  # type: ignore[no-untyped-call]

@@ -50,6 +50,10 @@ class ExportResult:
                     f"    p50 {after['p50_ms']:.3f} ms (95 % CI {after['ci_low_ms']:.3f}-{after['ci_high_ms']:.3f}), "
                     f"original {before['p50_ms']:.3f} ms: {file['pair']['speedup']:.2f}x"
                 )
+        if self.result["granularity"] == "weight":
+            lines.append(
+                "  zeros are stored and multiplied like any other weight: size and latency do not follow the density"
+            )
         gate = self.result["gate"]
         lines.append(f"  {'PASS' if gate['passed'] else 'FAIL'}: {gate['text']}")
         return "\n".join(lines)
@@ -96,7 +100,8 @@ def export_run(space: Workspace, *, run: str | None, formats: list[str], progres
         )  # fmt: skip
     progress("export", len(formats), len(formats))
     document = {
-        "stage": stage, "test_top1": evaluate(model, data.test), "files": files,
+        "stage": stage, "granularity": wanted.get("granularity", "channel"),
+        "test_top1": evaluate(model, data.test), "files": files,
         "gate": _gate(search, files, settings, limits),
     }  # fmt: skip
     folder.write("export", document)

@@ -109,7 +109,9 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
         conditions=pair["after"]["conditions"] if pair else {},
         flags=tuple(pair["after"]["flags"]) if pair else (),
         data=DataFacts(split["source"], split["sizes"]),
-        kept_groups=tuple(KeptGroup(g.name, g.channels, g.reason) for g in network.groups.kept_groups),
+        kept_groups=()
+        if search.get("granularity") == "weight"
+        else tuple(KeptGroup(g.name, g.channels, g.reason) for g in network.groups.kept_groups),
         files=_files(export),
         settings={**asdict(settings), **{k: v for k, v in wanted.items() if v is not None}},
     )

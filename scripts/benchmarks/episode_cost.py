@@ -38,9 +38,10 @@ from amc_mobile.search.reward import fidelity, top1
 from amc_mobile.workflows.latency_model import default_grids
 from amc_mobile.workflows.network import Network, load_network
 from amc_mobile.workflows.plan_scorer import PlanScorer
+from amc_mobile.workflows.plans import ChannelPlans
 from amc_mobile.workflows.preparation import Preparations
 from amc_mobile.workflows.progress import silent
-from amc_mobile.workflows.search import SearchConfig, group_facts
+from amc_mobile.workflows.search import SearchConfig
 from amc_mobile.workflows.workspace import Settings, Workspace
 
 # CPU seconds per episode of the public implementations for this network, 3000 images and reward, on a like machine.
@@ -83,13 +84,13 @@ def episode_cost(network: Network, data: DataSplit, reward: str, policy: str, ep
         network, data, channel_choice="backward", seed=0, matrices=Matrices(), progress=silent
     )
     started = time.process_time()
-    reconstructor = known.reconstructor(network)
-    scorer = PlanScorer(network, data, reconstructor, reward)
+    plans = ChannelPlans(network, multiple=8, min_keep_ratio=0.2, keep="")
+    plans.prepare(known)
+    scorer = PlanScorer(network, data, plans, reward)
     cost = TimedCost(CostModel(network.module, network.groups))
     full = network.groups.sizes
-    budget = Budget(cost, 0.5 * float(cost.costs.macs(full)), tuple(default_grids(network)), "macs")
-    errors = [reconstructor.group_errors(group, grid) for group, grid in enumerate(budget.grids)]
-    agent = make_policy(policy, group_facts(network), budget, episodes=episodes, errors=errors)
+    budget = Budget(cost, 0.5 * float(cost.costs.macs(full)), tuple(plans.grids), "macs")
+    agent = make_policy(policy, plans.facts(), budget, episodes=episodes, errors=plans.errors())
     set_up_s = known.cpu_s + time.process_time() - started
     cost.seconds = 0.0
     with tempfile.TemporaryDirectory() as folder:
