@@ -17,6 +17,7 @@ from amc_mobile.cli_flags import (
     DeviceFlag,
     Fp16Flag,
     Fp32Flag,
+    GranularityFlag,
     Int8Flag,
     JsonFlag,
     KeepFlag,
@@ -24,6 +25,7 @@ from amc_mobile.cli_flags import (
     LatencyRatioFlag,
     MacsRatioFlag,
     MeasureEveryFlag,
+    MemoryFlag,
     MinKeepRatioFlag,
     ModelFlag,
     MultipleFlag,
@@ -62,6 +64,7 @@ def compare(
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
     episodes: Annotated[int, typer.Option(help="Plans each policy tries.")] = 300,
     reward: RewardFlag = "fidelity",
+    granularity: GranularityFlag = "channel",
     channel_choice: ChannelChoiceFlag = "backward",
     measure_every: MeasureEveryFlag = 50,
     min_keep_ratio: MinKeepRatioFlag = 0.2,
@@ -79,6 +82,7 @@ def compare(
     fp16: Fp16Flag = False,
     fp32: Fp32Flag = False,
     threads: ThreadsFlag = None,
+    memory_mb: MemoryFlag = None,
     width: WidthFlag = None,
     input_size: SizeFlag = None,
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
@@ -97,11 +101,12 @@ def compare(
     settings = space.settings(
         config, model=model, data=data, checkpoint=checkpoint, device=device, runtime=runtime,
         precision=precision_of(int8=int8, fp16=fp16, fp32=fp32),
-        threads=threads, width_multiplier=width, input_size=input_size,
+        threads=threads, width_multiplier=width, input_size=input_size, memory_mb=memory_mb,
     )  # fmt: skip
     search = SearchConfig(
         latency_ms=latency_ms, latency_ratio=latency_ratio, macs_ratio=macs_ratio, params_ratio=params_ratio,
-        reward=reward, episodes=episodes, channel_choice=channel_choice, measure_every=measure_every,
+        reward=reward, episodes=episodes, granularity=granularity,
+        channel_choice=channel_choice, measure_every=measure_every,
         min_keep_ratio=min_keep_ratio, multiple=multiple, calibration_images=calibration_images,
         reward_images=reward_images, keep=keep,
     )  # fmt: skip

@@ -48,6 +48,12 @@ ConditionsFlag = Annotated[
     ),
 ]
 ThreadsFlag = Annotated[int | None, typer.Option("--threads", help="Inference threads that are timed.")]
+MemoryFlag = Annotated[
+    int | None,
+    typer.Option(
+        "--memory-mb", help="For a search's matrices, the rest goes to a file, e.g. 500; 0: half of what is free."
+    ),
+]
 SeedFlag = Annotated[int | None, typer.Option("--seed", help="Seed of every random choice.")]
 WidthFlag = Annotated[float | None, typer.Option("--width", help="Width multiplier of the network, e.g. 0.5.")]
 SizeFlag = Annotated[int | None, typer.Option("--input-size", help="Input height and width in pixels.")]
@@ -75,9 +81,19 @@ AlsoFlag = Annotated[
         "--also", help="DEVICE:MS: a latency budget on another device, by its own table, e.g. galaxy:35. Repeatable."
     ),
 ]
-ChannelChoiceFlag = Annotated[str, typer.Option("--channel-choice", help="backward or l1.")]
+ChannelChoiceFlag = Annotated[
+    str, typer.Option("--channel-choice", help="backward, omp, lasso, thinet, taylor, fpgm, l1-rms or l1 (AMC's).")
+]
 MeasureEveryFlag = Annotated[int, typer.Option("--measure-every", help="Measure every K episodes; 0: new bests only.")]
-MinKeepRatioFlag = Annotated[float, typer.Option("--min-keep-ratio", help="Lowest share of channels kept per group.")]
+MinKeepRatioFlag = Annotated[
+    float, typer.Option("--min-keep-ratio", help="Lowest share of channels kept per group, of weights per convolution.")
+]
+GranularityFlag = Annotated[
+    str,
+    typer.Option(
+        "--granularity", help="channel; or weight: single weights (fine-grained), e.g. with --params-ratio 0.3."
+    ),
+]
 MultipleFlag = Annotated[int, typer.Option("--multiple", help="Kept channels are multiples of this.")]
 CalibrationFlag = Annotated[int, typer.Option("--calibration-images", help="Images for the least squares.")]
 RewardImagesFlag = Annotated[

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from stored_passes import stored_passes
 from torch import nn
 
@@ -194,6 +195,67 @@ def test_a_search_that_must_keep_the_accuracy_says_whether_it_did(tmp_path: Path
     found = json.loads(done.stdout)
     assert found["accuracy_kept"] is True  # untrained: its accuracy is below 0.9, so nothing can be lost
     assert found["macs"] < 0.9 * found["original_macs"]
+
+
+@pytest.mark.parametrize("choice", ["taylor", "lasso"])
+def test_a_search_takes_a_channel_choice_and_a_memory_limit(choice: str, tmp_path: Path) -> None:
+    done = amc("search", "--macs-ratio", "0.5", "--policy", "uniform", "--channel-choice", choice, "--memory-mb", "1",
+               *SHARED, cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    run = tmp_path / "amc-workspace/runs" / found["run"]
+    wanted = json.loads((run / "settings.json").read_text())
+    assert wanted["search"]["channel_choice"] == choice
+    assert wanted["settings"]["memory_mb"] == 1
+    assert sum(len(kept) for kept in found["plan"]["kept_indices"].values()) < sum(found["plan"]["channels"].values())
+
+
+def test_an_unknown_channel_choice_lists_the_known_ones(tmp_path: Path) -> None:
+    done = amc("search", "--macs-ratio", "0.5", "--channel-choice", "l0", *SHARED, cwd=tmp_path)
+    assert_clear_error(done, "'l0'", "backward, omp, lasso, thinet, taylor, fpgm, l1-rms, l1")
+
+
+def test_single_weights_are_pruned_fine_tuned_and_exported(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(SMALL_NET)
+    shared = ("--model", "net.py:build", "--input-size", "32", "--data", "digits", "--calibration-images", "64",
+              "--reward-images", "32", "--json", "--quiet")  # fmt: skip
+    done = amc("search", "--granularity", "weight", "--params-ratio", "0.4", "--policy", "random", "--episodes", "6",
+               *shared, cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert 0.3 < found["parameters"] / found["original_parameters"] <= 0.4
+    assert found["macs"] == found["original_macs"]
+    run = tmp_path / "amc-workspace/runs" / found["run"]
+    masks, pruned = load_file(run / "masks.safetensors"), load_file(run / "pruned.safetensors")
+    kept = found["plan"]["kept_weights"]
+    assert kept == {name.removesuffix(".weight"): int(mask.sum()) for name, mask in masks.items()}
+    assert list(kept) == ["0", "2", "6"]
+    tuned = amc("finetune", "--epochs", "1", "--json", "--quiet", cwd=tmp_path)
+    assert tuned.returncode == 0, tuned.stderr
+    after = load_file(run / "finetuned.safetensors")
+    for name, mask in masks.items():
+        assert not after[name][mask == 0].any()
+        assert not torch.equal(after[name], pruned[name])
+    exported = amc("export", "--onnx", "--quiet", cwd=tmp_path)
+    assert exported.returncode == 0, exported.stderr
+    assert "latency do not follow the density" in exported.stdout
+    assert "PASS" in exported.stdout
+    assert amc("report", cwd=tmp_path).returncode == 0
+    again = amc("search", "--granularity", "weight", "--params-ratio", "0.4", "--policy",
+                f"from-file:{run / 'search.json'}", *shared, cwd=tmp_path)  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["plan"] == found["plan"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--granularity", "weight", "--macs-ratio", "0.5"), "--params-ratio"),
+        (("--granularity", "filter", "--params-ratio", "0.5"), "channel, weight"),
+    ],
+)
+def test_a_granularity_that_cannot_be_is_refused(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    assert_clear_error(amc("search", *words, *SHARED, cwd=tmp_path), said)
 
 
 SMALL_NET = """

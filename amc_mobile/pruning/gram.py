@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -12,13 +12,16 @@ from torch import Tensor, nn
 
 from amc_mobile.channels.ids import DimensionIds, Ids
 from amc_mobile.channels.structure import ChannelGroups, Layer
-from amc_mobile.pruning.program import LayerStep, Program, Run, equal_batches
+from amc_mobile.pruning.matrices import Matrices
+from amc_mobile.pruning.program import LayerStep, Program, Run, batches_within
 from amc_mobile.pruning.rows import output_positions, read_at, sample_positions
 
 # One matrix of this many columns takes 0.5 GB and one elimination about a minute.
 MAX_COLUMNS = 8192
 # With fewer rows per unknown the weights follow the sample instead of the layer.
 ROWS_PER_COLUMN = 8
+# What one batch's values may occupy: at 224 pixels, VGG-16's are 25 MB for each image.
+ACTIVATION_BYTES = 2**29
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +58,7 @@ class GramStatistics:
     """By layer; layers that read no channel group, or that have more than MAX_COLUMNS columns, are not in it."""
 
     layers: Mapping[str, LayerGram]
+    matrices: Matrices = field(default_factory=Matrices)  # where what is derived from them may be kept, too
 
 
 def readable_layers(groups: ChannelGroups) -> dict[str, Layer]:
@@ -71,21 +75,28 @@ def collect_gram(
     positions: int = 10,
     seed: int = 0,
     batch_size: int = 100,
+    matrices: Matrices | None = None,
 ) -> GramStatistics:
     """Runs the original network on normalised `images` (N, C, H, W).
 
     `positions`: output positions drawn per image and layer; more where a layer has so many columns that the rows
-    would not reach ROWS_PER_COLUMN for each. Memory: 8 bytes x columns^2 per layer.
+    would not reach ROWS_PER_COLUMN for each.
+
+    Memory: 8 bytes x columns^2 for each layer, and as much again once it is factorised for the search (MobileNet-V1:
+    0.05 GB in all; VGG-16 and ResNet-50: 2 to 3 GB, a 3 x 3 convolution of 512 channels alone 0.17 GB). All of them
+    are kept in `matrices`, which spills to a file what is over its limit. In memory beside them: the activations of
+    one batch, at most `batch_size` images and about ACTIVATION_BYTES, and up to four matrices of the largest layer
+    while that layer is worked on.
     """
-    batches = equal_batches(images, batch_size)
-    program = Program(model, batches[0])
+    batches, program = batches_within(model, images, batch_size, ACTIVATION_BYTES)
+    matrices = matrices or Matrices()
     wanted = readable_layers(groups)
     steps = {
         step.node: step
         for step in program.steps
         if step.layer in wanted and program.state[f"{step.layer}.weight"][0].numel() <= MAX_COLUMNS
     }
-    sums = {step.layer: _Sums(program, step) for step in steps.values()}
+    sums = {step.layer: _Sums(program, step, matrices) for step in steps.values()}
     generator = torch.Generator().manual_seed(seed)
     for batch in batches:
         run = Run(program, [batch])
@@ -96,16 +107,16 @@ def collect_gram(
                 drawn = sample_positions(len(batch), output_positions(node), per_image, generator)
                 sums[steps[node].layer].add(read_at(node, run.value(steps[node].input, 0), drawn))
             run.step()
-    return GramStatistics({name: total.result(wanted[name]) for name, total in sums.items()})
+    return GramStatistics({name: total.result(wanted[name]) for name, total in sums.items()}, matrices)
 
 
 class _Sums:
     """Running sums of one layer; float32 products of a batch, added up in float64."""
 
-    def __init__(self, program: Program, step: LayerStep) -> None:
+    def __init__(self, program: Program, step: LayerStep, matrices: Matrices) -> None:
         self.weight = program.state[f"{step.layer}.weight"].flatten(1).T.double()
         self.scale = output_scale(program, step).double()
-        self.moment = torch.zeros(len(self.weight), len(self.weight), dtype=torch.float64)
+        self.moment = matrices.zeros(len(self.weight), len(self.weight))
         self.total = torch.zeros(len(self.weight), dtype=torch.float64)
         self.rows = 0
 
@@ -119,7 +130,7 @@ class _Sums:
             layer.in_ids,
             len(self.weight) // len(layer.in_ids),
             self.weight.contiguous(),
-            self.moment / self.rows,
+            self.moment.div_(self.rows),  # in place: it is the largest thing there is
             self.total / self.rows,
             self.rows,
             self.scale,

@@ -18,14 +18,15 @@ from torch import Tensor
 from amc_mobile.channels.ids import Ids
 from amc_mobile.pruning.gram import LayerGram
 from amc_mobile.pruning.least_squares import factorised
+from amc_mobile.pruning.matrices import Matrices
 
 
 class NestedSolver:
-    """For a layer that reads one channel group. Factorised on first use: columns^2 x 8 bytes are kept."""
+    """For a layer that reads one channel group. Factorised on first use: columns^2 x 8 bytes go to `matrices`."""
 
-    def __init__(self, gram: LayerGram, inputs: Ids, ridge: float) -> None:
+    def __init__(self, gram: LayerGram, inputs: Ids, ridge: float, matrices: Matrices) -> None:
         """`inputs`: all positions along the layer's inputs in the order in which they are added."""
-        self._gram, self._ridge = gram, ridge
+        self._gram, self._ridge, self._matrices = gram, ridge, matrices
         self._columns = gram.columns(inputs)
 
     @cached_property
@@ -37,6 +38,7 @@ class NestedSolver:
         # A - moment is what factorising added: the ridge may have had to grow.
         self._added = float((factor[0] @ factor[0]) - moment[0, 0])
         right = self._gram.projection[self._columns] + self._added * weight
+        factor = self._matrices.keep(factor)
         return factor.T, torch.linalg.solve_triangular(factor, right, upper=False)
 
     def relative_errors(self) -> NDArray[np.float64]:

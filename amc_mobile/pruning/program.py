@@ -216,6 +216,34 @@ def equal_batches(images: Tensor, batch_size: int) -> list[Tensor]:
     return [images[i * size : (i + 1) * size].contiguous() for i in range(count)]
 
 
+def peak_bytes(program: Program) -> int:
+    """The most that values of one batch occupy at a time, as `Run` keeps them."""
+    last_use = {source: index for index, node in enumerate(program.nodes) for source in node.all_input_nodes}
+    size: dict[Node, int] = {}
+    live = peak = 0
+    for index, node in enumerate(program.nodes):
+        value = node.meta.get("val")
+        if node not in program.names and isinstance(value, Tensor):
+            size[node] = value.numel() * value.element_size()
+            live += size[node]
+        peak = max(peak, live)
+        live -= sum(
+            size.pop(source, 0) for source in [*node.all_input_nodes, node] if last_use.get(source, index) == index
+        )
+    return peak
+
+
+def batches_within(model: nn.Module, images: Tensor, batch_size: int, limit_bytes: int) -> tuple[list[Tensor], Program]:
+    """Equal batches of at most `batch_size` images, fewer where the values of one would occupy more than
+    `limit_bytes`, and the program for their size. The batches depend on the network alone, not on the machine."""
+    batches = equal_batches(images, batch_size)
+    program = Program(model, batches[0])
+    if len(batches[0]) > 1 and (peak := peak_bytes(program)) > limit_bytes:
+        batches = equal_batches(images, max(1, int(len(batches[0]) * limit_bytes / peak)))
+        program = Program(model, batches[0])
+    return batches, program
+
+
 def _first_names(model: nn.Module) -> dict[str, str]:
     """For every name of a tensor the first one: modules may share tensors."""
     first: dict[int, str] = {}

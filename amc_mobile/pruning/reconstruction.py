@@ -18,6 +18,7 @@ from amc_mobile.channels.surgery import resize
 from amc_mobile.pruning.gram import GramStatistics, LayerGram, group_channels
 from amc_mobile.pruning.importance import kept_of
 from amc_mobile.pruning.least_squares import DEFAULT_RIDGE, corrected
+from amc_mobile.pruning.matrices import Matrices
 from amc_mobile.pruning.nested import NestedSolver
 
 Widths = NDArray[np.int64]
@@ -48,7 +49,8 @@ class Reconstructor:
         self._errors: dict[tuple[str, bytes], float] = {}
         self._cache_bytes, self._used_bytes = cache_bytes, 0
         self._cuts = _Cuts(groups, self._order)
-        self._nested = _nested_solvers(gram, groups, self._order, ridge)
+        self._matrices = gram.matrices.branch()  # one reconstructor's factors go with it
+        self._nested = _nested_solvers(gram, groups, self._order, ridge, self._matrices)
         modules = dict(model.named_modules())
         self._tensors: dict[str, Tensor] = {
             f"{path}.{name}" if path else name: tensor
@@ -129,7 +131,7 @@ class Reconstructor:
                 continue
             others = np.flatnonzero(gram.in_ids.group != group)
             inputs = np.append(others, places[self._order[info.name]])
-            solver = self._nested.get(name) or NestedSolver(gram, inputs, self._ridge)
+            solver = self._nested.get(name) or NestedSolver(gram, inputs, self._ridge, self._matrices)
             total += solver.relative_errors()[len(others) + places.shape[1] * widths]
             read = True
         return total if read else 1 - widths / info.channels
@@ -162,7 +164,7 @@ class Reconstructor:
 
 
 def _nested_solvers(
-    gram: GramStatistics, groups: ChannelGroups, order: Mapping[str, Ids], ridge: float
+    gram: GramStatistics, groups: ChannelGroups, order: Mapping[str, Ids], ridge: float, matrices: Matrices
 ) -> dict[str, NestedSolver]:
     """For the layers that read one group only: whatever a plan keeps there is the start of that group's order."""
     solvers = {}
@@ -173,7 +175,7 @@ def _nested_solvers(
         group = groups.groups[read[0]]
         places = group_channels(layer.in_ids, int(read[0]), group.channels)
         if places is not None:
-            solvers[name] = NestedSolver(layer, places[order[group.name]].ravel(), ridge)
+            solvers[name] = NestedSolver(layer, places[order[group.name]].ravel(), ridge, matrices)
     return solvers
 
 

@@ -14,10 +14,10 @@ from amc_mobile.channels import surgery
 from amc_mobile.channels.ids import Ids
 from amc_mobile.channels.operators import operator_name
 from amc_mobile.channels.structure import ChannelGroups
-from amc_mobile.pruning.gram import ROWS_PER_COLUMN
+from amc_mobile.pruning.gram import ACTIVATION_BYTES, ROWS_PER_COLUMN
 from amc_mobile.pruning.least_squares import DEFAULT_RIDGE, Moments
-from amc_mobile.pruning.program import NormStep, Program, Run, equal_batches
-from amc_mobile.pruning.refit_tasks import LayerTask, NormTask, find_tasks, peak_bytes
+from amc_mobile.pruning.program import NormStep, Program, Run, batches_within, peak_bytes
+from amc_mobile.pruning.refit_tasks import LayerTask, NormTask, find_tasks
 from amc_mobile.pruning.rows import output_positions, read_at, sample_positions, written_at
 
 MEMORY_BYTES = 2 * 2**30
@@ -52,8 +52,8 @@ def refit(
     as many images are used as `memory_bytes` allow. `on_layer` is told each layer's name before it is refitted.
     """
     pruned = surgery.apply(model, groups, kept).eval()
-    batches = equal_batches(images, batch_size)
-    original_program, program = Program(model, batches[0]), Program(pruned, batches[0])
+    batches, original_program = batches_within(model, images, batch_size, ACTIVATION_BYTES)
+    program = Program(pruned, batches[0])
     batches = batches[: max(1, memory_bytes // (peak_bytes(original_program) + peak_bytes(program)))]
     tasks = find_tasks(original_program, program, groups, kept)
     waiting = Counter(task.target for task in tasks.values())

@@ -95,20 +95,3 @@ def _affected(original: Program, pruned: Program, pairs: Mapping[Node, Node]) ->
         if differs:
             found.add(node)
     return found
-
-
-def peak_bytes(program: Program) -> int:
-    """The most that values of one batch occupy at a time, as `Run` keeps them."""
-    last_use = {source: index for index, node in enumerate(program.nodes) for source in node.all_input_nodes}
-    size: dict[Node, int] = {}
-    live = peak = 0
-    for index, node in enumerate(program.nodes):
-        value = node.meta.get("val")
-        if node not in program.names and isinstance(value, Tensor):
-            size[node] = value.numel() * value.element_size()
-            live += size[node]
-        peak = max(peak, live)
-        live -= sum(
-            size.pop(source, 0) for source in [*node.all_input_nodes, node] if last_use.get(source, index) == index
-        )
-    return peak

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
@@ -54,6 +54,12 @@ def layer_channel_bars(layers: Sequence[LayerRow]) -> Markup:
     return _bars(_heaviest(bars), "channels per layer, original and pruned", lambda value: f"{value:.0f}")
 
 
+def density_bars(densities: Mapping[str, float]) -> Markup:
+    """The share of its weights that each layer keeps, in front of all of them."""
+    bars = [Bar(name, 1.0, density) for name, density in densities.items()]
+    return _bars(bars, "share of weights kept per layer", lambda value: f"{value:.0%}", pair=False)
+
+
 def _heaviest(bars: list[Bar]) -> list[Bar]:
     """The largest ones, in the order of the network."""
     if len(bars) <= MOST_BARS:
@@ -62,7 +68,8 @@ def _heaviest(bars: list[Bar]) -> list[Bar]:
     return [bar for bar in bars if bar.before >= least][:MOST_BARS]
 
 
-def _bars(bars: Sequence[Bar], label: str, shown: Callable[[float], str]) -> Markup:
+def _bars(bars: Sequence[Bar], label: str, shown: Callable[[float], str], *, pair: bool = True) -> Markup:
+    """`pair`: both values are written, not the second alone."""
     if not bars:
         return Markup("")
     row, left, right = 19, 142, WIDTH - 96
@@ -76,7 +83,7 @@ def _bars(bars: Sequence[Bar], label: str, shown: Callable[[float], str]) -> Mar
         values = shown(bar.before)
         if bar.after is not None:
             parts.append(rectangle(left, y + 6, scale(bar.after) - left, 7, "bar after"))
-            values = f"{values} → {shown(bar.after)}" if shown(bar.after) != values else values
+            values = f"{values} → {shown(bar.after)}" if pair and shown(bar.after) != values else shown(bar.after)
         end = scale(max(bar.before, bar.after or 0))
         parts.append(text(end + 6, y + 13.5, values, css="value"))
     return drawing(WIDTH, len(bars) * row + 4, label, parts)

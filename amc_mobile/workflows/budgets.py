@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from amc_mobile.channels.cost import CostModel
 from amc_mobile.device.timing import Device
 from amc_mobile.errors import (
     AmbiguousDevice,
@@ -24,6 +23,7 @@ from amc_mobile.workflows.latency_model import LatencyModel, latency_model
 from amc_mobile.workflows.measuring import chosen_runtime, open_device
 from amc_mobile.workflows.network import Network
 from amc_mobile.workflows.offline import recorded
+from amc_mobile.workflows.plans import Plans
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.workspace import Settings, Workspace
 
@@ -118,17 +118,15 @@ def attached(settings: Settings, progress: Progress, *, runtime: str = "") -> De
         return None
 
 
-def further_counts(
-    own: Budget, costs: CostModel, full: Widths, *, macs: float | None, parameters: float | None
-) -> list[Part]:
+def further_counts(own: Budget, plans: Plans, *, macs: float | None, parameters: float | None) -> list[Part]:
     """Shares of the original's MACs and parameters, where they are asked for besides the first budget."""
     found = []
     shares: list[tuple[float | None, Unit, str, Callable[[Widths], NDArray[np.float64]]]] = [
-        (macs, "macs", "macs-ratio", costs.macs), (parameters, "parameters", "params-ratio", costs.parameters),
+        (macs, "macs", "macs-ratio", plans.macs), (parameters, "parameters", "params-ratio", plans.parameters),
     ]  # fmt: skip
     for share, unit, name, cost in shares:
         if share is not None and unit != own.unit:
-            found.append(Part(Budget(cost, share * float(cost(full)), own.grids, unit, f"{name} {share:g}")))
+            found.append(Part(Budget(cost, share * float(cost(plans.sizes)), own.grids, unit, f"{name} {share:g}")))
     return found
 
 

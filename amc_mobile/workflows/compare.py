@@ -14,6 +14,7 @@ from amc_mobile.store import write_json, write_text
 from amc_mobile.workflows.comparison import CUTS, Comparison, summaries
 from amc_mobile.workflows.comparison_page import comparison_page
 from amc_mobile.workflows.finetune import finetune_run
+from amc_mobile.workflows.plans import keep_ratios
 from amc_mobile.workflows.preparation import Preparations
 from amc_mobile.workflows.progress import Progress, silent
 from amc_mobile.workflows.runs import Run, precision_part, run_name
@@ -90,7 +91,9 @@ def compare_policies(
 def compared_run(settings: Settings, search: SearchConfig, seed: int) -> str:
     """The run folder's name: everything that distinguishes two runs of one comparison, or of two."""
     policy, _, file = search.policy.partition(":")
-    parts = ("compare", Path(settings.model).stem, precision_part(settings), search.asked, policy, Path(file).stem,
+    granularity = "" if search.granularity == "channel" else search.granularity
+    parts = ("compare", Path(settings.model).stem, precision_part(settings), search.asked, granularity, policy,
+             Path(file).stem,
              f"e{search.episodes}", "" if search.reward == "fidelity" else search.reward, f"s{seed}")  # fmt: skip
     return run_name(*parts)
 
@@ -149,8 +152,7 @@ def run_results(folder: Run) -> dict[str, Any]:
     log = EpisodeLog(folder.folder / "episodes.csv")
     rewards = [row.reward for row in log.rows if row.policy != CHECK]
     finetuned = folder.read("finetune")["test_top1"] if folder.has("finetune") else None
-    kept, channels = search["plan"]["kept_channels"], search["plan"]["channels"]
-    kinds = search.get("group_kinds", {})
+    kept, kinds = keep_ratios(search["plan"]), search.get("group_kinds", {})
     return {
         "reward": search["reward"], "original_top1": search["test_top1"]["original"],
         "one_shot_top1": search["test_top1"]["one-shot"], "refitted_top1": search["test_top1"]["refitted"],
@@ -160,8 +162,7 @@ def run_results(folder: Run) -> dict[str, Any]:
         "cpu_s": sum(seconds for part, seconds in search["cpu_s"].items() if part != "latency"),
         "set_up_cpu_s": search["cpu_s"]["set_up"], "cpu_s_by_part": search["cpu_s"],
         **{f"best_reward_{cut}": max(rewards[:cut]) for cut in CUTS if len(rewards) >= cut},
-        "keep_ratios": {name: kept[name] / channels[name] for name in channels},
-        "group_kinds": {name: kinds.get(name, "") for name in channels},
+        "keep_ratios": kept, "group_kinds": {name: kinds.get(name, "") for name in kept},
         "original_macs": search["original_macs"], "original_ms": search["budget"]["reference_ms"] or None,
         "test_images": search["test_images"], "accuracy_on": search.get("accuracy_on", "test images"),
     }  # fmt: skip

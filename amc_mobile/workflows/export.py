@@ -65,6 +65,10 @@ class ExportResult:
                     f"    p50 {after['p50_ms']:.3f} ms (95 % CI {after['ci_low_ms']:.3f}-{after['ci_high_ms']:.3f}), "
                     f"original {before['p50_ms']:.3f} ms: {file['pair']['speedup']:.2f}x"
                 )
+        if self.result["granularity"] == "weight":
+            lines.append(
+                "  zeros are stored and multiplied like any other weight: size and latency do not follow the density"
+            )
         gate = self.result["gate"]
         said = {True: "PASS", False: "FAIL", None: "PREDICTED, NOT MEASURED"}
         lines.append(f"  {said[gate['passed']]}: {gate['text']}")
@@ -158,7 +162,8 @@ def export_run(
         for row in search.get("budgets", [])[1:]
     ]
     document = {
-        "stage": stage, "precision": settings.precision, "test_top1": evaluate(model, data.test),
+        "stage": stage, "precision": settings.precision, "granularity": wanted.get("granularity", "channel"),
+        "test_top1": evaluate(model, data.test),
         "accuracy_on": data.accuracy_on, "files": files, "gate": _all_of(gate, further),
     }  # fmt: skip
     folder.write("export", document)

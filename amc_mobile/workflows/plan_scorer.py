@@ -9,45 +9,43 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amc_mobile.channels.cost import CostModel
 from amc_mobile.data import DataSplit
 from amc_mobile.models.evaluation import bf16_is_fast, logits
 from amc_mobile.pruning.fold import find_folding, folded
-from amc_mobile.pruning.reconstruction import Reconstructor
 from amc_mobile.search.budget import Unit
 from amc_mobile.search.reward import GUARANTEED, Outcome, fidelity, reward_of, top1
 from amc_mobile.workflows.network import Network
+from amc_mobile.workflows.plans import Plans
 
 Widths = NDArray[np.int64]
 
 
 class PlanScorer:
-    """Scores plans: builds the reconstructed network and compares it with the original on the reward images.
+    """Scores plans: builds the pruned network and compares it with the original on the reward images.
 
     Both are computed in bfloat16 where the CPU is fast at it, which leaves the order of plans as it is.
     """
 
-    def __init__(self, network: Network, data: DataSplit, reconstructor: Reconstructor, reward: str) -> None:
+    def __init__(self, network: Network, data: DataSplit, plans: Plans, reward: str) -> None:
         self.images, self._labels = data.reward, data.reward.labels
-        self._reconstructor, self._reward = reconstructor, reward
-        self._costs = CostModel(network.module, network.groups)
-        self._original_macs = float(self._costs.macs(network.groups.sizes))
+        self._plans, self._reward = plans, reward
+        self._original_macs = float(plans.macs(plans.sizes))
         self.folding = find_folding(network.module, self.images.normalised(slice(0, 1)))
         self.reference = self._logits(folded(network.module, self.folding))
         self.original_top1 = top1(self.reference, self._labels)
-        self.cost_of: Callable[[Widths], float] = lambda widths: float(self._costs.macs(widths))
+        self.cost_of: Callable[[Widths], float] = lambda widths: float(plans.macs(widths))
         self.unit: Unit = "macs"
 
     def __call__(self, widths: Widths) -> Outcome:
         if self._reward == "macs":
             return self._size_alone(widths)
         started = time.process_time()
-        model = folded(self._reconstructor.build(widths), self.folding)
+        model = folded(self._plans.build(widths), self.folding)
         built = time.process_time()
         outputs = self._logits(model)
         seconds = {"reconstruction": built - started, "evaluation": time.process_time() - built}
         accuracy, closeness = top1(outputs, self._labels), fidelity(outputs, self.reference)
-        macs, parameters = float(self._costs.macs(widths)), float(self._costs.parameters(widths))
+        macs, parameters = float(self._plans.macs(widths)), float(self._plans.parameters(widths))
         unit = GUARANTEED.get(self._reward, self.unit)
         # The reward's own unit, where it is not the budget's.
         cost = self.cost_of(widths) if unit == self.unit else {"macs": macs, "parameters": parameters}.get(unit, 0.0)
@@ -59,7 +57,7 @@ class PlanScorer:
 
     def _size_alone(self, widths: Widths) -> Outcome:
         """No image decides anything."""
-        macs, parameters = float(self._costs.macs(widths)), float(self._costs.parameters(widths))
+        macs, parameters = float(self._plans.macs(widths)), float(self._plans.parameters(widths))
         kept = macs / self._original_macs
         reward = reward_of(self._reward, top1=None, fidelity=None, cost=macs, unit="macs", macs_kept=kept)
         return Outcome(reward, None, None, macs, parameters, {"reconstruction": 0.0, "evaluation": 0.0})

@@ -12,6 +12,7 @@ from amc_mobile.channels.ids import Ids
 from amc_mobile.data import DataSplit
 from amc_mobile.pruning.gram import GramStatistics, collect_gram
 from amc_mobile.pruning.importance import channel_order
+from amc_mobile.pruning.matrices import Matrices
 from amc_mobile.pruning.reconstruction import Reconstructor
 from amc_mobile.workflows.network import Network, load_network
 from amc_mobile.workflows.progress import Progress
@@ -46,16 +47,26 @@ class Preparations:
         return self._network[1]
 
     def statistics(
-        self, network: Network, data: DataSplit, *, channel_choice: str, seed: int, progress: Progress
+        self,
+        network: Network,
+        data: DataSplit,
+        *,
+        channel_choice: str,
+        seed: int,
+        matrices: Matrices,
+        progress: Progress,
     ) -> Statistics:
         key = (id(network), data.calibration_indices, channel_choice, seed)
         if self._statistics is None or self._statistics[0] != key:
             started = time.process_time()
             progress("prepare reconstruction", 0, 2)
             calibration = data.calibration.normalised()
-            gram = collect_gram(network.module, network.groups, calibration, seed=seed)
+            gram = collect_gram(network.module, network.groups, calibration, seed=seed, matrices=matrices)
             progress("prepare reconstruction", 1, 2, "channel order")
-            order = channel_order(network.groups, network.module, gram, method=channel_choice)
+            order = channel_order(
+                network.groups, network.module, gram, method=channel_choice,
+                labelled=(calibration, data.calibration.labels),
+            )  # fmt: skip
             progress("prepare reconstruction", 2, 2)
             found = Statistics(calibration, gram, order, time.process_time() - started)
             self._statistics = (key, found)

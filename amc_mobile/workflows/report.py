@@ -122,7 +122,9 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
         conditions=pair["after"]["conditions"] if pair else search["conditions"] if offline else {},
         flags=tuple(pair["after"]["flags"]) if pair else (),
         data=DataFacts(split["source"], split["sizes"]),
-        kept_groups=tuple(KeptGroup(g.name, g.channels, g.reason) for g in network.groups.kept_groups),
+        kept_groups=()
+        if search.get("granularity") == "weight"
+        else tuple(KeptGroup(g.name, g.channels, g.reason) for g in network.groups.kept_groups),
         files=_files(export),
         offline=offline,
         further_budgets=_further_budgets(budgets[1:], export),

@@ -8,14 +8,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from amc_mobile.channels import surgery
 from amc_mobile.channels.plan import PruningPlan
 from amc_mobile.errors import InvalidInput
 from amc_mobile.export.precision import FLOAT32
 from amc_mobile.models.loading import load_checkpoint, save_checkpoint
-from amc_mobile.store import read_json, write_json
+from amc_mobile.pruning.magnitude import hold_masks
+from amc_mobile.store import read_json, replacing, write_json
 from amc_mobile.workflows.network import Network
 from amc_mobile.workflows.workspace import Settings
 
@@ -66,10 +69,29 @@ class Run:
     def save_weights(self, stage: str, model: nn.Module) -> None:
         save_checkpoint(model, self.weights(stage))
 
+    @property
+    def _masks(self) -> Path:
+        return self.folder / "masks.safetensors"
+
+    def save_masks(self, masks: Mapping[str, Tensor]) -> None:
+        """By parameter, the weights that stay: 1 in the file. Nothing is written where whole channels went."""
+        if masks:
+            with replacing(self._masks) as temporary:
+                save_file({name: mask.to(torch.uint8) for name, mask in masks.items()}, temporary)
+
+    def masks(self) -> dict[str, Tensor]:
+        return {name: mask.bool() for name, mask in load_file(self._masks).items()} if self._masks.exists() else {}
+
     def load_pruned(self, network: Network, stage: str) -> nn.Module:
-        """The pruned network with the weights of a stage: "pruned" (refitted) or "finetuned"."""
-        model = surgery.apply(network.module, network.groups, self.plan().kept())
+        """The pruned network with the weights of a stage: "pruned" (refitted) or "finetuned".
+
+        Where single weights were pruned, no training changes them: their gradients are masked.
+        """
+        masks = self.masks()
+        kept = {} if masks else self.plan().kept()
+        model = surgery.apply(network.module, network.groups, kept)
         load_checkpoint(model, self.weights(stage))
+        hold_masks(model, masks)
         return model.eval()
 
     def best_stage(self) -> str:

@@ -13,17 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from amc_mobile.channels.cost import CostModel
-from amc_mobile.channels.plan import PruningPlan
 from amc_mobile.data import DataSplit
 from amc_mobile.errors import InvalidConfig, InvalidInput, MissingLatency
 from amc_mobile.latency.protocol import measure_pair
 from amc_mobile.models.evaluation import evaluate
-from amc_mobile.pruning.reconstruction import Reconstructor
-from amc_mobile.pruning.refit import refit
+from amc_mobile.pruning.matrices import Matrices
 from amc_mobile.search.budget import Budget, Unit, format_cost
 from amc_mobile.search.episode_log import EpisodeLog, EpisodeRow
-from amc_mobile.search.features import GroupFacts
 from amc_mobile.search.guarantee import AccuracyGuarantee
 from amc_mobile.search.loop import run_search
 from amc_mobile.search.policies import make_policy
@@ -39,11 +35,12 @@ from amc_mobile.workflows.budgets import (
     reference_p50_ms,
     told,
 )
-from amc_mobile.workflows.latency_model import LatencyModel, ModelPoint, default_grids, latency_model
+from amc_mobile.workflows.latency_model import LatencyModel, ModelPoint, latency_model
 from amc_mobile.workflows.measuring import RecordedDevice
 from amc_mobile.workflows.network import Network
 from amc_mobile.workflows.offline import recorded
 from amc_mobile.workflows.plan_scorer import PlanScorer
+from amc_mobile.workflows.plans import ChannelPlans, Plans, WeightPlans
 from amc_mobile.workflows.preparation import Preparations
 from amc_mobile.workflows.progress import Progress, silent
 from amc_mobile.workflows.runs import Run, precision_part, run_name
@@ -51,6 +48,7 @@ from amc_mobile.workflows.workspace import Settings, Workspace
 
 Widths = NDArray[np.int64]
 TOLD = 0.05  # drift beyond this is told
+GRANULARITIES = ("channel", "weight")
 
 
 @dataclass(frozen=True)
@@ -71,6 +69,7 @@ class SearchConfig:
     calibration_images: int = 1500
     reward_images: int | None = None  # None: those that `train` leaves out
     max_loss: float | None = None  # of top-1 on the reward images; the cheapest plan that loses no more is wanted
+    granularity: str = "channel"  # or "weight": single weights of a layer, the smallest first
     keep: str = ""  # groups that stay whole: patterns of names, or "residual", separated by commas
     also: str = ""  # budgets on further devices, DEVICE:MS separated by commas
 
@@ -99,6 +98,15 @@ class SearchConfig:
             raise InvalidConfig(f"--max-loss {self.max_loss} is not a share of the images", next_step="try 0.01")
         if self.max_loss is not None and self.reward == "macs":
             raise InvalidConfig("the reward macs looks at no image", next_step="leave --max-loss out, or --reward top1")
+        if self.granularity not in GRANULARITIES:
+            raise InvalidConfig(
+                f"no granularity {self.granularity!r}", next_step=f"use one of: {', '.join(GRANULARITIES)}"
+            )
+        if self.granularity == "weight" and self.unit != "parameters":
+            raise InvalidConfig(
+                "pruning single weights saves parameters; MACs and latency of the network's file stay what they are",
+                next_step="pass --params-ratio",
+            )
         if GUARANTEED.get(self.reward) == "ms" and self.unit != "ms":
             raise InvalidConfig(f"the reward {self.reward} needs a latency budget", next_step="pass --latency-ratio 1")
 
@@ -166,9 +174,9 @@ class PlanMeasurer:
     """
 
     def __init__(
-        self, latency: LatencyModel, run: Run, reconstructor: Reconstructor, reference_ms: float, name: str = "measured"
+        self, latency: LatencyModel, run: Run, plans: ChannelPlans, reference_ms: float, name: str = "measured"
     ) -> None:
-        self._latency, self._run, self._reconstructor = latency, run, reconstructor
+        self._latency, self._run, self._plans = latency, run, plans
         self._reference_ms, self._name = reference_ms, name
         self._original = latency.template.model_at({})
         self._known: dict[str, dict[str, float]] = run.read(name)["plans"] if run.has(name) else {}
@@ -179,7 +187,7 @@ class PlanMeasurer:
         key = ",".join(str(int(w)) for w in widths)
         if key not in self._known:
             predicted = float(self._latency.p50_ms(widths[None])[0])
-            file = self._latency.template.model_at(self._reconstructor.kept(widths))
+            file = self._latency.template.model_at(self._plans.reconstructor.kept(widths))
             pair = measure_pair(self._latency.device, self._original, file, self._latency.protocol)
             slowest = pair.speedup_interval[0]
             measured = self._reference_ms / pair.speedup
@@ -202,20 +210,6 @@ class PlanMeasurer:
         self._latency.extra.append(ModelPoint.from_search([int(w) for w in key.split(",")], row))
 
 
-def group_facts(network: Network) -> list[GroupFacts]:
-    layers = {layer.name: layer for layer in network.groups.layers}
-    facts = []
-    for group in network.groups.groups:
-        layer = layers[group.producers[0]]
-        facts.append(
-            GroupFacts(
-                group.name, len(layer.out_ids), len(layer.in_ids), layer.out_size[0], layer.out_size[1],
-                layer.stride[0], layer.kernel_size[0],
-            )
-        )  # fmt: skip
-    return facts
-
-
 def search_plan(
     space: Workspace,
     settings: Settings,
@@ -231,7 +225,8 @@ def search_plan(
 
     Raises UnreachableBudget before searching, MissingLatency when the device has not been profiled, BudgetNotMet.
     """
-    words = (settings.model, precision_part(settings), wanted.asked, wanted.policy, f"s{settings.seed}")
+    granularity = "" if wanted.granularity == "channel" else wanted.granularity
+    words = (settings.model, precision_part(settings), wanted.asked, granularity, wanted.policy, f"s{settings.seed}")
     name = run_name(run or "", *(() if run else words))
     folder = Run(space.runs / name)
     folder.folder.mkdir(parents=True, exist_ok=True)
@@ -241,19 +236,18 @@ def search_plan(
     if settings.offline and wanted.unit == "ms":
         device, settings = recorded(space, settings)
     data = network.split(calibration=wanted.calibration_images, reward=wanted.reward_images, seed=settings.seed)
-    grids = default_grids(network, multiple=wanted.multiple, min_keep_ratio=wanted.min_keep_ratio, keep=wanted.keep)
+    plans = _plans(network, wanted)
     torch.manual_seed(settings.seed)
     latency = None
     parts: list[Part] = []
     if wanted.unit == "ms":
-        latency = latency_model(space, settings, network, grids, progress, device=device)
+        latency = latency_model(space, settings, network, list(plans.grids), progress, device=device)
     try:
-        costs = CostModel(network.module, network.groups)
-        limit, reference_ms = _limit(folder, wanted, network, costs, latency, progress)
-        own = Budget(_cost(wanted.unit, costs, latency), limit, tuple(grids), wanted.unit, wanted.asked_of_model[0])
+        limit, reference_ms = _limit(folder, wanted, network, plans, latency, progress)
+        cost = _cost(wanted.unit, plans, latency)
+        own = Budget(cost, limit, tuple(plans.grids), wanted.unit, wanted.asked_of_model[0])
         parts.append(Part(own, latency, settings.device if latency else ""))
-        full = network.groups.sizes
-        parts += further_counts(own, costs, full, macs=wanted.macs_ratio, parameters=wanted.params_ratio)
+        parts += further_counts(own, plans, macs=wanted.macs_ratio, parameters=wanted.params_ratio)
         for further, ms in asked_devices(wanted.also):
             parts.append(on_device(space, remembered, network, own, further, ms, progress))
         budget = met_together(parts)
@@ -261,22 +255,25 @@ def search_plan(
         folder.begin(settings, asdict(wanted))
         folder.write("split", data.document())
         space.remember(remembered, run=name)
-        known = prepared.statistics(
-            network, data, channel_choice=wanted.channel_choice, seed=settings.seed, progress=progress
-        )
-        reconstructor = known.reconstructor(network)
-        started = time.process_time()
-        scorer = PlanScorer(network, data, reconstructor, wanted.reward)
-        scorer.unit, scorer.cost_of = wanted.unit, own.cost_of
-        for part in parts:
-            if part.latency is not None and not isinstance(part.latency.device, RecordedDevice):
-                mine = part.latency is latency
-                reference = reference_ms if mine else reference_p50_ms(part.latency, network)
-                named = "measured" if mine else f"measured-{part.device}"
-                part.measure = PlanMeasurer(part.latency, folder, reconstructor, reference, named)
+        if isinstance(plans, ChannelPlans):
+            plans.prepare(
+                prepared.statistics(
+                    network, data, channel_choice=wanted.channel_choice, seed=settings.seed,
+                    matrices=Matrices(settings.memory_bytes, space.folder), progress=progress,
+                )
+            )  # fmt: skip
+            for part in parts:
+                if part.latency is not None and not isinstance(part.latency.device, RecordedDevice):
+                    mine = part.latency is latency
+                    reference = reference_ms if mine else reference_p50_ms(part.latency, network)
+                    named = "measured" if mine else f"measured-{part.device}"
+                    part.measure = PlanMeasurer(part.latency, folder, plans, reference, named)
         measure = measured_together(parts)
-        policy = _policy(wanted, network, budget, reconstructor, seed=settings.seed)
-        set_up_s = known.cpu_s + time.process_time() - started
+        started = time.process_time()
+        scorer = PlanScorer(network, data, plans, wanted.reward)
+        scorer.unit, scorer.cost_of = wanted.unit, own.cost_of
+        policy = _policy(wanted, budget, plans, seed=settings.seed)
+        set_up_s = plans.set_up_s + time.process_time() - started
         episodes = min(wanted.episodes, policy.episodes_per_round or wanted.episodes)
 
         guarantee = None
@@ -294,14 +291,14 @@ def search_plan(
             measure_every=wanted.measure_every if measure else 0, measured_reward=scorer.measured_reward,
             guarantee=guarantee,
         )  # fmt: skip
-        plan = PruningPlan.from_widths(network.groups.channels, result.widths).with_order(known.order)
         progress("refit", 0, 1)
         started = time.process_time()
-        pruned = refit(network.module, network.groups, plan.kept(), known.calibration, seed=settings.seed)
+        pruned = plans.finished(result.widths, data, settings.seed)
         refit_s = time.process_time() - started
         progress("refit", 1, 1)
         folder.save_weights("pruned", pruned)
-        budgets = [part.document(plan.widths) for part in parts]
+        folder.save_masks(plans.masks(result.widths))
+        budgets = [part.document(result.widths) for part in parts]
         document = {
             "budgets": budgets,
             "budget": {
@@ -309,21 +306,22 @@ def search_plan(
                 "drift": latency.drift if latency is not None else 1.0,
             },
             "conditions": None if latency is None else latency.conditions.to_document(),
-            "offline": device is not None, "kernel_sources": _sources(plan.widths, latency),
+            "offline": device is not None, "kernel_sources": _sources(result.widths, latency),
             "policy": wanted.policy, "episodes": result.episodes, "evaluations": result.evaluations,
             "measurements": result.measurements, "reward": result.reward, "episode": result.episode,
-            "predicted_cost": _predicted(plan.widths, own, latency), "measured_ms": result.measured_ms,
-            "ci_high_ms": budgets[0]["ci_high_ms"], "plan": plan.to_document(),
-            "macs": float(costs.macs(plan.widths)), "original_macs": float(costs.macs(network.groups.sizes)),
-            "parameters": float(costs.parameters(plan.widths)),
-            "original_parameters": float(costs.parameters(network.groups.sizes)),
+            "predicted_cost": _predicted(result.widths, own, latency), "measured_ms": result.measured_ms,
+            "ci_high_ms": budgets[0]["ci_high_ms"], "plan": plans.document(result.widths),
+            "granularity": wanted.granularity,
+            "macs": float(plans.macs(result.widths)), "original_macs": float(plans.macs(plans.sizes)),
+            "parameters": float(plans.parameters(result.widths)),
+            "original_parameters": float(plans.parameters(plans.sizes)),
             "cpu_s": {"set_up": set_up_s, **log.seconds(), "refit": refit_s},
             "reward_top1": result.top1, "original_reward_top1": scorer.original_top1,
             "accuracy_kept": None if guarantee is None else (result.top1 or 0.0) >= guarantee.top1,
             "test_images": len(data.test), "accuracy_on": data.accuracy_on, "group_kinds": network.groups.kinds,
             "test_top1": {
                 "original": evaluate(network.module, data.test),
-                "one-shot": evaluate(reconstructor.build(plan.widths), data.test),
+                "one-shot": evaluate(plans.build(result.widths), data.test),
                 "refitted": evaluate(pruned, data.test),
             },
         }  # fmt: skip
@@ -340,28 +338,29 @@ def search_plan(
                 opened.close()
 
 
-def _policy(
-    wanted: SearchConfig, network: Network, budget: Budget, reconstructor: Reconstructor, *, seed: int
-) -> Policy:
+def _plans(network: Network, wanted: SearchConfig) -> ChannelPlans | WeightPlans:
+    if wanted.granularity == "weight":
+        return WeightPlans(network, min_density=wanted.min_keep_ratio, keep=wanted.keep)
+    return ChannelPlans(network, multiple=wanted.multiple, min_keep_ratio=wanted.min_keep_ratio, keep=wanted.keep)
+
+
+def _policy(wanted: SearchConfig, budget: Budget, plans: Plans, *, seed: int) -> Policy:
     """The policy asked for; `from-file:PATH` reads the plan of another search or of a file."""
     name, _, path = wanted.policy.partition(":")
     return make_policy(
-        name, group_facts(network), budget, seed=seed, episodes=wanted.episodes,
-        errors=[reconstructor.group_errors(group, grid) for group, grid in enumerate(budget.grids)],
-        given=[plan_from_file(Path(path), network)] if path else [],
+        name, plans.facts(), budget, seed=seed, episodes=wanted.episodes,
+        errors=plans.errors(),
+        given=[plan_from_file(Path(path), plans)] if path else [],
     )  # fmt: skip
 
 
-def plan_from_file(path: Path, network: Network) -> Widths:
+def plan_from_file(path: Path, plans: Plans) -> Widths:
     """Widths (groups,) of a plan in JSON, alone or as the `plan` of a search. Raises InvalidInput."""
     try:
         document = json.loads(path.expanduser().read_text())
     except (OSError, ValueError) as error:
         raise InvalidInput(f"{path} holds no plan: {error}", next_step="name a run's search.json") from error
-    plan = PruningPlan.from_document(document.get("plan", document) if isinstance(document, dict) else {})
-    if dict(plan.channels) != dict(network.groups.channels):
-        raise InvalidInput(f"the plan in {path} is for another network: its channel groups differ")
-    return plan.widths
+    return plans.from_document(document.get("plan", document) if isinstance(document, dict) else {})
 
 
 def _predicted(widths: Widths, budget: Budget, latency: LatencyModel | None) -> float:
@@ -379,19 +378,14 @@ def _sources(widths: Widths, latency: LatencyModel | None) -> dict[str, list[str
     return found
 
 
-def _cost(unit: Unit, costs: CostModel, latency: LatencyModel | None) -> Callable[[Widths], NDArray[np.float64]]:
+def _cost(unit: Unit, plans: Plans, latency: LatencyModel | None) -> Callable[[Widths], NDArray[np.float64]]:
     if latency is not None:
         return latency.safe_p50_ms
-    return costs.macs if unit == "macs" else costs.parameters
+    return plans.macs if unit == "macs" else plans.parameters
 
 
 def _limit(
-    run: Run,
-    wanted: SearchConfig,
-    network: Network,
-    costs: CostModel,
-    latency: LatencyModel | None,
-    progress: Progress,
+    run: Run, wanted: SearchConfig, network: Network, plans: Plans, latency: LatencyModel | None, progress: Progress
 ) -> tuple[float, float]:
     """(limit in the budget's unit, the original's p50 in ms or 0); fixed when the run starts."""
     if run.has("budget"):
@@ -400,7 +394,7 @@ def _limit(
             if latency is not None:
                 latency.drift = float(known.get("drift", 1.0))
             return float(known["limit"]), float(known["reference_ms"])
-    full = network.groups.sizes
+    full = plans.sizes
     reference_ms = 0.0
     if latency is not None:
         if wanted.latency_ms is not None:  # is held against the device of now, a ratio against both alike
@@ -408,9 +402,9 @@ def _limit(
         reference_ms = reference_p50_ms(latency, network)
         limit = wanted.latency_ms if wanted.latency_ms is not None else (wanted.latency_ratio or 1.0) * reference_ms
     elif wanted.macs_ratio is not None:
-        limit = wanted.macs_ratio * float(costs.macs(full))
+        limit = wanted.macs_ratio * float(plans.macs(full))
     else:
-        limit = (wanted.params_ratio or 1.0) * float(costs.parameters(full))
+        limit = (wanted.params_ratio or 1.0) * float(plans.parameters(full))
     drift = latency.drift if latency is not None else 1.0
     run.write("budget", {"asked": wanted.asked, "limit": limit, "reference_ms": reference_ms, "drift": drift})
     return limit, reference_ms

@@ -10,6 +10,7 @@ from amc_mobile.channels.plan import PruningPlan
 from amc_mobile.data import DataSplit
 from amc_mobile.errors import InvalidConfig, InvalidInput
 from amc_mobile.models.checkpoints import weights_sha256
+from amc_mobile.pruning.matrices import Matrices
 from amc_mobile.report.comparison_charts import GroupTick, group_lines
 from amc_mobile.report.quantities import NOTHING, percent
 from amc_mobile.report.sections import Section
@@ -19,6 +20,7 @@ from amc_mobile.report.tables import render_rows
 from amc_mobile.store import read_json, write_json
 from amc_mobile.workflows.network import Network, load_network
 from amc_mobile.workflows.plan_scorer import PlanScorer
+from amc_mobile.workflows.plans import ChannelPlans
 from amc_mobile.workflows.preparation import Preparations
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.workspace import Settings, Workspace
@@ -125,10 +127,14 @@ def sensitivity(space: Workspace, settings: Settings, wanted: SensitivityConfig,
     missing = {key: plan for plan in plans if (key := (plan["group"], plan["kept"])) not in known}
     original_top1 = read_json(path, format_version=FORMAT_VERSION)["original_top1"] if known else 0.0
     if missing:
-        statistics = Preparations().statistics(
-            network, data, channel_choice=wanted.channel_choice, seed=settings.seed, progress=progress
-        )
-        scorer = PlanScorer(network, data, statistics.reconstructor(network), "top1")
+        scored = ChannelPlans(network, multiple=wanted.multiple, min_keep_ratio=1.0, keep="")
+        scored.prepare(
+            Preparations().statistics(
+                network, data, channel_choice=wanted.channel_choice, seed=settings.seed,
+                matrices=Matrices(settings.memory_bytes, space.folder), progress=progress,
+            )
+        )  # fmt: skip
+        scorer = PlanScorer(network, data, scored, "top1")
         original_top1 = scorer.original_top1
         full = PruningPlan.full(network.groups.channels)
         for key, plan in missing.items():

@@ -43,6 +43,7 @@ class Settings:
     width_multiplier: float = 1.0
     input_size: int = 0  # pixels; 0: the model's own
     workers: int = 0  # threads that decode image folders as they are used; 0: they are held in memory
+    memory_mb: int = 0  # for the matrices of a search, the rest goes to a file; 0: half of what is free
     table: str = ""  # URL of a PostgreSQL database; empty: a file in the workspace
     offline: bool = False  # the table alone tells latencies; the device is never opened
     conditions: str = ""  # offline, where several fit: first digits of their keys, separated by commas
@@ -50,6 +51,10 @@ class Settings:
     @property
     def waived(self) -> tuple[str, ...]:
         return tuple(name for name in self.waive.replace(" ", "").split(",") if name)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        return self.memory_mb * 2**20 or None
 
     def required(self, key: str) -> str:
         value = str(getattr(self, key))
@@ -76,8 +81,10 @@ def check_settings(settings: Settings) -> None:
     check_waivers(settings.waived)
     if settings.clock_mode not in MODES:
         raise InvalidConfig(f"clock mode {settings.clock_mode!r} is unknown", next_step=f"use {' or '.join(MODES)}")
-    if settings.threads < 1 or settings.width_multiplier <= 0 or settings.input_size < 0 or settings.workers < 0:
-        raise InvalidConfig("threads, width_multiplier, input_size and workers must be positive")
+    if settings.threads < 1 or settings.width_multiplier <= 0:
+        raise InvalidConfig("threads and width_multiplier must be positive")
+    if min(settings.input_size, settings.workers, settings.memory_mb) < 0:
+        raise InvalidConfig("input_size, workers and memory_mb must not be negative")
 
 
 def settings_from_toml(path: Path) -> dict[str, Any]:

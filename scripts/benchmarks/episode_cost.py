@@ -31,6 +31,7 @@ from amc_mobile.data import Dataset, DataSplit, ImageSet, held_out_count, split
 from amc_mobile.models.evaluation import bf16_is_fast, logits
 from amc_mobile.models.loading import load_model
 from amc_mobile.pruning.fold import find_folding, folded
+from amc_mobile.pruning.matrices import Matrices
 from amc_mobile.search.budget import Budget, Floats, Widths
 from amc_mobile.search.episode_log import EpisodeLog
 from amc_mobile.search.loop import run_search
@@ -39,9 +40,10 @@ from amc_mobile.search.reward import fidelity, top1
 from amc_mobile.workflows.latency_model import default_grids
 from amc_mobile.workflows.network import Network, load_network
 from amc_mobile.workflows.plan_scorer import PlanScorer
+from amc_mobile.workflows.plans import ChannelPlans
 from amc_mobile.workflows.preparation import Preparations
 from amc_mobile.workflows.progress import silent
-from amc_mobile.workflows.search import SearchConfig, group_facts
+from amc_mobile.workflows.search import SearchConfig
 from amc_mobile.workflows.workspace import Settings, Workspace
 
 # CPU seconds per episode of the public implementations for this network, 3000 images and reward, on a like machine.
@@ -81,15 +83,17 @@ def synthetic_network(images: int) -> Network:
 
 def episode_cost(network: Network, data: DataSplit, reward: str, policy: str, episodes: int) -> dict[str, float]:
     """Mean CPU seconds of an episode by part, and the set-up's."""
-    known = Preparations().statistics(network, data, channel_choice="backward", seed=0, progress=silent)
+    known = Preparations().statistics(
+        network, data, channel_choice="backward", seed=0, matrices=Matrices(), progress=silent
+    )
     started = time.process_time()
-    reconstructor = known.reconstructor(network)
-    scorer = PlanScorer(network, data, reconstructor, reward)
+    plans = ChannelPlans(network, multiple=8, min_keep_ratio=0.2, keep="")
+    plans.prepare(known)
+    scorer = PlanScorer(network, data, plans, reward)
     cost = TimedCost(CostModel(network.module, network.groups))
     full = network.groups.sizes
-    budget = Budget(cost, 0.5 * float(cost.costs.macs(full)), tuple(default_grids(network)), "macs")
-    errors = [reconstructor.group_errors(group, grid) for group, grid in enumerate(budget.grids)]
-    agent = make_policy(policy, group_facts(network), budget, episodes=episodes, errors=errors)
+    budget = Budget(cost, 0.5 * float(cost.costs.macs(full)), tuple(plans.grids), "macs")
+    agent = make_policy(policy, plans.facts(), budget, episodes=episodes, errors=plans.errors())
     set_up_s = known.cpu_s + time.process_time() - started
     cost.seconds = 0.0
     with tempfile.TemporaryDirectory() as folder:
@@ -116,7 +120,9 @@ def rank_correlations(model: str, root: Path, paper_images: int, plans: int) -> 
     network = load_network(Workspace(Path("amc-workspace")), settings)
     assert network.dataset is not None
     data = split(network.dataset, calibration=900, reward=paper_images, seed=0)
-    known = Preparations().statistics(network, data, channel_choice="backward", seed=0, progress=silent)
+    known = Preparations().statistics(
+        network, data, channel_choice="backward", seed=0, matrices=Matrices(), progress=silent
+    )
     reconstructor = known.reconstructor(network)
     costs = CostModel(network.module, network.groups)
     full = network.groups.sizes

@@ -9,15 +9,16 @@ from traced_networks import first_order, halves, subject
 from amc_mobile.errors import InvalidConfig
 from amc_mobile.pruning import importance
 from amc_mobile.pruning.gram import GramStatistics
-from amc_mobile.pruning.importance import channel_order, kept_of
+from amc_mobile.pruning.importance import METHODS, channel_order, kept_of
 from amc_mobile.pruning.reconstruction import Reconstructor
 
 
-@pytest.mark.parametrize("method", ["backward", "l1"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", PRUNABLE)
 def test_an_order_holds_every_channel_of_every_group_once(name: str, method: str) -> None:
     net = subject(name)
-    order = channel_order(net.groups, net.model, net.gram, method=method)
+    labels = torch.arange(len(net.images)) % 5
+    order = channel_order(net.groups, net.model, net.gram, method=method, labelled=(net.images, labels))
     assert list(order) == list(net.groups.names)
     for group in net.groups.groups:
         assert sorted(order[group.name]) == list(range(group.channels))
@@ -62,7 +63,9 @@ def test_groups_without_matrices_or_with_too_many_columns_are_ordered_by_l1(monk
 
 def test_an_unknown_method_is_refused() -> None:
     net = subject("PaddedShortcut")
-    with pytest.raises(InvalidConfig, match="'taylor'; allowed: backward, l1"):
+    with pytest.raises(InvalidConfig, match="'l0'; allowed: backward, omp, lasso"):
+        channel_order(net.groups, net.model, net.gram, method="l0")
+    with pytest.raises(InvalidConfig, match="taylor needs labelled images"):
         channel_order(net.groups, net.model, net.gram, method="taylor")
 
 

@@ -7,6 +7,7 @@ from traced_networks import subject
 
 from amc_mobile.pruning.gram import group_channels
 from amc_mobile.pruning.least_squares import corrected
+from amc_mobile.pruning.matrices import Matrices
 from amc_mobile.pruning.nested import NestedSolver
 
 
@@ -26,7 +27,7 @@ def test_a_prefix_is_solved_as_the_columns_alone_would_be(name: str, layer: str,
     wanted = weight + corrected(
         moment, gram.projection[columns] - moment @ weight, ridge / float(moment.diagonal().mean())
     )
-    solved = NestedSolver(gram, order, 1e-3).solve(kept.size)
+    solved = NestedSolver(gram, order, 1e-3, Matrices()).solve(kept.size)
     assert solved.shape == wanted.shape
     torch.testing.assert_close(solved.double(), wanted, rtol=1e-4, atol=1e-5)
     if share == 1.0:

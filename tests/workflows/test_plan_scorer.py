@@ -10,13 +10,15 @@ import torch
 from torch import nn
 
 from amc_mobile.models.evaluation import logits
-from amc_mobile.pruning.gram import collect_gram
-from amc_mobile.pruning.importance import channel_order
+from amc_mobile.pruning.matrices import Matrices
 from amc_mobile.pruning.reconstruction import Reconstructor
 from amc_mobile.search.reward import Outcome, fidelity
 from amc_mobile.workflows import plan_scorer
 from amc_mobile.workflows.network import load_network
 from amc_mobile.workflows.plan_scorer import PlanScorer
+from amc_mobile.workflows.plans import ChannelPlans
+from amc_mobile.workflows.preparation import Preparations
+from amc_mobile.workflows.progress import silent
 from amc_mobile.workflows.workspace import Settings, Workspace
 
 VIEWING = """
@@ -45,9 +47,10 @@ def scored(
     """A scorer, and the number of batch norms in every network that it evaluates."""
     network = load_network(Workspace(folder / "space"), Settings(model=model, data="digits", input_size=32))
     data = network.split(calibration=60, reward=40, seed=0)
-    gram = collect_gram(network.module, network.groups, data.calibration.normalised())
-    order = channel_order(network.groups, network.module, gram, method="l1")
-    reconstructor = Reconstructor(network.module, network.groups, gram, order)
+    plans = ChannelPlans(network, multiple=8, min_keep_ratio=0.2, keep="")
+    plans.prepare(
+        Preparations().statistics(network, data, channel_choice="l1", seed=0, matrices=Matrices(), progress=silent)
+    )
     norms: list[int] = []
 
     def watched(net: nn.Module, *args: object, **options: object) -> torch.Tensor:
@@ -55,7 +58,7 @@ def scored(
         return logits(net, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(plan_scorer, "logits", watched)
-    return PlanScorer(network, data, reconstructor, reward), reconstructor, norms
+    return PlanScorer(network, data, plans, reward), plans.reconstructor, norms
 
 
 def test_a_residual_network_is_scored_folded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

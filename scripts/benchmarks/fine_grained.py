@@ -1,0 +1,138 @@
+"""Fine-grained pruning of the pretrained ResNet-56 on CIFAR-10, before any fine-tuning.
+
+At each density: the same density in every layer, and what a search finds with some episodes; accuracies with the
+batch norms re-estimated on calibration images where reward images agree. The smallest density at equal accuracy is
+chosen on the reward images (at most half a point below the original's top-1 on them); the test images then say once
+what it has on them. Writes an SVG of that plan's densities per layer. Data and weights are read from the folder that
+AMC_MOBILE_DATA names. Runs are kept in the workspace: killed, the same command goes on. --quick: ResNet-20, one
+density, 12 episodes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from amc_mobile.models.evaluation import evaluate
+from amc_mobile.report.charts import density_bars
+from amc_mobile.report.tables import render_rows
+from amc_mobile.store import write_text
+from amc_mobile.workflows.plans import keep_ratios
+from amc_mobile.workflows.preparation import Preparations
+from amc_mobile.workflows.progress import silent
+from amc_mobile.workflows.runs import Run
+from amc_mobile.workflows.search import SearchConfig, search_plan
+from amc_mobile.workflows.workspace import Settings, Workspace
+
+WEIGHTS = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}
+EQUAL = 0.005  # top-1 that may be lost on the reward images
+# Colours of the picture, which has no page around it.
+STYLE = "<style>text{font:11px sans-serif}.name,.value{fill:#333}.bar{fill:#9bb5d6}.bar.after{fill:#20508c}</style>"
+
+
+def measured(
+    space: Workspace, settings: Settings, prepared: Preparations, density: float, policy: str,
+    options: argparse.Namespace,
+) -> dict[str, Any]:  # fmt: skip
+    """One finished search: its document, and the final network's top-1 on the reward images."""
+    name = f"{settings.model}-{density:g}-{policy}"
+    folder = Run(space.runs / name)
+    if not folder.has("search"):
+        wanted = SearchConfig(
+            params_ratio=density, policy=policy, episodes=options.episodes, granularity="weight",
+            min_keep_ratio=options.min_density, reward_images=options.reward_images, reward=options.reward,
+        )  # fmt: skip
+        search_plan(space, settings, wanted, run=name, progress=silent, prepared=prepared)
+    network = prepared.network(space, settings)
+    data = network.split(calibration=1500, reward=options.reward_images, seed=settings.seed)
+    found = folder.read("search")
+    reward_top1 = evaluate(folder.load_pruned(network, "pruned"), data.reward)
+    print(f"{name}: {found['test_top1']}, reward images {reward_top1:.4f}", file=sys.stderr, flush=True)
+    return {"density": density, "policy": policy, "final_reward_top1": reward_top1, **found}
+
+
+def smallest_equal(runs: list[dict[str, Any]], policy: str) -> dict[str, Any] | None:
+    """The run of the smallest density that keeps the accuracy on reward images."""
+    equal = [r for r in runs if r["policy"] == policy and r["final_reward_top1"] >= r["original_reward_top1"] - EQUAL]
+    return min(equal, key=lambda r: float(r["density"])) if equal else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--model", default="resnet56", choices=WEIGHTS)
+    parser.add_argument("--densities", default="0.7,0.6,0.5,0.4,0.3,0.25")
+    parser.add_argument("--policies", default="uniform,dp,critic")
+    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--min-density", type=float, default=0.1, help="of convolutions; the paper's searches: 0.2")
+    parser.add_argument("--reward", default="fidelity")
+    parser.add_argument("--reward-images", type=int, default=1000)
+    parser.add_argument("--svg", type=Path, default=Path("amc-workspace/fine-grained.svg"))
+    parser.add_argument("--workspace", type=Path, default=Path("amc-workspace/fine-grained"))
+    options = parser.parse_args()
+    if not (root := os.environ.get("AMC_MOBILE_DATA")):
+        sys.exit("set AMC_MOBILE_DATA to the folder with cifar10/cifar10_lossless.npz and the pretrained ResNets")
+    if options.quick:
+        options.model, options.densities, options.episodes = "resnet20", "0.5", 12
+    torch.set_num_threads(1)
+    folder = Path(root) / "cifar10"
+    settings = Settings(
+        model=options.model, checkpoint=str(folder / WEIGHTS[options.model]),
+        data=f"cifar10:{folder / 'cifar10_lossless.npz'}",
+    )  # fmt: skip
+    prepared = Preparations()
+    policies = options.policies.split(",")
+    runs = [
+        measured(Workspace(options.workspace), settings, prepared, float(density), policy, options)
+        for density in options.densities.split(",")
+        for policy in policies
+    ]
+    figures: dict[str, float] = {"original.test_top1": runs[0]["test_top1"]["original"]}
+    for run in runs:
+        key = f"density_{run['density']:g}.{run['policy']}"
+        figures |= {f"{key}.{stage}": top1 for stage, top1 in run["test_top1"].items() if stage != "original"}
+        figures[f"{key}.reward_images"] = run["final_reward_top1"]
+    for policy in policies:
+        if (best := smallest_equal(runs, policy)) is not None:
+            figures[f"equal_accuracy.{policy}.density"] = best["parameters"] / best["original_parameters"]
+            figures[f"equal_accuracy.{policy}.test_top1"] = best["test_top1"]["refitted"]
+    drawn = next((run for p in reversed(policies) if (run := smallest_equal(runs, p)) is not None), runs[-1])
+    picture = density_bars(keep_ratios(drawn["plan"]))
+    head, _, rest = str(picture).partition(">")
+    write_text(options.svg, f'{head} xmlns="http://www.w3.org/2000/svg">{STYLE}{rest}\n')
+    if options.json:
+        conditions = {
+            "machine": platform.machine(), "python": platform.python_version(), "torch": torch.__version__,
+            "threads": 1, **{k: str(v) for k, v in vars(options).items() if k not in ("json", "workspace", "svg")},
+        }  # fmt: skip
+        print(json.dumps({"name": "fine_grained", "figures": figures, "conditions": conditions}, indent=1))
+        return
+    rows = [
+        [
+            f"{run['density']:.0%}", run["policy"], str(run["evaluations"]), f"{run['test_top1']['one-shot']:.1%}",
+            f"{run['test_top1']['refitted']:.1%}", f"{run['final_reward_top1']:.1%}",
+        ]
+        for run in runs
+    ]  # fmt: skip
+    print(f"{options.model}, fine-grained, original {runs[0]['test_top1']['original']:.1%} on test images, "
+          f"{runs[0]['original_reward_top1']:.1%} on reward images")  # fmt: skip
+    print(render_rows(["density", "policy", "plans", "masked", "+ batch norms", "reward images"], rows))
+    for policy in policies:
+        if (best := smallest_equal(runs, policy)) is None:
+            print(f"{policy}: no density keeps the accuracy")
+        else:
+            ratio = best["parameters"] / best["original_parameters"]
+            print(f"{policy}: {ratio:.1%} of the parameters at equal accuracy, {best['test_top1']['refitted']:.1%}")
+    print(f"wrote {options.svg}: {drawn['policy']} at {drawn['density']:.0%}")
+
+
+if __name__ == "__main__":
+    main()
