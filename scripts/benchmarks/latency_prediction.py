@@ -6,7 +6,8 @@ percent of the quiet machine's latency (lowest 20th percentile over passes). Pri
 document: name, figures (ours), baselines (the other methods), conditions.
 
 --quick measures one narrow network on few plans. --cpu-time counts the thread's processor time, for busy machines.
---precision int8 or float16 quantises the files. --seed draws other plans. --keep FOLDER holds on to what was measured, and goes on there.
+--seed draws other plans. --keep FOLDER holds on to what was measured, and goes on there. --precision int8 or float16
+quantises the files.
 """
 
 from __future__ import annotations
