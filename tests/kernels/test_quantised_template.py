@@ -11,7 +11,7 @@ from template_subjects import ALL, FOLDER, Subject, graph_of, subject
 
 from amc_mobile.device.host import HostDevice
 from amc_mobile.errors import InvalidConfig, UnsupportedLayer
-from amc_mobile.export.interpret import run_onnx, run_tflite, tflite_interpreter
+from amc_mobile.export.interpret import not_delegated, run_onnx, run_tflite, tflite_interpreter
 from amc_mobile.export.parity import sqnr_db
 from amc_mobile.export.quantize import quantize_onnx, quantize_tflite, stand_in_images
 from amc_mobile.kernels.cache import load_or_build
@@ -98,6 +98,15 @@ def test_only_kernels_that_hold_another_type_differ_and_no_bias_tells_them_apart
         for operator in kernel.operators:
             # A bias is int32 and small, like a shape, which belongs to the key.
             assert operator.weight is None or not {"constant1", "constant2"} & set(dict(operator.attributes))
+
+
+@NEEDS_TFLITE
+@pytest.mark.parametrize(
+    ("name", "outside"), [(FAST, []), pytest.param("DenseLike", ["AVERAGE_POOL_2D"], marks=pytest.mark.slow)]
+)
+def test_operators_that_xnnpack_does_not_take_are_named(name: str, outside: list[str]) -> None:
+    _, template = quantised(name, "tflite", "int8")
+    assert not_delegated(template.model_at({})) == outside
 
 
 @NEEDS_TFLITE
