@@ -6,12 +6,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fault_summary import cells, fault_table
 
 GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--renew-golden", action="store_true", help="write tests/golden anew instead of comparing with it")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The table of faults. Here, since under xdist the process that prints reads only the tests' first conftest."""
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    found = [cell for report in reports for cell in cells(getattr(report, "user_properties", ()))]
+    if found:
+        terminalreporter.section("faults during commands")
+        for line in fault_table(list(dict.fromkeys(found))):
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture

@@ -180,7 +180,7 @@ class AdbPhone:
             except DeviceDisconnected:
                 if attempt == attempts or deadline.left_s == 0:
                     raise
-                self.wait_until_back(deadline.left_s)
+                self.wait_until_back(min(RECONNECT_TIMEOUT_S, deadline.left_s))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
 

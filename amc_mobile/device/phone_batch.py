@@ -121,13 +121,15 @@ class PhoneBatch:
             f"[ $state = alive ] || {{ echo; {asking(self._at_end, token)}\n}}\n"
             "exit 0"
         )
-        silence = Deadline("asking for results", SILENCE_TIMEOUT_S)
+        asked = time.monotonic()
         while True:
-            timeout_s = min(POLL_TIMEOUT_S + steps * step_s, deadline.check(), silence.check())
+            timeout_s = min(POLL_TIMEOUT_S + steps * step_s, deadline.check())
             try:
                 answer = self._adb.shell(script, what="asking for results", timeout_s=timeout_s, retry=False).stdout
                 break
             except DeadlineExceeded:
+                if time.monotonic() - asked >= SILENCE_TIMEOUT_S:
+                    raise
                 continue  # a stalled link, not the runner: it goes on alone
             except DeviceDisconnected:
                 self._adb.wait_until_back(min(RECONNECT_TIMEOUT_S, deadline.check()))

@@ -90,7 +90,7 @@ class Stream:
             self._is_closed.set()
             raise StreamClosed
         if fault.kind == "stall":
-            while not self._connection.faults.mended.wait(0.05):
+            while not (self._connection.faults.mended.wait(0.05) or fault.released.is_set()):
                 if self._is_closed.is_set():
                     raise StreamClosed
 

@@ -20,6 +20,7 @@ class Fault:
     after_bytes: int = 0
     times: int = 1
     struck: int = field(default=0, compare=False)
+    released: threading.Event = field(default_factory=threading.Event, compare=False)  # ends this stall alone
 
     def matches(self, service: str) -> bool:
         return self.struck < self.times and re.search(self.when, service, re.DOTALL) is not None

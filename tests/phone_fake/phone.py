@@ -104,6 +104,13 @@ class PrivateAdbServer:
             self._process.wait()
             self._process = None
 
+    def ensure(self) -> None:
+        """Starts the server again where nothing answers on its port."""
+        with socket.socket() as probe:
+            is_there = probe.connect_ex(("127.0.0.1", self.port)) == 0
+        if not is_there:
+            self.start()
+
     def stop(self) -> None:
         """Also ends a server that the code under test started on this port."""
         self.kill()

@@ -1,0 +1,252 @@
+"""Every fault in the middle of every command that meets a phone: survived, or named in time; mended, it goes on.
+
+Whatever happens, no row of the table is lost, none holds what the runner did not tell, and the same command ends with
+what it would have given undisturbed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from fault_stand import COMMANDS, Ended, Kept, Stand, copied, furnish
+from phone_fake.phone import FEATURES, FakePhone, PrivateAdbServer
+
+from amc_mobile.device import adb, clock_mode, phone_batch
+
+MIDDLE = {"devices": 0, "profile": 60, "search": 30, "measure": 5}  # results told: some are kept, some are under way
+GRACE_S = 45.0  # far above what is needed, below the product's own limits: for busy machines
+SURVIVED = ""
+SKIN, HOT_SKIN = "mValue=27.5, mType=3", "mValue=41.5, mType=3"
+FASTEST_CORE = "sys/devices/system/cpu/cpufreq/policy8/scaling_max_freq"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`named`: by command, what its error or its list of problems says; SURVIVED: it ends as if nothing had happened.
+
+    `within_s`: the longest of the command's own limits that is at work, as `strike` set it.
+    """
+
+    strike: Callable[[Stand], object]
+    mend: Callable[[Stand], object]
+    named: dict[str, str] = field(default_factory=dict)
+    otherwise: str = SURVIVED
+    within_s: float = 0.0
+    before: tuple[str, ...] = ()  # commands that it strikes beforehand: in the middle there is nothing left to strike
+
+    def says(self, command: str) -> str:
+        return self.named.get(command, self.otherwise)
+
+
+def hurry(stand: Stand, seconds: float) -> None:
+    """Shortens the limits of adb calls, only when the fault strikes: a busy machine must not meet them without one."""
+    for name in ("COMMAND_TIMEOUT_S", "TRANSFER_TIMEOUT_S", "RECONNECT_TIMEOUT_S"):
+        stand.limits.setattr(adb, name, seconds)
+    stand.limits.setattr(adb, "UNAUTHORIZED_GRACE_S", seconds / 2)
+    for name in ("POLL_TIMEOUT_S", "RECONNECT_TIMEOUT_S", "CLEAN_TIMEOUT_S"):
+        stand.limits.setattr(phone_batch, name, seconds)
+    stand.limits.setattr(phone_batch, "SILENCE_TIMEOUT_S", 2 * seconds)
+    stand.limits.setattr(clock_mode, "RESTORE_TIMEOUT_S", seconds)
+
+
+def become(state: str) -> Callable[[Stand], None]:
+    def strike(stand: Stand) -> None:
+        hurry(stand, 1.0)
+        stand.phone.become(state)
+
+    return strike
+
+
+def everything(kind: str) -> Callable[[Stand], None]:
+    """A fault of every answer of the phone."""
+
+    def strike(stand: Stand) -> None:
+        if kind != "garbage":
+            hurry(stand, 1.0)
+        stand.phone.faults.add(kind, "^shell", times=9999)
+
+    return strike
+
+
+def unplug_for_a_moment(stand: Stand) -> None:
+    stand.phone.unplug()
+    threading.Timer(0.3, stand.phone.plug_in).start()
+
+
+def forget_shell_v2(stand: Stand) -> None:
+    stand.phone.features = "cmd,stat_v2"
+    stand.attach_again()
+
+
+def remember_shell_v2(stand: Stand) -> None:
+    stand.phone.features = FEATURES
+    stand.attach_again()
+
+
+def heat(stand: Stand) -> None:
+    stand.phone.sandbox.edit("dumpsys_thermalservice.txt", SKIN, HOT_SKIN)
+
+
+def cool(stand: Stand) -> None:
+    stand.phone.sandbox.edit("dumpsys_thermalservice.txt", HOT_SKIN, SKIN)
+
+
+def limit_clock(khz: int) -> Callable[[Stand], None]:
+    return lambda stand: stand.phone.sandbox.write(FASTEST_CORE, f"{khz}\n")
+
+
+def fill_disk(stand: Stand) -> None:
+    stand.phone.sandbox.free_bytes = 0
+
+
+def free_disk(stand: Stand) -> None:
+    stand.phone.sandbox.free_bytes = stand.usual_free_bytes
+
+
+def plug_in(stand: Stand) -> None:
+    stand.phone.become("device")
+    stand.attach_again()
+
+
+def mend_links(stand: Stand) -> None:
+    stand.phone.faults.mend()
+
+
+UNAUTHORIZED = "accept the dialog 'Allow USB debugging?'"
+FAULTS = {
+    "link drops, comes back": Fault(unplug_for_a_moment, Stand.attach_again),
+    "unplug": Fault(become("gone"), plug_in, otherwise="is gone and did not come back", within_s=1.0),
+    "stall": Fault(everything("stall"), mend_links, otherwise="not done within", within_s=2.0, before=("devices",)),
+    "drip": Fault(everything("drip"), mend_links, otherwise="not done within", within_s=2.0, before=("devices",)),
+    "unauthorized": Fault(become("unauthorized"), plug_in, otherwise=UNAUTHORIZED, within_s=1.0),
+    "offline": Fault(become("offline"), plug_in, otherwise="adb says offline", within_s=1.0),
+    "disk full": Fault(fill_disk, free_disk, otherwise="0 MiB free", before=("devices",)),
+    "reboot": Fault(
+        lambda stand: stand.phone.reboot(), Stand.attach_again, {"devices": SURVIVED}, otherwise="started anew"
+    ),
+    "adb server killed": Fault(lambda stand: stand.adb_server.kill(), Stand.attach_again),
+    "no shell v2": Fault(forget_shell_v2, remember_shell_v2, otherwise="no shell protocol v2", before=tuple(COMMANDS)),
+    "hot phone": Fault(heat, cool, otherwise="41.5 C, above 35 C", before=("devices",)),
+    "clock drop": Fault(
+        limit_clock(1_200_000), limit_clock(2_900_000), otherwise="may run at 1200 MHz", before=("devices",)
+    ),
+    "garbage on stdout": Fault(everything("garbage"), mend_links, before=("devices",)),
+}
+
+
+class Undisturbed:
+    """Each command without a fault, run when it is first asked for in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.home = folder / "home"
+        self._furnished = folder / "furnished"
+        furnish(self._furnished, self.home)
+        self._folder = folder
+        self._known: dict[str, tuple[Kept, Ended]] = {}
+
+    def __call__(self, command: str) -> tuple[Kept, Ended]:
+        if command not in self._known:
+            here = self.copy(command, self._folder / command)
+            server, phone = PrivateAdbServer(self._folder), FakePhone(self._folder / f"phone_{command}")
+            with pytest.MonkeyPatch.context() as patch:
+                server.attach(phone)
+                stand = Stand(command, phone, server, here, self.home, patch)
+                ended = stand.run()
+            assert ended.exit_code == 0, ended.error
+            self._known[command] = (stand.kept(), ended)
+            stand.check(stand.kept())
+            phone.stop()
+            server.stop()
+        return self._known[command]
+
+    def copy(self, command: str, target: Path) -> Path:
+        """A working folder in which the command finds what the steps before it left, and nothing more."""
+        if command == "search":
+            self("profile")
+        profiled = self._folder / "profile"
+        made = copied(profiled if command in ("profile", "search") and profiled.exists() else self._furnished, target)
+        if command == "profile":  # what the networks' kernels are cut from takes longest and is no part of the test
+            (made / "amc-workspace" / "table.sqlite").unlink(missing_ok=True)
+        return made
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    return Undisturbed(tmp_path_factory.mktemp("undisturbed"))
+
+
+@pytest.fixture
+def stand(command: str, undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stand]:
+    """One phone on an adb server of its own, since a fault may end that."""
+    undisturbed(command)
+    server, phone = PrivateAdbServer(tmp_path), FakePhone(tmp_path / "phone")
+    server.attach(phone)
+    folder, home = undisturbed.copy(command, tmp_path / "here"), copied(undisturbed.home, tmp_path / "home")
+    stand = Stand(command, phone, server, folder, home, monkeypatch)
+    yield stand
+    stand.limits.undo()
+    phone.stop()
+    server.stop()
+
+
+def said(command: str, ended: Ended) -> str:
+    """The error, or for `devices` what the list says is wrong with the phone."""
+    if command != "devices":
+        return ended.error
+    assert ended.exit_code == 0, ended.error
+    problems = [*ended.document["problems"], *(p for phone in ended.document["phones"] for p in phone["problems"])]
+    return "\n".join(f"{problem['what']} [{problem['name']}]\nnext: {problem['remedy']}" for problem in problems)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_loses_nothing_and_is_named(
+    name: str,
+    command: str,
+    stand: Stand,
+    undisturbed: Undisturbed,
+    record_property: Callable[[str, object], None],
+) -> None:
+    fault = FAULTS[name]
+    whole, good = undisturbed(command)
+    if command in fault.before:
+        fault.strike(stand)
+        before = stand.kept()
+        ended = stand.run()
+    else:
+        with stand.paused_at(MIDDLE[command]):
+            before = stand.kept()
+            fault.strike(stand)
+        ended = stand.finish()
+    after = stand.kept()
+    assert ended.wall_s < fault.within_s + GRACE_S
+    stand.check(after)
+    assert before.is_part_of(after)
+    assert after.is_part_of(whole)
+    wanted = fault.says(command)
+    error = said(command, ended)
+    if wanted == SURVIVED:
+        assert (ended.exit_code, error) == (0, "")
+        assert stand.same(ended, good)
+        assert after == whole
+    else:
+        assert wanted in error
+        assert "\nnext: " in error
+        assert ended.exit_code == (0 if command == "devices" else 1)
+    told = len(stand.reported)
+    fault.mend(stand)
+    stand.limits.undo()
+    again = stand.run()
+    assert (again.exit_code, said(command, again)) == (0, "")
+    assert stand.same(again, good)
+    assert stand.kept() == whole
+    assert stand.has_its_settings()
+    outcome = f"survived in {ended.wall_s:.1f} s"
+    if wanted != SURVIVED:
+        more = f", resumed with {len(stand.reported) - told} passes" if command != "devices" else ", then well"
+        outcome = f"{wanted!r} in {ended.wall_s:.1f} s{more}"
+    record_property("fault_cell", [name, command, outcome])
