@@ -18,6 +18,7 @@ from phone_fake.phone import FEATURES, FakePhone, PrivateAdbServer
 from amc_mobile.device import adb, clock_mode, phone_batch
 
 MIDDLE = {"devices": 0, "profile": 60, "search": 30, "measure": 5}  # results told: some are kept, some are under way
+LINK_S = 4.0  # the adb server itself takes a second to see a changed link, more on a busy machine
 GRACE_S = 45.0  # far above what is needed, below the product's own limits: for busy machines
 SURVIVED = ""
 SKIN, HOT_SKIN = "mValue=27.5, mType=3", "mValue=41.5, mType=3"
@@ -55,7 +56,7 @@ def hurry(stand: Stand, seconds: float) -> None:
 
 def become(state: str) -> Callable[[Stand], None]:
     def strike(stand: Stand) -> None:
-        hurry(stand, 1.0)
+        hurry(stand, LINK_S)
         stand.phone.become(state)
 
     return strike
@@ -119,11 +120,11 @@ def mend_links(stand: Stand) -> None:
 UNAUTHORIZED = "accept the dialog 'Allow USB debugging?'"
 FAULTS = {
     "link drops, comes back": Fault(unplug_for_a_moment, Stand.attach_again),
-    "unplug": Fault(become("gone"), plug_in, otherwise="is gone and did not come back", within_s=1.0),
+    "unplug": Fault(become("gone"), plug_in, otherwise="is gone and did not come back", within_s=LINK_S),
     "stall": Fault(everything("stall"), mend_links, otherwise="not done within", within_s=2.0, before=("devices",)),
     "drip": Fault(everything("drip"), mend_links, otherwise="not done within", within_s=2.0, before=("devices",)),
-    "unauthorized": Fault(become("unauthorized"), plug_in, otherwise=UNAUTHORIZED, within_s=1.0),
-    "offline": Fault(become("offline"), plug_in, otherwise="adb says offline", within_s=1.0),
+    "unauthorized": Fault(become("unauthorized"), plug_in, otherwise=UNAUTHORIZED, within_s=LINK_S),
+    "offline": Fault(become("offline"), plug_in, otherwise="adb says offline", within_s=LINK_S),
     "disk full": Fault(fill_disk, free_disk, otherwise="0 MiB free", before=("devices",)),
     "reboot": Fault(
         lambda stand: stand.phone.reboot(), Stand.attach_again, {"devices": SURVIVED}, otherwise="started anew"
@@ -202,6 +203,9 @@ def said(command: str, ended: Ended) -> str:
     return "\n".join(f"{problem['what']} [{problem['name']}]\nnext: {problem['remedy']}" for problem in problems)
 
 
+# adbutils leaves the socket open that a dead adb server refused.
+@pytest.mark.filterwarnings("ignore:.*unclosed <socket:pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_loses_nothing_and_is_named(
