@@ -39,13 +39,13 @@ class Verdict:
         )
 
 
-def judge(ratios: Mapping[str, float], tolerance: float = TOLERANCE) -> Verdict:
+def judge(ratios: Mapping[str, float]) -> Verdict:
     values = np.array(list(ratios.values()))
     middle = float(np.median(values))
     spread = float(np.abs(values / middle - 1).max())
-    if (np.abs(values - 1) <= tolerance).all():
+    if (np.abs(values - 1) <= TOLERANCE).all():
         return Verdict("accept", middle, spread, ratios)
-    return Verdict("rescale" if spread <= tolerance else "rebuild", middle, spread, ratios)
+    return Verdict("rescale" if spread <= TOLERANCE else "rebuild", middle, spread, ratios)
 
 
 def anchors(kernels: Sequence[KernelMeasurement], types: Mapping[str, str]) -> list[KernelMeasurement]:

@@ -110,8 +110,8 @@ def measure_kernels(
 
     With a `table`, passes already in it under the device's conditions count, and new ones are stored as they are made:
     after a kill the same call goes on, with what a phone went on to measure meanwhile. `anchor`: a kernel of some
-    0.1 ms; the middle request where none is given. What passes an anchor among `requests` has are its level from the
-    start. Raises DeviceError naming the kernel that does not run.
+    0.1 ms; the middle request where none is given. One among `requests` is held against the passes it has
+    already. Raises DeviceError naming the kernel that does not run.
     """
     config = config or ProtocolConfig()
     if table is not None:

@@ -29,7 +29,7 @@ from amc_mobile.latency.table import LatencyTable
 RESIDUAL = 0.03  # of any anchor's ratio from their median
 LEAST_SHARE = 12  # kernels dealt out at once: a batch costs seconds to start
 GUARD_MS = 0.1
-OnResult = Callable[[str, int, int], None]  # what is measured, done, total
+OnProgress = Callable[[str, int, int], None]  # what is measured, done, total
 
 
 @dataclass
@@ -55,7 +55,7 @@ def share_kernels(
     types: Mapping[str, str],
     *,
     table: LatencyTable,
-    on_result: OnResult | None = None,
+    on_progress: OnProgress | None = None,
     config: ProtocolConfig | None = None,
 ) -> list[PhoneShare]:
     """Measures on all phones at once, and tells what each did.
@@ -65,7 +65,7 @@ def share_kernels(
     begun, and all where no phone remains, are still missing then. Resumes from `table`. Raises DeviceError for phones
     under unlike conditions, and where the first fails before anything is dealt out.
     """
-    return _Sharing(devices, requests, types, table, on_result, config or ProtocolConfig()).run()
+    return _Sharing(devices, requests, types, table, on_progress, config or ProtocolConfig()).run()
 
 
 class _Phone:
@@ -83,8 +83,9 @@ class _Phone:
         return self._device.session()
 
     def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[SamplesMs, None, None]:
-        resumable = isinstance(self._device, ResumableDevice)
-        with closing(self._device.passes(jobs, plan=plan) if resumable else self._device.passes(jobs)) as made:
+        device = self._device
+        given = device.passes(jobs, plan=plan) if isinstance(device, ResumableDevice) else device.passes(jobs)
+        with closing(given) as made:
             for samples in made:
                 if self._given_up.is_set():
                     raise DeviceError("stopped", next_step="run the same command again: what was measured is kept")
@@ -110,11 +111,11 @@ class _Sharing:
         requests: Mapping[str, KernelRequest],
         types: Mapping[str, str],
         table: LatencyTable,
-        on_result: OnResult | None,
+        on_progress: OnProgress | None,
         config: ProtocolConfig,
     ) -> None:
         self._requests, self._types, self._table = requests, types, table
-        self._on_result, self._config = on_result, config
+        self._on_progress, self._config = on_progress, config
         self._conditions = _common_conditions(devices)
         self._given_up = threading.Event()
         self._phones = []
@@ -173,8 +174,8 @@ class _Sharing:
 
     def _measure(self, phone: _Phone, keys: Sequence[str]) -> dict[str, KernelMeasurement]:
         def tell(done: int, total: int, _: str) -> None:
-            if self._on_result and phone is self._first:
-                self._on_result("compare the phones", done, total)
+            if self._on_progress and phone is self._first:
+                self._on_progress("compare the phones", done, total)
 
         wanted = {key: self._requests[key] for key in keys}
         before = self._finished(phone, keys)
@@ -191,8 +192,8 @@ class _Sharing:
         if len(chosen) < ANCHORS:
             phone.share.problem = f"only {len(chosen)} kernels were steady on both phones, {ANCHORS} are needed"
             return
-        verdict = judge({kernel.label: kernel.low_ms / others[kernel.key].low_ms for kernel in chosen}, RESIDUAL)
-        if verdict.action == "rebuild":
+        verdict = judge({kernel.label: kernel.low_ms / others[kernel.key].low_ms for kernel in chosen})
+        if verdict.spread > RESIDUAL:
             low, high = min(verdict.ratios.values()), max(verdict.ratios.values())
             phone.share.problem = (
                 f"{self._first.share.serial} takes {low:.3f} to {high:.3f} times as long for {ANCHORS} kernels: "
@@ -293,8 +294,8 @@ class _Sharing:
     def _tell(self) -> None:
         with self._changed:
             self._done += 1
-            if self._on_result:
-                self._on_result("measure kernels", self._done, len(self._requests))
+            if self._on_progress:
+                self._on_progress("measure kernels", self._done, len(self._requests))
 
 
 def _unit(serial: str) -> str:

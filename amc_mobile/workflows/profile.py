@@ -68,6 +68,8 @@ def profile_device(space: Workspace, settings: Settings, *, progress: Progress) 
     latency = latency_model(space, own, network, default_grids(network), progress)
     with latency.table:
         phones = _share(latency, settings, progress) if len(serials) > 1 else []
+        for phone in phones[:1]:  # the first does alone what nobody did
+            phone.kernels += len(latency.kernel_places().keys() - latency.table.kernels(latency.conditions).keys())
         try:
             kernels = latency.measure_missing(progress)
         except DeviceError as error:
@@ -95,6 +97,6 @@ def _share(latency: LatencyModel, settings: Settings, progress: Progress) -> lis
         requests,
         types,
         table=latency.table,
-        on_result=progress,
+        on_progress=progress,
         config=latency.protocol,
     )
