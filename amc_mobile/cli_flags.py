@@ -19,6 +19,14 @@ DeviceFlag = Annotated[
     str | None, typer.Option("--device", help="host: this computer; or a phone's profile, e.g. pixel: see `devices`.")
 ]
 SerialFlag = Annotated[str | None, typer.Option("--serial", help="Which phone, where several fit --device.")]
+SerialsFlag = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--serial",
+        help="Which phone, where several fit --device. Repeat it for phones of one model that share the work, e.g. "
+        "--serial A --serial B: the table speaks of the first.",
+    ),
+]
 WaiveFlag = Annotated[
     list[str] | None, typer.Option("--waive", help="Measure in spite of a problem, e.g. HOT. Repeatable.")
 ]

@@ -1,16 +1,18 @@
-"""Whether an old table still tells the truth: a few of its kernels measured again, and what follows from the ratios."""
+"""Whether an old table, or another phone, tells the truth: a few kernels measured again, and what their ratios say."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from amc_mobile.latency.measurement import KernelMeasurement
 
+T = TypeVar("T")
 ANCHORS = 8
+CANDIDATES = 16  # where no latency is known yet, the anchors come from so many
 TOLERANCE = 0.05  # of one ratio from 1, or of all from their median
 LEAST_MS = 0.02  # shorter kernels are told apart from noise too rarely
 
@@ -56,8 +58,20 @@ def anchors(kernels: Sequence[KernelMeasurement], types: Mapping[str, str]) -> l
     by_type: dict[str, list[KernelMeasurement]] = {}
     for kernel in long_enough if len(long_enough) >= ANCHORS else steady[:ANCHORS]:
         by_type.setdefault(types[kernel.key], []).append(kernel)
+    return _spread_over_types(by_type, ANCHORS)
+
+
+def candidates(keys: Sequence[str], types: Mapping[str, str]) -> list[str]:
+    """Kernels to measure first, for anchors among them; of each type the greater half. `keys`: most work first."""
+    by_type: dict[str, list[str]] = {}
+    for key in keys:
+        by_type.setdefault(types[key], []).append(key)
+    return _spread_over_types({kind: found[: (len(found) + 1) // 2] for kind, found in by_type.items()}, CANDIDATES)
+
+
+def _spread_over_types(by_type: Mapping[str, Sequence[T]], picks: int) -> list[T]:
     shares = dict.fromkeys(by_type, 0)
-    for _ in range(ANCHORS):  # one to each type in turn, the one with the longest kernel first
+    for _ in range(picks):  # one to each type in turn, the one with the longest kernel first
         unused = [kind for kind, found in by_type.items() if shares[kind] < len(found)]
         if unused:
             shares[min(unused, key=lambda kind: shares[kind])] += 1

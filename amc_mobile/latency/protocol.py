@@ -111,7 +111,8 @@ def measure_kernels(
 
     With a `table`, passes already in it under the device's conditions count, and new ones are stored as they are made:
     after a kill the same call goes on, with what a phone went on to measure meanwhile. `anchor`: a kernel of some
-    0.1 ms; the middle request where none is given. Raises DeviceError naming the kernel that does not run.
+    0.1 ms; the middle request where none is given. One among `requests` is held against the passes it has
+    already. Raises DeviceError naming the kernel that does not run.
     """
     config = config or ProtocolConfig()
     if table is not None:
@@ -245,7 +246,7 @@ class _Run:
         order = random.Random(self._config.seed)
         with self._device.session():
             plan = self._unfinished(passes, anchor_request)
-            anchor = self._anchor(anchor_request, todo, plan)
+            anchor = self._anchor(anchor_request, todo, plan, passes)
             waiting: list[Sequence[str]] = list(plan.stretches) if plan else []
             old = StoredStretches(plan, {key: len(passes[key]) for key in passes}) if plan else None
             while todo:
@@ -286,15 +287,22 @@ class _Run:
         self._in_a_row, self._repeats_left = plan.in_a_row, plan.repeats_left
         return plan
 
-    def _anchor(self, request: _Request | None, todo: Sequence[str], plan: StretchPlan | None) -> Anchor | None:
+    def _anchor(
+        self,
+        request: _Request | None,
+        todo: Sequence[str],
+        plan: StretchPlan | None,
+        passes: Mapping[str, Sequence[Pass]],
+    ) -> Anchor | None:
         if plan is not None and not plan.anchor:
             return None
         if plan is None and len(todo) < 2 and request is None:
             return None
+        known = passes.get(request.key, ()) if request is not None else ()
         request = request or self._requests[plan.anchor if plan else todo[len(todo) // 2]]
         # More samples than a kernel's pass takes: one reading judges a whole stretch.
         timing = replace(self._config.kernel_timing, samples=8)
-        lowest_ms = plan.lowest_ms if plan else math.inf
+        lowest_ms = plan.lowest_ms if plan else min((pass_low_ms(one.samples_ms) for one in known), default=math.inf)
         job = Job(request.key, "the anchor", request.model, timing)
         return Anchor(job, tolerance=self._config.anchor_drift, lowest_ms=lowest_ms)
 

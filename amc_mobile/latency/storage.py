@@ -59,7 +59,7 @@ adoption = sa.Table(  # passes under `conditions` that were measured under `sour
     "adoption",
     schema,
     sa.Column("conditions", sa.String, sa.ForeignKey("conditions.key"), primary_key=True),
-    sa.Column("source", sa.String, nullable=False),
+    sa.Column("source", sa.String, primary_key=True),
     sa.Column("ratio", sa.Float, nullable=False),
     sa.Column("created", sa.String, nullable=False),
 )

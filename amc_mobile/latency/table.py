@@ -291,7 +291,7 @@ class LatencyTable:
                 connection.execute(sa.insert(_sample), fresh)
         return len(fresh)
 
-    # Adoption of another table's kernels
+    # Adoption of kernels that were measured under other conditions
 
     def adopt(self, conditions: Conditions, source: Conditions, keys: Iterable[str], ratio: float) -> int:
         """Copies the kernels `keys` measured under `source` to `conditions`, times `ratio`; returns how many passes.
@@ -314,12 +314,12 @@ class LatencyTable:
         )
         return len(rows)
 
-    def adoptions(self) -> dict[str, tuple[str, float]]:
-        """Key of conditions -> (key of the conditions that its kernels were measured under, the ratio applied)."""
+    def adoptions(self) -> dict[tuple[str, str], float]:
+        """(Key of conditions, key of those that some of its kernels were measured under) -> the ratio applied."""
         table = storage.adoption
         with self._storage.transaction() as connection:
             rows = connection.execute(sa.select(table.c.conditions, table.c.source, table.c.ratio)).all()
-        return {conditions: (source, float(ratio)) for conditions, source, ratio in rows}
+        return {(conditions, source): float(ratio) for conditions, source, ratio in rows}
 
     # Rows as they are stored
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -141,14 +141,17 @@ class LatencyModel:
         self._measure_kernels([(site.index, widths) for site in self.template.sites], progress)
         self._predictor = self._calibration = None
 
-    def _measure_kernels(self, wanted: Sequence[tuple[int, Widths]], progress: Progress) -> None:
+    def kernel_requests(self, wanted: Iterable[tuple[int, Widths]]) -> dict[str, KernelRequest]:
         requests = [
             KernelRequest(self.template.kernel_at(site, widths), partial(self.template.cut_at_widths, site, widths))
             for site, widths in wanted
         ]
+        return {request.key: request for request in requests}
+
+    def _measure_kernels(self, wanted: Sequence[tuple[int, Widths]], progress: Progress) -> None:
         measure_kernels(
             self.device,
-            {request.key: request for request in requests},
+            self.kernel_requests(wanted),
             table=self.table,
             on_result=lambda done, total, _: progress("measure kernels", done, total),
             config=self.protocol,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from amc_mobile.errors import DeviceError, InvalidConfig
 from amc_mobile.latency.calibration import Calibration
+from amc_mobile.latency.sharing import PhoneShare, share_kernels
 from amc_mobile.workflows.latency_model import LatencyModel, default_grids, latency_model
+from amc_mobile.workflows.measuring import chosen_runtime, open_device, profile_of
 from amc_mobile.workflows.network import load_network
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.workspace import Settings, Workspace
@@ -23,17 +27,19 @@ class ProfileResult:
     original_p50_ms: float
     fastest_p50_ms: float
     calibration: Calibration
+    phones: Sequence[PhoneShare] = ()  # that shared the work
 
     def document(self) -> dict[str, Any]:
         return {
             "model": self.model, "precision": self.precision, "conditions": self.conditions, "kernels": self.kernels,
             "original_p50_ms": self.original_p50_ms, "fastest_p50_ms": self.fastest_p50_ms,
             "calibration": self.calibration.to_document(),
+            "phones": [phone.to_document() for phone in self.phones],
         }  # fmt: skip
 
     def text(self) -> str:
         c = self.calibration
-        return (
+        text = (
             f"{self.model} ({self.precision}) on {self.conditions['device']} ({self.conditions['soc']}), "
             f"{self.conditions['runtime']} {self.conditions['runtime_version']}, "
             f"{self.conditions['threads']} thread(s)\n"
@@ -41,6 +47,7 @@ class ProfileResult:
             f"  original p50 {self.original_p50_ms:.3f} ms, smallest plan {self.fastest_p50_ms:.3f} ms (predicted)\n"
             f"  prediction error {c.loo_mape:.1%} (leave one out), band {c.band:.1%}"
         )
+        return "\n  ".join([text, *(f"phone {phone.text()}" for phone in self.phones)])
 
 
 def profile_result(settings: Settings, latency: LatencyModel, kernels: int) -> ProfileResult:
@@ -59,10 +66,45 @@ def profile_result(settings: Settings, latency: LatencyModel, kernels: int) -> P
 
 def profile_device(space: Workspace, settings: Settings, *, progress: Progress) -> ProfileResult:
     """Measures what the table lacks and remembers model and device for the next steps."""
+    serials = settings.serials
+    if len(set(serials)) < len(serials):
+        raise InvalidConfig(f"--serial {settings.serial} names a phone twice", next_step="name each phone once")
+    if len(serials) > 1 and profile_of(settings).is_host:
+        raise InvalidConfig("this computer has no --serial", next_step="pass --device with a phone's profile")
+    own = replace(settings, serial=serials[0] if serials else "")
     network = load_network(space, settings)
-    latency = latency_model(space, settings, network, default_grids(network), progress)
+    latency = latency_model(space, own, network, default_grids(network), progress)
     with latency.table:
-        kernels = latency.measure_missing(progress)
-        result = profile_result(settings, latency, kernels)
-    space.remember(settings)
+        phones = _share(latency, settings, progress) if len(serials) > 1 else []
+        for phone in phones[:1]:  # the first does alone what nobody did
+            phone.kernels += len(latency.kernel_places().keys() - latency.table.kernels(latency.conditions).keys())
+        try:
+            kernels = latency.measure_missing(progress)
+        except DeviceError as error:
+            problems = [phone.text() for phone in phones if phone.problem]
+            if not problems:
+                raise
+            raise DeviceError("; before: ".join([error.message, *problems]), next_step=error.next_step) from error
+        result = replace(profile_result(settings, latency, kernels), phones=phones)
+    space.remember(own)
     return result
+
+
+def _share(latency: LatencyModel, settings: Settings, progress: Progress) -> list[PhoneShare]:
+    """Lets several phones measure the kernels. What they leave is still missing afterwards."""
+    first, *others = settings.serials
+    runtime = chosen_runtime(settings)
+    devices = {serial: open_device(replace(settings, serial=serial), runtime, progress) for serial in others}
+    places = latency.kernel_places()
+    kernels = {key: latency.template.kernel_at(site, widths) for key, (site, widths) in places.items()}
+    work = {key: k.macs + k.weight_bytes + k.activation_bytes for key, k in kernels.items()}
+    requests = latency.kernel_requests(places[key] for key in sorted(work, key=lambda key: (-work[key], key)))
+    types = {key: latency.template.sites[site].operator_type for key, (site, _) in places.items()}
+    return share_kernels(
+        {first: latency.device} | devices,
+        requests,
+        types,
+        table=latency.table,
+        on_progress=progress,
+        config=latency.protocol,
+    )

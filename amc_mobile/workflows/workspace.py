@@ -33,7 +33,7 @@ class Settings:
     checkpoint: str = ""
     data: str = ""
     device: str = "host"  # a profile's name
-    serial: str = ""  # of the phone, where several fit the device
+    serial: str = ""  # of the phone, where several fit the device; of several that share a profile, separated by commas
     waive: str = ""  # names of a phone's problems that do not matter, separated by commas
     clock_mode: str = "unlocked"  # "fixed_performance": Android's sustainable clocks, steadier and slower
     runtime: str = ""  # one of RUNTIMES; empty: tflite where it is installed
@@ -55,6 +55,10 @@ class Settings:
     @property
     def memory_bytes(self) -> int | None:
         return self.memory_mb * 2**20 or None
+
+    @property
+    def serials(self) -> tuple[str, ...]:
+        return tuple(serial for serial in self.serial.replace(" ", "").split(",") if serial)
 
     def required(self, key: str) -> str:
         value = str(getattr(self, key))

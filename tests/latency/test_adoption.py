@@ -60,7 +60,7 @@ def test_adopted_kernels_are_scaled_and_remember_where_they_come_from(tmp_path: 
         assert table.adopt(newer, CONDITIONS, [first.key], 1.5) == 2
         assert {k: v.low_ms for k, v in table.kernels(newer).items()} == {first.key: 1.5}
         assert table.kernels(CONDITIONS)[first.key].low_ms == 1.0
-        assert table.adoptions() == {newer.key: (CONDITIONS.key, 1.5)}
+        assert table.adoptions() == {(newer.key, CONDITIONS.key): 1.5}
         with pytest.raises(InvalidInput, match="already measured"):
             table.adopt(newer, CONDITIONS, [first.key], 1.0)
 

@@ -2,7 +2,7 @@
 
 A model is a text of words: `ms=1.5` is its latency, `wait=0.2` the seconds it takes, `crash` ends the runner at once,
 `garbage` writes bytes that are no text, `fail` is a model that does not load. Any other file's latency follows from its
-size. What was reported stands in `reported` beside the phone's other answers, a latency a line; the runner stops there
+size, times what the phone's file `slowness` says, if it is there. What was reported stands in `reported` beside the phone's other answers, a latency a line; the runner stops there
 when it has as many lines as `pause_at` says, until that file is gone.
 """
 
@@ -65,7 +65,8 @@ def measured(index, identifier, path, values):
 def words_of(content):
     if content.startswith((b"ms=", b"fail", b"crash", b"garbage")):
         return dict(word.partition("=")[::2] for word in content.decode().split())
-    return {"ms": len(content) * MS_PER_BYTE}
+    slowness = STATE.parent / "slowness"
+    return {"ms": len(content) * MS_PER_BYTE * (float(slowness.read_text()) if slowness.exists() else 1.0)}
 
 
 def pause():

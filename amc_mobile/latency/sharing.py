@@ -1,0 +1,315 @@
+"""Several phones of one kind fill one table: each kernel is measured on one of them.
+
+A few kernels are measured on all. Where their latencies differ by one factor, the rest is dealt out: what another than
+the first phone measures is stored under conditions that name that phone, and taken over times the factor, which the
+table keeps on record. Where they do not, that phone is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+from amc_mobile.device.conditions import Conditions
+from amc_mobile.device.timing import Device, Job, ResumableDevice, SamplesMs
+from amc_mobile.errors import DeviceError
+from amc_mobile.latency.adoption import ANCHORS, anchors, candidates, judge
+from amc_mobile.latency.measurement import KernelMeasurement, KernelRequest
+from amc_mobile.latency.protocol import ProtocolConfig, measure_kernels
+from amc_mobile.latency.statistics import low_ms
+from amc_mobile.latency.table import LatencyTable
+
+RESIDUAL = 0.03  # of any anchor's ratio from their median
+LEAST_SHARE = 12  # kernels dealt out at once: a batch costs seconds to start
+GUARD_MS = 0.1
+OnProgress = Callable[[str, int, int], None]  # what is measured, done, total
+
+
+@dataclass
+class PhoneShare:
+    """What one phone did. `ratio`: what its latencies were multiplied by; None where it was left out."""
+
+    serial: str
+    ratio: float | None = None
+    kernels: int = 0
+    problem: str = ""
+
+    def to_document(self) -> dict[str, Any]:
+        return {"serial": self.serial, "ratio": self.ratio, "kernels": self.kernels, "problem": self.problem}
+
+    def text(self) -> str:
+        did = "left out" if self.ratio is None else f"{self.kernels} kernels, latencies times {self.ratio:.3f}"
+        return f"{self.serial}: {did}{'; ' + self.problem if self.problem else ''}"
+
+
+def share_kernels(
+    devices: Mapping[str, Device],
+    requests: Mapping[str, KernelRequest],
+    types: Mapping[str, str],
+    *,
+    table: LatencyTable,
+    on_progress: OnProgress | None = None,
+    config: ProtocolConfig | None = None,
+) -> list[PhoneShare]:
+    """Measures on all phones at once, and tells what each did.
+
+    `devices`: by serial; the table speaks of the first. `requests`: by key, those with the most work first; `types`:
+    key -> operator type. A phone that fails ends its part, and the others do its kernels; those that the first had
+    begun, and all where no phone remains, are still missing then. Resumes from `table`. Raises DeviceError for phones
+    under unlike conditions, and where the first fails before anything is dealt out.
+    """
+    return _Sharing(devices, requests, types, table, on_progress, config or ProtocolConfig()).run()
+
+
+class _Phone:
+    """A device under conditions of its own, whose passes end when the others' work is given up."""
+
+    def __init__(self, serial: str, device: Device, conditions: Conditions, given_up: threading.Event) -> None:
+        self.share = PhoneShare(serial)
+        self.jobs_per_batch = device.jobs_per_batch
+        self._device, self._conditions, self._given_up = device, conditions, given_up
+
+    def conditions(self) -> Conditions:
+        return self._conditions
+
+    def session(self) -> AbstractContextManager[object]:
+        return self._device.session()
+
+    def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[SamplesMs, None, None]:
+        device = self._device
+        given = device.passes(jobs, plan=plan) if isinstance(device, ResumableDevice) else device.passes(jobs)
+        with closing(given) as made:
+            for samples in made:
+                if self._given_up.is_set():
+                    raise DeviceError("stopped", next_step="run the same command again: what was measured is kept")
+                yield samples
+
+    def unfinished(self) -> str:
+        return self._device.unfinished() if isinstance(self._device, ResumableDevice) else ""
+
+    def alternate(self, before: Job, after: Job, rounds: int) -> Generator[tuple[SamplesMs, SamplesMs], None, None]:
+        yield from self._device.alternate(before, after, rounds)
+
+    def is_steady(self) -> bool:
+        return self._device.is_steady()
+
+    def settle(self) -> None:
+        self._device.settle()
+
+
+class _Sharing:
+    def __init__(
+        self,
+        devices: Mapping[str, Device],
+        requests: Mapping[str, KernelRequest],
+        types: Mapping[str, str],
+        table: LatencyTable,
+        on_progress: OnProgress | None,
+        config: ProtocolConfig,
+    ) -> None:
+        self._requests, self._types, self._table = requests, types, table
+        self._on_progress, self._config = on_progress, config
+        self._conditions = _common_conditions(devices)
+        self._given_up = threading.Event()
+        self._phones = []
+        for position, (serial, device) in enumerate(devices.items()):
+            own = replace(self._conditions, device=f"{self._conditions.device}, unit {_unit(serial)}")
+            under = own if position else self._conditions
+            self._phones.append(_Phone(serial, device, under, self._given_up))
+        self._first = self._phones[0]
+        self._changed = threading.Condition()
+        self._waiting: list[list[str]] = []
+        self._at_work = 0
+        self._done = 0
+
+    def run(self) -> list[PhoneShare]:
+        self._table.add_kernels(request.kernel for request in self._requests.values())
+        with ThreadPoolExecutor(len(self._phones)) as pool:
+            try:
+                self._compare(pool)
+                taking_part = [phone for phone in self._phones if phone.share.ratio is not None]
+                if len(taking_part) > 1:
+                    self._deal()
+                    for part in [pool.submit(self._work, phone) for phone in taking_part]:
+                        part.result()
+            except BaseException:
+                self._given_up.set()  # else the pool waits until all is measured
+                raise
+        return [phone.share for phone in self._phones]
+
+    # Which phones take part
+
+    def _compare(self, pool: ThreadPoolExecutor) -> None:
+        """Gives each phone that takes part its ratio. What is on record is not judged again."""
+        self._first.share.ratio = 1.0
+        recorded, others = self._table.adoptions(), []
+        taken_over: set[str] = set()
+        for phone in self._phones[1:]:
+            phone.share.ratio = recorded.get((self._conditions.key, phone.conditions().key))
+            if phone.share.ratio is None:
+                others.append(phone)
+            else:
+                taken_over |= set(self._table.passes(phone.conditions(), self._requests))
+        if not others:
+            return
+        keys = candidates([key for key in self._requests if key not in taken_over], self._types)
+        if len(keys) < ANCHORS:
+            for phone in others:
+                phone.share.problem = f"the network has {len(keys)} kernels to compare phones by, {ANCHORS} are needed"
+            return
+        parts = {phone: pool.submit(self._measure, phone, keys) for phone in (self._first, *others)}
+        own = parts[self._first].result()
+        for phone in others:
+            try:
+                self._judge(phone, own, parts[phone].result())
+            except DeviceError as error:
+                phone.share.problem = error.message
+
+    def _measure(self, phone: _Phone, keys: Sequence[str]) -> dict[str, KernelMeasurement]:
+        def tell(done: int, total: int, _: str) -> None:
+            if self._on_progress and phone is self._first:
+                self._on_progress("compare the phones", done, total)
+
+        wanted = {key: self._requests[key] for key in keys}
+        before = self._finished(phone, keys)
+        found = measure_kernels(phone, wanted, table=self._table, on_result=tell, config=self._config)
+        if phone is self._first:
+            phone.share.kernels = len(keys) - len(before)
+        return found
+
+    def _judge(
+        self, phone: _Phone, own: Mapping[str, KernelMeasurement], others: Mapping[str, KernelMeasurement]
+    ) -> None:
+        steady = [kernel for key, kernel in own.items() if not kernel.flags and not others[key].flags]
+        chosen = anchors(steady, self._types)
+        if len(chosen) < ANCHORS:
+            phone.share.problem = f"only {len(chosen)} kernels were steady on both phones, {ANCHORS} are needed"
+            return
+        verdict = judge({kernel.label: kernel.low_ms / others[kernel.key].low_ms for kernel in chosen})
+        if verdict.spread > RESIDUAL:
+            low, high = min(verdict.ratios.values()), max(verdict.ratios.values())
+            phone.share.problem = (
+                f"{self._first.share.serial} takes {low:.3f} to {high:.3f} times as long for {ANCHORS} kernels: "
+                f"{verdict.spread:.1%} from their median, {RESIDUAL:.0%} is the most for sharing"
+            )
+            return
+        phone.share.ratio = verdict.ratio
+        # On record before anything is taken over.
+        self._table.adopt(self._conditions, phone.conditions(), [], verdict.ratio)
+
+    # Dealing out
+
+    def _deal(self) -> None:
+        """The same shares in every run of one network, so that a phone meets its own again after a kill."""
+        keys = random.Random(self._config.seed).sample(list(self._requests), len(self._requests))
+        at = 0
+        while at < len(keys):
+            size = max(LEAST_SHARE, (len(keys) - at) // (2 * len(self._phones)))
+            self._waiting.append(keys[at : at + size])
+            at += size
+        finished = self._finished(self._first, keys)
+        self._done = len(finished)
+        self._waiting = [share for share in self._waiting if not finished.issuperset(share)]
+
+    def _work(self, phone: _Phone) -> None:
+        while (share := self._take(phone)) is not None:
+            again = []
+            try:
+                self._do(phone, share)
+            except DeviceError as error:
+                again = [share]
+                phone.share.problem = f"{error.message}; the rest was left to the others"
+                return
+            except BaseException:
+                self._given_up.set()
+                raise
+            finally:
+                with self._changed:
+                    self._waiting += again
+                    self._at_work -= 1
+                    self._changed.notify_all()
+
+    def _take(self, phone: _Phone) -> list[str] | None:
+        """The phone's next share: one it has begun, else one that nobody has. None when all are done."""
+        with self._changed:
+            # A phone at work may yet fail and leave its share.
+            while not self._waiting and self._at_work and not self._given_up.is_set():
+                self._changed.wait(0.5)
+            if not self._waiting or self._given_up.is_set():
+                return None
+            begun = {other: self._begun(other) for other in self._phones}
+            ranks = [0 if begun[phone] & set(s) else 1 + any(b & set(s) for b in begun.values()) for s in self._waiting]
+            self._at_work += 1
+            return self._waiting.pop(ranks.index(min(ranks)))
+
+    def _begun(self, phone: _Phone) -> set[str]:
+        """The kernels that the phone has passes of, and the table no final ones."""
+        own = set(self._table.passes(phone.conditions(), self._requests))
+        return own - self._finished(self._first, list(own))
+
+    def _do(self, phone: _Phone, share: Sequence[str]) -> None:
+        guard = self._guard(phone)
+        if phone is not self._first:
+            held = self._table.passes(self._conditions, share)
+            share = [key for key in share if key not in held]
+        before = self._finished(phone, share)
+        wanted = {key: self._requests[key] for key in (*share, *([guard] if guard else []))}
+        try:
+            measure_kernels(
+                phone, wanted, table=self._table, anchor=self._requests[guard] if guard else None,
+                on_result=lambda _, __, ___: self._tell(), config=self._config_of(phone),
+            )  # fmt: skip
+        finally:
+            finished = self._finished(phone, share)
+            if phone is not self._first:
+                self._table.adopt(self._conditions, phone.conditions(), finished, phone.share.ratio or 1.0)
+            phone.share.kernels += len(finished - before)
+
+    def _guard(self, phone: _Phone) -> str | None:
+        """A kernel that the phone was compared by: what it took then is the level for all that follows."""
+        keys = candidates(list(self._requests), self._types)
+        distances = {
+            key: abs(math.log(low_ms([one.samples_ms for one in passes]) / GUARD_MS))
+            for key, passes in self._table.passes(phone.conditions(), keys).items()
+            if self._config.is_kernel_done(passes)
+        }
+        return min(distances, key=distances.__getitem__, default=None)
+
+    def _finished(self, phone: _Phone, keys: Sequence[str]) -> set[str]:
+        stored = self._table.passes(phone.conditions(), keys)
+        config = self._config_of(phone)
+        return {key for key, passes in stored.items() if config.is_kernel_done(passes)}
+
+    def _config_of(self, phone: _Phone) -> ProtocolConfig:
+        # What agrees has to agree when it is multiplied, too.
+        return replace(self._config, agreement_us=self._config.agreement_us / (phone.share.ratio or 1.0))
+
+    def _tell(self) -> None:
+        with self._changed:
+            self._done += 1
+            if self._on_progress:
+                self._on_progress("measure kernels", self._done, len(self._requests))
+
+
+def _unit(serial: str) -> str:
+    return hashlib.sha256(serial.encode()).hexdigest()[:8]
+
+
+def _common_conditions(devices: Mapping[str, Device]) -> Conditions:
+    (first, device), *others = devices.items()
+    conditions = device.conditions()
+    for serial, other in others:
+        if differences := conditions.differences(other.conditions()):
+            told = "; ".join(f"{name} {own} on {first}, {its} on {serial}" for name, (own, its) in differences.items())
+            raise DeviceError(
+                f"the phones cannot share the work: {told}",
+                next_step=f"bring them to the same state, or measure on one: --serial {first}",
+            )
+    return conditions

@@ -1,0 +1,79 @@
+"""`profile` with two serials: two fake phones behind one adb server, whose latencies the stand-in runner makes up."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from benches import fake_runner
+from command_line import CommandLine
+from phone_fake.phone import FakePhone
+
+from amc_mobile.device.bench import locate_library
+from amc_mobile.device.runtime_library import add_library
+from amc_mobile.latency.table import LatencyTable
+
+NETWORK = """
+from torch import nn
+
+
+def build(num_classes=10):
+    layers = [nn.Conv2d(3, 48, 3, padding=1), nn.ReLU()]
+    for _ in range(3):
+        layers += [nn.Conv2d(48, 48, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, num_classes))
+"""
+WORDS = ("profile", "--device", "pixel", "--model", "net.py:build", "--input-size", "32", "--data", "digits",
+         "--runtime", "onnxruntime", "--quiet")  # fmt: skip
+
+
+@pytest.fixture
+def phones(new_phone: Callable[..., FakePhone], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[FakePhone]:
+    """Two of a kind; the second takes 1.25 times as long."""
+    made = [new_phone(), new_phone()]
+    library = locate_library("onnxruntime")
+    (added,) = add_library(library.path, tmp_path / "home/runtimes", version=library.version)
+    for phone, slowness in zip(made, ("1.0", "1.25"), strict=True):
+        phone.sandbox.set_clusters({tuple(sorted(os.sched_getaffinity(0))): 2_000_000})
+        phone.sandbox.edit("getprop.txt", "[arm64-v8a]", f"[{added.abi}]")
+        phone.sandbox.write("slowness", slowness)
+    monkeypatch.setenv("AMC_MOBILE_RUNNER", str(fake_runner(tmp_path)))
+    return made
+
+
+def test_two_phones_share_a_profile(phones: list[FakePhone], tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "net.py").write_text(NETWORK)
+    amc = CommandLine(here)
+    first, second = (phone.serial for phone in phones)
+    document = amc.document(*WORDS, "--serial", first, "--serial", second)
+    assert [phone["serial"] for phone in document["phones"]] == [first, second]
+    assert [phone["ratio"] for phone in document["phones"]] == pytest.approx([1.0, 0.8])
+    assert [phone["problem"] for phone in document["phones"]] == ["", ""]
+    measured = [phone["kernels"] for phone in document["phones"]]
+    assert sum(measured) == document["kernels"]
+    assert min(measured) >= 12
+    with LatencyTable(here / "amc-workspace/table.sqlite") as table:
+        own, unit = sorted(table.conditions(), key=lambda found: len(found.device))
+        assert own.to_document() == document["conditions"]
+        assert unit.device.startswith(f"{own.device}, unit ")
+        kernels, raw = table.kernels(own), table.kernels(unit)
+        assert len(kernels) == document["kernels"]
+        for key in raw:
+            assert kernels[key].low_ms == pytest.approx(0.8 * raw[key].low_ms)
+        assert all(len(kernel.passes) == 3 for kernel in kernels.values())
+    # The next steps are the first phone's.
+    assert json.loads((here / "amc-workspace/workspace.json").read_text())["settings"]["serial"] == first
+
+    phones[1].sandbox.edit("getprop.txt", "[ro.build.fingerprint]: [", "[ro.build.fingerprint]: [other/")
+    refused = amc(*WORDS, "--serial", first, "--serial", second)
+    assert refused.returncode == 1
+    assert "the phones cannot share the work: os Android 14" in refused.stderr
+    assert f"on {second}" in refused.stderr
+    twice = amc(*WORDS, "--serial", first, "--serial", first)
+    assert twice.returncode == 1
+    assert "names a phone twice" in twice.stderr
