@@ -2,8 +2,9 @@
 
 A model is a text of words: `ms=1.5` is its latency, `wait=0.2` the seconds it takes, `crash` ends the runner at once,
 `garbage` writes bytes that are no text, `fail` is a model that does not load. Any other file's latency follows from its
-size, times what the phone's file `slowness` says, if it is there. What was reported stands in `reported` beside the phone's other answers, a latency a line; the runner stops there
-when it has as many lines as `pause_at` says, until that file is gone.
+size, times what the phone's file `slowness` says, if it is there. What was reported stands in `reported` beside the
+phone's other answers, a latency a line; the runner stops there when it has as many lines as `pause_at` says, until that
+file is gone.
 """
 
 import json
