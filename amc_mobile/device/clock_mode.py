@@ -29,12 +29,13 @@ def held_mode(mode: str, sdk: int) -> str:
 
 
 @contextmanager
-def clock_mode(adb: AdbPhone, sdk: int, mode: str) -> Iterator[str]:
+def clock_mode(adb: AdbPhone, sdk: int, mode: str, *, at_end: str = "") -> Iterator[str]:
     """Holds the wanted mode and keeps the screen on: with it off, Android parks all threads on the small cores.
 
     Yields the mode that holds: Androids below 11 have no fixed performance mode and stay unlocked. Both settings are
     given back at the end, also after an error or Ctrl-C; DeviceError when that fails and nothing else has. What is not
     given back, since the process was killed or the link gone, the next `give_back` does. The caller holds the phone.
+    `at_end`: a script that the phone runs after it has got its settings back; whether it fails does not matter.
     """
     if mode not in MODES:
         raise InvalidConfig(f"clock mode {mode!r} is unknown", next_step=f"use one of {', '.join(MODES)}")
@@ -49,13 +50,16 @@ def clock_mode(adb: AdbPhone, sdk: int, mode: str) -> Iterator[str]:
         yield held
     except BaseException:
         with contextlib.suppress(DeviceError):  # what ended the measuring says more
-            give_back(adb)
+            give_back(adb, at_end)
         raise
-    give_back(adb)
+    give_back(adb, at_end)
 
 
-def give_back(adb: AdbPhone) -> None:
-    """Gives the phone the settings back that a process changed and has not given back. The caller holds the phone."""
+def give_back(adb: AdbPhone, and_then: str = "") -> None:
+    """Gives the phone the settings back that a process changed and has not given back. The caller holds the phone.
+
+    `and_then`: a script that runs in the same breath; its failure is none of this.
+    """
     held = noted(adb.serial)
     if held is None:
         return
@@ -63,6 +67,7 @@ def give_back(adb: AdbPhone) -> None:
     script = f"{_STAY_ON.format(verb='put')} {held.stayed_on}" if has_value else _STAY_ON.format(verb="delete")
     if held.fixed_performance:
         script += "\ncmd power set-fixed-performance-mode-enabled false"
+    script += f"\ncode=$?\n( {and_then}\n) >/dev/null 2>&1\nexit $code" if and_then else ""
     try:
         adb.shell(script, what="giving the phone its settings back", timeout_s=RESTORE_TIMEOUT_S)
     except DeviceError as error:

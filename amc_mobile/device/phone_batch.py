@@ -8,16 +8,19 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 
 from amc_mobile.device.adb import RECONNECT_TIMEOUT_S, AdbPhone
-from amc_mobile.device.adb_shell import process_holds, quote
+from amc_mobile.device.adb_shell import RunningShell, process_holds, quote
 from amc_mobile.device.deadline import Deadline
 from amc_mobile.device.phone_facts import BOOT_ID, PHONE_FOLDER, answers_in, asking
 from amc_mobile.errors import (
     DeadlineExceeded,
     DeviceDisconnected,
     DeviceError,
+    PhoneCommandFailed,
+    PhoneDiskFull,
     PhoneOutputInvalid,
     PhoneRebooted,
     RunnerFailed,
@@ -30,8 +33,10 @@ RESULTS = "results.jsonl"
 START_TIMEOUT_S = 60.0  # unpacking hundreds of megabytes
 POLL_TIMEOUT_S = 20.0
 CLEAN_TIMEOUT_S = 10.0
-# Every question is work that disturbs what the phone measures: it looks itself whether the runner has ended, at steps
-# of this share of the time that passed, and answers after some steps or at the end.
+WATCH_TIMEOUT_S = 2.0
+# Every question is work that disturbs what the phone measures: some steps, each of this share of the time that passed,
+# lie between two. The runner's end is told by the shell that started it; without that, after a broken link, the phone
+# looks itself at each step whether the runner has ended.
 STEP_SHARE, SHORTEST_STEP_S, LONGEST_STEP_S = 0.01, 0.05, 0.5
 STEPS_PER_ANSWER = 10
 
@@ -51,28 +56,47 @@ class PhoneBatch:
         self._token = token
         self._at_end = at_end
         self._boot_id = boot_id
+        self._watch: RunningShell | None = None  # the shell that started the runner, which ends when that ends
 
-    def start(self, runner: str, archive: str, obsolete: Sequence[str] = ()) -> None:
-        """Unpacks `archive`, which holds the manifest and what it needs that is not there, and starts the runner.
+    def start(self, runner: str, files: Callable[[], Iterable[bytes]], obsolete: Sequence[str] = ()) -> None:
+        """Starts the runner on a tar archive with the manifest, as its last file, and what it needs that is not there.
 
-        `obsolete`: folders of batches that have been seen to their end, which are removed.
+        `files`: gives the archive in pieces. `obsolete`: folders of batches that have been seen to their end, which are
+        removed. Raises PhoneDiskFull.
         """
+        token = secrets.token_hex(8)
         # What stands in a file's way to a second start is there: a link that breaks here makes the command run twice.
+        # All that is sent is read: adbd may drop what a script says that ends before.
         script = (
-            f"cd {FOLDER} || exit 9\n"
+            f"cd {FOLDER} || {{ cat >/dev/null; exit 9; }}\n"
             + "".join(f"rm -rf {folder}\n" for folder in obsolete)
-            + f"[ ! -e {archive} ] || {{ tar xf {archive} && rm {archive}; }} || exit 8\n"
+            + f"if [ -e {self.folder}/started ]; then cat >/dev/null\n"
+            # The archive of a link that broke may end between two files.
+            f"else tar xf - && [ -e {self.folder}/{MANIFEST} ] || {{ cat >/dev/null; exit 8; }}; fi\n"
             f"cd {self.folder} || exit 9\n"
             "if mkdir started 2>/dev/null; then\n"
             "  detach=$(command -v setsid || command -v nohup)\n"
             # The token in the program's own name is what every way of reading a command line finds.
             f"  ln -s ../{quote(runner)} run-{self._token}\n"
             f"  $detach ./run-{self._token} {MANIFEST} {RESULTS} >log.txt 2>&1 </dev/null &\n"
-            f"  cat {BOOT_ID} > boot_id; echo $! > pid\n"
+            f"  read -r id <{BOOT_ID}; echo $! >pid; echo $id >boot_id\n"
             "fi\n"
-            "cat boot_id pid"
+            f"read -r id <boot_id; read -r pid <pid; echo $id $pid; echo {token}\n"
+            "wait"
         )
-        words = self._adb.shell(script, what="starting the runner on the phone", timeout_s=START_TIMEOUT_S).text.split()
+        try:
+            printed, self._watch = self._adb.start(
+                script,
+                what="starting the runner on the phone",
+                timeout_s=START_TIMEOUT_S,
+                stdin=files,
+                until=token.encode(),
+            )
+        except PhoneCommandFailed as error:
+            if "no space" in error.message.lower():
+                raise PhoneDiskFull(error.message) from error
+            raise
+        words = printed.decode(errors="replace").split()
         if len(words) != 2 or not words[1].isdecimal():
             raise RunnerFailed(f"the runner did not start: {' '.join(words)[:100]}", next_step="run the command again")
         self._boot_id = words[0]
@@ -83,6 +107,8 @@ class PhoneBatch:
         began = time.monotonic()
         while True:
             step_s = min(LONGEST_STEP_S, max(SHORTEST_STEP_S, STEP_SHARE * (time.monotonic() - began)))
+            if self._watch and not self._watch.is_silent_for(min(STEPS_PER_ANSWER * step_s, deadline.check())):
+                self._end_watch()
             boot_id, alive, content = self._poll(offset, step_s, deadline)
             complete = content[: content.rfind(b"\n") + 1]
             offset += len(complete)
@@ -90,6 +116,7 @@ class PhoneBatch:
             self.is_done = bool(lines) and _is_end(lines[-1])
             yield from map(_decoded, lines)
             if self.is_done:
+                self._end_watch()
                 return
             if boot_id != self._boot_id:
                 raise PhoneRebooted(
@@ -104,16 +131,16 @@ class PhoneBatch:
 
     def _poll(self, offset: int, step_s: float, deadline: Deadline) -> tuple[str, bool, bytes]:
         """Boot id, whether the runner lives, and the results from `offset` on. Answers at its end, or after a while."""
-        steps = max(1, min(STEPS_PER_ANSWER, int(deadline.check() / step_s)))
+        steps = 0 if self._watch else max(1, min(STEPS_PER_ANSWER, int(deadline.check() / step_s)))
         token = secrets.token_hex(8)
         # Alive is asked before reading: what a dead runner wrote is then all there.
         script = (
             f"cd {FOLDER}/{self.folder} || exit 9\n"
             # The command line of a process that has ended is empty, also while nobody has collected it.
-            "pid=$(cat pid); n=0; state=ended\n"
+            "read -r pid <pid; n=0; state=ended\n"
             f'while [ $n -lt {steps} ]; do line=; read -r line </proc/$pid/cmdline; [ -n "$line" ] || break; '
             f"sleep {step_s:.2f} || sleep 1; n=$((n + 1)); done 2>/dev/null\n"
-            f"cat {BOOT_ID}\n"
+            f"read -r id <{BOOT_ID}; echo $id\n"
             f"{process_holds('$pid', self._token)} && state=alive\n"
             "echo $state\n"
             f"[ -e {RESULTS} ] && tail -c +{offset + 1} {RESULTS}\n"
@@ -145,26 +172,42 @@ class PhoneBatch:
 
     def remove(self) -> None:
         """Ends the runner if it lives and removes the folder; without a link the next `open` does."""
-        script = remove_batches(self.folder) + f"rm -f {self.folder}.tar"
-        try:
+        script = remove_batches(self.folder)
+        with suppress(DeviceError):
             self._adb.shell(script, what="cleaning up on the phone", timeout_s=CLEAN_TIMEOUT_S)
-        except DeviceError:
-            return
+            self._end_watch()
+        if self._watch:
+            self._watch.close()
+
+    def _end_watch(self) -> None:
+        """After the runner's end, or when the link to the shell that waits for it broke."""
+        watch, self._watch = self._watch, None
+        if watch:
+            with suppress(DeviceError):
+                watch.finish(Deadline("seeing the runner's end", WATCH_TIMEOUT_S))
+            watch.close()
 
 
 def remove_batches(pattern: str, unless: str = "false") -> str:
-    """A script that ends the runners of some batches, and removes them. A pid counts while it is still the runner's.
+    """A script that ends the runners of some batches, and removes them.
 
     `unless`: a condition of the phone's shell on `$folder`, which spares a batch.
+    """
+    return end_runners(pattern, unless, 'rm -rf "$folder"\n')
+
+
+def end_runners(pattern: str, unless: str = "false", then: str = "") -> str:
+    """A script that ends the runners of some batches. A pid counts while it is still the runner's.
+
+    `unless`: as for `remove_batches`. `then`: runs on each `$folder` afterwards.
     """
     return (
         f"cd {FOLDER} 2>/dev/null || exit 0\n"
         f"for folder in {pattern}; do\n"
         f'[ -d "$folder" ] && ! {{ {unless}; }} || continue\n'
-        'if [ -s "$folder/pid" ]; then pid=$(cat "$folder/pid")\n'
+        'if [ -s "$folder/pid" ]; then read -r pid <"$folder/pid"\n'
         f'token="${{folder#batch-}}"; {process_holds("$pid", "$token")} && kill -9 "$pid"; fi\n'
-        'rm -rf "$folder"\n'
-        "done\n"
+        f"{then}done\n"
     )
 
 
@@ -177,7 +220,7 @@ def remove_unusable_batches(last: str) -> str:
     holds = process_holds("$pid", "$token")
     return (
         f"cd {FOLDER} 2>/dev/null || exit 0\n"
-        f"boot_id=$(cat {BOOT_ID}); kept=\n"
+        f"read -r boot_id <{BOOT_ID}; kept=\n"
         "for folder in batch-*; do\n"
         f'[ -s "$folder/{PLAN}" ] && [ -s "$folder/pid" ] && [ "$(cat "$folder/boot_id")" = "$boot_id" ] || continue\n'
         'token="${folder#batch-}"; pid=$(cat "$folder/pid")\n'

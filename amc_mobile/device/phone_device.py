@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from amc_mobile.device.bench_manifest import BenchManifest, BenchModel, BenchPai
 from amc_mobile.device.bench_results import BenchEvent, BenchStart, ResultStream
 from amc_mobile.device.clock_mode import UNLOCKED, clock_mode, held_mode
 from amc_mobile.device.conditions import Conditions, core_ranges
-from amc_mobile.device.phone import InstalledFile, PhoneRunner
+from amc_mobile.device.phone import CLEAN_UP, InstalledFile, PhoneRunner
 from amc_mobile.device.phone_facts import PhoneFacts, PhoneState, read_facts, read_state
 from amc_mobile.device.phone_lock import phone_lock
 from amc_mobile.device.phone_output import parse_core_list
@@ -91,8 +91,7 @@ class PhoneDevice:
             facts = self.facts
             state = self.cool_down()
             health.require_fit(health.problems(facts, state, self.profile), self._waived)
-            stack.enter_context(clock_mode(self.adb, facts.sdk, self._wanted_mode))
-            stack.callback(self._clean_up)
+            stack.enter_context(clock_mode(self.adb, facts.sdk, self._wanted_mode, at_end=CLEAN_UP))
             self._paths.clear()
             self._baseline = self._runner.open()
             yield self
@@ -147,10 +146,6 @@ class PhoneDevice:
             missing = [name for name in files if not self._runner.has(self._paths.get(name))]
             self._paths |= zip(missing, self._runner.keep(files[name] for name in missing), strict=True)
         return self._paths
-
-    def _clean_up(self) -> None:
-        with suppress(DeviceError):  # without a link the next session does it
-            self._runner.close()
 
     def _require_cores(self, start: BenchStart) -> None:
         # Phones take a mask and ignore it, silently.

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from benches import fake_runner, installed, manifest, results
+from benches import fake_runner, installed, manifest, results, runners
 from phone_fake.phone import FakePhone
 
 from amc_mobile.device import adb as adb_module
 from amc_mobile.device import phone as phone_module
 from amc_mobile.device import phone_batch as batch_module
 from amc_mobile.device.adb import AdbPhone
-from amc_mobile.device.phone import FOLDER, PhoneRunner
+from amc_mobile.device.phone import CLEAN_UP, FOLDER, PhoneRunner
 from amc_mobile.errors import (
     DeadlineExceeded,
     DeviceDisconnected,
@@ -50,6 +50,10 @@ def left_on(phone: FakePhone) -> list[str]:
     return sorted(p.name for p in phone.sandbox.local(FOLDER).iterdir() if not p.name.startswith(("keep-", "models")))
 
 
+def clean_up(runner: PhoneRunner) -> None:
+    runner.adb.shell(CLEAN_UP, what="cleaning up")
+
+
 def wait_for(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 20
     while not condition() and time.monotonic() < end:
@@ -61,11 +65,11 @@ def test_lines_come_while_the_runner_works_and_nothing_is_left(runner: PhoneRunn
     lines = batch(runner, {"a": "ms=1.5", "b": "ms=2.5 wait=2"})
     first = next(lines)
     assert '"event": "start"' in first
-    assert len(phone.sandbox.processes()) >= 1
+    assert len(runners(phone)) == 1
     assert results([first, *lines]) == [("a", 1.5), ("b", 2.5)]
     assert phone.sandbox.processes() == []
-    runner.close()
-    assert left_on(phone) == []
+    clean_up(runner)
+    wait_for(lambda: left_on(phone) == [])
 
 
 def test_runner_and_library_are_copied_once(runner: PhoneRunner, phone: FakePhone) -> None:
@@ -126,7 +130,7 @@ def test_a_phone_that_stays_away_is_an_error_and_the_next_run_cleans_up(
     phone.unplug()
     with pytest.raises(DeviceDisconnected, match="did not come back"):
         list(lines)
-    assert len(phone.sandbox.processes()) == 1
+    assert len(runners(phone)) == 1
     phone.plug_in()
     runner.open()
     wait_for(lambda: phone.sandbox.processes() == [])
@@ -223,8 +227,8 @@ def test_models_are_copied_once_and_removed_at_the_end(runner: PhoneRunner, phon
     assert [path.stat().st_ctime_ns for path in sorted(phone.sandbox.local(f"{FOLDER}/models").iterdir())] == times
     assert results(batch(runner, {"a": "ms=3"})) == [("a", 3.0)]
     assert models_on(phone) == [b"ms=1", b"ms=2", b"ms=3"]
-    runner.close()
-    assert left_on(phone) == []
+    clean_up(runner)
+    wait_for(lambda: left_on(phone) == [])
     assert not phone.sandbox.local(f"{FOLDER}/models").exists()
 
 
