@@ -15,21 +15,21 @@ from pathlib import Path
 
 from amc_mobile.device.adb import AdbPhone
 from amc_mobile.device.adb_shell import quote
-from amc_mobile.device.deadline import Deadline
-from amc_mobile.device.phone_batch import (
+from amc_mobile.device.batch_scripts import (
     FOLDER,
     MANIFEST,
+    MODELS,
     PLAN,
-    PhoneBatch,
-    end_runners,
+    TRASH,
     remove_batches,
     remove_unusable_batches,
 )
-from amc_mobile.device.phone_facts import STATE_QUESTIONS, PhoneState, ask, state_from
+from amc_mobile.device.deadline import Deadline
+from amc_mobile.device.phone_batch import PhoneBatch
+from amc_mobile.device.phone_facts import STATE_QUESTIONS, PhoneState, answers_in, ask, asking, state_from
 from amc_mobile.device.phone_output import parse_free_bytes
 from amc_mobile.errors import InvalidInput, PhoneDiskFull, PhoneOutputInvalid
 
-MODELS = "models"
 KEEP_BYTES = 512 << 20  # of models on the phone
 SPARE_BYTES = 32 << 20  # left free on the phone; Android misbehaves on a full disk
 END_GRACE_S = 30.0  # the runner ends itself at its deadline; this is how late it may be
@@ -37,13 +37,6 @@ FREE_VALID_S = 60.0  # the free space is asked again after this long, or when wh
 FREE = {"free": f"[ -d {FOLDER} ] || mkdir -p {FOLDER}; df -k {FOLDER}"}
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _DIGEST = 16  # characters at the start of a batch's token that tell what it measures
-TRASH = "trash-*"
-# Ends what still runs and removes all but runner and library. Nobody waits for megabytes to be freed: what is left of
-# them the next `open` removes.
-CLEAN_UP = (
-    end_runners("batch-*")
-    + f"mkdir trash-$$ && mv batch-* {MODELS} trash-$$\nrm -rf {TRASH} >/dev/null 2>&1 </dev/null &"
-)
 
 
 @dataclass(frozen=True)
@@ -62,7 +55,7 @@ class InstalledFile:
 class PhoneRunner:
     """Runs batches on a phone with one runner and one runtime library.
 
-    Everything goes to a folder of ours on the phone. `open` before use; CLEAN_UP is the script that ends it.
+    Everything goes to a folder of ours on the phone. `open` before use; CLEAN_UP of `batch_scripts` ends it.
     """
 
     def __init__(self, adb: AdbPhone, runner: InstalledFile, library: InstalledFile) -> None:
@@ -85,17 +78,20 @@ class PhoneRunner:
         self.taken_over: PhoneState | None = None  # the same of the running batch, where another process started it
         self._state: Mapping[str, str] = {}  # answers to STATE_QUESTIONS when the session began
 
-    def open(self) -> PhoneState:
+    def open(self, script: str = "true") -> PhoneState:
         """Ends and removes what earlier processes left on the phone, then copies runner and library where missing.
 
         What a killed process measured by a plan stays: see `unfinished`. Returns the phone's state, asked in the same
-        breath.
+        breath after `script`. Raises PhoneCommandFailed where that fails.
         """
         remotes = " ".join(quote(file.remote) for file in self._installed)
         sizes = f"cd {FOLDER} && wc -c {remotes}"
         left = remove_unusable_batches(f"rm -rf {MODELS} {TRASH}")
         questions = {"left": left, **FREE, "sizes": sizes, **STATE_QUESTIONS}
-        answers = ask(self.adb, questions, what="looking at what is on the phone")
+        token = secrets.token_hex(8)
+        script = f"( {script}\n) || exit\n{asking(questions, token)}\nexit 0"
+        what = "preparing the phone and looking at what is on it"
+        answers = answers_in(self.adb.shell(script, what=what).text, questions, token)
         self._sizes.clear()
         self._new.clear()
         self._obsolete.clear()

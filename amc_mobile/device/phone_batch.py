@@ -13,8 +13,9 @@ from contextlib import suppress
 
 from amc_mobile.device.adb import RECONNECT_TIMEOUT_S, AdbPhone
 from amc_mobile.device.adb_shell import RunningShell, process_holds, quote
+from amc_mobile.device.batch_scripts import FOLDER, MANIFEST, RESULTS, remove_batches
 from amc_mobile.device.deadline import Deadline
-from amc_mobile.device.phone_facts import BOOT_ID, PHONE_FOLDER, answers_in, asking
+from amc_mobile.device.phone_facts import BOOT_ID, answers_in, asking
 from amc_mobile.errors import (
     DeadlineExceeded,
     DeviceDisconnected,
@@ -26,14 +27,9 @@ from amc_mobile.errors import (
     RunnerFailed,
 )
 
-FOLDER = f"{PHONE_FOLDER}/amc-mobile"
-MANIFEST = "manifest.txt"
-PLAN = "plan.json"
-RESULTS = "results.jsonl"
 START_TIMEOUT_S = 60.0  # unpacking hundreds of megabytes
 POLL_TIMEOUT_S = 20.0
 CLEAN_TIMEOUT_S = 10.0
-WATCH_TIMEOUT_S = 2.0
 # Every question is work that disturbs what the phone measures: some steps, each of this share of the time that passed,
 # lie between two. The runner's end is told by the shell that started it; without that, after a broken link, the phone
 # looks itself at each step whether the runner has ended.
@@ -56,6 +52,7 @@ class PhoneBatch:
         self._token = token
         self._at_end = at_end
         self._boot_id = boot_id
+        self._watch_token = ""
         self._watch: RunningShell | None = None  # the shell that started the runner, which ends when that ends
 
     def start(self, runner: str, files: Callable[[], Iterable[bytes]], obsolete: Sequence[str] = ()) -> None:
@@ -74,15 +71,16 @@ class PhoneBatch:
             # The archive of a link that broke may end between two files.
             f"else tar xf - && [ -e {self.folder}/{MANIFEST} ] || {{ cat >/dev/null; exit 8; }}; fi\n"
             f"cd {self.folder} || exit 9\n"
-            "if mkdir started 2>/dev/null; then\n"
+            "started=; if mkdir started 2>/dev/null; then\n"
             "  detach=$(command -v setsid || command -v nohup)\n"
             # The token in the program's own name is what every way of reading a command line finds.
             f"  ln -s ../{quote(runner)} run-{self._token}\n"
             f"  $detach ./run-{self._token} {MANIFEST} {RESULTS} >log.txt 2>&1 </dev/null &\n"
-            f"  read -r id <{BOOT_ID}; echo $! >pid; echo $id >boot_id\n"
+            f"  read -r id <{BOOT_ID}; echo $! >pid; echo $id >boot_id; started=yes\n"
             "fi\n"
             f"read -r id <boot_id; read -r pid <pid; echo $id $pid; echo {token}\n"
-            "wait"
+            # On the first try only: another shell has nothing to wait for.
+            '[ -n "$started" ] && wait $pid || exit 0\n' + self._answering(0, token)
         )
         try:
             printed, self._watch = self._adb.start(
@@ -100,6 +98,7 @@ class PhoneBatch:
         if len(words) != 2 or not words[1].isdecimal():
             raise RunnerFailed(f"the runner did not start: {' '.join(words)[:100]}", next_step="run the command again")
         self._boot_id = words[0]
+        self._watch_token = token
 
     def lines(self, deadline: Deadline) -> Iterator[str]:
         """Complete lines as they come, until the runner has ended."""
@@ -107,16 +106,17 @@ class PhoneBatch:
         began = time.monotonic()
         while True:
             step_s = min(LONGEST_STEP_S, max(SHORTEST_STEP_S, STEP_SHARE * (time.monotonic() - began)))
+            answer = None
             if self._watch and not self._watch.is_silent_for(min(STEPS_PER_ANSWER * step_s, deadline.check())):
-                self._end_watch()
-            boot_id, alive, content = self._poll(offset, step_s, deadline)
+                answer = self._end_watch(offset)
+            boot_id, alive, content = answer or self._poll(offset, step_s, deadline)
             complete = content[: content.rfind(b"\n") + 1]
             offset += len(complete)
             lines = complete.split(b"\n")[:-1]
             self.is_done = bool(lines) and _is_end(lines[-1])
             yield from map(_decoded, lines)
             if self.is_done:
-                self._end_watch()
+                self._end_watch(offset)
                 return
             if boot_id != self._boot_id:
                 raise PhoneRebooted(
@@ -133,19 +133,12 @@ class PhoneBatch:
         """Boot id, whether the runner lives, and the results from `offset` on. Answers at its end, or after a while."""
         steps = 0 if self._watch else max(1, min(STEPS_PER_ANSWER, int(deadline.check() / step_s)))
         token = secrets.token_hex(8)
-        # Alive is asked before reading: what a dead runner wrote is then all there.
         script = (
             f"cd {FOLDER}/{self.folder} || exit 9\n"
             # The command line of a process that has ended is empty, also while nobody has collected it.
-            "read -r pid <pid; n=0; state=ended\n"
+            "read -r pid <pid; n=0\n"
             f'while [ $n -lt {steps} ]; do line=; read -r line </proc/$pid/cmdline; [ -n "$line" ] || break; '
-            f"sleep {step_s:.2f} || sleep 1; n=$((n + 1)); done 2>/dev/null\n"
-            f"read -r id <{BOOT_ID}; echo $id\n"
-            f"{process_holds('$pid', self._token)} && state=alive\n"
-            "echo $state\n"
-            f"[ -e {RESULTS} ] && tail -c +{offset + 1} {RESULTS}\n"
-            f"[ $state = alive ] || {{ echo; {asking(self._at_end, token)}\n}}\n"
-            "exit 0"
+            f"sleep {step_s:.2f} || sleep 1; n=$((n + 1)); done 2>/dev/null\n" + self._answering(offset, token)
         )
         while True:
             timeout_s = min(POLL_TIMEOUT_S + steps * step_s, deadline.check())
@@ -156,6 +149,21 @@ class PhoneBatch:
                 continue  # a stalled link, not the runner: it goes on alone
             except DeviceDisconnected:
                 self._adb.wait_until_back(min(RECONNECT_TIMEOUT_S, deadline.check()))
+        return self._answered(answer, token)
+
+    def _answering(self, offset: int, token: str) -> str:
+        """The script, in the batch's folder and for its `$pid`, whose output `_answered` understands."""
+        # Alive is asked before reading: what a dead runner wrote is then all there.
+        return (
+            f"read -r id <{BOOT_ID}; echo $id; state=ended\n"
+            f"{process_holds('$pid', self._token)} && state=alive\n"
+            "echo $state\n"
+            f"[ -e {RESULTS} ] && tail -c +{offset + 1} {RESULTS}\n"
+            f"[ $state = alive ] || {{ echo; {asking(self._at_end, token)}\n}}\n"
+            "exit 0"
+        )
+
+    def _answered(self, answer: bytes, token: str) -> tuple[str, bool, bytes]:
         head = answer.split(b"\n", 2)
         if len(head) < 3 or head[1].strip() not in (b"alive", b"ended"):
             raise PhoneOutputInvalid("answer about the runner", f"{answer[:80]!r}")
@@ -175,61 +183,24 @@ class PhoneBatch:
         script = remove_batches(self.folder)
         with suppress(DeviceError):
             self._adb.shell(script, what="cleaning up on the phone", timeout_s=CLEAN_TIMEOUT_S)
-            self._end_watch()
+            self._end_watch(0)
         if self._watch:
             self._watch.close()
 
-    def _end_watch(self) -> None:
-        """After the runner's end, or when the link to the shell that waits for it broke."""
+    def _end_watch(self, offset: int) -> tuple[str, bool, bytes] | None:
+        """As `_poll`, what the shell that started the runner says at its end; None where that or the link failed."""
         watch, self._watch = self._watch, None
-        if watch:
-            with suppress(DeviceError):
-                watch.finish(Deadline("seeing the runner's end", WATCH_TIMEOUT_S))
+        if watch is None:
+            return None
+        try:
+            printed = watch.finish(Deadline("seeing the runner's end", POLL_TIMEOUT_S)).stdout
+            _, _, answer = printed.partition(f"{self._watch_token}\n".encode())
+            boot_id, alive, content = self._answered(answer, self._watch_token)
+        except DeviceError:
+            return None
+        finally:
             watch.close()
-
-
-def remove_batches(pattern: str, unless: str = "false") -> str:
-    """A script that ends the runners of some batches, and removes them.
-
-    `unless`: a condition of the phone's shell on `$folder`, which spares a batch.
-    """
-    return end_runners(pattern, unless, 'rm -rf "$folder"\n')
-
-
-def end_runners(pattern: str, unless: str = "false", then: str = "") -> str:
-    """A script that ends the runners of some batches. A pid counts while it is still the runner's.
-
-    `unless`: as for `remove_batches`. `then`: runs on each `$folder` afterwards.
-    """
-    return (
-        f"cd {FOLDER} 2>/dev/null || exit 0\n"
-        f"for folder in {pattern}; do\n"
-        f'[ -d "$folder" ] && ! {{ {unless}; }} || continue\n'
-        'if [ -s "$folder/pid" ]; then read -r pid <"$folder/pid"\n'
-        f'token="${{folder#batch-}}"; {process_holds("$pid", "$token")} && kill -9 "$pid"; fi\n'
-        f"{then}done\n"
-    )
-
-
-def remove_unusable_batches(last: str) -> str:
-    """A script that keeps and prints the batches that can still be used: `token boot-id` lines.
-
-    Those are batches with a plan, started since the phone was, whose runner works or has come to its end. The others
-    are removed, and where there is none left, `last` is run in their folder.
-    """
-    holds = process_holds("$pid", "$token")
-    return (
-        f"cd {FOLDER} 2>/dev/null || exit 0\n"
-        f"read -r boot_id <{BOOT_ID}; kept=\n"
-        "for folder in batch-*; do\n"
-        f'[ -s "$folder/{PLAN}" ] && [ -s "$folder/pid" ] && [ "$(cat "$folder/boot_id")" = "$boot_id" ] || continue\n'
-        'token="${folder#batch-}"; pid=$(cat "$folder/pid")\n'
-        f'if {holds} || tail -n 1 "$folder/{RESULTS}" | grep -q \'"status": *"done"\'; then\n'
-        'kept="$kept $folder "; echo "$token $boot_id"; fi\n'
-        "done\n"
-        + remove_batches("batch-*", unless='case "$kept" in *" $folder "*) true;; *) false;; esac')
-        + f'[ -n "$kept" ] || {{ {last}; }}\n'
-    )
+        return boot_id, alive, content[offset:]
 
 
 def _decoded(line: bytes) -> str:

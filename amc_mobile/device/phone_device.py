@@ -12,11 +12,12 @@ from pathlib import Path
 
 from amc_mobile.device import health
 from amc_mobile.device.adb import AdbPhone
+from amc_mobile.device.batch_scripts import CLEAN_UP
 from amc_mobile.device.bench_manifest import BenchManifest, BenchModel, BenchPair, BenchTiming
 from amc_mobile.device.bench_results import BenchEvent, BenchStart, ResultStream
 from amc_mobile.device.clock_mode import UNLOCKED, clock_mode, held_mode
 from amc_mobile.device.conditions import Conditions, core_ranges
-from amc_mobile.device.phone import CLEAN_UP, InstalledFile, PhoneRunner
+from amc_mobile.device.phone import InstalledFile, PhoneRunner
 from amc_mobile.device.phone_facts import PhoneFacts, PhoneState, read_facts, read_state
 from amc_mobile.device.phone_lock import phone_lock
 from amc_mobile.device.phone_output import parse_core_list
@@ -91,10 +92,12 @@ class PhoneDevice:
             facts = self.facts
             state = self.cool_down()
             health.require_fit(health.problems(facts, state, self.profile), self._waived)
-            stack.enter_context(clock_mode(self.adb, facts.sdk, self._wanted_mode, at_end=CLEAN_UP))
+            stack.enter_context(clock_mode(self.adb, facts.sdk, self._wanted_mode, run=self._open, at_end=CLEAN_UP))
             self._paths.clear()
-            self._baseline = self._runner.open()
             yield self
+
+    def _open(self, script: str) -> None:
+        self._baseline = self._runner.open(script)
 
     def unfinished(self) -> str:
         """The plan of a batch that a killed process left on the phone, else "". `bench` with the same models takes its

@@ -15,7 +15,8 @@ from amc_mobile.device import adb as adb_module
 from amc_mobile.device import phone as phone_module
 from amc_mobile.device import phone_batch as batch_module
 from amc_mobile.device.adb import AdbPhone
-from amc_mobile.device.phone import CLEAN_UP, FOLDER, PhoneRunner
+from amc_mobile.device.batch_scripts import CLEAN_UP, FOLDER
+from amc_mobile.device.phone import PhoneRunner
 from amc_mobile.errors import (
     DeadlineExceeded,
     DeviceDisconnected,
