@@ -89,6 +89,7 @@ class RunningShell:
         self._begin, self._end = f"amc-begin-{self._token}", f"amc-end-{self._token}"
         self._stdout, self._stderr = bytearray(), bytearray()
         self._stack = ExitStack()
+        self._goes_on = False
         # The subshell keeps an `exit` in the script from skipping the end marker.
         wrapped = f"echo {self._begin} $$; (\n{script}\n); amc_code=$?; echo; echo {self._end} $amc_code"
         self._connection = self._stack.enter_context(server.service(transport_id, f"shell,v2,raw:{wrapped}", deadline))
@@ -110,11 +111,15 @@ class RunningShell:
         return _between_markers(bytes(self._stdout), stderr, self._begin, self._end, what)
 
     def read_until(self, marker: bytes, deadline: Deadline) -> bytes | None:
-        """What it printed before a line that consists of `marker`; None when it ended without one."""
+        """What it printed before a line that consists of `marker`; None when it ended without one.
+
+        From that line on the script goes on whatever becomes of the link: nothing kills it.
+        """
         with self._killed_on_failure(), translated(deadline):
             while (found := self._stdout.find(b"\n" + marker + b"\n")) < 0:
                 if not self._read_packet(deadline):
                     return None
+        self._goes_on = True
         return bytes(self._stdout[self._stdout.index(b"\n", self._stdout.index(self._begin.encode())) + 1 : found])
 
     def is_silent_for(self, seconds: float) -> bool:
@@ -143,7 +148,8 @@ class RunningShell:
         except BaseException:
             # A closed socket does not end the process: it would go on and disturb what is measured next.
             self.close()
-            _kill_group(self._server, self._transport_id, bytes(self._stdout), self._begin, self._token)
+            if not self._goes_on:
+                _kill_group(self._server, self._transport_id, bytes(self._stdout), self._begin, self._token)
             raise
 
 

@@ -90,6 +90,15 @@ def test_a_half_copied_runner_is_copied_again(runner: PhoneRunner, phone: FakePh
     assert path.read_bytes() == whole
 
 
+def test_nothing_looks_for_the_end_while_the_phone_measures(runner: PhoneRunner, phone: FakePhone) -> None:
+    lines = batch(runner, {"a": "ms=1.5", "b": "ms=2.5 wait=2"})
+    next(lines)
+    for _ in range(10):
+        assert len(phone.sandbox.processes()) == 3  # the runner, and the shell that waits for it with its subshell
+        time.sleep(0.01)
+    list(lines)
+
+
 def test_an_unplugged_phone_loses_no_result(runner: PhoneRunner, phone: FakePhone) -> None:
     lines = batch(runner)
     got = [next(lines), next(lines)]
@@ -102,12 +111,13 @@ def test_an_unplugged_phone_loses_no_result(runner: PhoneRunner, phone: FakePhon
 
 def test_answers_cut_at_any_place_lose_no_result(runner: PhoneRunner, phone: FakePhone) -> None:
     for after in (0, 40, 100, 300):
-        phone.faults.add("disconnect", "tail -c", after_bytes=after)
+        phone.faults.add("disconnect", "sleep.*tail -c", after_bytes=after)
     assert results(batch(runner)) == WANTED
 
 
-def test_a_link_that_breaks_while_starting_starts_once(runner: PhoneRunner, phone: FakePhone) -> None:
-    fault = phone.faults.add("disconnect", "mkdir started", after_bytes=5)
+@pytest.mark.parametrize("after_bytes", [5, 6000, 14_000])  # before the models, amid them, in the answer
+def test_a_link_that_breaks_while_starting_starts_once(runner: PhoneRunner, phone: FakePhone, after_bytes: int) -> None:
+    fault = phone.faults.add("disconnect", "mkdir started", after_bytes=after_bytes)
     assert results(batch(runner)) == WANTED
     assert fault.struck == 1
 
@@ -116,7 +126,7 @@ def test_a_stalled_answer_loses_no_result(
     runner: PhoneRunner, phone: FakePhone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch_module, "POLL_TIMEOUT_S", 0.7)
-    fault = phone.faults.add("stall", "tail -c", after_bytes=60)
+    fault = phone.faults.add("stall", "sleep.*tail -c", after_bytes=60)
     assert results(batch(runner)) == WANTED
     assert fault.struck == 1
 

@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -121,6 +122,13 @@ class Sandbox:
             except OSError:
                 continue
         return found
+
+    def wait_until_idle(self, limit_s: float = 20) -> list[int]:
+        """Waits for what ends by itself; the pids of what has not then."""
+        end = time.monotonic() + limit_s
+        while (left := self.processes()) and time.monotonic() < end:
+            time.sleep(0.02)
+        return left
 
     def kill_all(self) -> None:
         for pid in self.processes():
