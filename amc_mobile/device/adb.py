@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from amc_mobile.device import remote_files
 from amc_mobile.device.adb_server import CABLE, AdbServer, AttachedPhone
-from amc_mobile.device.adb_shell import ShellOutput, command_line, run_shell
+from amc_mobile.device.adb_shell import RunningShell, ShellOutput, command_line, run_shell
 from amc_mobile.device.deadline import Deadline
 from amc_mobile.errors import (
     AmbiguousDevice,
@@ -68,6 +68,25 @@ class AdbPhone:
         if check and output.exit_code != 0:
             raise PhoneCommandFailed(what, output.exit_code, output.stderr or output.text)
         return output
+
+    def start(
+        self, script: str, *, what: str, timeout_s: float, stdin: Callable[[], Iterable[bytes]], until: bytes
+    ) -> tuple[bytes, RunningShell]:
+        """Starts a script that goes on: what it printed before the line `until`, and the shell in which it runs.
+
+        `stdin`: gives what the script reads, once per attempt. Raises PhoneCommandFailed when it ended instead.
+        """
+
+        def run(deadline: Deadline) -> tuple[bytes, RunningShell]:
+            self._check_shell_v2(deadline)
+            running = RunningShell(self.server, self.transport_id, script, deadline, stdin())
+            printed = running.read_until(until, deadline)
+            if printed is None:
+                output = running.output(what)
+                raise PhoneCommandFailed(what, output.exit_code, output.stderr or output.text)
+            return printed, running
+
+        return self._with_retries(run, Deadline(what, timeout_s))
 
     def run(self, *words: str, timeout_s: float | None = None, retry: bool = True) -> str:
         """Runs one command and returns its stdout. The words reach the program as they are, whatever they hold."""

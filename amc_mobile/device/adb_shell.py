@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import re
 import secrets
+import select
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from amc_mobile.device.adb_server import CABLE, AdbServer, read_exactly
+from amc_mobile.device.adb_server import CABLE, AdbServer, read_exactly, translated
 from amc_mobile.device.deadline import Deadline
 from amc_mobile.errors import DeviceDisconnected, InvalidInput, PhoneCommandFailed, PhoneOutputInvalid
 
-STDOUT, STDERR, EXIT = 1, 2, 3  # packet kinds
+STDIN, STDOUT, STDERR, EXIT, CLOSE_STDIN = range(5)  # packet kinds
+CHUNK_BYTES = 256 * 1024
 MAX_OUTPUT_BYTES = 64 << 20  # larger things are files and are pulled
 KILL_TIMEOUT_S = 3.0
 PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
@@ -51,52 +54,129 @@ def command_line(*words: str) -> str:
 def process_holds(pid: str, token: str) -> str:
     """A condition of the phone's shell: the command line of process `pid` holds `token`, so the pid is still ours.
 
-    Two ways, since command lines hold NULs: the grep of old Androids stops at the first, the read of some shells too.
+    Two ways, since command lines hold NULs: the read of some shells stops at the first, the grep of old Androids too.
     """
     file = f'"/proc/{pid}/cmdline"'
     read = f'line=; read -r line <{file}; case "$line" in *{token}*) ;; *) false;; esac'
-    return f"{{ grep -q {token} {file} || {{ {read}; }}; }} 2>/dev/null"
+    return f"{{ {{ {read}; }} || grep -q {token} {file}; }} 2>/dev/null"
 
 
 def run_shell(server: AdbServer, transport_id: int, script: str, deadline: Deadline) -> ShellOutput:
     """Runs a script in the phone's shell and returns everything it printed, or raises.
 
-    The script's output stands between two marker lines with a token of this call; whatever else reaches stdout is left
-    out, and output without its end marker is an error. The process group is killed when the deadline passes.
+    The process group is killed when the deadline passes.
     """
-    token = secrets.token_hex(8)
-    begin, end = f"amc-begin-{token}", f"amc-end-{token}"
-    # The subshell keeps an `exit` in the script from skipping the end marker.
-    wrapped = f"echo {begin} $$; (\n{script}\n); amc_code=$?; echo; echo {end} $amc_code"
-    stdout, stderr = bytearray(), bytearray()
-    try:
-        with server.service(transport_id, f"shell,v2,raw:{wrapped}", deadline) as connection:
-            for kind, content in _packets(connection, deadline):
-                if kind == STDOUT:
-                    stdout += content
-                elif kind == STDERR:
-                    stderr += content
-                else:
-                    break
-                if len(stdout) + len(stderr) > MAX_OUTPUT_BYTES:
-                    raise PhoneOutputInvalid("output", f"{deadline.what} printed over {MAX_OUTPUT_BYTES >> 20} MiB")
-    except BaseException:
-        # A closed socket does not end the process: it would go on and disturb what is measured next.
-        _kill_group(server, transport_id, bytes(stdout), begin, token)
-        raise
-    return _between_markers(bytes(stdout), stderr.decode("utf-8", errors="replace"), begin, end, deadline.what)
+    return RunningShell(server, transport_id, script, deadline).finish(deadline)
 
 
-def _packets(connection: socket.socket, deadline: Deadline) -> Iterator[tuple[int, bytes]]:
-    """The packets of the shell protocol up to the exit code, which is the last."""
-    while True:
-        header = read_exactly(connection, 5, deadline)
-        kind, size = header[0], int.from_bytes(header[1:], "little")
-        if kind not in (STDOUT, STDERR, EXIT) or size > MAX_OUTPUT_BYTES:
-            raise PhoneOutputInvalid("shell protocol", f"a packet of kind {kind} with {size} bytes")
-        yield kind, read_exactly(connection, size, deadline)
-        if kind == EXIT:
-            return
+class RunningShell:
+    """A script in the phone's shell, and what it printed so far.
+
+    The script's output stands between two marker lines with a token of this call; whatever else reaches stdout is left
+    out, and output without its end marker is an error. `stdin`: what the script reads, all of it.
+    """
+
+    def __init__(
+        self,
+        server: AdbServer,
+        transport_id: int,
+        script: str,
+        deadline: Deadline,
+        stdin: Iterable[bytes] | None = None,
+    ) -> None:
+        self._server, self._transport_id = server, transport_id
+        self._token = secrets.token_hex(8)
+        self._begin, self._end = f"amc-begin-{self._token}", f"amc-end-{self._token}"
+        self._stdout, self._stderr = bytearray(), bytearray()
+        self._stack = ExitStack()
+        self._goes_on = False
+        # The subshell keeps an `exit` in the script from skipping the end marker.
+        wrapped = f"echo {self._begin} $$; (\n{script}\n); amc_code=$?; echo; echo {self._end} $amc_code"
+        self._connection = self._stack.enter_context(server.service(transport_id, f"shell,v2,raw:{wrapped}", deadline))
+        if stdin is not None:
+            with self._killed_on_failure(), translated(deadline):
+                _feed(self._connection, stdin, deadline)
+
+    def finish(self, deadline: Deadline) -> ShellOutput:
+        """Everything it printed, once it has ended."""
+        with self._killed_on_failure(), translated(deadline):
+            while self._read_packet(deadline):
+                pass
+        return self.output(deadline.what)
+
+    def output(self, what: str) -> ShellOutput:
+        """Everything it printed, after it has ended. `what` names it in errors."""
+        self.close()
+        stderr = self._stderr.decode("utf-8", errors="replace")
+        return _between_markers(bytes(self._stdout), stderr, self._begin, self._end, what)
+
+    def read_until(self, marker: bytes, deadline: Deadline) -> bytes | None:
+        """What it printed before a line that consists of `marker`; None when it ended without one.
+
+        From that line on the script goes on whatever becomes of the link: nothing kills it.
+        """
+        with self._killed_on_failure(), translated(deadline):
+            while (found := self._stdout.find(b"\n" + marker + b"\n")) < 0:
+                if not self._read_packet(deadline):
+                    return None
+        self._goes_on = True
+        return bytes(self._stdout[self._stdout.index(b"\n", self._stdout.index(self._begin.encode())) + 1 : found])
+
+    def is_silent_for(self, seconds: float) -> bool:
+        """Waits for so long that it prints or ends, or that the link breaks; False as soon as that happens."""
+        return not select.select([self._connection], [], [], seconds)[0]
+
+    def close(self) -> None:
+        """Listens no longer; the script may go on."""
+        self._stack.close()
+
+    def _read_packet(self, deadline: Deadline) -> bool:
+        """False for the exit code, which is the last one."""
+        kind, content = _read_packet(self._connection, deadline)
+        if kind == STDOUT:
+            self._stdout += content
+        elif kind == STDERR:
+            self._stderr += content
+        if len(self._stdout) + len(self._stderr) > MAX_OUTPUT_BYTES:
+            raise PhoneOutputInvalid("output", f"{deadline.what} printed over {MAX_OUTPUT_BYTES >> 20} MiB")
+        return kind != EXIT
+
+    @contextmanager
+    def _killed_on_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            # A closed socket does not end the process: it would go on and disturb what is measured next.
+            self.close()
+            if not self._goes_on:
+                _kill_group(self._server, self._transport_id, bytes(self._stdout), self._begin, self._token)
+            raise
+
+
+def _feed(connection: socket.socket, stdin: Iterable[bytes], deadline: Deadline) -> None:
+    """Sends what the script reads, in packets of about CHUNK_BYTES, and its end."""
+    waiting = bytearray()
+    for part in stdin:
+        waiting += part
+        if len(waiting) >= CHUNK_BYTES:
+            _send_packet(connection, STDIN, waiting, deadline)
+            waiting.clear()
+    if waiting:
+        _send_packet(connection, STDIN, waiting, deadline)
+    _send_packet(connection, CLOSE_STDIN, b"", deadline)
+
+
+def _send_packet(connection: socket.socket, kind: int, content: bytes | bytearray, deadline: Deadline) -> None:
+    deadline.limit(connection)
+    connection.sendall(bytes([kind]) + len(content).to_bytes(4, "little") + content)
+
+
+def _read_packet(connection: socket.socket, deadline: Deadline) -> tuple[int, bytes]:
+    header = read_exactly(connection, 5, deadline)
+    kind, size = header[0], int.from_bytes(header[1:], "little")
+    if kind not in (STDOUT, STDERR, EXIT) or size > MAX_OUTPUT_BYTES:
+        raise PhoneOutputInvalid("shell protocol", f"a packet of kind {kind} with {size} bytes")
+    return kind, read_exactly(connection, size, deadline)
 
 
 def _between_markers(stdout: bytes, stderr: str, begin: str, end: str, what: str) -> ShellOutput:
@@ -123,7 +203,7 @@ def _kill_group(server: AdbServer, transport_id: int, stdout: bytes, begin: str,
     script = f"{process_holds(pid, token)} && {{ kill -9 -{pid} || kill -9 {pid}; }}"
     try:
         with server.service(transport_id, f"shell,v2,raw:{script}", deadline) as connection:
-            for _ in _packets(connection, deadline):
+            while _read_packet(connection, deadline)[0] != EXIT:
                 pass
     except Exception:
         return

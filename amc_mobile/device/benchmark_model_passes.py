@@ -14,10 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from amc_mobile.device.adb_shell import command_line
+from amc_mobile.device.batch_scripts import FOLDER
 from amc_mobile.device.benchmark_model import BenchmarkModelResult, parse_benchmark_model
 from amc_mobile.device.conditions import Conditions
 from amc_mobile.device.phone import InstalledFile
-from amc_mobile.device.phone_batch import FOLDER
 from amc_mobile.device.phone_device import PhoneDevice
 from amc_mobile.device.phone_output import parse_allowed_cores
 from amc_mobile.device.phone_passes import LOAD_ALLOWANCE_S, START_ALLOWANCE_S, PhonePasses

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,8 @@ UNLOCKED = "unlocked"
 MODES = (UNLOCKED, FIXED)
 FIXED_PERFORMANCE_SDK = 30
 RESTORE_TIMEOUT_S = 30.0
+_KEEP_ON = "svc power stayon true; input keyevent KEYCODE_WAKEUP || true"
+_FIX_PERFORMANCE = "\ncmd power set-fixed-performance-mode-enabled true"
 _STAY_ON = "settings {verb} global stay_on_while_plugged_in"
 
 
@@ -29,12 +31,16 @@ def held_mode(mode: str, sdk: int) -> str:
 
 
 @contextmanager
-def clock_mode(adb: AdbPhone, sdk: int, mode: str) -> Iterator[str]:
+def clock_mode(
+    adb: AdbPhone, sdk: int, mode: str, *, run: Callable[[str], object] | None = None, at_end: str = ""
+) -> Iterator[str]:
     """Holds the wanted mode and keeps the screen on: with it off, Android parks all threads on the small cores.
 
     Yields the mode that holds: Androids below 11 have no fixed performance mode and stay unlocked. Both settings are
     given back at the end, also after an error or Ctrl-C; DeviceError when that fails and nothing else has. What is not
     given back, since the process was killed or the link gone, the next `give_back` does. The caller holds the phone.
+    `run`: runs the script that changes the settings, with whatever else the phone is asked in that breath. `at_end`: a
+    script that the phone runs after it has got its settings back; whether it fails does not matter.
     """
     if mode not in MODES:
         raise InvalidConfig(f"clock mode {mode!r} is unknown", next_step=f"use one of {', '.join(MODES)}")
@@ -43,21 +49,26 @@ def clock_mode(adb: AdbPhone, sdk: int, mode: str) -> Iterator[str]:
     held = held_mode(mode, sdk)
     note(HeldSettings(adb.serial, stayed_on, held == FIXED))
     try:
-        adb.shell("svc power stayon true; input keyevent KEYCODE_WAKEUP || true", what="keeping the screen on")
-        if held == FIXED:
-            adb.run("cmd", "power", "set-fixed-performance-mode-enabled", "true")
+        script = _KEEP_ON + (_FIX_PERFORMANCE if held == FIXED else "")
+        if run:
+            run(script)
+        else:
+            adb.shell(script, what="holding the phone's clocks")
         yield held
     except (DeviceDisconnected, DeviceUnavailable):
         raise  # nothing reaches the phone now, and waiting for it again helps nobody
     except BaseException:
         with contextlib.suppress(DeviceError):  # what ended the measuring says more
-            give_back(adb)
+            give_back(adb, at_end)
         raise
-    give_back(adb)
+    give_back(adb, at_end)
 
 
-def give_back(adb: AdbPhone) -> None:
-    """Gives the phone the settings back that a process changed and has not given back. The caller holds the phone."""
+def give_back(adb: AdbPhone, and_then: str = "") -> None:
+    """Gives the phone the settings back that a process changed and has not given back. The caller holds the phone.
+
+    `and_then`: a script that runs in the same breath; its failure is none of this.
+    """
     held = noted(adb.serial)
     if held is None:
         return
@@ -65,6 +76,7 @@ def give_back(adb: AdbPhone) -> None:
     script = f"{_STAY_ON.format(verb='put')} {held.stayed_on}" if has_value else _STAY_ON.format(verb="delete")
     if held.fixed_performance:
         script += "\ncmd power set-fixed-performance-mode-enabled false"
+    script += f"\ncode=$?\n( {and_then}\n) >/dev/null 2>&1\nexit $code" if and_then else ""
     try:
         adb.shell(script, what="giving the phone its settings back", timeout_s=RESTORE_TIMEOUT_S)
     except DeviceError as error:

@@ -3,43 +3,40 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 import secrets
 import tarfile
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import zip_longest
+from functools import partial
 from pathlib import Path
 
 from amc_mobile.device.adb import AdbPhone
 from amc_mobile.device.adb_shell import quote
-from amc_mobile.device.deadline import Deadline
-from amc_mobile.device.phone_batch import (
-    CLEAN_TIMEOUT_S,
+from amc_mobile.device.batch_scripts import (
     FOLDER,
     MANIFEST,
+    MODELS,
     PLAN,
-    PhoneBatch,
+    TRASH,
     remove_batches,
     remove_unusable_batches,
 )
-from amc_mobile.device.phone_facts import STATE_QUESTIONS, PhoneState, ask, state_from
+from amc_mobile.device.deadline import Deadline
+from amc_mobile.device.phone_batch import PhoneBatch
+from amc_mobile.device.phone_facts import STATE_QUESTIONS, PhoneState, answers_in, ask, asking, state_from
 from amc_mobile.device.phone_output import parse_free_bytes
 from amc_mobile.errors import InvalidInput, PhoneDiskFull, PhoneOutputInvalid
 
-MODELS = "models"
 KEEP_BYTES = 512 << 20  # of models on the phone
 SPARE_BYTES = 32 << 20  # left free on the phone; Android misbehaves on a full disk
 END_GRACE_S = 30.0  # the runner ends itself at its deadline; this is how late it may be
 FREE_VALID_S = 60.0  # the free space is asked again after this long, or when what is left of it would not do
-FREE = {"free": f"mkdir -p {FOLDER} && df -k {FOLDER}"}
+FREE = {"free": f"[ -d {FOLDER} ] || mkdir -p {FOLDER}; df -k {FOLDER}"}
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _DIGEST = 16  # characters at the start of a batch's token that tell what it measures
-_CLEAN_SCRIPT = remove_batches("batch-*") + f"rm -rf {MODELS} *.tar"
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ class InstalledFile:
 class PhoneRunner:
     """Runs batches on a phone with one runner and one runtime library.
 
-    Everything goes to a folder of ours on the phone. `open` before use, `close` after it.
+    Everything goes to a folder of ours on the phone. `open` before use; CLEAN_UP of `batch_scripts` ends it.
     """
 
     def __init__(self, adb: AdbPhone, runner: InstalledFile, library: InstalledFile) -> None:
@@ -81,17 +78,20 @@ class PhoneRunner:
         self.taken_over: PhoneState | None = None  # the same of the running batch, where another process started it
         self._state: Mapping[str, str] = {}  # answers to STATE_QUESTIONS when the session began
 
-    def open(self) -> PhoneState:
+    def open(self, script: str = "true") -> PhoneState:
         """Ends and removes what earlier processes left on the phone, then copies runner and library where missing.
 
         What a killed process measured by a plan stays: see `unfinished`. Returns the phone's state, asked in the same
-        breath.
+        breath after `script`. Raises PhoneCommandFailed where that fails.
         """
         remotes = " ".join(quote(file.remote) for file in self._installed)
-        sizes = f"cd {FOLDER} && for file in {remotes}; do [ -f $file ] && wc -c <$file || echo 0; done"
-        left = remove_unusable_batches(f"rm -rf {MODELS} *.tar")
+        sizes = f"cd {FOLDER} && wc -c {remotes}"
+        left = remove_unusable_batches(f"rm -rf {MODELS} {TRASH}")
         questions = {"left": left, **FREE, "sizes": sizes, **STATE_QUESTIONS}
-        answers = ask(self.adb, questions, what="looking at what is on the phone")
+        token = secrets.token_hex(8)
+        script = f"( {script}\n) || exit\n{asking(questions, token)}\nexit 0"
+        what = "preparing the phone and looking at what is on it"
+        answers = answers_in(self.adb.shell(script, what=what).text, questions, token)
         self._sizes.clear()
         self._new.clear()
         self._obsolete.clear()
@@ -99,16 +99,12 @@ class PhoneRunner:
         self._began.clear()
         self._state = {name: answers[name] for name in STATE_QUESTIONS}
         self._see_free_space(answers)
-        for file, size in zip_longest(self._installed, answers["sizes"].split()[: len(self._installed)]):
-            if size != str(file.path.stat().st_size):
+        there = {tuple(line.split()) for line in answers["sizes"].splitlines()}
+        for file in self._installed:
+            if (str(file.path.stat().st_size), file.remote) not in there:
                 self._require_space(file.path.stat().st_size)
                 self._free_bytes -= self.adb.push(file.path, f"{FOLDER}/{file.remote}", mode=0o755)
         return state_from(answers)
-
-    def close(self) -> None:
-        """Removes all but runner and library."""
-        self.adb.shell(_CLEAN_SCRIPT, what="cleaning up on the phone", timeout_s=CLEAN_TIMEOUT_S)
-        self._sizes.clear()
 
     def keep(self, models: Iterable[bytes]) -> list[str]:
         """The models' paths for manifests, in order. Those that are not on the phone yet travel with the next batch.
@@ -165,8 +161,10 @@ class PhoneRunner:
                 if plan:
                     files[f"{batch.folder}/{PLAN}"] = json.dumps({"plan": plan, "state": self._state}).encode()
                 files[f"{batch.folder}/{MANIFEST}"] = manifest.encode()
-                self._send(f"batch-{token}.tar", files)
-                batch.start(self._runner.remote, f"batch-{token}.tar", self._obsolete)
+                size = sum(len(content) + 2 * tarfile.BLOCKSIZE for content in files.values())
+                self._require_space(size)
+                batch.start(self._runner.remote, partial(_archive, files), self._obsolete)
+                self._free_bytes -= size
                 self._obsolete.clear()
             self._sizes |= {name: len(model) for name, model in self._new.items()}
             self._new.clear()
@@ -190,14 +188,6 @@ class PhoneRunner:
         batch, self._batch = self._batch, None
         return state_from(batch.answers) if batch and batch.answers else None
 
-    def _send(self, name: str, files: Mapping[str, bytes]) -> None:
-        """A transfer per file would cost far more than the files."""
-        with tempfile.TemporaryDirectory(prefix="amc-batch-") as folder:
-            archive = Path(folder) / name
-            _write_archive(archive, files)
-            self._require_space(2 * archive.stat().st_size)  # the archive and what comes out of it
-            self._free_bytes -= self.adb.push(archive, f"{FOLDER}/{name}")
-
     def _see_free_space(self, answers: Mapping[str, str]) -> None:
         self._free_bytes = parse_free_bytes(answers["free"])
         self._free_asked_s = time.monotonic()
@@ -217,10 +207,13 @@ def _left_batches(answer: str) -> dict[str, str]:
     return {words[0]: words[1] for words in lines if len(words) == 2 and re.fullmatch("[0-9a-f]{32}", words[0])}
 
 
-def _write_archive(path: Path, files: Mapping[str, bytes]) -> None:
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
-        for name, content in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            entry.mode = 0o644
-            archive.addfile(entry, io.BytesIO(content))
+def _archive(files: Mapping[str, bytes]) -> Iterator[bytes]:
+    """A tar archive in pieces. A transfer per file would cost far more than the files."""
+    for name, content in files.items():
+        entry = tarfile.TarInfo(name)
+        entry.size = len(content)
+        entry.mode = 0o644
+        yield entry.tobuf(tarfile.USTAR_FORMAT)
+        yield content
+        yield bytes(-len(content) % tarfile.BLOCKSIZE)
+    yield bytes(2 * tarfile.BLOCKSIZE)

@@ -8,10 +8,12 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 
 from amc_mobile.device.adb import RECONNECT_TIMEOUT_S, AdbPhone
-from amc_mobile.device.adb_shell import process_holds, quote
+from amc_mobile.device.adb_shell import RunningShell, process_holds, quote
+from amc_mobile.device.batch_scripts import FOLDER, MANIFEST, RESULTS, remove_batches
 from amc_mobile.device.deadline import Deadline
 from amc_mobile.device.phone_facts import BOOT_ID, PHONE_FOLDER, answers_in, asking
 from amc_mobile.device.phone_output import parse_free_bytes
@@ -19,23 +21,21 @@ from amc_mobile.errors import (
     DeadlineExceeded,
     DeviceDisconnected,
     DeviceError,
+    PhoneCommandFailed,
     PhoneDiskFull,
     PhoneOutputInvalid,
     PhoneRebooted,
     RunnerFailed,
 )
 
-FOLDER = f"{PHONE_FOLDER}/amc-mobile"
-MANIFEST = "manifest.txt"
-PLAN = "plan.json"
-RESULTS = "results.jsonl"
 START_TIMEOUT_S = 60.0  # unpacking hundreds of megabytes
 FULL_BYTES = 1 << 20
 POLL_TIMEOUT_S = 20.0
 SILENCE_TIMEOUT_S = 120.0  # a link that is up and carries nothing for so long will not mend itself
 CLEAN_TIMEOUT_S = 10.0
-# Every question is work that disturbs what the phone measures: it looks itself whether the runner has ended, at steps
-# of this share of the time that passed, and answers after some steps or at the end.
+# Every question is work that disturbs what the phone measures: some steps, each of this share of the time that passed,
+# lie between two. The runner's end is told by the shell that started it; without that, after a broken link, the phone
+# looks itself at each step whether the runner has ended.
 STEP_SHARE, SHORTEST_STEP_S, LONGEST_STEP_S = 0.01, 0.05, 0.5
 STEPS_PER_ANSWER = 10
 
@@ -55,31 +55,53 @@ class PhoneBatch:
         self._token = token
         self._at_end = at_end
         self._boot_id = boot_id
+        self._watch_token = ""
+        self._watch: RunningShell | None = None  # the shell that started the runner, which ends when that ends
 
-    def start(self, runner: str, archive: str, obsolete: Sequence[str] = ()) -> None:
-        """Unpacks `archive`, which holds the manifest and what it needs that is not there, and starts the runner.
+    def start(self, runner: str, files: Callable[[], Iterable[bytes]], obsolete: Sequence[str] = ()) -> None:
+        """Starts the runner on a tar archive with the manifest, as its last file, and what it needs that is not there.
 
-        `obsolete`: folders of batches that have been seen to their end, which are removed.
+        `files`: gives the archive in pieces. `obsolete`: folders of batches that have been seen to their end, which are
+        removed. Raises PhoneDiskFull.
         """
+        token = secrets.token_hex(8)
         # What stands in a file's way to a second start is there: a link that breaks here makes the command run twice.
+        # All that is sent is read: adbd may drop what a script says that ends before.
         script = (
-            f"cd {FOLDER} || exit 9\n"
+            f"cd {FOLDER} || {{ cat >/dev/null; exit 9; }}\n"
             + "".join(f"rm -rf {folder}\n" for folder in obsolete)
-            + f"[ ! -e {archive} ] || {{ tar xf {archive} && rm {archive}; }} || exit 8\n"
+            + f"if [ -e {self.folder}/started ]; then cat >/dev/null\n"
+            # The archive of a link that broke may end between two files.
+            f"else tar xf - && [ -e {self.folder}/{MANIFEST} ] || {{ cat >/dev/null; exit 8; }}; fi\n"
             f"cd {self.folder} || exit 9\n"
-            "if mkdir started 2>/dev/null; then\n"
+            "started=; if mkdir started 2>/dev/null; then\n"
             "  detach=$(command -v setsid || command -v nohup)\n"
             # The token in the program's own name is what every way of reading a command line finds.
             f"  ln -s ../{quote(runner)} run-{self._token}\n"
             f"  $detach ./run-{self._token} {MANIFEST} {RESULTS} >log.txt 2>&1 </dev/null &\n"
-            f"  cat {BOOT_ID} > boot_id; echo $! > pid\n"
+            f"  read -r id <{BOOT_ID}; echo $! >pid; echo $id >boot_id; started=yes\n"
             "fi\n"
-            "cat boot_id pid"
+            f"read -r id <boot_id; read -r pid <pid; echo $id $pid; echo {token}\n"
+            # On the first try only: another shell has nothing to wait for.
+            '[ -n "$started" ] && wait $pid || exit 0\n' + self._answering(0, token)
         )
-        words = self._adb.shell(script, what="starting the runner on the phone", timeout_s=START_TIMEOUT_S).text.split()
+        try:
+            printed, self._watch = self._adb.start(
+                script,
+                what="starting the runner on the phone",
+                timeout_s=START_TIMEOUT_S,
+                stdin=files,
+                until=token.encode(),
+            )
+        except PhoneCommandFailed as error:
+            if "no space" in error.message.lower():
+                raise PhoneDiskFull(error.message) from error
+            raise
+        words = printed.decode(errors="replace").split()
         if len(words) != 2 or not words[1].isdecimal():
             raise RunnerFailed(f"the runner did not start: {' '.join(words)[:100]}", next_step="run the command again")
         self._boot_id = words[0]
+        self._watch_token = token
 
     def lines(self, deadline: Deadline) -> Iterator[str]:
         """Complete lines as they come, until the runner has ended."""
@@ -87,13 +109,17 @@ class PhoneBatch:
         began = time.monotonic()
         while True:
             step_s = min(LONGEST_STEP_S, max(SHORTEST_STEP_S, STEP_SHARE * (time.monotonic() - began)))
-            boot_id, alive, content = self._poll(offset, step_s, deadline)
+            answer = None
+            if self._watch and not self._watch.is_silent_for(min(STEPS_PER_ANSWER * step_s, deadline.check())):
+                answer = self._end_watch(offset)
+            boot_id, alive, content = answer or self._poll(offset, step_s, deadline)
             complete = content[: content.rfind(b"\n") + 1]
             offset += len(complete)
             lines = complete.split(b"\n")[:-1]
             self.is_done = bool(lines) and _is_end(lines[-1])
             yield from map(_decoded, lines)
             if self.is_done:
+                self._end_watch(offset)
                 return
             if boot_id != self._boot_id:
                 raise PhoneRebooted(
@@ -105,21 +131,14 @@ class PhoneBatch:
 
     def _poll(self, offset: int, step_s: float, deadline: Deadline) -> tuple[str, bool, bytes]:
         """Boot id, whether the runner lives, and the results from `offset` on. Answers at its end, or after a while."""
-        steps = max(1, min(STEPS_PER_ANSWER, int(deadline.check() / step_s)))
+        steps = 0 if self._watch else max(1, min(STEPS_PER_ANSWER, int(deadline.check() / step_s)))
         token = secrets.token_hex(8)
-        # Alive is asked before reading: what a dead runner wrote is then all there.
         script = (
             f"cd {FOLDER}/{self.folder} || exit 9\n"
             # The command line of a process that has ended is empty, also while nobody has collected it.
-            "pid=$(cat pid); n=0; state=ended\n"
+            "read -r pid <pid; n=0\n"
             f'while [ $n -lt {steps} ]; do line=; read -r line </proc/$pid/cmdline; [ -n "$line" ] || break; '
-            f"sleep {step_s:.2f} || sleep 1; n=$((n + 1)); done 2>/dev/null\n"
-            f"cat {BOOT_ID}\n"
-            f"{process_holds('$pid', self._token)} && state=alive\n"
-            "echo $state\n"
-            f"[ -e {RESULTS} ] && tail -c +{offset + 1} {RESULTS}\n"
-            f"[ $state = alive ] || {{ echo; {asking(self._at_end, token)}\n}}\n"
-            "exit 0"
+            f"sleep {step_s:.2f} || sleep 1; n=$((n + 1)); done 2>/dev/null\n" + self._answering(offset, token)
         )
         asked = time.monotonic()
         while True:
@@ -133,6 +152,21 @@ class PhoneBatch:
                 continue  # a stalled link, not the runner: it goes on alone
             except DeviceDisconnected:
                 self._adb.wait_until_back(min(RECONNECT_TIMEOUT_S, deadline.check()))
+        return self._answered(answer, token)
+
+    def _answering(self, offset: int, token: str) -> str:
+        """The script, in the batch's folder and for its `$pid`, whose output `_answered` understands."""
+        # Alive is asked before reading: what a dead runner wrote is then all there.
+        return (
+            f"read -r id <{BOOT_ID}; echo $id; state=ended\n"
+            f"{process_holds('$pid', self._token)} && state=alive\n"
+            "echo $state\n"
+            f"[ -e {RESULTS} ] && tail -c +{offset + 1} {RESULTS}\n"
+            f"[ $state = alive ] || {{ echo; {asking(self._at_end, token)}\n}}\n"
+            "exit 0"
+        )
+
+    def _answered(self, answer: bytes, token: str) -> tuple[str, bool, bytes]:
         head = answer.split(b"\n", 2)
         if len(head) < 3 or head[1].strip() not in (b"alive", b"ended"):
             raise PhoneOutputInvalid("answer about the runner", f"{answer[:80]!r}")
@@ -162,48 +196,27 @@ class PhoneBatch:
 
     def remove(self) -> None:
         """Ends the runner if it lives and removes the folder; without a link the next `open` does."""
-        script = remove_batches(self.folder) + f"rm -f {self.folder}.tar"
-        try:
+        script = remove_batches(self.folder)
+        with suppress(DeviceError):
             self._adb.shell(script, what="cleaning up on the phone", timeout_s=CLEAN_TIMEOUT_S)
+            self._end_watch(0)
+        if self._watch:
+            self._watch.close()
+
+    def _end_watch(self, offset: int) -> tuple[str, bool, bytes] | None:
+        """As `_poll`, what the shell that started the runner says at its end; None where that or the link failed."""
+        watch, self._watch = self._watch, None
+        if watch is None:
+            return None
+        try:
+            printed = watch.finish(Deadline("seeing the runner's end", POLL_TIMEOUT_S)).stdout
+            _, _, answer = printed.partition(f"{self._watch_token}\n".encode())
+            boot_id, alive, content = self._answered(answer, self._watch_token)
         except DeviceError:
-            return
-
-
-def remove_batches(pattern: str, unless: str = "false") -> str:
-    """A script that ends the runners of some batches, and removes them. A pid counts while it is still the runner's.
-
-    `unless`: a condition of the phone's shell on `$folder`, which spares a batch.
-    """
-    return (
-        f"cd {FOLDER} 2>/dev/null || exit 0\n"
-        f"for folder in {pattern}; do\n"
-        f'[ -d "$folder" ] && ! {{ {unless}; }} || continue\n'
-        'if [ -s "$folder/pid" ]; then pid=$(cat "$folder/pid")\n'
-        f'token="${{folder#batch-}}"; {process_holds("$pid", "$token")} && kill -9 "$pid"; fi\n'
-        'rm -rf "$folder"\n'
-        "done\n"
-    )
-
-
-def remove_unusable_batches(last: str) -> str:
-    """A script that keeps and prints the batches that can still be used: `token boot-id` lines.
-
-    Those are batches with a plan, started since the phone was, whose runner works or has come to its end. The others
-    are removed, and where there is none left, `last` is run in their folder.
-    """
-    holds = process_holds("$pid", "$token")
-    return (
-        f"cd {FOLDER} 2>/dev/null || exit 0\n"
-        f"boot_id=$(cat {BOOT_ID}); kept=\n"
-        "for folder in batch-*; do\n"
-        f'[ -s "$folder/{PLAN}" ] && [ -s "$folder/pid" ] && [ "$(cat "$folder/boot_id")" = "$boot_id" ] || continue\n'
-        'token="${folder#batch-}"; pid=$(cat "$folder/pid")\n'
-        f'if {holds} || tail -n 1 "$folder/{RESULTS}" | grep -q \'"status": *"done"\'; then\n'
-        'kept="$kept $folder "; echo "$token $boot_id"; fi\n'
-        "done\n"
-        + remove_batches("batch-*", unless='case "$kept" in *" $folder "*) true;; *) false;; esac')
-        + f'[ -n "$kept" ] || {{ {last}; }}\n'
-    )
+            return None
+        finally:
+            watch.close()
+        return boot_id, alive, content[offset:]
 
 
 def _decoded(line: bytes) -> str:

@@ -6,12 +6,13 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from amc_mobile.device import health
 from amc_mobile.device.adb import AdbPhone
+from amc_mobile.device.batch_scripts import CLEAN_UP
 from amc_mobile.device.bench_manifest import BenchManifest, BenchModel, BenchPair, BenchTiming
 from amc_mobile.device.bench_results import BenchEvent, BenchStart, ResultStream
 from amc_mobile.device.clock_mode import UNLOCKED, clock_mode, held_mode
@@ -94,13 +95,16 @@ class PhoneDevice:
             self._baseline = None
             state = self.cool_down()
             health.require_fit(health.problems(facts, state, self.profile), self._waived)
-            held = stack.enter_context(clock_mode(self.adb, facts.sdk, self._wanted_mode))
-            stack.callback(self._clean_up)
+            held = stack.enter_context(
+                clock_mode(self.adb, facts.sdk, self._wanted_mode, run=self._open, at_end=CLEAN_UP)
+            )
             self._paths.clear()
-            self._baseline = self._runner.open()
-            if held == UNLOCKED and health.clock_limits(self._baseline, self.cores):
+            if held == UNLOCKED and self._baseline and health.clock_limits(self._baseline, self.cores):
                 self._baseline = self._wait(lambda state: health.clock_limits(state, self.cores))
             yield self
+
+    def _open(self, script: str) -> None:
+        self._baseline = self._runner.open(script)
 
     def unfinished(self) -> str:
         """The plan of a batch that a killed process left on the phone, else "". `bench` with the same models takes its
@@ -152,10 +156,6 @@ class PhoneDevice:
             missing = [name for name in files if not self._runner.has(self._paths.get(name))]
             self._paths |= zip(missing, self._runner.keep(files[name] for name in missing), strict=True)
         return self._paths
-
-    def _clean_up(self) -> None:
-        with suppress(DeviceError):  # without a link the next session does it
-            self._runner.close()
 
     def require_cores(self, granted: Collection[int]) -> None:
         """Raises DeviceError unless the runner may run on its cores and no others."""

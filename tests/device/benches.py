@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from phone_fake import fake_runner_source
+from phone_fake.phone import FakePhone
 
 from amc_mobile.device.phone import InstalledFile
 
@@ -30,6 +31,12 @@ def manifest(library: str, models: Mapping[str, str]) -> str:
     """`models`: paths by identifier."""
     lines = ["amc_bench_manifest 1", "runtime tflite", f"library {library}", "threads 1", "deadline_s 60", "samples 4"]
     return "\n".join([*lines, *(f"model {name} {path}" for name, path in models.items())]) + "\n"
+
+
+def runners(phone: FakePhone) -> list[int]:
+    """The pids of the runners that work, without the shells that wait for them."""
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in phone.sandbox.processes()}
+    return [pid for pid, words in commands.items() if words[0] != b"/bin/sh"]
 
 
 def results(lines: Iterable[str]) -> list[tuple[str, float]]:

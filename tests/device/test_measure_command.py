@@ -75,11 +75,14 @@ def test_a_file_is_measured_on_the_phone(command: Callable[..., subprocess.Popen
     )  # fmt: skip
     assert len(document["samples_ms"]) == 10
     assert document["p50_ms"] > 0
-    assert phone.sandbox.processes() == []
+    assert phone.sandbox.wait_until_idle() == []
 
 
 FAULTS: dict[str, tuple[Callable[[FakePhone], object], str]] = {
-    "a cable pulled in an answer": (lambda phone: phone.faults.add("disconnect", "tail -c", after_bytes=90), ""),
+    "a cable pulled in an answer": (
+        lambda phone: phone.faults.add("disconnect", "sleep.*tail -c", after_bytes=90),
+        "",
+    ),
     "a cable pulled in a copy": (lambda phone: phone.faults.add("disconnect", "^sync:", after_bytes=5000), ""),
     "garbage on stdout": (lambda phone: phone.faults.add("garbage", "shell", times=999), ""),
     "a hot phone": (
@@ -119,7 +122,7 @@ def test_a_fault_is_survived_or_named_and_mended(
 def test_ctrl_c_gives_the_phone_back(command: Callable[..., subprocess.Popen[str]], phone: FakePhone) -> None:
     import signal
 
-    phone.faults.add("stall", "tail -c", after_bytes=0, times=99)
+    phone.faults.add("stall", "sleep.*tail -c", after_bytes=0, times=99)
     process = command("--clock-mode", "fixed_performance")
     end = time.monotonic() + 60
     setting = phone.sandbox.state / "fixed_performance"
@@ -130,4 +133,4 @@ def test_ctrl_c_gives_the_phone_back(command: Callable[..., subprocess.Popen[str
     code, _, err = finish(process)
     assert code == 130, err
     assert setting.read_text() == "false\n"
-    assert phone.sandbox.processes() == []
+    assert phone.sandbox.wait_until_idle() == []

@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from benches import fake_runner, installed, manifest, results
+from benches import fake_runner, installed, manifest, results, runners
 from phone_fake.phone import FakePhone
 
 from amc_mobile.device import adb as adb_module
 from amc_mobile.device import phone as phone_module
 from amc_mobile.device import phone_batch as batch_module
 from amc_mobile.device.adb import AdbPhone
-from amc_mobile.device.phone import FOLDER, PhoneRunner
+from amc_mobile.device.batch_scripts import CLEAN_UP, FOLDER
+from amc_mobile.device.phone import PhoneRunner
 from amc_mobile.errors import (
     DeadlineExceeded,
     DeviceDisconnected,
@@ -50,6 +51,10 @@ def left_on(phone: FakePhone) -> list[str]:
     return sorted(p.name for p in phone.sandbox.local(FOLDER).iterdir() if not p.name.startswith(("keep-", "models")))
 
 
+def clean_up(runner: PhoneRunner) -> None:
+    runner.adb.shell(CLEAN_UP, what="cleaning up")
+
+
 def wait_for(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 20
     while not condition() and time.monotonic() < end:
@@ -61,11 +66,11 @@ def test_lines_come_while_the_runner_works_and_nothing_is_left(runner: PhoneRunn
     lines = batch(runner, {"a": "ms=1.5", "b": "ms=2.5 wait=2"})
     first = next(lines)
     assert '"event": "start"' in first
-    assert len(phone.sandbox.processes()) >= 1
+    assert len(runners(phone)) == 1
     assert results([first, *lines]) == [("a", 1.5), ("b", 2.5)]
     assert phone.sandbox.processes() == []
-    runner.close()
-    assert left_on(phone) == []
+    clean_up(runner)
+    wait_for(lambda: left_on(phone) == [])
 
 
 def test_runner_and_library_are_copied_once(runner: PhoneRunner, phone: FakePhone) -> None:
@@ -85,6 +90,15 @@ def test_a_half_copied_runner_is_copied_again(runner: PhoneRunner, phone: FakePh
     assert path.read_bytes() == whole
 
 
+def test_nothing_looks_for_the_end_while_the_phone_measures(runner: PhoneRunner, phone: FakePhone) -> None:
+    lines = batch(runner, {"a": "ms=1.5", "b": "ms=2.5 wait=2"})
+    next(lines)
+    for _ in range(10):
+        assert len(phone.sandbox.processes()) == 3  # the runner, and the shell that waits for it with its subshell
+        time.sleep(0.01)
+    list(lines)
+
+
 def test_an_unplugged_phone_loses_no_result(runner: PhoneRunner, phone: FakePhone) -> None:
     lines = batch(runner)
     got = [next(lines), next(lines)]
@@ -97,12 +111,13 @@ def test_an_unplugged_phone_loses_no_result(runner: PhoneRunner, phone: FakePhon
 
 def test_answers_cut_at_any_place_lose_no_result(runner: PhoneRunner, phone: FakePhone) -> None:
     for after in (0, 40, 100, 300):
-        phone.faults.add("disconnect", "tail -c", after_bytes=after)
+        phone.faults.add("disconnect", "sleep.*tail -c", after_bytes=after)
     assert results(batch(runner)) == WANTED
 
 
-def test_a_link_that_breaks_while_starting_starts_once(runner: PhoneRunner, phone: FakePhone) -> None:
-    fault = phone.faults.add("disconnect", "mkdir started", after_bytes=5)
+@pytest.mark.parametrize("after_bytes", [5, 6000, 14_000])  # before the models, amid them, in the answer
+def test_a_link_that_breaks_while_starting_starts_once(runner: PhoneRunner, phone: FakePhone, after_bytes: int) -> None:
+    fault = phone.faults.add("disconnect", "mkdir started", after_bytes=after_bytes)
     assert results(batch(runner)) == WANTED
     assert fault.struck == 1
 
@@ -111,7 +126,7 @@ def test_a_stalled_answer_loses_no_result(
     runner: PhoneRunner, phone: FakePhone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch_module, "POLL_TIMEOUT_S", 0.7)
-    fault = phone.faults.add("stall", "tail -c", after_bytes=60)
+    fault = phone.faults.add("stall", "sleep.*tail -c", after_bytes=60)
     assert results(batch(runner)) == WANTED
     assert fault.struck == 1
 
@@ -126,7 +141,7 @@ def test_a_phone_that_stays_away_is_an_error_and_the_next_run_cleans_up(
     phone.unplug()
     with pytest.raises(DeviceDisconnected, match="did not come back"):
         list(lines)
-    assert len(phone.sandbox.processes()) == 1
+    assert len(runners(phone)) == 1
     phone.plug_in()
     runner.open()
     wait_for(lambda: phone.sandbox.processes() == [])
@@ -223,8 +238,8 @@ def test_models_are_copied_once_and_removed_at_the_end(runner: PhoneRunner, phon
     assert [path.stat().st_ctime_ns for path in sorted(phone.sandbox.local(f"{FOLDER}/models").iterdir())] == times
     assert results(batch(runner, {"a": "ms=3"})) == [("a", 3.0)]
     assert models_on(phone) == [b"ms=1", b"ms=2", b"ms=3"]
-    runner.close()
-    assert left_on(phone) == []
+    clean_up(runner)
+    wait_for(lambda: left_on(phone) == [])
     assert not phone.sandbox.local(f"{FOLDER}/models").exists()
 
 

@@ -68,7 +68,7 @@ def test_a_cable_pulled_in_the_middle_loses_no_row(
     entries = [BenchModel(f"m{n}", "a.onnx") for n in range(60)]
     with device.session():
         got = []
-        faults = [phone.faults.add("disconnect", "tail -c", after_bytes=after) for after in (150, 400)]
+        faults = [phone.faults.add("disconnect", "sleep.*tail -c", after_bytes=after) for after in (150, 400)]
         timing = BenchTiming(warmup_runs=1, samples=20, min_sample_ms=1.0)
         for event in device.bench(entries, {"a.onnx": convolution(64)}, timing, deadline_s=60):
             got.append(event)
@@ -101,4 +101,4 @@ def test_cores_that_the_kernel_does_not_grant_are_told(
     device = PhoneDevice(adb, load_profiles()["pixel_8"], library, runner)
     with device.session(), pytest.raises(DeviceError, match="on cores 0-8, not on 4-7"):
         list(device.bench([BenchModel("a", "a.tflite")], {"a.tflite": b"ms=1"}, TIMING, deadline_s=60))
-    assert phone.sandbox.processes() == []
+    assert phone.sandbox.wait_until_idle() == []

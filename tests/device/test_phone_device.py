@@ -54,6 +54,7 @@ def test_a_session_measures_and_gives_everything_back(device: PhoneDevice, phone
     assert isinstance(start, BenchStart)
     assert isinstance(result, BenchResult)
     assert (start.cores_seen, result.id, result.samples_ms[0]) == ("4-7", "a", 1.5)
+    assert phone.sandbox.wait_until_idle() == []
     assert not list(phone.sandbox.local(FOLDER).glob("[!k]*"))
     assert (phone.sandbox.state / "fixed_performance").read_text() == "false\n"
 

@@ -14,13 +14,14 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
-from benches import fake_runner, installed, manifest, results
+from benches import fake_runner, installed, manifest, results, runners
 from phone_fake.phone import FakePhone
 from stored_passes import stored_passes
 
 from amc_mobile.device.adb import AdbPhone
+from amc_mobile.device.batch_scripts import CLEAN_UP, FOLDER
 from amc_mobile.device.bench import build_host_runner, locate_library
-from amc_mobile.device.phone import FOLDER, PhoneRunner
+from amc_mobile.device.phone import PhoneRunner
 from amc_mobile.device.runtime_library import add_library
 
 MODELS = {f"m{n}": f"ms={n + 1}.5 wait=0.1" for n in range(4)}
@@ -84,7 +85,7 @@ def test_a_runner_that_still_works_is_awaited(new_runner: Callable[[], PhoneRunn
     assert results(got) == WANTED
     assert got[0] == first  # with the process's id
     assert later.taken_over is not None
-    later.close()
+    later.adb.shell(CLEAN_UP, what="cleaning up")
     assert batches(phone) == []
 
 
@@ -108,7 +109,7 @@ def test_another_batch_ends_and_removes_it(new_runner: Callable[[], PhoneRunner]
     (old,) = batches(phone)
     later = new_runner()
     later.open()
-    assert len(phone.sandbox.processes()) == 1
+    assert len(runners(phone)) == 1
     assert results(batch(later)) == WANTED
     assert not old.exists()
     wait_for(lambda: phone.sandbox.processes() == [])

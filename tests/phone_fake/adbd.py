@@ -27,12 +27,13 @@ class Stream:
         self.service = service
         self.own_id = own_id
         self.their_id = their_id
-        self.received: queue.Queue[bytes | None] = queue.Queue()
+        self.received: queue.Queue[bytes | bytearray | None] = queue.Queue()
         self.fault: Fault | None = None
         self._connection = connection
         self._may_write = threading.Event()
         self._is_closed = threading.Event()
-        self._buffer = b""
+        self._parts: list[memoryview] = []
+        self._available = 0
         self._passed = 0
 
     def acknowledged(self) -> None:
@@ -45,16 +46,23 @@ class Stream:
 
     def read(self, size: int) -> bytes:
         """Exactly `size` bytes. Raises StreamClosed."""
-        while len(self._buffer) < size:
+        while self._available < size:
             part = self.received.get()
             if part is None:
                 raise StreamClosed
             self._passed += len(part)
             self._strike_if_due()
-            self._buffer += part
+            self._parts.append(memoryview(part))
+            self._available += len(part)
             self._connection.send(Message(OKAY, self.own_id, self.their_id))
-        taken, self._buffer = self._buffer[:size], self._buffer[size:]
-        return taken
+        taken = bytearray()
+        while len(taken) < size:
+            first = self._parts[0]
+            wanted = size - len(taken)
+            taken += first[:wanted]
+            self._parts[:1] = [first[wanted:]] if wanted < len(first) else []
+        self._available -= size
+        return bytes(taken)
 
     def write(self, data: bytes) -> None:
         """Raises StreamClosed."""

@@ -1,7 +1,8 @@
 """The fake phone's files and programs: a folder on this computer.
 
 Commands run in this computer's /bin/sh with the phone's absolute paths turned into paths of the folder, and with small
-programs in front of PATH that answer for Android's: getprop, dumpsys, cmd, settings, svc, df.
+programs in front of PATH that answer for Android's: getprop, dumpsys, cmd, settings, svc, df,
+tar on a full disk.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,20 +20,23 @@ from pathlib import Path
 STATE = Path(__file__).parent / "state"
 PHONE_PATHS = re.compile(r"(?<![\w/.-])/(data/local/tmp|sys/devices/system/cpu|proc/cpuinfo|proc/sys/kernel/random)\b")
 PROGRAMS = {
-    "getprop": 'cat "$PHONE/state/getprop.txt"',
-    "dumpsys": 'cat "$PHONE/state/dumpsys_$1.txt" 2>/dev/null || echo "Can\'t find service: $1"',
+    "getprop": 'exec cat "$PHONE/state/getprop.txt"',
+    "dumpsys": 'file="$PHONE/state/dumpsys_$1.txt"\n[ ! -e "$file" ] || exec cat "$file"\n'
+    'echo "Can\'t find service: $1"',
     "cmd": 'case "$1 $2" in\n'
     '"power set-fixed-performance-mode-enabled") echo "$3" > "$PHONE/state/fixed_performance";;\n'
     '*) echo "cmd: Can\'t find service: $1" >&2; exit 20;;\nesac',
     "settings": 'file="$PHONE/state/setting_$3"\ncase "$1" in\n'
-    'get) if [ -e "$file" ]; then cat "$file"; else echo null; fi;;\nput) echo "$4" > "$file";;\n'
+    'get) if [ -e "$file" ]; then exec cat "$file"; else echo null; fi;;\nput) echo "$4" > "$file";;\n'
     'delete) rm -f "$file"; echo "Deleted 1 rows";;\nesac',
     "svc": 'if [ "$1 $2" = "power stayon" ]; then\n'
     '[ "$3" = true ] && echo 7 > "$PHONE/state/setting_stay_on_while_plugged_in"\n'
     '[ "$3" = false ] && echo 0 > "$PHONE/state/setting_stay_on_while_plugged_in"\nfi\nexit 0',
-    "df": 'free=$(cat "$PHONE/state/free_kib")\n'
+    "df": 'read -r free < "$PHONE/state/free_kib"\n'
     'echo "Filesystem      1K-blocks     Used Available Use% Mounted on"\n'
     'echo "/dev/block/dm-9 112222333 $((112222333 - free)) $free  50% /data"',
+    "tar": 'read -r free < "$PHONE/state/free_kib"\n'
+    'if [ "$free" -lt 16 ]; then echo "tar: write: No space left on device" >&2; exit 1; fi\nexec /usr/bin/tar "$@"',
 }
 
 
@@ -101,7 +106,7 @@ class Sandbox:
             ["/bin/sh", "-c", script],
             cwd=self.folder,
             env=environment,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
@@ -117,6 +122,13 @@ class Sandbox:
             except OSError:
                 continue
         return found
+
+    def wait_until_idle(self, limit_s: float = 20) -> list[int]:
+        """Waits for what ends by itself; the pids of what has not then."""
+        end = time.monotonic() + limit_s
+        while (left := self.processes()) and time.monotonic() < end:
+            time.sleep(0.02)
+        return left
 
     def kill_all(self) -> None:
         for pid in self.processes():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import stat
 import struct
 import threading
@@ -10,9 +12,10 @@ from typing import IO
 from phone_fake.adbd import Stream, StreamClosed
 from phone_fake.sandbox import Sandbox
 
-STDOUT, STDERR, EXIT = 1, 2, 3
+STDIN, STDOUT, STDERR, EXIT, CLOSE_STDIN = range(5)
 GARBAGE = b"WARNING: linker: something wrote here \xff\xfe\x00 before us\n"
 CHUNK = 64 * 1024
+PIPE_BYTES = 1 << 20  # adbd has a socket here, which holds more than a pipe does
 
 
 def serve(stream: Stream, sandbox: Sandbox) -> None:
@@ -40,7 +43,19 @@ def _shell_v2(stream: Stream, sandbox: Sandbox, script: str) -> None:
                 is_open = False
         pipe.close()
 
-    assert process.stdout and process.stderr
+    def feed(pipe: IO[bytes]) -> None:
+        with contextlib.suppress(StreamClosed, BrokenPipeError), pipe:
+            while True:
+                header = stream.read(5)
+                content = stream.read(int.from_bytes(header[1:], "little"))
+                if header[0] != STDIN:
+                    return
+                pipe.write(content)
+                pipe.flush()
+
+    assert process.stdin and process.stdout and process.stderr
+    fcntl.fcntl(process.stdin, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    threading.Thread(target=feed, args=(process.stdin,), daemon=True).start()
     readers = [
         threading.Thread(target=forward, args=(pipe, kind), daemon=True)
         for pipe, kind in ((process.stdout, STDOUT), (process.stderr, STDERR))
@@ -96,14 +111,14 @@ class _Sync:
         path, _, mode = argument.rpartition(",")
         local = self._sandbox.local(path)
         local.parent.mkdir(parents=True, exist_ok=True)  # the real one does this too
-        problem = ""
+        problem, free_bytes = "", self._sandbox.free_bytes
         with local.open("wb") as file:
             while True:
                 name, size = self._header()
                 if name == b"DONE":
                     break
                 content = self._stream.read(size)
-                if file.tell() + size > self._sandbox.free_bytes:
+                if file.tell() + size > free_bytes:
                     problem = "couldn't write to file: No space left on device"
                 if not problem:
                     file.write(content)

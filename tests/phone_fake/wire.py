@@ -23,22 +23,23 @@ class Message:
     command: int
     arg0: int
     arg1: int
-    data: bytes = b""
+    data: bytes | bytearray = b""
 
     def encoded(self) -> bytes:
         header = HEADER.pack(self.command, self.arg0, self.arg1, len(self.data), 0, self.command ^ 0xFFFFFFFF)
         return header + self.data
 
 
-def read_exactly(connection: socket.socket, size: int) -> bytes:
+def read_exactly(connection: socket.socket, size: int) -> bytearray:
     """Raises ConnectionError when the other side ends before."""
-    parts = bytearray()
-    while len(parts) < size:
-        part = connection.recv(min(size - len(parts), MAX_DATA))
-        if not part:
+    content = bytearray(size)
+    missing = memoryview(content)
+    while missing:
+        count = connection.recv_into(missing)
+        if not count:
             raise ConnectionError("the other side closed")
-        parts += part
-    return bytes(parts)
+        missing = missing[count:]
+    return content
 
 
 def read_message(connection: socket.socket) -> Message:
