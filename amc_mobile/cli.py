@@ -9,14 +9,16 @@ from typing import Annotated, Any
 import typer
 
 from amc_mobile import cli_device, cli_table
-from amc_mobile.cli_compare import compare
+from amc_mobile.cli_compare import compare, sensitivity
 from amc_mobile.cli_flags import (
     DEFAULT_WORKSPACE,
+    AlsoFlag,
     Bf16Flag,
     CalibrationFlag,
     ChannelChoiceFlag,
     CheckpointFlag,
     ClockFlag,
+    ConditionsFlag,
     ConfigFlag,
     DataFlag,
     DeviceFlag,
@@ -29,6 +31,7 @@ from amc_mobile.cli_flags import (
     MinKeepRatioFlag,
     ModelFlag,
     MultipleFlag,
+    OfflineFlag,
     ParamsRatioFlag,
     QuietFlag,
     RewardFlag,
@@ -42,6 +45,7 @@ from amc_mobile.cli_flags import (
     ThreadsFlag,
     WaiveFlag,
     WidthFlag,
+    WorkersFlag,
     WorkspaceFlag,
 )
 from amc_mobile.errors import AmcMobileError
@@ -60,6 +64,7 @@ app = typer.Typer(
 app.add_typer(cli_table.app, name="table")
 cli_device.register(app)
 app.command()(compare)
+app.command()(sensitivity)
 
 
 def _settings(workspace: Path, config: Path | None = None, **flags: Any) -> tuple[Workspace, Settings]:
@@ -95,6 +100,7 @@ def train(
     input_size: SizeFlag = None,
     bf16: Bf16Flag = False,
     checkpoint: CheckpointFlag = None,
+    workers: WorkersFlag = None,
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
     seed: SeedFlag = None,
     config: ConfigFlag = None,
@@ -109,7 +115,7 @@ def train(
 
     space, settings = _settings(
         workspace, config, model=model, data=data, width_multiplier=width, input_size=input_size, checkpoint=checkpoint,
-        seed=seed,
+        seed=seed, workers=workers,
     )  # fmt: skip
     with progress_bars(quiet) as progress:
         result = train_network(
@@ -162,6 +168,7 @@ def search(
     latency_ratio: LatencyRatioFlag = None,
     macs_ratio: MacsRatioFlag = None,
     params_ratio: ParamsRatioFlag = None,
+    also: AlsoFlag = None,
     policy: Annotated[str, typer.Option(help="How plans are proposed; `compare --help` lists all.")] = "ddpg",
     reward: RewardFlag = "fidelity",
     episodes: Annotated[int, typer.Option(help="Plans to try.")] = 300,
@@ -170,9 +177,11 @@ def search(
     min_keep_ratio: MinKeepRatioFlag = 0.2,
     multiple: MultipleFlag = 8,
     calibration_images: CalibrationFlag = 1500,
-    reward_images: RewardImagesFlag = 128,
+    reward_images: RewardImagesFlag = None,
     max_loss: Annotated[float | None, typer.Option(help="Cheapest plan that loses at most so much top-1.")] = None,
     keep: KeepFlag = "",
+    offline: OfflineFlag = False,
+    conditions: ConditionsFlag = None,
     model: ModelFlag = None,
     data: DataFlag = None,
     checkpoint: CheckpointFlag = None,
@@ -184,6 +193,7 @@ def search(
     threads: ThreadsFlag = None,
     width: WidthFlag = None,
     input_size: SizeFlag = None,
+    workers: WorkersFlag = None,
     run: RunFlag = None,
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
     seed: SeedFlag = None,
@@ -191,22 +201,27 @@ def search(
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Find the most accurate plan within one budget. The same command goes on where it was killed.
+    """Find the most accurate plan within the budgets. The same command goes on where it was killed.
 
     Example: amc-mobile search --latency-ratio 0.5
+
+    One plan for two phones: amc-mobile search --latency-ms 30 --device pixel --also galaxy:35 --macs-ratio 0.6
+
+    With a table that was measured before, and no phone: amc-mobile search --latency-ms 30 --device pixel --offline
     """
     from amc_mobile.workflows.search import SearchConfig, search_plan
 
     space, settings = _settings(
         workspace, config, model=model, data=data, checkpoint=checkpoint, device=device, serial=serial,
         waive=waive, clock_mode=clock_mode, runtime=runtime,
-        threads=threads, width_multiplier=width, input_size=input_size, seed=seed,
+        threads=threads, width_multiplier=width, input_size=input_size, seed=seed, offline=offline or None,
+        conditions=conditions, workers=workers,
     )  # fmt: skip
     wanted = SearchConfig(
         latency_ms=latency_ms, latency_ratio=latency_ratio, macs_ratio=macs_ratio, params_ratio=params_ratio,
         policy=policy, reward=reward, episodes=episodes, channel_choice=channel_choice, measure_every=measure_every,
         min_keep_ratio=min_keep_ratio, multiple=multiple, calibration_images=calibration_images,
-        reward_images=reward_images, max_loss=max_loss, keep=keep,
+        reward_images=reward_images, max_loss=max_loss, keep=keep, also=",".join(also or []),
     )  # fmt: skip
     with progress_bars(quiet) as progress:
         result = search_plan(space, settings, wanted, run=run, progress=progress)
@@ -218,7 +233,9 @@ def finetune(
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 10,
     learning_rate: Annotated[float, typer.Option(help="Peak rate of the cosine schedule.")] = 0.02,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
+    ema: Annotated[float, typer.Option(help="Keep a moving average of the weights, e.g. 0.999; 0: the last.")] = 0.0,
     bf16: Bf16Flag = False,
+    workers: WorkersFlag = None,
     run: RunFlag = None,
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
     as_json: JsonFlag = False,
@@ -226,7 +243,7 @@ def finetune(
 ) -> None:
     """Train the pruned network on, distilled from the original. Keeps the weights unless clearly worse.
 
-    Example: amc-mobile finetune --epochs 20
+    Example: amc-mobile finetune --epochs 20 --ema 0.999
     """
     from amc_mobile.workflows.finetune import finetune_run
 
@@ -234,7 +251,7 @@ def finetune(
     with progress_bars(quiet) as progress:
         result = finetune_run(
             space, run=run, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, bf16=bf16,
-            progress=progress,
+            ema_decay=ema, workers=workers, progress=progress,
         )  # fmt: skip
     show(result.text(), result.document(), as_json=as_json)
 
@@ -243,12 +260,15 @@ def finetune(
 def export(
     tflite: Annotated[bool, typer.Option("--tflite", help="Write model.tflite.")] = False,
     onnx: Annotated[bool, typer.Option("--onnx", help="Write model.onnx.")] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Do not measure: the files are written and a latency budget stays open.")
+    ] = False,
     run: RunFlag = None,
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Write the pruned network, check it against torch, measure it. Exit 3 when it misses the budget.
+    """Write the pruned network, check it against torch, measure it. Exit 3: budget missed; 4: not measured.
 
     Example: amc-mobile export --tflite --onnx
     """
@@ -258,7 +278,7 @@ def export(
     if not formats:
         raise typer.BadParameter("choose at least one of --tflite, --onnx")
     with progress_bars(quiet) as progress:
-        result = export_run(Workspace(workspace), run=run, formats=formats, progress=progress)
+        result = export_run(Workspace(workspace), run=run, formats=formats, progress=progress, offline=offline)
     show(result.text(), result.document(), as_json=as_json)
     result.raise_if_over_budget()
 
@@ -271,6 +291,7 @@ def measure(
     serial: SerialFlag = None,
     waive: WaiveFlag = None,
     clock_mode: ClockFlag = None,
+    runtime: RuntimeFlag = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -285,6 +306,7 @@ def measure(
         "serial": serial,
         "waive": waive,
         "clock_mode": clock_mode,
+        "runtime": runtime,
         "threads": threads,
     }
     settings = Settings(**{key: value for key, value in _joined(flags).items() if value is not None})

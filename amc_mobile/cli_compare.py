@@ -1,4 +1,4 @@
-"""The `compare` command: policies and seeds at one budget, in one table."""
+"""The commands that set many plans side by side: `compare` and `sensitivity`."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from amc_mobile.cli_flags import (
     RewardFlag,
     RewardImagesFlag,
     RuntimeFlag,
+    SeedFlag,
     SizeFlag,
     ThreadsFlag,
     WidthFlag,
@@ -46,7 +47,7 @@ def compare(
     latency_ratio: LatencyRatioFlag = None,
     macs_ratio: MacsRatioFlag = None,
     params_ratio: ParamsRatioFlag = None,
-    budgets: Annotated[str, typer.Option(help="Several ratios of that kind, e.g. 0.3,0.5,0.7.")] = "",
+    budgets: Annotated[str, typer.Option(help="Several ratios of that kind for the front, e.g. 0.3,0.5,0.7.")] = "",
     policies: Annotated[
         str,
         typer.Option(
@@ -62,7 +63,7 @@ def compare(
     min_keep_ratio: MinKeepRatioFlag = 0.2,
     multiple: MultipleFlag = 8,
     calibration_images: CalibrationFlag = 1500,
-    reward_images: RewardImagesFlag = 128,
+    reward_images: RewardImagesFlag = None,
     keep: KeepFlag = "",
     finetune_epochs: Annotated[int, typer.Option(help="Fine-tune every plan so long; 0: not.")] = 0,
     model: ModelFlag = None,
@@ -78,7 +79,7 @@ def compare(
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Compare policies at equal evaluations. Writes compare.json and compare.csv; goes on where it was killed.
+    """Compare policies at equal evaluations. Writes compare.html, .json, .csv and the pictures as .svg; resumable.
 
     Example: amc-mobile compare --macs-ratio 0.5 --policies uniform,random,ddpg,critic --seeds 0,1,2
     """
@@ -102,6 +103,42 @@ def compare(
     )  # fmt: skip
     with progress_bars(quiet) as progress:
         result = compare_policies(space, settings, wanted, progress=progress)
+    show(result.text(), result.document(), as_json=as_json)
+
+
+def sensitivity(
+    ratios: Annotated[str, typer.Option(help="Keep ratios, separated by commas.")] = "0.25,0.5,0.75",
+    multiple: Annotated[int, typer.Option("--multiple", help="Round kept channels up to multiples of this.")] = 1,
+    channel_choice: ChannelChoiceFlag = "backward",
+    calibration_images: CalibrationFlag = 1500,
+    reward_images: RewardImagesFlag = None,
+    model: ModelFlag = None,
+    data: DataFlag = None,
+    checkpoint: CheckpointFlag = None,
+    width: WidthFlag = None,
+    input_size: SizeFlag = None,
+    seed: SeedFlag = None,
+    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
+    config: ConfigFlag = None,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Accuracy with one channel group cut and all others whole: table, sensitivity.html, .svg, .json; resumable.
+
+    Example: amc-mobile sensitivity --ratios 0.25,0.5,0.75
+    """
+    from amc_mobile.workflows.sensitivity import SensitivityConfig
+    from amc_mobile.workflows.sensitivity import sensitivity as measure_sensitivity
+
+    space = Workspace(workspace)
+    settings = space.settings(
+        config, model=model, data=data, checkpoint=checkpoint, width_multiplier=width, input_size=input_size, seed=seed
+    )
+    wanted = SensitivityConfig(
+        tuple(_numbers(ratios, float, "--ratios")), multiple, channel_choice, calibration_images, reward_images
+    )
+    with progress_bars(quiet) as progress:
+        result = measure_sensitivity(space, settings, wanted, progress=progress)
     show(result.text(), result.document(), as_json=as_json)
 
 

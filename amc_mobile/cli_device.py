@@ -51,7 +51,7 @@ def doctor(as_json: JsonFlag = False) -> None:
 
 @runtime_app.command("add")
 def runtime_add(
-    file: Annotated[Path, typer.Argument(help="An .aar from Maven, a wheel, or a shared library.")],
+    file: Annotated[Path, typer.Argument(help="An .aar from Maven, a wheel, a shared library, or a benchmark_model.")],
     version: Annotated[
         str | None, typer.Option("--version", help="Where the file's name does not tell: 1.2.3.")
     ] = None,

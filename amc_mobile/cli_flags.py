@@ -25,9 +25,22 @@ WaiveFlag = Annotated[
 ClockFlag = Annotated[
     str | None, typer.Option("--clock-mode", help="unlocked, or fixed_performance: Android's sustainable clocks.")
 ]
-RuntimeFlag = Annotated[str | None, typer.Option("--runtime", help="tflite or onnxruntime.")]
+RuntimeFlag = Annotated[
+    str | None, typer.Option("--runtime", help="tflite, onnxruntime or benchmark_model (.tflite on phones, averages).")
+]
 TableFlag = Annotated[
     str | None, typer.Option("--table", help="postgresql+psycopg://USER@HOST/NAME; without: a file in the workspace.")
+]
+OfflineFlag = Annotated[
+    bool,
+    typer.Option("--offline", help="Without the device: the table predicts, nothing is measured, no gate is passed."),
+]
+ConditionsFlag = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--conditions",
+        help="With --offline, where several of the table fit: a key as listed, e.g. 1a2b3c4d. Repeatable.",
+    ),
 ]
 ThreadsFlag = Annotated[int | None, typer.Option("--threads", help="Inference threads that are timed.")]
 SeedFlag = Annotated[int | None, typer.Option("--seed", help="Seed of every random choice.")]
@@ -36,6 +49,9 @@ SizeFlag = Annotated[int | None, typer.Option("--input-size", help="Input height
 ConfigFlag = Annotated[Path | None, typer.Option("--config", help="TOML file with the same keys as the flags.")]
 Bf16Flag = Annotated[
     bool, typer.Option("--bf16", help="Forward passes in bfloat16: up to twice as fast where the CPU has AVX512-BF16.")
+]
+WorkersFlag = Annotated[
+    int | None, typer.Option("--workers", help="Decode image folders as they are used, with so many threads, e.g. 4.")
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 QuietFlag = Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")]
@@ -48,12 +64,24 @@ MacsRatioFlag = Annotated[float | None, typer.Option("--macs-ratio", help="Budge
 ParamsRatioFlag = Annotated[
     float | None, typer.Option("--params-ratio", help="Budget: share of the original's parameters.")
 ]
+AlsoFlag = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--also", help="DEVICE:MS: a latency budget on another device, by its own table, e.g. galaxy:35. Repeatable."
+    ),
+]
 ChannelChoiceFlag = Annotated[str, typer.Option("--channel-choice", help="backward or l1.")]
 MeasureEveryFlag = Annotated[int, typer.Option("--measure-every", help="Measure every K episodes; 0: new bests only.")]
 MinKeepRatioFlag = Annotated[float, typer.Option("--min-keep-ratio", help="Lowest share of channels kept per group.")]
 MultipleFlag = Annotated[int, typer.Option("--multiple", help="Kept channels are multiples of this.")]
 CalibrationFlag = Annotated[int, typer.Option("--calibration-images", help="Images for the least squares.")]
-RewardImagesFlag = Annotated[int, typer.Option("--reward-images", help="Images for the reward, apart from all others.")]
+RewardImagesFlag = Annotated[
+    int | None,
+    typer.Option(
+        "--reward-images",
+        help="Images for the reward, apart from all others. Default: 256, at most a tenth of the training images.",
+    ),
+]
 KeepFlag = Annotated[str, typer.Option("--keep", help="Groups that stay whole: names, patterns, or residual.")]
-RewardFlag = Annotated[str, typer.Option("--reward", help="fidelity, top1 or error-log-macs, -params, -latency.")]
+RewardFlag = Annotated[str, typer.Option("--reward", help="fidelity, top1, macs or error-log-macs, -params, -latency.")]
 DEFAULT_WORKSPACE = Path("amc-workspace")

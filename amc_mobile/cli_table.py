@@ -60,6 +60,16 @@ def table_import(
     kernel: Annotated[str, typer.Option(help="Columns that together name a kernel, with commas.")] = "kernel",
     ms: Annotated[str, typer.Option(help="Column of the milliseconds.")] = "ms",
     run: Annotated[str | None, typer.Option(help="Column that tells repeated runs apart.")] = None,
+    shape: Annotated[
+        str,
+        typer.Option(
+            help="Columns of the kernels' shapes, FIELD=COLUMN with commas: operator, in_channels, out_channels, and "
+            "where there are any out_size, stride, window. Makes the table usable by `search --offline`."
+        ),
+    ] = "",
+    network: Annotated[
+        str | None, typer.Option(help="Column that says which whole model a kernel is part of: gives the error band.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="What was measured on, e.g. pixel1; needed with --csv.")] = None,
     soc: Annotated[str | None, typer.Option(help="Its processor.")] = None,
     runtime: RuntimeFlag = None,
@@ -69,7 +79,8 @@ def table_import(
 ) -> None:
     """Add a bundle, or a table of another tool, to the latency table. Other conditions stay apart.
 
-    Example: amc-mobile table import layers.csv --csv --device pixel1 --kernel model,layer --ms avg_ms --run run
+    Example: amc-mobile table import layers.csv --csv --device pixel_1 --kernel model,layer --ms avg_ms --run run
+    --shape operator=kind,in_channels=cin,out_channels=cout,out_size=hout,stride=stride --network model
     """
     from amc_mobile.workflows.table import import_csv, import_table
 
@@ -79,11 +90,28 @@ def table_import(
             raise InvalidConfig("a CSV file does not say what was measured on", next_step="pass --device NAME")
         columns = [name.strip() for name in kernel.split(",") if name.strip()]
         result = import_csv(
-            space, file, device=device, kernel=columns, ms=ms, run=run, soc=soc, runtime=runtime, threads=threads
-        )
+            space, file, device=device, kernel=columns, ms=ms, run=run, shape=_shape_columns(shape), network=network,
+            soc=soc, runtime=runtime, threads=threads,
+        )  # fmt: skip
     else:
         result = import_table(space, file)
     show(result.text(), result.document(), as_json=as_json)
+
+
+def _shape_columns(text: str) -> dict[str, str]:
+    """`operator=kind,in_channels=cin` as a mapping. Raises InvalidConfig for unknown fields and missing ones."""
+    from amc_mobile.latency.shapes import NEEDED_FIELDS, SHAPE_FIELDS
+
+    found = {}
+    for part in filter(None, text.replace(" ", "").split(",")):
+        name, _, column = part.partition("=")
+        if name not in SHAPE_FIELDS or not column:
+            raise InvalidConfig(f"--shape {part!r} is not FIELD=COLUMN", next_step=f"fields: {', '.join(SHAPE_FIELDS)}")
+        found[name] = column
+    missing = [name for name in NEEDED_FIELDS if found and name not in found]
+    if missing:
+        raise InvalidConfig(f"--shape lacks {', '.join(missing)}", next_step="name their columns, FIELD=COLUMN")
+    return found
 
 
 @app.command("merge")

@@ -4,7 +4,7 @@
   digits                          scikit-learn's digits, built in
   cifar10:PATH                    an .npz file, or the folder of the binary version
   imagefolder:PATH                a folder or .zip with train/CLASS/IMAGE and val/CLASS/IMAGE
-  path/to/file.py:function        a function of yours that returns (train, test)
+  path/to/file.py:function        a function of yours that returns (train, test) or a Dataset
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ def load_dataset(
     channels: int = 3,
     seed: int = 0,
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+    workers: int = 0,
 ) -> Dataset:
-    """Reads a data set into memory.
+    """Reads a data set into memory; with `workers`, image folders stay in their files and so many threads decode them.
 
     `image_size`: side in pixels; None is the source's own (digits: 32). `normalisation`: the mean and the deviation
     per channel that the network was trained with; None is the source's usual one. `seed` decides digits' test set.
@@ -47,9 +48,12 @@ def load_dataset(
         return digits.load(spec, image_size=image_size, channels=channels, seed=seed, normalisation=normalisation)
     # An image folder's path is free text, so it is looked at before `.py:function`.
     if kind in ("cifar10", "imagefolder") and location:
-        load = cifar.load if kind == "cifar10" else image_folder.load
         path = Path(location).expanduser()
-        return load(spec, path, image_size=image_size, channels=channels, normalisation=normalisation)
+        if kind == "cifar10":
+            return cifar.load(spec, path, image_size=image_size, channels=channels, normalisation=normalisation)
+        return image_folder.load(
+            spec, path, image_size=image_size, channels=channels, normalisation=normalisation, workers=workers
+        )
     if names_a_function(spec):
         return user_function.load(spec, image_size=image_size, normalisation=normalisation)
     raise InvalidInput(f"no data set {spec!r}", next_step=f"choose one of {SOURCES}")
@@ -72,12 +76,19 @@ class DataSplit:
     seed: int
     calibration_indices: tuple[int, ...]
     reward_indices: tuple[int, ...]
+    accuracy_on: str = "test images"
+
+    @property
+    def reward_on(self) -> str:
+        """What an accuracy on the reward images is said to be on."""
+        return "reward images of the training set" if self.accuracy_on == "test images" else self.accuracy_on
 
     def document(self) -> dict[str, Any]:
         """What a run keeps to show which images it used. `train` is every training image outside `reward`."""
         return {
             "source": self.spec,
             "seed": self.seed,
+            "accuracy_on": self.accuracy_on,
             "sizes": {
                 "train": len(self.train),
                 "calibration": len(self.calibration),
@@ -89,6 +100,11 @@ class DataSplit:
             "train_sha256": self.train.fingerprint(),
             "test_sha256": self.test.fingerprint(),
         }
+
+
+def held_out_count(training_images: int) -> int:
+    """Images that training leaves out, and that searches score plans on unless told another number."""
+    return max(1, min(256, training_images // 10))
 
 
 def split(dataset: Dataset, *, calibration: int = 512, reward: int = 512, seed: int = 0) -> DataSplit:
@@ -109,13 +125,14 @@ def split(dataset: Dataset, *, calibration: int = 512, reward: int = 512, seed: 
     train_indices = order[reward:].sort().values
     return DataSplit(
         train=dataset.train.subset(train_indices),
-        calibration=dataset.train.subset(calibration_indices),
-        reward=dataset.train.subset(reward_indices),
+        calibration=dataset.train.subset(calibration_indices).in_memory(),
+        reward=dataset.train.subset(reward_indices).in_memory(),
         test=dataset.test,
         spec=dataset.spec,
         seed=seed,
         calibration_indices=tuple(calibration_indices.tolist()),
         reward_indices=tuple(reward_indices.tolist()),
+        accuracy_on=dataset.accuracy_on,
     )
 
 

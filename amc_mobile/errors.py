@@ -9,6 +9,7 @@ AmcMobileError                exit 1
   MissingLatency              kernels without an entry in the latency table
   UnreachableBudget           no plan meets the budget; carries the fastest reachable cost
   BudgetNotMet                exit 3: the measured result is over the budget
+  BudgetNotVerified           exit 4: the result was not measured on the device
   DeviceError                 the device cannot be used or failed while measuring
     DeviceUnavailable         no such phone, phone offline, no adb; carries nothing worth a retry
       DeviceUnauthorized      the phone waits for its USB debugging dialog
@@ -101,6 +102,12 @@ class BudgetNotMet(AmcMobileError):
     """The measured result is over the budget."""
 
     exit_code = 3
+
+
+class BudgetNotVerified(AmcMobileError):
+    """Whether the result meets the budget was not measured."""
+
+    exit_code = 4
 
 
 class DeviceError(AmcMobileError):

@@ -18,8 +18,8 @@ from torch import nn
 
 COMMANDS = (
     "models", "devices", "doctor", "runtime add", "runtime list", "train", "profile", "search", "finetune", "export",
-    "measure", "report", "compare", "table show", "table export", "table import", "table merge", "table verify",
-    "table adopt", "table plot",
+    "measure", "report", "compare", "sensitivity", "table show", "table export", "table import", "table merge",
+    "table verify", "table adopt", "table plot",
 )  # fmt: skip
 PROGRAM = "from amc_mobile.cli import main; main()"
 
@@ -112,9 +112,9 @@ def test_an_unknown_key_in_a_toml_file_lists_the_known_ones(tmp_path: Path) -> N
     assert_clear_error(done, "modle", "known keys: model")
 
 
-def test_two_budgets_at_once_are_refused(tmp_path: Path) -> None:
-    done = amc("search", "--macs-ratio", "0.5", "--params-ratio", "0.5", "--model", "resnet20", cwd=tmp_path)
-    assert_clear_error(done, "2 budgets")
+def test_two_limits_of_one_latency_are_refused(tmp_path: Path) -> None:
+    done = amc("search", "--latency-ms", "5", "--latency-ratio", "0.5", "--model", "resnet20", cwd=tmp_path)
+    assert_clear_error(done, "--latency-ms and --latency-ratio")
 
 
 def test_a_missing_file_to_measure_is_named(tmp_path: Path) -> None:
@@ -179,6 +179,10 @@ def test_compare_takes_every_number_from_a_run_folder_and_runs_nothing_twice(tmp
         search = json.loads((runs / run["run"] / "search.json").read_text())
         assert (run["reward"], run["macs"]) == (search["reward"], search["macs"])
         assert run["refitted_top1"] == search["test_top1"]["refitted"]
+    page = (tmp_path / "amc-workspace/compare.html").read_text()
+    for run in document["runs"]:
+        assert f'href="runs/{run["run"]}/search.json"' in page
+    assert page.count("<svg") == 3
     assert json.loads(amc(*words, cwd=tmp_path).stdout) == document
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("search.json")} == before
 

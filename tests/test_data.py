@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from amc_mobile.data import Dataset, ImageSet, load_dataset, split
+from amc_mobile.data_sources.file_images import FileImages
 from amc_mobile.data_sources.image_folder import fitted
 from amc_mobile.errors import CorruptFile, InvalidConfig, InvalidInput
 
@@ -172,6 +173,45 @@ def test_more_images_than_the_memory_holds_are_refused_before_reading_them(tmp_p
     path = write_zip(tmp_path / "photos.zip", image_files())
     with pytest.raises(InvalidInput, match="GiB of memory"):
         load_dataset(f"imagefolder:{path}", image_size=10_000_000)
+
+
+def test_images_left_in_their_files_are_the_same_images(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "photos.zip", image_files())
+    held, filed = (load_dataset(f"imagefolder:{path}", image_size=12, workers=workers) for workers in (0, 3))
+    index = torch.tensor([5, 0, 3])
+    assert torch.equal(filed.train.images[index], held.train.images[index])
+    assert torch.equal(filed.test.normalised(), held.test.normalised())
+    assert torch.equal(filed.train.subset([4, 1]).normalised(slice(1, 2)), held.train.normalised([1]))
+    assert filed.input_shape == held.input_shape == (1, 3, 12, 12)
+    assert (
+        filed.train.fingerprint() == load_dataset(f"imagefolder:{path}", image_size=12, workers=1).train.fingerprint()
+    )
+    assert filed.train.fingerprint() != load_dataset(f"imagefolder:{path}", image_size=8, workers=1).train.fingerprint()
+
+
+def test_only_what_is_looked_at_again_and_again_is_held(tmp_path: Path) -> None:
+    files = {f"{name}{i}": content for name, content in image_files().items() for i in range(4)}
+    path = write_zip(tmp_path / "photos.zip", {name.replace(".png", "") + ".png": c for name, c in files.items()})
+    parts = split(load_dataset(f"imagefolder:{path}", workers=2), calibration=4, reward=4)
+    assert isinstance(parts.train.images, FileImages)
+    assert isinstance(parts.test.images, FileImages)
+    assert isinstance(parts.reward.images, torch.Tensor)
+    assert isinstance(parts.calibration.images, torch.Tensor)
+
+
+def test_a_broken_image_is_named_when_it_is_needed(tmp_path: Path) -> None:
+    path = write_folder(tmp_path, image_files() | {"train/red/2.png": b"no image"})
+    photos = load_dataset(f"imagefolder:{path}", image_size=16, workers=2)
+    with pytest.raises(InvalidInput, match=r"train/red/2\.png"):
+        photos.train.normalised()
+
+
+def test_more_images_than_the_memory_holds_can_stay_in_their_files(tmp_path: Path) -> None:
+    path = write_folder(tmp_path, image_files())
+    with pytest.raises(InvalidInput) as caught:
+        load_dataset(f"imagefolder:{path}", image_size=10_000_000)
+    assert "--workers" in caught.value.next_step
+    assert load_dataset(f"imagefolder:{path}", image_size=10_000_000, workers=1).train.images.shape[2] == 10_000_000
 
 
 def test_an_image_between_crop_and_resize_keeps_its_middle_pixels() -> None:

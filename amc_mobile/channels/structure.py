@@ -87,6 +87,15 @@ class ChannelGroups:
         """Shape (groups,): the original widths."""
         return np.array([group.channels for group in self.groups], dtype=np.int64)
 
+    @property
+    def kinds(self) -> dict[str, str]:
+        """By group: "residual" where several layers write it, "depthwise" where one filters each channel, else ""."""
+        filtered = {int(i) for la in self.layers if la.kind == "depthwise" for i in np.unique(la.in_ids.group)}
+        return {
+            group.name: "residual" if len(group.producers) > 1 else "depthwise" if index in filtered else ""
+            for index, group in enumerate(self.groups)
+        }
+
     def kept_lists(self, kept: Mapping[str, Ids]) -> list[Ids]:
         """`kept` in group order; groups that are not named keep everything.
 

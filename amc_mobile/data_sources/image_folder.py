@@ -8,12 +8,15 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from threading import Lock
 from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from amc_mobile.data_sources.file_images import FileImages
 from amc_mobile.data_sources.images import IMAGENET_MEAN, IMAGENET_STD, Dataset, ImageSet, normalisation_tensors
 from amc_mobile.errors import CorruptFile, InvalidInput
 
@@ -36,8 +39,10 @@ def load(
     image_size: int | None,
     channels: int,
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None,
+    workers: int = 0,
 ) -> Dataset:
-    """Classes are the sorted folder names of train/. All images are decoded into memory.
+    """Classes are the sorted folder names of train/. All images are decoded into memory; with `workers`, so many
+    threads decode them whenever they are used.
 
     `image_size` None: the shorter side of the first training image, at most 224. An image whose shorter side
     differs is resized to 256/224 of `image_size` (shorter side), and the middle is cut out. Without
@@ -52,16 +57,27 @@ def load(
         if unknown:
             raise InvalidInput(f"{path}: classes in the validation images only: {', '.join(unknown[:5])}")
         size = image_size or min(min(_decoded(files, path, train_files[0], "RGB").size), LARGEST_DEFAULT_SIZE)
-        _refuse_more_than_memory(path, len(train_files) + len(test_files), channels * size * size)
         mean, std = normalisation_tensors(*(normalisation or (IMAGENET_MEAN, IMAGENET_STD)), channels)
+        if not workers:
+            _refuse_more_than_memory(path, len(train_files) + len(test_files), channels * size * size)
+        # A file of its own, which stays open as long as images may be asked for.
+        source = _reopened(path) if workers else files
+
+        def decode(name: str) -> NDArray[np.uint8]:
+            image = fitted(_decoded(source, path, PurePosixPath(name), "RGB" if channels == 3 else "L"), size)
+            return np.ascontiguousarray(np.array(image).reshape(size, size, channels).transpose(2, 0, 1))
 
         def image_set(names: Sequence[PurePosixPath]) -> ImageSet:
-            pixels = torch.empty((len(names), channels, size, size), dtype=torch.uint8)
-            for index, name in enumerate(names):
-                image = fitted(_decoded(files, path, name, "RGB" if channels == 3 else "L"), size)
-                pixels[index] = torch.from_numpy(np.array(image).reshape(size, size, channels)).permute(2, 0, 1)
             labels = torch.tensor([classes.index(name.parent.name) for name in names], dtype=torch.int64)
-            return ImageSet(pixels, labels, mean, std)
+            if workers:
+                identity = f"{size} {[source.size(str(name)) for name in names]}"
+                pixels = FileImages([str(n) for n in names], decode, (channels, size, size), workers=workers,
+                                    identity=identity)  # fmt: skip
+                return ImageSet(pixels, labels, mean, std)
+            held = torch.empty((len(names), channels, size, size), dtype=torch.uint8)
+            for index, name in enumerate(names):
+                held[index] = torch.from_numpy(decode(str(name)))
+            return ImageSet(held, labels, mean, std)
 
         return Dataset(image_set(train_files), image_set(test_files), classes, spec)
 
@@ -79,6 +95,7 @@ def fitted(image: Image.Image, size: int) -> Image.Image:
 class _Files(Protocol):
     def names(self) -> list[str]: ...
     def read(self, name: str) -> bytes: ...
+    def size(self, name: str) -> int: ...
 
 
 class _Folder:
@@ -91,16 +108,28 @@ class _Folder:
     def read(self, name: str) -> bytes:
         return (self._root / name).read_bytes()
 
+    def size(self, name: str) -> int:
+        return (self._root / name).stat().st_size
+
 
 class _Zip:
     def __init__(self, archive: zipfile.ZipFile) -> None:
         self._archive = archive
+        self._reading = Lock()  # the threads share one file position
 
     def names(self) -> list[str]:
         return [entry.filename for entry in self._archive.infolist() if not entry.is_dir()]
 
     def read(self, name: str) -> bytes:
-        return self._archive.read(name)
+        with self._reading:
+            return self._archive.read(name)
+
+    def size(self, name: str) -> int:
+        return self._archive.getinfo(name).file_size
+
+
+def _reopened(path: Path) -> _Files:
+    return _Folder(path) if path.is_dir() else _Zip(zipfile.ZipFile(path))
 
 
 @contextmanager
@@ -162,5 +191,5 @@ def _refuse_more_than_memory(path: Path, images: int, bytes_per_image: int) -> N
         raise InvalidInput(
             f"{path}: {images} images need {needed_bytes / 2**30:.1f} GiB decoded, this computer has "
             f"{memory_bytes / 2**30:.1f} GiB of memory",
-            next_step="use fewer images or a smaller image size",
+            next_step="pass --workers 2 to decode them as they are used, or use fewer images or a smaller image size",
         )

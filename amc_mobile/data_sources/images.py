@@ -1,4 +1,4 @@
-"""Labelled images held in memory: what every data source gives."""
+"""Labelled images, in memory or in files: what every data source gives."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from amc_mobile.data_sources.file_images import FileImages
 from amc_mobile.errors import InvalidInput
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -23,12 +24,12 @@ RESIZE_BATCH = 256
 class ImageSet:
     """Images with their labels, kept as stored and normalised batch by batch.
 
-    `images`: (N, C, H, W), uint8 in 0..255 or float32 in the scale of `mean` and `std`;
+    `images`: (N, C, H, W), uint8 in 0..255 or float32 in the scale of `mean` and `std`, or files to decode;
     `labels`: (N,) int64; `mean`, `std`: (C,) float32, for pixel values in 0..1 (uint8 is divided by 255 first).
     `mirrors`: whether a mirrored image keeps its label, so that training may flip it (not so for digits).
     """
 
-    images: Tensor
+    images: Tensor | FileImages
     labels: Tensor
     mean: Tensor
     std: Tensor
@@ -65,26 +66,39 @@ class ImageSet:
         return batch.sub_(mean).div_(std) if batch is not images else (batch - mean) / std
 
     def subset(self, indices: Sequence[int] | Tensor) -> ImageSet:
-        """The images at `indices`, in that order, copied."""
+        """The images at `indices`, in that order, copied; those in files stay there."""
         index = torch.as_tensor(indices, dtype=torch.int64)
-        return replace(self, images=self.images[index], labels=self.labels[index])
+        images = self.images.subset(index) if isinstance(self.images, FileImages) else self.images[index]
+        return replace(self, images=images, labels=self.labels[index])
+
+    def in_memory(self) -> ImageSet:
+        """The same set, its files decoded."""
+        return replace(self, images=self.images[:]) if isinstance(self.images, FileImages) else self
 
     def fingerprint(self) -> str:
         """SHA-256 over everything that a network sees of this set: equal for equal data only."""
         digest = hashlib.sha256(f"{tuple(self.images.shape)} {self.images.dtype} {self.mirrors}".encode())
-        for tensor in (self.images, self.labels, self.mean, self.std):
+        if isinstance(self.images, FileImages):
+            digest.update(self.images.fingerprint())
+        tensors = (self.labels, self.mean, self.std)
+        for tensor in tensors if isinstance(self.images, FileImages) else (self.images, *tensors):
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A training set and a test set with the same classes; `spec` is the text it was loaded by."""
+    """A training set and a test set with the same classes; `spec` is the text it was loaded by.
+
+    `accuracy_on`: what every accuracy on the test set is said to be on. "training images" where a network with
+    published weights has seen them.
+    """
 
     train: ImageSet
     test: ImageSet
     classes: tuple[str, ...]
     spec: str
+    accuracy_on: str = "test images"
 
     def __post_init__(self) -> None:
         for name, images in (("training", self.train), ("test", self.test)):

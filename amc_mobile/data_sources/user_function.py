@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,10 @@ def load(
     image_size: int | None,
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None,
 ) -> Dataset:
-    """Calls the function `spec` names, with `image_size` if it takes one; it returns (train, test).
+    """Calls the function `spec` names, with `image_size` if it takes one; it returns (train, test) or a Dataset,
+    which can also say what its accuracies are on.
 
-    Each is an ImageSet, a pair (images, labels) of arrays, or a sequence of (image, label) such as a
+    Each of the two is an ImageSet, a pair (images, labels) of arrays, or a sequence of (image, label) such as a
     torch Dataset; an image is a PIL image, an (H, W, C) uint8 array or a (C, H, W) tensor. Floating-point images
     are taken as normalised already; uint8 images get `normalisation`, or ImageNet's.
     """
@@ -42,8 +44,10 @@ def load(
         raise
     except Exception as error:
         raise InvalidInput(f"{spec} failed: {type(error).__name__}: {error}") from error
+    if isinstance(result, Dataset):
+        return replace(result, spec=spec)
     if not isinstance(result, tuple | list) or len(result) != 2:
-        raise InvalidInput(f"{spec} must return (train, test), it returned a {type(result).__name__}")
+        raise InvalidInput(f"{spec} must return (train, test) or a Dataset, it returned a {type(result).__name__}")
     train, test = (_image_set(spec, part, image_size, normalisation) for part in result)
     named = getattr(result[0], "classes", None)
     count = 1 + max(int(part.labels.max()) for part in (train, test) if len(part)) if len(train) else 0

@@ -126,7 +126,7 @@ class AdbServer:
                 deadline.limit(connection.conn)
                 yield connection
         finally:
-            connection.close()
+            connection.conn.close()  # adbutils' close sleeps for 10 ms, which a command in 1 ms need not wait for
 
     def _start_if_silent(self, deadline: Deadline) -> None:
         # Not left to adbutils: its start raises CalledProcess and Timeout errors of its own and ignores exit codes.

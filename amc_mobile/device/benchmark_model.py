@@ -22,12 +22,16 @@ _LITERT_HEADING = re.compile(r"^=+ BENCHMARK RESULTS =+$", re.MULTILINE)
 _LITERT = re.compile(
     r"^(?:INFO: )?([A-Z][a-z]+(?: \((?:avg|min|max|std|first)\)| initialization)): +([\d.]{1,30})", re.MULTILINE
 )
+_LITERT_STEP_MS = 0.01
 _LITERT_RUNS = re.compile(r"Inference \(avg\): +[\d.]{1,30} ms \((\d{1,12}) runs\)", re.ASCII)
 
 
 @dataclass(frozen=True)
 class BenchmarkModelResult:
-    """In ms per inference. `min_ms` and `max_ms` equal the average where all samples were equal."""
+    """In ms per inference. `min_ms` and `max_ms` equal the average where all samples were equal.
+
+    `step_ms`: what the format rounds to; 0: no coarser than the clock.
+    """
 
     init_ms: float
     first_ms: float
@@ -35,6 +39,7 @@ class BenchmarkModelResult:
     min_ms: float
     max_ms: float
     runs: int
+    step_ms: float = 0.0
 
 
 def parse_benchmark_model(text: str) -> BenchmarkModelResult:
@@ -75,7 +80,7 @@ def _litert(text: str) -> BenchmarkModelResult:
     if missing or runs is None:
         raise PhoneOutputInvalid(SOURCE, f"the results lack {', '.join(missing) or 'the number of runs'}")
     init_ms, first_ms, average_ms, min_ms, max_ms = (values[key] for key in wanted)
-    return BenchmarkModelResult(init_ms, first_ms, average_ms, min_ms, max_ms, int(runs[1]))
+    return BenchmarkModelResult(init_ms, first_ms, average_ms, min_ms, max_ms, int(runs[1]), _LITERT_STEP_MS)
 
 
 def _number(text: str) -> float:

@@ -13,6 +13,7 @@ from amc_mobile.errors import InvalidInput
 
 # 1: fresh session per pass, shuffled passes, samples of repeated calls in wall time, single inferences for whole models
 PROTOCOL_VERSION = 1
+FOREIGN_PROTOCOL = 0
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Conditions:
     def key(self) -> str:
         """SHA-256 of the canonical JSON document."""
         return hashlib.sha256(json.dumps(self.to_document(), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether another tool measured, by a protocol of its own."""
+        return self.protocol_version == FOREIGN_PROTOCOL
 
     def to_document(self) -> dict[str, Any]:
         return asdict(self)

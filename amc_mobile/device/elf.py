@@ -8,16 +8,21 @@ from dataclasses import dataclass
 from amc_mobile.errors import InvalidInput
 
 ABI_OF_MACHINE = {183: "arm64-v8a", 62: "x86_64", 40: "armeabi-v7a", 3: "x86"}
-_DYNAMIC, _LOAD = 2, 1
+_LOAD, _DYNAMIC, _INTERPRETER = 1, 2, 3
+_EXECUTABLE = 2  # the type of programs that are not position-independent
 _NEEDED, _STRTAB = 1, 5
 
 
 @dataclass(frozen=True)
 class ElfFacts:
-    """`abi`: Android's name of the processor. `needed`: the shared libraries it asks for."""
+    """`abi`: Android's name of the processor. `needed`: the shared libraries it asks for.
+
+    `is_program`: it can be started; a shared library is loaded by a program.
+    """
 
     abi: str
     needed: tuple[str, ...]
+    is_program: bool = False
 
     @property
     def libc(self) -> str:
@@ -31,22 +36,27 @@ def read_elf(content: bytes) -> ElfFacts:
     """Raises InvalidInput for what is no ELF file of a known processor, or a broken one."""
     if content[:4] != b"\x7fELF" or len(content) < 64 or content[5] != 1:
         raise InvalidInput("not a shared library of Android or Linux (no little-endian ELF file)")
-    machine = struct.unpack_from("<H", content, 18)[0]
+    kind, machine = struct.unpack_from("<HH", content, 16)
     if machine not in ABI_OF_MACHINE:
         raise InvalidInput(f"a library for a processor that no phone has (ELF machine {machine})")
     try:
-        return ElfFacts(ABI_OF_MACHINE[machine], _needed(content, is_64=content[4] == 2))
+        headers = _program_headers(content, is_64=content[4] == 2)
+        is_program = kind == _EXECUTABLE or any(header[0] == _INTERPRETER for header in headers)
+        return ElfFacts(ABI_OF_MACHINE[machine], _needed(content, headers, content[4] == 2), is_program)
     except (struct.error, ValueError, OverflowError) as error:
         raise InvalidInput(f"a damaged shared library: {error}") from error
 
 
-def _needed(content: bytes, *, is_64: bool) -> tuple[str, ...]:
+def _program_headers(content: bytes, *, is_64: bool) -> list[tuple[int, int, int, int]]:
     offset, entry_size, count = (
         (*struct.unpack_from("<Q", content, 32), *struct.unpack_from("<HH", content, 54))
         if is_64
         else (*struct.unpack_from("<I", content, 28), *struct.unpack_from("<HH", content, 42))
     )
-    headers = [_program_header(content, offset + index * entry_size, is_64) for index in range(count)]
+    return [_program_header(content, offset + index * entry_size, is_64) for index in range(count)]
+
+
+def _needed(content: bytes, headers: list[tuple[int, int, int, int]], is_64: bool) -> tuple[str, ...]:
     loads = [(virtual, place, size) for kind, place, virtual, size in headers if kind == _LOAD]
     for kind, place, _, size in headers:
         if kind == _DYNAMIC:

@@ -4,26 +4,42 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import re
 import secrets
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from amc_mobile.device.adb import AdbPhone
+from amc_mobile.device.adb_shell import quote
 from amc_mobile.device.deadline import Deadline
-from amc_mobile.device.phone_batch import CLEAN_TIMEOUT_S, FOLDER, PhoneBatch, remove_batches
+from amc_mobile.device.phone_batch import (
+    CLEAN_TIMEOUT_S,
+    FOLDER,
+    MANIFEST,
+    PLAN,
+    PhoneBatch,
+    remove_batches,
+    remove_unusable_batches,
+)
+from amc_mobile.device.phone_facts import STATE_QUESTIONS, PhoneState, ask, state_from
 from amc_mobile.device.phone_output import parse_free_bytes
-from amc_mobile.errors import InvalidInput, PhoneDiskFull
+from amc_mobile.errors import InvalidInput, PhoneDiskFull, PhoneOutputInvalid
 
-MODELS = f"{FOLDER}/models"
+MODELS = "models"
 KEEP_BYTES = 512 << 20  # of models on the phone
 SPARE_BYTES = 32 << 20  # left free on the phone; Android misbehaves on a full disk
 END_GRACE_S = 30.0  # the runner ends itself at its deadline; this is how late it may be
+FREE_VALID_S = 60.0  # the free space is asked again after this long, or when what is left of it would not do
+FREE = {"free": f"mkdir -p {FOLDER} && df -k {FOLDER}"}
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_CLEAN_SCRIPT = remove_batches("batch-*") + "rm -rf models"
+_DIGEST = 16  # characters at the start of a batch's token that tell what it measures
+_CLEAN_SCRIPT = remove_batches("batch-*") + f"rm -rf {MODELS} *.tar"
 
 
 @dataclass(frozen=True)
@@ -55,16 +71,39 @@ class PhoneRunner:
         self._runner = runner
         self._installed = (runner, library)
         self._sizes: dict[str, int] = {}  # of the models on the phone, by name
+        self._new: dict[str, bytes] = {}  # models that the next batch brings along
+        self._free_bytes = 0  # as last asked, less what was copied since
+        self._free_asked_s = 0.0
+        self._batch: PhoneBatch | None = None
+        self._left: dict[str, str] = {}  # batches of earlier processes that can be taken over: token -> boot id
+        self._obsolete: list[str] = []  # folders of batches that came to their end
+        self._began: dict[str, PhoneState] = {}  # the phone's state when the sessions of some of these began
+        self.taken_over: PhoneState | None = None  # the same of the running batch, where another process started it
+        self._state: Mapping[str, str] = {}  # answers to STATE_QUESTIONS when the session began
 
-    def open(self) -> None:
-        """Ends and removes what earlier processes left on the phone, then copies runner and library where missing."""
-        self.adb.shell(_CLEAN_SCRIPT, what="removing old batches from the phone")
+    def open(self) -> PhoneState:
+        """Ends and removes what earlier processes left on the phone, then copies runner and library where missing.
+
+        What a killed process measured by a plan stays: see `unfinished`. Returns the phone's state, asked in the same
+        breath.
+        """
+        remotes = " ".join(quote(file.remote) for file in self._installed)
+        sizes = f"cd {FOLDER} && for file in {remotes}; do [ -f $file ] && wc -c <$file || echo 0; done"
+        left = remove_unusable_batches(f"rm -rf {MODELS} *.tar")
+        questions = {"left": left, **FREE, "sizes": sizes, **STATE_QUESTIONS}
+        answers = ask(self.adb, questions, what="looking at what is on the phone")
         self._sizes.clear()
-        for file in self._installed:
-            remote = f"{FOLDER}/{file.remote}"
-            if self.adb.stat(remote).size_bytes != file.path.stat().st_size:
+        self._new.clear()
+        self._obsolete.clear()
+        self._left = _left_batches(answers["left"])
+        self._began.clear()
+        self._state = {name: answers[name] for name in STATE_QUESTIONS}
+        self._see_free_space(answers)
+        for file, size in zip_longest(self._installed, answers["sizes"].split()[: len(self._installed)]):
+            if size != str(file.path.stat().st_size):
                 self._require_space(file.path.stat().st_size)
-                self.adb.push(file.path, remote, mode=0o755)
+                self._free_bytes -= self.adb.push(file.path, f"{FOLDER}/{file.remote}", mode=0o755)
+        return state_from(answers)
 
     def close(self) -> None:
         """Removes all but runner and library."""
@@ -72,58 +111,110 @@ class PhoneRunner:
         self._sizes.clear()
 
     def keep(self, models: Iterable[bytes]) -> list[str]:
-        """The models' paths for manifests, in order; those that are not on the phone yet are copied in one archive.
+        """The models' paths for manifests, in order. Those that are not on the phone yet travel with the next batch.
 
-        They stay there for later batches, up to KEEP_BYTES together. Raises PhoneDiskFull.
+        They stay there for later batches, up to KEEP_BYTES together.
         """
-        names = []
-        new: dict[str, bytes] = {}
-        for model in models:
-            name = f"model-{hashlib.sha256(model).hexdigest()[:24]}"
-            names.append(name)
-            if name not in self._sizes:
-                new[name] = model
-        if sum(self._sizes.values()) + sum(map(len, new.values())) > KEEP_BYTES and self._sizes:
-            self.adb.shell(f"rm -rf {MODELS}", what="making room for models on the phone")
+        files = tuple(models)
+        names = [f"model-{hashlib.sha256(file).hexdigest()[:24]}" for file in files]
+        self._new |= {name: file for name, file in zip(names, files, strict=True) if name not in self._sizes}
+        if self._sizes and sum(self._sizes.values()) + sum(map(len, self._new.values())) > KEEP_BYTES:
+            self.adb.shell(f"rm -rf {FOLDER}/{MODELS}", what="making room for models on the phone")
             self._sizes.clear()
-            return self.keep(models if isinstance(models, Sequence) else tuple(models))
-        if new:
-            self._copy(new)
-            self._sizes |= {name: len(model) for name, model in new.items()}
-        return [f"../models/{name}" for name in names]
+            self._new |= zip(names, files, strict=True)
+        return [f"../{MODELS}/{name}" for name in names]
 
-    def _copy(self, models: Mapping[str, bytes]) -> None:
-        """A transfer per file would cost far more than the files."""
-        with tempfile.TemporaryDirectory(prefix="amc-models-") as folder:
-            archive = Path(folder) / "models.tar"
-            _write_archive(archive, models)
-            self._require_space(2 * archive.stat().st_size)  # the archive and what comes out of it
-            self.adb.push(archive, f"{MODELS}/models.tar")
-        self.adb.shell(f"cd {MODELS} && tar xf models.tar && rm models.tar", what="unpacking models on the phone")
+    def has(self, path: str | None) -> bool:
+        """Whether a model whose path `keep` gave is on the phone, or will travel with the next batch."""
+        name = (path or "").rpartition("/")[2]
+        return name in self._sizes or name in self._new
 
-    def run(self, manifest: str, *, deadline_s: float) -> Iterator[str]:
+    def unfinished(self) -> str:
+        """The plan of a batch that an earlier process did not see the end of; empty where there is none.
+
+        `run` with the same manifest takes the batch over, once; with another one it removes it.
+        """
+        for token in self._left:
+            path = f"{FOLDER}/batch-{token}/{PLAN}"
+            text = self.adb.shell(f"cat {path}", what="reading the plan of an earlier batch", check=False).text
+            try:
+                saved = json.loads(text)
+                self._began[token] = state_from(saved["state"])
+                return str(saved["plan"])
+            except (ValueError, TypeError, KeyError, AttributeError, PhoneOutputInvalid):
+                continue  # whoever wrote that, it is no plan of ours
+        return ""
+
+    def run(self, manifest: str, *, deadline_s: float, plan: str = "") -> Iterator[str]:
         """Runs one batch and yields the runner's result lines as they come, the end line included.
 
-        `deadline_s`: the runner's own, of the manifest. Closing the iterator ends the runner. Raises RunnerFailed with
-        the end of its log when it ended without an end line, PhoneRebooted after the last line that was written before,
-        DeadlineExceeded, DeviceDisconnected when the phone does not come back.
+        `deadline_s`: the runner's own, of the manifest. `plan`: what a later process needs to go on with the batch if
+        this one is killed. Closing the iterator ends the runner. Raises RunnerFailed with the end of its log when it
+        ended without an end line, PhoneRebooted after the last line that was written before, DeadlineExceeded,
+        PhoneDiskFull, DeviceDisconnected when the phone does not come back.
         """
-        batch = PhoneBatch(self.adb, secrets.token_hex(8))
+        digest = hashlib.sha256(f"{self._runner.sha256}\n{manifest}".encode()).hexdigest()[:_DIGEST]
+        same = [token for token in self._began if token.startswith(digest)]
+        token = same[0] if same else digest + secrets.token_hex(8)
+        self.taken_over = self._began.get(token)
+        self._batch = batch = PhoneBatch(self.adb, token, STATE_QUESTIONS, self._left.get(token, ""))
         try:
-            batch.send(manifest)
-            batch.start(self._runner.remote)
+            self._remove_left(all_but=token)
+            if not same:
+                files = {f"{MODELS}/{name}": model for name, model in self._new.items()}
+                if plan:
+                    files[f"{batch.folder}/{PLAN}"] = json.dumps({"plan": plan, "state": self._state}).encode()
+                files[f"{batch.folder}/{MANIFEST}"] = manifest.encode()
+                self._send(f"batch-{token}.tar", files)
+                batch.start(self._runner.remote, f"batch-{token}.tar", self._obsolete)
+                self._obsolete.clear()
+            self._sizes |= {name: len(model) for name, model in self._new.items()}
+            self._new.clear()
             yield from batch.lines(Deadline("the batch on the phone", deadline_s + self.end_grace_s))
         finally:
-            batch.remove()
+            if batch.is_done:  # what removes it comes with the next question
+                self._obsolete.append(batch.folder)
+            else:
+                batch.remove()
+
+    def _remove_left(self, all_but: str) -> None:
+        others = [f"batch-{token}" for token in self._left if token != all_but]
+        if others:
+            clean = remove_batches(" ".join(others)) + ("" if all_but in self._left else f"rm -rf {MODELS}")
+            self.adb.shell(clean, what="removing old batches from the phone")
+        self._left.clear()
+        self._began.clear()
+
+    def take_state_at_end(self) -> PhoneState | None:
+        """The phone's state when the last batch ended, once; None where that is not known."""
+        batch, self._batch = self._batch, None
+        return state_from(batch.answers) if batch and batch.answers else None
+
+    def _send(self, name: str, files: Mapping[str, bytes]) -> None:
+        """A transfer per file would cost far more than the files."""
+        with tempfile.TemporaryDirectory(prefix="amc-batch-") as folder:
+            archive = Path(folder) / name
+            _write_archive(archive, files)
+            self._require_space(2 * archive.stat().st_size)  # the archive and what comes out of it
+            self._free_bytes -= self.adb.push(archive, f"{FOLDER}/{name}")
+
+    def _see_free_space(self, answers: Mapping[str, str]) -> None:
+        self._free_bytes = parse_free_bytes(answers["free"])
+        self._free_asked_s = time.monotonic()
 
     def _require_space(self, size: int) -> None:
-        output = self.adb.shell(f"mkdir -p {FOLDER} && df -k {FOLDER}", what="looking for free space on the phone")
-        free = parse_free_bytes(output.text)
-        if free < size + SPARE_BYTES:
+        if self._free_bytes < size + SPARE_BYTES or time.monotonic() - self._free_asked_s > FREE_VALID_S:
+            self._see_free_space(ask(self.adb, FREE, what="looking for free space on the phone"))
+        if self._free_bytes < size + SPARE_BYTES:
             raise PhoneDiskFull(
-                f"the phone has {free >> 20} MiB free; {(size + SPARE_BYTES) >> 20} MiB are needed",
+                f"the phone has {self._free_bytes >> 20} MiB free; {(size + SPARE_BYTES) >> 20} MiB are needed",
                 next_step="free some space on the phone, then run the same command again",
             )
+
+
+def _left_batches(answer: str) -> dict[str, str]:
+    lines = (line.split() for line in answer.splitlines())
+    return {words[0]: words[1] for words in lines if len(words) == 2 and re.fullmatch("[0-9a-f]{32}", words[0])}
 
 
 def _write_archive(path: Path, files: Mapping[str, bytes]) -> None:

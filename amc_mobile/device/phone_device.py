@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -19,11 +21,14 @@ from amc_mobile.device.phone_facts import PhoneFacts, PhoneState, read_facts, re
 from amc_mobile.device.phone_lock import phone_lock
 from amc_mobile.device.phone_output import parse_core_list
 from amc_mobile.device.profile import DeviceProfile
-from amc_mobile.device.runtime_library import RuntimeLibrary
+from amc_mobile.device.runtime_library import BENCHMARK_MODEL, RuntimeLibrary
 from amc_mobile.device.user_folder import locks_folder, profiles_folder
 from amc_mobile.errors import DeviceError, InvalidConfig, RunnerFailed
 
-DELEGATES = {"tflite": "XNNPACK", "litert": "XNNPACK", "onnxruntime": "CPUExecutionProvider"}
+DELEGATES = {
+    "tflite": "XNNPACK", "litert": "XNNPACK", "onnxruntime": "CPUExecutionProvider", BENCHMARK_MODEL: "XNNPACK",
+}  # fmt: skip
+STATE_VALID_S = 3.0  # what was just read with the facts is not read again
 OnWait = Callable[[PhoneState, float], None]
 
 
@@ -61,12 +66,15 @@ class PhoneDevice:
         self._waived = frozenset(waived)
         self._on_wait = on_wait
         self._facts: PhoneFacts | None = None
+        self._facts_read_s = -math.inf
         self._baseline: PhoneState | None = None
+        self._paths: dict[str, str] = {}  # of models on the phone
 
     @property
     def facts(self) -> PhoneFacts:
         if self._facts is None:
             self._facts = read_facts(self.adb)
+            self._facts_read_s = time.monotonic()
         return self._facts
 
     @property
@@ -88,11 +96,16 @@ class PhoneDevice:
             health.require_fit(health.problems(facts, state, self.profile), self._waived)
             held = stack.enter_context(clock_mode(self.adb, facts.sdk, self._wanted_mode))
             stack.callback(self._clean_up)
-            self._runner.open()
-            self._baseline = read_state(self.adb)
+            self._paths.clear()
+            self._baseline = self._runner.open()
             if held == UNLOCKED and health.clock_limits(self._baseline, self.cores):
                 self._baseline = self._wait(lambda state: health.clock_limits(state, self.cores))
             yield self
+
+    def unfinished(self) -> str:
+        """The plan of a batch that a killed process left on the phone, else "". `bench` with the same models takes its
+        results, and waits for those that are still to come, instead of measuring again; within a session, once."""
+        return self._runner.unfinished()
 
     def bench(
         self,
@@ -101,14 +114,15 @@ class PhoneDevice:
         timing: BenchTiming,
         *,
         deadline_s: int,
+        plan: str = "",
     ) -> Generator[BenchEvent, None, None]:
         """Measures models and yields what the runner tells as it comes: start, results, models that failed, end.
 
-        `files`: the models, by the paths in `entries`; equal ones are copied to the phone once in a session. Raises
-        DeviceError where the kernel did not grant the cores, RunnerFailed when the runner ended early, and what
-        PhoneRunner.run raises.
+        `files`: the models, by the paths in `entries`. A path means the same model throughout a session: `files` is not
+        asked for one that is on the phone already. `plan`: kept on the phone for `unfinished`. Raises DeviceError where
+        the kernel did not grant the cores, RunnerFailed when the runner ended early, and what PhoneRunner.run raises.
         """
-        paths = dict(zip(files, self._runner.keep(files.values()), strict=True))
+        paths = self._paths_on_phone(files)
         manifest = BenchManifest(
             runtime=self.library.runtime,
             library=self._runner.library_path,
@@ -120,10 +134,10 @@ class PhoneDevice:
             cores=core_ranges(self.cores),
         )
         stream = ResultStream([model.id for model in manifest.models])
-        for line in self._runner.run(manifest.text(), deadline_s=deadline_s):
+        for line in self._runner.run(manifest.text(), deadline_s=deadline_s, plan=plan):
             for event in stream.feed(line.encode() + b"\n"):
                 if isinstance(event, BenchStart):
-                    self._require_cores(event)
+                    self.require_cores(parse_core_list(event.cores_seen))
                 yield event
         if stream.end is None or stream.end.status != "done":
             why = stream.end.message or stream.end.status if stream.end else "it never said so"
@@ -132,15 +146,24 @@ class PhoneDevice:
                 next_step="run the same command again: what was measured is kept",
             )
 
+    def _paths_on_phone(self, files: Mapping[str, bytes]) -> Mapping[str, str]:
+        # Twice: new models may have taken the room of some that were there.
+        for _ in range(2):
+            missing = [name for name in files if not self._runner.has(self._paths.get(name))]
+            self._paths |= zip(missing, self._runner.keep(files[name] for name in missing), strict=True)
+        return self._paths
+
     def _clean_up(self) -> None:
         with suppress(DeviceError):  # without a link the next session does it
             self._runner.close()
 
-    def _require_cores(self, start: BenchStart) -> None:
+    def require_cores(self, granted: Collection[int]) -> None:
+        """Raises DeviceError unless the runner may run on its cores and no others."""
         # Phones take a mask and ignore it, silently.
-        if self.cores and set(parse_core_list(start.cores_seen)) != set(self.cores):
+        if self.cores and set(granted) != set(self.cores):
             raise DeviceError(
-                f"the phone runs the models on cores {start.cores_seen or 'unknown'}, not on {start.cores_wanted}",
+                f"the phone runs the models on cores {core_ranges(tuple(sorted(granted))) or 'unknown'}, "
+                f"not on {core_ranges(self.cores)}",
                 next_step=f"name other cores in a profile of your own in {profiles_folder()}: cores = ...",
             )
 
@@ -158,13 +181,20 @@ class PhoneDevice:
 
     def _wait(self, problems: Callable[[PhoneState], dict[str, str]]) -> PhoneState:
         return health.wait_until_cool(
-            lambda: read_state(self.adb), self.profile, waived=self._waived, on_wait=self._on_wait, problems=problems
+            self._read_state, self.profile, waived=self._waived, on_wait=self._on_wait, problems=problems
         )
+
+    def _read_state(self) -> PhoneState:
+        if time.monotonic() - self._facts_read_s < STATE_VALID_S:
+            self._facts_read_s = -math.inf  # once: who asks again waits for a change
+            return self.facts.state
+        return read_state(self.adb)
 
     def require_steady(self) -> None:
         """Raises PhoneUnfit when heat has come over the phone since the session began: what was measured is suspect."""
         assert self._baseline is not None, "only within a session"
-        found = health.drift(self._baseline, read_state(self.adb), self.cores, self.profile)
+        state = self._runner.take_state_at_end() or read_state(self.adb)
+        found = health.drift(self._runner.taken_over or self._baseline, state, self.cores, self.profile)
         health.require_fit(found, self._waived)
 
     def conditions(self) -> Conditions:

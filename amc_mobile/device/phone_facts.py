@@ -28,10 +28,10 @@ from amc_mobile.errors import PhoneOutputInvalid
 
 PHONE_FOLDER = "/data/local/tmp"  # the only place where the shell user may both write and execute
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
-_POLICY_FILES = "related_cpus cpuinfo_max_freq scaling_max_freq scaling_governor"
+# One process for all files: a phone starts some 100 a second.
 _CLOCKS = (
-    f"cd /sys/devices/system/cpu/cpufreq 2>/dev/null && for p in policy*; do for f in {_POLICY_FILES}; do "
-    '[ -r "$p/$f" ] && echo "$p/$f:$(cat "$p/$f")"; done; done'
+    "cd /sys/devices/system/cpu/cpufreq && "
+    "grep -H . policy*/related_cpus policy*/cpuinfo_max_freq policy*/scaling_max_freq policy*/scaling_governor"
 )
 STATE_QUESTIONS = {
     "thermal": "dumpsys thermalservice",
@@ -119,12 +119,12 @@ def read_facts(adb: AdbPhone) -> PhoneFacts:
         parse_cpu_info(answers["cpu_info"]),
         parse_free_bytes(answers["free"]),
         boot_id,
-        _state(answers),
+        state_from(answers),
     )
 
 
 def read_state(adb: AdbPhone) -> PhoneState:
-    return _state(ask(adb, STATE_QUESTIONS, what="asking the phone how it is"))
+    return state_from(ask(adb, STATE_QUESTIONS, what="asking the phone how it is"))
 
 
 def read_properties(adb: AdbPhone) -> dict[str, str]:
@@ -134,16 +134,25 @@ def read_properties(adb: AdbPhone) -> dict[str, str]:
 def ask(adb: AdbPhone, questions: Mapping[str, str], *, what: str) -> dict[str, str]:
     """Runs several scripts in one shell: name -> what each printed. A script that fails leaves an empty answer."""
     token = secrets.token_hex(8)
-    script = "\n".join(f"echo {token} {name}\n( {command}\n) 2>/dev/null" for name, command in questions.items())
-    text = adb.shell(script, what=what, check=False).text.replace("\r\n", "\n")
+    return answers_in(adb.shell(asking(questions, token), what=what, check=False).text, questions, token)
+
+
+def asking(questions: Mapping[str, str], token: str) -> str:
+    """The script whose output `answers_in` understands. `token`: random, since the answers may hold anything."""
+    return "\n".join(f"echo {token} {name}\n( {command}\n) 2>/dev/null" for name, command in questions.items())
+
+
+def answers_in(text: str, questions: Mapping[str, str], token: str) -> dict[str, str]:
+    """What was printed by each question's script; what stands before the first is left out."""
     answers = dict.fromkeys(questions, "")
-    for part in re.split(rf"^{token} ", text, flags=re.MULTILINE)[1:]:
+    for part in re.split(rf"^{token} ", text.replace("\r\n", "\n"), flags=re.MULTILINE)[1:]:
         name, _, answer = part.partition("\n")
         answers[name] = answer
     return answers
 
 
-def _state(answers: Mapping[str, str]) -> PhoneState:
+def state_from(answers: Mapping[str, str]) -> PhoneState:
+    """From the answers to STATE_QUESTIONS."""
     has_thermal = "Thermal Status" in answers["thermal"] or "HAL" in answers["thermal"]
     return PhoneState(
         parse_thermal(answers["thermal"]) if has_thermal else None,

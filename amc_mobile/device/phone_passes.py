@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 
 from amc_mobile.device.bench_manifest import BenchModel, BenchPair, BenchTiming
@@ -33,11 +34,14 @@ class PhonePasses:
         """Raises PhoneBusy, PhoneUnfit naming the problems, PhoneDiskFull."""
         return self.phone.session()
 
-    def passes(self, jobs: Sequence[Job]) -> Generator[SamplesMs, None, None]:
+    def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[SamplesMs, None, None]:
         """Raises DeviceError naming the model that fails, and what PhoneDevice.bench raises."""
         files = _Files(jobs)
         entries = [BenchModel(files.names[job.key], files.names[job.key], _bench_timing(job.timing)) for job in jobs]
-        yield from self._results(entries, files, jobs)
+        yield from self._results(entries, files, jobs, plan)
+
+    def unfinished(self) -> str:
+        return self.phone.unfinished()
 
     def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[SamplesMs, SamplesMs]]:
         """Both models open together in every round, timed before-after-after-before."""
@@ -62,10 +66,10 @@ class PhonePasses:
         self.phone.cool_down()
 
     def _results(
-        self, entries: Sequence[BenchModel | BenchPair], files: _Files, jobs: Sequence[Job]
+        self, entries: Sequence[BenchModel | BenchPair], files: _Files, jobs: Sequence[Job], plan: str = ""
     ) -> Generator[SamplesMs, None, None]:
         deadline_s = START_ALLOWANCE_S + sum(2 * job.timing.max_s + LOAD_ALLOWANCE_S for job in jobs)
-        events = self.phone.bench(entries, files.contents, BenchTiming(), deadline_s=math.ceil(deadline_s))
+        events = self.phone.bench(entries, files, BenchTiming(), deadline_s=math.ceil(deadline_s), plan=plan)
         given = 0
         with closing(events):
             for event in events:
@@ -78,13 +82,21 @@ class PhonePasses:
                     yield event.samples_ms
 
 
-class _Files:
-    """The files of some jobs; those with equal keys once."""
+class _Files(Mapping[str, bytes]):
+    """The files of some jobs by name, those with equal keys once. A file is built when it is asked for."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
-        distinct = {job.key: job for job in reversed(jobs)}
-        self.names = {key: f"m{number}" for number, key in enumerate(distinct)}
-        self.contents = {self.names[key]: job.model() for key, job in distinct.items()}
+        self.names = {job.key: f"m{hashlib.sha256(job.key.encode()).hexdigest()[:24]}" for job in jobs}
+        self._builders = {self.names[job.key]: job.model for job in reversed(jobs)}
+
+    def __getitem__(self, name: str) -> bytes:
+        return self._builders[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._builders)
+
+    def __len__(self) -> int:
+        return len(self._builders)
 
 
 def _bench_timing(timing: Timing) -> BenchTiming:

@@ -1,8 +1,12 @@
-"""The inference libraries for phones that the user added: taken out of an AAR, a wheel, or given as a .so file."""
+"""The inference libraries for phones that the user added: taken out of an AAR, a wheel, or given as a .so file.
+
+TFLite's own benchmark program counts as one: it has the library inside.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -16,6 +20,10 @@ from amc_mobile.store import read_json, replacing, write_json
 FORMAT_VERSION = 1  # 1: runtime, version, abi, libc, file, sha256
 # By what each exports; a library with both of the last two is driven through the newer interface.
 EXPORTS = {"onnxruntime": b"OrtGetApiBase", "litert": b"LiteRtCreateEnvironment", "tflite": b"TfLiteInterpreterCreate"}
+BENCHMARK_MODEL = "benchmark_model"
+# What the program prints in its two formats, and a flag that both versions take.
+_BENCHMARK_TEXTS = (b"Inference timings in us", b"BENCHMARK RESULTS")
+_BENCHMARK_FLAG = b"warmup_runs"
 MAX_LIBRARY_BYTES = 512 << 20
 MAX_MEMBERS = 20_000
 _MEMBER = re.compile(r"(?:jni/[\w-]+/|[\w.-]+/(?:[\w.-]+/)*)(lib[\w.+-]{1,80}\.so(?:\.[\w.]{1,20})?)")
@@ -27,7 +35,10 @@ MAVEN = (
 
 @dataclass(frozen=True)
 class RuntimeLibrary:
-    """One library for one processor. `runtime`: "tflite", "litert" or "onnxruntime", by the interface it has."""
+    """One library for one processor.
+
+    `runtime`: "tflite", "litert" or "onnxruntime", by the interface it has, or "benchmark_model", the program.
+    """
 
     runtime: str
     version: str
@@ -42,7 +53,7 @@ class RuntimeLibrary:
 
 
 def add_library(source: Path, folder: Path, *, version: str | None = None) -> list[RuntimeLibrary]:
-    """Adds the libraries in an .aar, a .whl or an .so file to `folder`; equal ones are written over.
+    """Adds the libraries in an .aar, a .whl or an .so file to `folder`, or a benchmark_model; equal ones are replaced.
 
     `version`: needed where neither the file's name nor a wheel's tells it. Raises InvalidInput for files that hold no
     library we can drive, CorruptFile for broken archives.
@@ -59,7 +70,8 @@ def add_library(source: Path, folder: Path, *, version: str | None = None) -> li
     ]
     if not added:
         raise InvalidInput(
-            f"{source}: no library of ONNX Runtime, TFLite or LiteRT in it", next_step=f"use one of these AARs: {MAVEN}"
+            f"{source}: no library of ONNX Runtime, TFLite or LiteRT in it, and no benchmark_model",
+            next_step=f"use one of these AARs: {MAVEN}",
         )
     return added
 
@@ -72,11 +84,11 @@ def list_libraries(folder: Path) -> list[RuntimeLibrary]:
 def choose_library(libraries: Sequence[RuntimeLibrary], runtime: str, abis: Sequence[str]) -> RuntimeLibrary:
     """The newest library for a phone with these ABIs, the phone's favourite first; "tflite" also takes LiteRT.
 
-    Raises InvalidInput saying what to add.
+    benchmark_model serves "tflite" where there is no library. Raises InvalidInput saying what to add.
     """
-    wanted = ("tflite", "litert") if runtime == "tflite" else (runtime,)
-    for abi in abis:
-        fitting = [library for library in libraries if library.runtime in wanted and library.abi == abi]
+    wanted = (("tflite", "litert"), (BENCHMARK_MODEL,)) if runtime == "tflite" else ((runtime,),)
+    for runtimes, abi in itertools.product(wanted, abis):
+        fitting = [library for library in libraries if library.runtime in runtimes and library.abi == abi]
         if fitting:
             # Libraries for other C libraries do not load on Android; they serve phones imitated by a Linux computer.
             return max(
@@ -128,7 +140,10 @@ def _libraries_in(source: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _runtime_of(content: bytes) -> str | None:
-    """By the names it exports, which stand between zeros in its table of strings."""
+    """By the names it exports, which stand between zeros in its table of strings; a program by what it prints."""
+    looks_like_program = _BENCHMARK_FLAG in content and any(text in content for text in _BENCHMARK_TEXTS)
+    if looks_like_program and read_elf(content).is_program:
+        return BENCHMARK_MODEL
     return next((name for name, symbol in EXPORTS.items() if b"\0" + symbol + b"\0" in content), None)
 
 

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from amc_mobile.device.conditions import Conditions
 from amc_mobile.errors import AmcMobileError, DeviceError
@@ -68,6 +68,20 @@ class Device(Protocol):
 
     def settle(self) -> None:
         """Waits until the device is fit again. Raises DeviceError when it does not come to rest."""
+
+
+@runtime_checkable
+class ResumableDevice(Protocol):
+    """A device that goes on with its passes when this process is killed, and gives the next one what it has done."""
+
+    def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[SamplesMs, None, None]:
+        """As Device.passes. `plan`: whatever is needed to ask for the same jobs again; kept with them."""
+
+    def unfinished(self) -> str:
+        """The plan of jobs whose results an earlier process has not seen to the end, else "". Within a session.
+
+        The same jobs, when they are the first to be asked for, are not done again: their results are given.
+        """
 
 
 class Session(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -118,6 +119,13 @@ class OnnxTemplate(Template):
             graph.value_info.extend(self._value(value, cut) for value in inner)
         else:
             inputs, outputs = self._graph.borders(nodes)
+            if len(nodes) > 1 and graph.node[-1].op_type == "HardSwish":
+                # ONNX Runtime fuses it into the convolution only where the graph does not end in it.
+                (name,), shape = outputs, cut.shape(outputs[0])
+                flat = [shape[0], math.prod(shape[1:])]
+                graph.node.append(helper.make_node("Flatten", [str(name)], [f"{name}.flat"]))
+                graph.output.append(helper.make_tensor_value_info(f"{name}.flat", self._element_types[name], flat))
+                outputs = ()
         graph.input.extend(self._value(value, cut) for value in inputs)
         graph.output.extend(self._value(value, cut) for value in outputs)
         return bytes(model.SerializeToString())

@@ -6,7 +6,7 @@ from amc_mobile.kernels.graph import Graph, Node, Value
 
 # What it fuses into the convolution or the matrix product before it.
 AFTER_PRODUCT = {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid"}
-ACTIVATIONS = {"Conv": AFTER_PRODUCT | {"Clip"}, "Gemm": AFTER_PRODUCT, "MatMul": AFTER_PRODUCT}
+ACTIVATIONS = {"Conv": AFTER_PRODUCT | {"Clip", "HardSwish"}, "Gemm": AFTER_PRODUCT, "MatMul": AFTER_PRODUCT}
 # Arithmetic with constants that it folds into their weights.
 FOLDED = {"Conv": {"BatchNormalization", "Mul", "Add"}, "Gemm": set[str](), "MatMul": {"Add"}}
 PADDED = {"Conv", "AveragePool", "MaxPool"}  # take the Pad before them

@@ -12,7 +12,7 @@ from amc_mobile.latency.measurement import KernelMeasurement
 
 ANCHORS = 8
 TOLERANCE = 0.05  # of one ratio from 1, or of all from their median
-LEAST_MS = 0.003  # shorter kernels are told apart from noise too rarely
+LEAST_MS = 0.02  # shorter kernels are told apart from noise too rarely
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,24 @@ def judge(ratios: Mapping[str, float]) -> Verdict:
     return Verdict("rescale" if spread <= TOLERANCE else "rebuild", middle, spread, ratios)
 
 
-def anchors(kernels: Sequence[KernelMeasurement]) -> list[KernelMeasurement]:
-    """Up to eight kernels without flags, spread over the range of latencies."""
-    steady = [k for k in kernels if not k.flags and k.low_ms >= LEAST_MS] or list(kernels)
-    ordered = sorted(steady, key=lambda k: (k.low_ms, k.key))
-    picks = np.unique(np.linspace(0, len(ordered) - 1, min(ANCHORS, len(ordered))).round().astype(int))
-    return [ordered[pick] for pick in picks]
+def anchors(kernels: Sequence[KernelMeasurement], types: Mapping[str, str]) -> list[KernelMeasurement]:
+    """Up to eight kernels without flags and long enough to tell, spread over their types and latencies.
+
+    `types`: kernel key -> operator type. Where fewer than eight are long enough, the longest.
+    """
+    steady = sorted([k for k in kernels if not k.flags] or kernels, key=lambda k: (-k.low_ms, k.key))
+    long_enough = [k for k in steady if k.low_ms >= LEAST_MS]
+    by_type: dict[str, list[KernelMeasurement]] = {}
+    for kernel in long_enough if len(long_enough) >= ANCHORS else steady[:ANCHORS]:
+        by_type.setdefault(types[kernel.key], []).append(kernel)
+    shares = dict.fromkeys(by_type, 0)
+    for _ in range(ANCHORS):  # one to each type in turn, the one with the longest kernel first
+        unused = [kind for kind, found in by_type.items() if shares[kind] < len(found)]
+        if unused:
+            shares[min(unused, key=lambda kind: shares[kind])] += 1
+    return [found[i] for kind, found in by_type.items() for i in _spread(len(found), shares[kind])]
+
+
+def _spread(count: int, picks: int) -> list[int]:
+    """`picks` positions of `count`, the first and the last among them."""
+    return sorted({round(float(i)) for i in np.linspace(0, count - 1, picks)}) if picks else []

@@ -12,26 +12,30 @@ READINGS = 3
 
 
 class Anchor:
-    """`job`: some 0.1 ms long. `tolerance`: relative, over the lowest reading so far."""
+    """`job`: some 0.1 ms long. `tolerance`: relative, over the lowest reading so far, `lowest_ms`."""
 
-    def __init__(self, job: Job, *, tolerance: float) -> None:
+    def __init__(self, job: Job, *, tolerance: float, lowest_ms: float = math.inf) -> None:
         self._job = job
         self._tolerance = tolerance
-        self._lowest_ms = math.inf
+        self.lowest_ms = lowest_ms
+
+    @property
+    def key(self) -> str:
+        return self._job.key
 
     def first_jobs(self) -> list[Job]:
         """What to run before the first block, for a level to compare with; nothing later."""
-        return [] if math.isfinite(self._lowest_ms) else self.jobs()
+        return [] if math.isfinite(self.lowest_ms) else self.jobs()
 
     def jobs(self) -> list[Job]:
         """What to run after a block: several readings, since a single one may meet a hiccup."""
         return [self._job] * READINGS
 
     def see(self, readings: Sequence[SamplesMs]) -> None:
-        self._lowest_ms = min([self._lowest_ms, *(pass_low_ms(samples) for samples in readings)])
+        self.lowest_ms = min([self.lowest_ms, *(pass_low_ms(samples) for samples in readings)])
 
     def is_steady(self, readings: Sequence[SamplesMs]) -> bool:
         """Whether the lowest of these readings is within the tolerance of the lowest before."""
-        before = self._lowest_ms
+        before = self.lowest_ms
         self.see(readings)
         return min(pass_low_ms(samples) for samples in readings) <= before * (1 + self._tolerance)

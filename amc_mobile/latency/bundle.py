@@ -17,9 +17,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from amc_mobile.device.conditions import Conditions
+from amc_mobile.device.conditions import FOREIGN_PROTOCOL, Conditions
 from amc_mobile.errors import CorruptFile, InvalidInput
 from amc_mobile.latency.measurement import KernelMeasurement, Pass, model_key
+from amc_mobile.latency.shapes import KernelShape
 from amc_mobile.latency.table import Contents, LatencyTable, StoredPass
 
 FORMAT = "amc-mobile latency table"
@@ -113,12 +114,15 @@ def to_csv(table: LatencyTable) -> str:
 
 
 def from_csv(
-    path: Path, text: str, conditions: Conditions, *, kernel: Sequence[str], ms: str, run: str | None = None
-) -> Contents:
+    path: Path, text: str, conditions: Conditions, *, kernel: Sequence[str], ms: str, run: str | None = None,
+    shape: Mapping[str, str] | None = None, network: str | None = None,
+) -> Contents:  # fmt: skip
     """A table of another tool. `kernel`: the columns that together name a kernel; `ms`: that of its milliseconds.
 
-    With `run`, a kernel may stand there once per value of that column; else once. Raises CorruptFile with the line for
-    missing columns, numbers that cannot be latencies and kernels that stand there twice.
+    With `run`, a kernel may stand there once per value of that column; else once. `shape`: field of KernelShape ->
+    column; plans can then be predicted. `network`: the column that says which whole model a kernel is part of. Raises
+    CorruptFile with the line for missing columns, numbers that cannot be latencies or sizes and kernels that stand
+    there twice.
     """
     reader = csv.DictReader(io.StringIO(text), strict=True)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -126,7 +130,9 @@ def from_csv(
     passes: list[StoredPass] = []
     seen: dict[tuple[str, str], int] = {}
     try:
-        missing = [name for name in (*kernel, ms, *([run] if run else [])) if name not in (reader.fieldnames or [])]
+        shape = shape or {}
+        wanted = dict.fromkeys((*kernel, ms, *shape.values(), *(name for name in (run, network) if name)))
+        missing = [name for name in wanted if name not in (reader.fieldnames or [])]
         if missing:
             have = ", ".join(reader.fieldnames or [])
             raise CorruptFile(path, f"has no column {', '.join(missing)}", next_step=f"its columns are: {have}")
@@ -135,7 +141,16 @@ def from_csv(
             if any(value in (None, "") for value in named.values()):
                 raise CorruptFile(path, f"line {number}: an empty {' or '.join(kernel)}")
             label = " ".join(named.values()) if len(named) == 1 else " ".join(f"{k}={v}" for k, v in named.items())
-            key = hashlib.sha256(_line(foreign=named).encode()).hexdigest()
+            document: dict[str, Any] = {"foreign": named}
+            if shape:
+                try:
+                    told = KernelShape.from_row({name: row[column] or "" for name, column in shape.items()})
+                except InvalidInput as error:
+                    raise CorruptFile(path, f"line {number}: {error.message}") from error
+                document["shape"] = told.to_document()
+            if network:
+                document["network"] = row[network] or ""
+            key = hashlib.sha256(_line(**document).encode()).hexdigest()
             which = (key, row[run] if run else "")
             if which in seen:
                 raise CorruptFile(
@@ -143,7 +158,7 @@ def from_csv(
                     next_step="name more columns with --kernel, or the column of repeated runs with --run",
                 )  # fmt: skip
             seen[which] = number
-            kernels[key] = (label, {"foreign": named})
+            kernels[key] = (label, document)
             passes.append(StoredPass(conditions.key, key, Pass((_number(path, number, row[ms]),)), 0, now))
     except csv.Error as error:
         raise CorruptFile(path, f"is no CSV ({error})") from error
@@ -155,7 +170,7 @@ def from_csv(
 def foreign_conditions(device: str, **known: Any) -> Conditions:
     """Conditions of measurements made by another tool; what is not known says so."""
     unknown = Conditions(
-        device, "unknown", "unknown", "unknown", "unknown", "", "unknown", 1, "unknown", "unknown", protocol_version=0
+        device, "unknown", "unknown", "unknown", "unknown", "", "unknown", 1, "unknown", "unknown", FOREIGN_PROTOCOL
     )
     return replace(unknown, **{key: value for key, value in known.items() if value is not None})
 

@@ -19,8 +19,8 @@ Floats = NDArray[np.float64]
 RIDGE = 0.02  # pull of the scale towards 1 and of the other terms towards 0
 HUBER = 1.5  # residuals beyond this many median deviations count less
 BAND_FLOOR = 0.02
-BAND_FACTOR = 1.5  # of the 90 % quantile of leave-one-out errors: covered 88-97 % of held-out plans
-BAND_QUANTILE = 0.9
+COVERAGE = 0.9  # of new plans lie within the band
+FEW_FACTOR = 1.5  # of the largest leave-one-out error, where there are too few of them to tell the band
 UNKNOWN_ERROR = 0.1  # where nothing can be left out
 HALF_LIFE = 10  # a model measured in a search counts half after this many newer ones
 PROFILED_LEVEL_WEIGHT = 2.0  # in the level, all profiled models together count as this many new ones
@@ -58,8 +58,8 @@ def trust(sigma: float) -> float:
 class Calibration:
     """`p50 = (offset + scale x sum + hinge + boundary) x p50_ratio`, each term of the whole model in ms.
 
-    `hinge_ms_per_mb` counts for weights beyond `hinge_mb`. `band`: relative error that a prediction stays within, from
-    leave-one-out errors.
+    `hinge_ms_per_mb` counts for weights beyond `hinge_mb`. `band`: relative error that a prediction stays within, see
+    `error_band`.
     """
 
     offset_ms: float
@@ -116,7 +116,7 @@ def fit(models: Sequence[WholeModel]) -> Calibration:
         offset_ms=offset,
         scale=scale,
         p50_ratio=best.level(),
-        band=max(BAND_FLOOR, BAND_FACTOR * weighted_quantile(absolute, data.error_weights, BAND_QUANTILE)),
+        band=max(BAND_FLOOR, error_band(absolute, data.error_weights)),
         loo_mape=float(np.average(absolute, weights=data.error_weights)),
         models=len(models),
         hinge_mb=best.hinge_mb,
@@ -134,6 +134,18 @@ def weighted_quantile(values: Floats, weights: Floats, quantile: float) -> float
     reached = np.cumsum(weights[order]) / weights.sum()
     ends = np.searchsorted(reached, [quantile - 1e-9, quantile + 1e-9]).clip(0, len(values) - 1)
     return float(values[order][ends].mean())
+
+
+def error_band(errors: Floats, weights: Floats) -> float:
+    """What the error of a new plan stays within in nine of ten cases, from absolute leave-one-out errors.
+
+    The new error counts as one more, of full weight, above all others (jackknife of Barber et al. 2021): of twelve
+    models the largest error decides.
+    """
+    order = np.argsort(errors, kind="stable")
+    reached = np.cumsum(weights[order])
+    place = int(np.searchsorted(reached, COVERAGE * (reached[-1] + weights.max()) - 1e-9))
+    return float(errors[order][place]) if place < len(errors) else FEW_FACTOR * float(errors.max())
 
 
 class _Data:

@@ -7,9 +7,10 @@ thrown away and made again, a bounded number of times; after that its passes are
 
 from __future__ import annotations
 
+import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -17,7 +18,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from amc_mobile.device.timing import Device, Job, SamplesMs, Timing
+from amc_mobile.device.timing import Device, Job, ResumableDevice, SamplesMs, Timing
 from amc_mobile.errors import InvalidConfig
 from amc_mobile.latency.anchor import Anchor
 from amc_mobile.latency.measurement import (
@@ -29,6 +30,7 @@ from amc_mobile.latency.measurement import (
     Pass,
 )
 from amc_mobile.latency.statistics import pass_low_ms
+from amc_mobile.latency.stretch_plan import StoredStretches, StretchPlan
 from amc_mobile.latency.table import LatencyTable
 
 T = TypeVar("T")
@@ -108,8 +110,8 @@ def measure_kernels(
     """Measures kernels until each has enough passes. `requests`: by key.
 
     With a `table`, passes already in it under the device's conditions count, and new ones are stored as they are made:
-    after a kill the same call goes on. `anchor`: a kernel of some 0.1 ms; the middle request where none is given.
-    Raises DeviceError naming the kernel that does not run.
+    after a kill the same call goes on, with what a phone went on to measure meanwhile. `anchor`: a kernel of some
+    0.1 ms; the middle request where none is given. Raises DeviceError naming the kernel that does not run.
     """
     config = config or ProtocolConfig()
     if table is not None:
@@ -240,14 +242,21 @@ class _Run:
         total, done = len(passes), len(passes) - len(todo)
         if not todo:
             return passes
-        anchor = self._anchor(anchor_request, todo)
         order = random.Random(self._config.seed)
         with self._device.session():
+            plan = self._unfinished(passes, anchor_request)
+            anchor = self._anchor(anchor_request, todo, plan)
+            waiting: list[Sequence[str]] = list(plan.stretches) if plan else []
+            old = StoredStretches(plan, {key: len(passes[key]) for key in passes}) if plan else None
             while todo:
-                # Rounds that every key needs in any case can be given to the device at once.
-                rounds = max(1, at_least - max(len(passes[key]) for key in todo))
-                queue = [key for _ in range(rounds) for key in order.sample(todo, len(todo))]
-                for made in self._stretches(queue, timing, anchor):
+                if not waiting:
+                    # Rounds that every key needs in any case can be given to the device at once.
+                    rounds = max(1, at_least - max(len(passes[key]) for key in todo))
+                    queue = [key for _ in range(rounds) for key in order.sample(todo, len(todo))]
+                    waiting = self._cut(queue)
+                for made in self._stretches(waiting, timing, anchor, passes):
+                    if old and old.holds([key for key, _ in made]):
+                        continue
                     if self._table is not None:
                         self._table.add_passes(self._conditions, made, warmup_runs=timing.warmup_runs)
                     for key, one in made:
@@ -256,6 +265,7 @@ class _Run:
                             done += 1
                             if self._on_result:
                                 self._on_result(done, total, key)
+                waiting, old = [], None
                 todo = [key for key in todo if not is_done(passes[key])]
         return passes
 
@@ -264,28 +274,51 @@ class _Run:
             for key, stored in self._table.passes(self._conditions, passes).items():
                 passes[key] = list(stored)
 
-    def _anchor(self, request: _Request | None, todo: Sequence[str]) -> Anchor | None:
-        if len(todo) < 2 and request is None:
+    def _unfinished(self, passes: Mapping[str, Sequence[Pass]], anchor: _Request | None) -> StretchPlan | None:
+        """What a killed process left on the device, where it is a part of the present work."""
+        if self._table is None or not isinstance(self._device, ResumableDevice):
             return None
-        request = request or self._requests[todo[len(todo) // 2]]
+        plan = StretchPlan.from_text(self._device.unfinished())
+        if plan is None or not plan.fits(passes, {key: len(passes[key]) for key in passes}):
+            return None
+        if anchor is not None and anchor.key != plan.anchor:
+            return None
+        self._in_a_row, self._repeats_left = plan.in_a_row, plan.repeats_left
+        return plan
+
+    def _anchor(self, request: _Request | None, todo: Sequence[str], plan: StretchPlan | None) -> Anchor | None:
+        if plan is not None and not plan.anchor:
+            return None
+        if plan is None and len(todo) < 2 and request is None:
+            return None
+        request = request or self._requests[plan.anchor if plan else todo[len(todo) // 2]]
         # More samples than a kernel's pass takes: one reading judges a whole stretch.
         timing = replace(self._config.kernel_timing, samples=8)
-        return Anchor(Job(request.key, "the anchor", request.model, timing), tolerance=self._config.anchor_drift)
+        lowest_ms = plan.lowest_ms if plan else math.inf
+        job = Job(request.key, "the anchor", request.model, timing)
+        return Anchor(job, tolerance=self._config.anchor_drift, lowest_ms=lowest_ms)
+
+    def _cut(self, queue: Sequence[str]) -> list[Sequence[str]]:
+        length = self._config.anchor_every
+        return [queue[start : start + length] for start in range(0, len(queue), length)]
 
     def _stretches(
-        self, queue: Sequence[str], timing: Timing, anchor: Anchor | None
+        self,
+        stretches: Sequence[Sequence[str]],
+        timing: Timing,
+        anchor: Anchor | None,
+        passes: Mapping[str, Sequence[Pass]],
     ) -> Iterator[list[tuple[str, Pass]]]:
-        """Makes one pass per key of `queue` and gives those between two looks at the anchor together.
+        """Makes a pass per key, and gives those between two looks at the anchor, which are a stretch, together.
 
         What was made while the anchor drifted is made again, a bounded number of times; then it is flagged busy.
         """
-        length = self._config.anchor_every
-        waiting = [list(queue[start : start + length]) for start in range(0, len(queue), length)]
+        waiting = list(stretches)
         while waiting:
-            count = max(1, self._device.jobs_per_batch // length)
+            count = max(1, self._device.jobs_per_batch // self._config.anchor_every)
             batch, waiting = waiting[:count], waiting[count:]
             again = []
-            for keys, samples, steady in self._batch(batch, timing, anchor):
+            for keys, samples, steady in self._batch(batch, timing, anchor, passes):
                 self._in_a_row = 0 if steady else self._in_a_row + 1
                 if steady or self._in_a_row > self._config.anchor_repeats or self._repeats_left == 0:
                     yield [(key, Pass(values, busy=not steady)) for key, values in zip(keys, samples, strict=True)]
@@ -297,8 +330,12 @@ class _Run:
                 waiting = again + waiting
 
     def _batch(
-        self, stretches: Sequence[list[str]], timing: Timing, anchor: Anchor | None
-    ) -> Iterator[tuple[list[str], list[SamplesMs], bool]]:
+        self,
+        stretches: Sequence[Sequence[str]],
+        timing: Timing,
+        anchor: Anchor | None,
+        passes: Mapping[str, Sequence[Pass]],
+    ) -> Iterator[tuple[Sequence[str], list[SamplesMs], bool]]:
         """For each stretch its keys, samples, and whether the device stayed the same meanwhile; as they come."""
         first = anchor.first_jobs() if anchor else []
         last = anchor.jobs() if anchor else []
@@ -306,7 +343,7 @@ class _Run:
         for keys in stretches:
             requests = [self._requests[key] for key in keys]
             jobs += [Job(request.key, request.label, request.model, timing) for request in requests] + last
-        with closing(self._device.passes(jobs)) as made:
+        with closing(self._start(jobs, stretches, anchor, passes)) as made:
             if anchor is not None:
                 anchor.see(list(islice(made, len(first))))
             for position, keys in enumerate(stretches):
@@ -316,3 +353,22 @@ class _Run:
                 if position == len(stretches) - 1:
                     steady = steady and self._device.is_steady()
                 yield keys, samples, steady
+
+    def _start(
+        self,
+        jobs: Sequence[Job],
+        stretches: Sequence[Sequence[str]],
+        anchor: Anchor | None,
+        passes: Mapping[str, Sequence[Pass]],
+    ) -> Generator[SamplesMs, None, None]:
+        if self._table is None or not isinstance(self._device, ResumableDevice):
+            return self._device.passes(jobs)
+        plan = StretchPlan(
+            tuple(tuple(keys) for keys in stretches),
+            {key: len(passes[key]) for keys in stretches for key in keys},
+            anchor.key if anchor else "",
+            anchor.lowest_ms if anchor else math.inf,
+            self._in_a_row,
+            self._repeats_left,
+        )
+        return self._device.passes(jobs, plan=plan.to_text())

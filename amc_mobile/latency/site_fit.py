@@ -43,6 +43,7 @@ class Steps:
 NO_STEPS = Steps()
 STEPS = (*itertools.starmap(Steps, itertools.product((1, 8, 16), (1, 8, 16, 32))), Steps(1, 1, 16), Steps(1, 1, 32))
 STEPS_GAIN = 0.9  # steps must lower the left-out error at least to this share of the error without
+MERGED_SPREAD = 0.05  # relative; measured points further apart than this do not cost the same, whatever the tile
 UNKNOWN_SIGMA = 0.05  # of interpolation where no point can be left out
 LEAST_SIGMA = 0.005
 
@@ -181,6 +182,9 @@ def choose_steps(sites: Sequence[SitePoints]) -> dict[str, Steps]:
 
 def fit_site(points: SitePoints, steps: Steps, also_measured: Mapping[tuple[float, ...], float]) -> SiteModel:
     """Fits one site to its points, each counting by its relative error. `also_measured` is taken as it is."""
+    bare = replace(steps, tile_in=1, tile_out=1)  # merges nothing
+    weaker = (steps, replace(steps, tile_in=1), replace(steps, tile_out=1))
+    steps = next((tried for tried in weaker if _merged_spread(points, tried) <= MERGED_SPREAD), bare)
     own = {tuple(v): float(ms) for v, ms in zip(points.values.tolist(), points.measured_ms, strict=True)}
     exact = {**also_measured, **own}
     filled = points.filled(points.values, steps)
@@ -216,6 +220,15 @@ def _role(values: Floats, kernels: Sequence[Kernel]) -> tuple[Role, float]:
         if len(values) > 1 and np.ptp(values) and np.allclose(channels * values[0], values * channels[0]):
             return role, float(channels[0] / values[0])
     return "other", 1.0
+
+
+def _merged_spread(points: SitePoints, steps: Steps) -> float:
+    """How far apart measured points are that the tiles take for one: of a layer with few channels, code for few
+    channels may run. Largest relative distance from their mean."""
+    _, place = np.unique(points.filled(points.values, steps), axis=0, return_inverse=True)
+    place = place.reshape(-1)
+    means = np.bincount(place, points.measured_ms) / np.bincount(place)
+    return float(np.abs(points.measured_ms / means[place] - 1).max())
 
 
 def _left_out_errors(points: SitePoints, steps: Steps) -> Floats:

@@ -151,6 +151,15 @@ class LatencyTable:
                 found.setdefault(key, (label, []))[1].append(self._pass(samples, busy))
         return {key: KernelMeasurement(key, label, tuple(passes), conditions) for key, (label, passes) in found.items()}
 
+    def kernel_documents(self) -> dict[str, dict[str, Any]]:
+        """Key -> what is known of each kernel; of imported ones, what their table told."""
+        with self._storage.transaction() as connection:
+            rows = connection.execute(sa.select(_kernel.c.key, _kernel.c.document)).all()
+        try:
+            return {key: dict(json.loads(document)) for key, document in rows}
+        except (TypeError, ValueError) as error:
+            raise self._storage.corrupt(f"unreadable kernels ({error})", next_step=DELETE_IT) from error
+
     def models(self, conditions: Conditions, template: str) -> list[tuple[NDArray[np.int64], ModelMeasurement]]:
         """The whole models of a template that were measured under exactly these conditions: widths and measurement."""
         query = (

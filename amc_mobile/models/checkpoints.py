@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -86,6 +87,14 @@ def save_checkpoint(module: nn.Module, path: Path) -> None:
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
     with store.replacing(path) as temporary:
         save_file(weights, temporary)
+
+
+def weights_sha256(module: nn.Module | None) -> str:
+    """Equal for equal parameters and buffers; of no module: that of no bytes."""
+    digest = hashlib.sha256()
+    for value in module.state_dict().values() if module is not None else ():
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _folded_batch_norms(module: nn.Module, weights: Mapping[str, Tensor]) -> list[tuple[str, str]]:

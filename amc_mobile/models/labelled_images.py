@@ -7,9 +7,15 @@ from typing import Protocol
 from torch import Tensor
 
 
+class StoredImages(Protocol):
+    """A (N, C, H, W) tensor, or what is indexed like one."""
+
+    def __getitem__(self, index: Tensor, /) -> Tensor: ...
+
+
 class LabelledImages(Protocol):
     @property
-    def images(self) -> Tensor:
+    def images(self) -> StoredImages:
         """(N, C, H, W), as stored."""
 
     @property

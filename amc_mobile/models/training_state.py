@@ -15,7 +15,8 @@ from amc_mobile import store
 from amc_mobile.errors import CorruptFile, InvalidConfig
 
 # 1: tensors `model.NAME` and `momentum.NAME`; metadata `identity` and `reports` as JSON
-FORMAT_VERSION = 1
+# 2: tensors `average.NAME` where weights are averaged
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class EpochReport:
 
 @dataclass
 class TrainingState:
-    """`model` and `optimizer` (SGD with momentum) of one run, with the reports of the epochs done.
+    """`model`, `optimizer` (SGD with momentum) and averaged weights of one run, with the reports of the epochs done.
 
     `identity`: what must be equal in the file and in the run that wants to continue from it.
     """
@@ -42,10 +43,13 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     identity: dict[str, str]
     reports: list[EpochReport] = field(default_factory=list)
+    averaged: nn.Module | None = None
 
     def save(self, path: Path) -> None:
         """Replaces `path`, whole or not at all."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        if self.averaged is not None:
+            tensors |= {f"average.{name}": value for name, value in self.averaged.state_dict().items()}
         for name, parameter in self.model.named_parameters():
             momentum = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
             if momentum is not None:
@@ -79,7 +83,9 @@ class TrainingState:
         if version > FORMAT_VERSION:
             raise CorruptFile(path, f"has format {version}, this version reads up to {FORMAT_VERSION}")
         self._refuse_another_run(path, identity, tensors)
-        self.model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+        self.model.load_state_dict(_under("model.", tensors))
+        if self.averaged is not None:
+            self.averaged.load_state_dict(_under("average.", tensors))
         for name, parameter in self.model.named_parameters():
             momentum = tensors.get(f"momentum.{name}")
             if momentum is not None:
@@ -102,3 +108,7 @@ class TrainingState:
                 f"{path} is of another training run: {'; '.join(differences)}",
                 next_step="delete the file to start anew, or use the settings it was made with",
             )
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

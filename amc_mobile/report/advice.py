@@ -26,21 +26,29 @@ def advice(report: Report) -> tuple[str, ...]:
 
 def _over_budget(report: Report) -> list[str]:
     verdict, budget = report.verdict, report.budget
-    if verdict.status != "FAIL" or budget is None or verdict.cost is None:
-        return []
+    further = [
+        f"{printable(one.asked)} is missed: search again with a lower budget for it, or measure again."
+        for one in report.further_budgets
+        if one.status == "FAIL"
+    ]
+    if budget is None or verdict.cost is None or verdict.cost <= budget.limit:
+        return further
     cost, limit = against_limit(verdict.cost, budget.limit)
     if budget.unit != "ms":
-        return [f"{cost} {budget.unit} are over the budget of {limit}: search again with this budget."]
+        return [f"{cost} {budget.unit} are over the budget of {limit}: search again with this budget.", *further]
     tighter = budget.limit * budget.limit / verdict.cost
     return [
         f"The upper end of the p50's interval, {cost} ms, is over the budget of {limit} ms: search again with "
-        f"`amc-mobile search --latency-ms {tighter:.4g}`, or measure again on a quieter device."
+        f"`amc-mobile search --latency-ms {tighter:.4g}`, or measure again on a quieter device.",
+        *further,
     ]
 
 
 def _not_there_yet(report: Report) -> list[str]:
     if report.verdict.status == "NO PLAN":
         return ["No plan yet: run `amc-mobile search --latency-ratio 0.5`."]
+    if report.verdict.status == "PREDICTED, NOT MEASURED":
+        return ["The device was not used: attach it and run `amc-mobile export` without --offline to pass the budget."]
     if report.verdict.status == "NOT MEASURED":
         return ["The pruned network has not been exported and measured: run `amc-mobile export --tflite --onnx`."]
     return []

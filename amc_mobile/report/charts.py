@@ -9,7 +9,7 @@ from typing import TypeGuard
 
 from markupsafe import Markup
 
-from amc_mobile.report.content import Budget, EpisodePoint, LayerRow, Predictions
+from amc_mobile.report.content import Budget, EpisodePoint, EpochAccuracy, LayerRow, Predictions
 from amc_mobile.report.quantities import number, shortened
 from amc_mobile.report.svg import (
     Scale,
@@ -117,6 +117,23 @@ def search_curve(episodes: Sequence[EpisodePoint], budget: Budget | None) -> Mar
             parts.append(text(right, up(value) - 5, f"budget {number(value)}", css="budget-label", anchor="end"))
     parts.append(bottom_axis(across, bottom, "episode", whole=True))
     return drawing(WIDTH, bottom + 38, "reward and cost of each episode of the search", parts)
+
+
+def finetuning_curve(epochs: Sequence[EpochAccuracy]) -> Markup:
+    """Top-1 on the held-out images after each epoch; the line across is where fine-tuning began."""
+    if len(epochs) < 2:
+        return Markup("")
+    left, right, top, bottom = 44, WIDTH - 46, 24, 160
+    across = Scale(epochs[0].epoch, epochs[-1].epoch, left + 4, right - 4)
+    up = scale_over([100 * point.top1 for point in epochs], bottom - 4, top)
+    places = [(across(point.epoch), up(100 * point.top1)) for point in epochs]
+    last = f"{100 * epochs[-1].top1:.1f}"
+    parts = [
+        left_axis(up, left, right, "top-1, %"), bottom_axis(across, bottom, "epoch", whole=True),
+        line(left, places[0][1], right, places[0][1], "equal"), polyline(places, "best"),
+        dots([places[-1]], "large calibration"), text(places[-1][0] + 8, places[-1][1] + 4, last, css="value"),
+    ]  # fmt: skip
+    return drawing(WIDTH, bottom + 38, "accuracy on held-out images after each epoch of fine-tuning", parts)
 
 
 def _is_measured_over(point: EpisodePoint, budget: Budget | None) -> bool:

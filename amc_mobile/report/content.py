@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from amc_mobile.errors import InvalidInput
@@ -17,7 +17,7 @@ FORMAT_VERSION = 1  # 1: first
 
 Scalar = str | int | float | bool | None
 Unit = Literal["ms", "macs", "parameters"]
-Status = Literal["PASS", "FAIL", "NOT MEASURED", "NO PLAN"]
+Status = Literal["PASS", "FAIL", "NOT MEASURED", "PREDICTED, NOT MEASURED", "NO PLAN"]
 Z_95 = 1.959964  # two-sided 95 % of the normal distribution
 
 
@@ -89,6 +89,25 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class FurtherBudget:
+    """One more budget that the same plan must meet. `device`: of a latency; empty for counts."""
+
+    asked: str
+    unit: Unit
+    limit: float
+    device: str = ""
+    predicted: float | None = None  # in `unit`; of counts the count itself
+    ci_high_ms: float | None = None  # of the exported file, as measured on that device
+
+    @property
+    def status(self) -> Status:
+        cost = self.ci_high_ms if self.unit == "ms" else self.predicted
+        if cost is None:
+            return "PREDICTED, NOT MEASURED"
+        return "PASS" if cost <= self.limit else "FAIL"
+
+
+@dataclass(frozen=True)
 class Parity:
     """An exported file against torch on the same images."""
 
@@ -138,6 +157,14 @@ class EpisodePoint:
     measured_ms: float | None = None
     policy: str = ""
     is_best: bool = False  # its plan is the one that was chosen
+
+
+@dataclass(frozen=True)
+class EpochAccuracy:
+    """Top-1 in [0, 1] after one epoch of fine-tuning, on images that training did not see; epoch 0: before it."""
+
+    epoch: int
+    top1: float
 
 
 @dataclass(frozen=True)
@@ -210,6 +237,7 @@ class Report:
     stages: tuple[Stage, ...] = ()
     layers: tuple[LayerRow, ...] = ()
     episodes: tuple[EpisodePoint, ...] = ()
+    finetuning: tuple[EpochAccuracy, ...] = ()
     predictions: Predictions = Predictions()
     conditions: Mapping[str, Scalar] = field(default_factory=dict)  # as the measurements carry them
     flags: tuple[str, ...] = ()  # what may make the measurements less sure, e.g. NOISY
@@ -217,10 +245,21 @@ class Report:
     kept_groups: tuple[KeptGroup, ...] = ()
     files: tuple[FileRow, ...] = ()
     settings: Mapping[str, Scalar] = field(default_factory=dict)  # resolved values of every flag
+    offline: bool = False  # searched with a table alone, without its device
+    further_budgets: tuple[FurtherBudget, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
-        """Only a measurement passes a latency budget: the upper end of the p50's interval must be within it."""
+        """Only a measurement passes a latency budget: the upper end of the p50's interval must be within it.
+
+        Of several budgets all must be passed; cost and limit are those of the first.
+        """
+        own, others = self._own_verdict, [further.status for further in self.further_budgets]
+        order: tuple[Status, ...] = ("NO PLAN", "FAIL", "NOT MEASURED", "PREDICTED, NOT MEASURED", "PASS")
+        return replace(own, status=min([own.status, *others], key=order.index))
+
+    @property
+    def _own_verdict(self) -> Verdict:
         if self.budget is None or self.pruned is None:
             return Verdict("NO PLAN", None, self.budget.limit if self.budget else None)
         cost: float | None
@@ -229,5 +268,6 @@ class Report:
         else:
             cost = self.pruned.macs if self.budget.unit == "macs" else self.pruned.parameters
         if cost is None:
-            return Verdict("NOT MEASURED", None, self.budget.limit)
+            status: Status = "PREDICTED, NOT MEASURED" if self.offline else "NOT MEASURED"
+            return Verdict(status, None, self.budget.limit)
         return Verdict("PASS" if cost <= self.budget.limit else "FAIL", cost, self.budget.limit)

@@ -18,11 +18,14 @@ from amc_mobile.report.verdict import clauses, device_line, validity
 INTERVAL = re.compile(r"([^()]+) \((95.% CI [-\d. to]+)\)")
 NUMBER_AND_UNIT = re.compile(r"(\d) (ms|%|points|B|[kMG]B?)(?!\w)")
 COMMAND = re.compile(r"`([^`]+)`")
-STATUS_CLASS = {"PASS": "pass", "FAIL": "fail", "NOT MEASURED": "open", "NO PLAN": "open"}
+STATUS_CLASS = {
+    "PASS": "pass", "FAIL": "fail", "NOT MEASURED": "open", "PREDICTED, NOT MEASURED": "open", "NO PLAN": "open",
+}  # fmt: skip
 SAID = {
     "PASS": "The pruned network is within its budget.",
     "FAIL": "The pruned network is over its budget.",
     "NOT MEASURED": "A plan is chosen; only a measurement can pass the budget.",
+    "PREDICTED, NOT MEASURED": "By the latency table, without the device; only a measurement can pass the budget.",
     "NO PLAN": "No plan has been searched yet.",
 }
 
@@ -48,7 +51,8 @@ def _numeric_columns(section: sections.Section) -> list[bool]:
     return [is_numeric_column([row[i] for row in section.rows]) for i in range(len(section.headers))]
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Templates with escaping, and the filters that the pages share."""
     environment = Environment(
         loader=PackageLoader("amc_mobile.report"),
         autoescape=True,
@@ -66,7 +70,7 @@ def _environment() -> Environment:
 
 def render_html(report: Report) -> str:
     """The whole page. Names are escaped; long lists are cut where layers.csv and report.json have the rest."""
-    return _environment().get_template("report.html.j2").render(
+    return environment().get_template("report.html.j2").render(
         report=report,
         status=report.verdict.status,
         status_class=STATUS_CLASS[report.verdict.status],
@@ -89,6 +93,7 @@ def render_html(report: Report) -> str:
         ),
         ms_bars=charts.layer_ms_bars(report.layers),
         channel_bars=charts.layer_channel_bars(report.layers),
+        finetuning_curve=charts.finetuning_curve(report.finetuning),
         search_curve=charts.search_curve(report.episodes, report.budget),
         scatter=charts.prediction_scatter(report.predictions),
     )  # fmt: skip

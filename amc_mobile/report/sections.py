@@ -40,6 +40,7 @@ class Section:
     empty: str
     note: str = ""
     has_total: bool = False  # the last row sums up the others
+    link: str = ""  # where the first column's names lead on a page, e.g. "runs/{}/search.json"
 
 
 def comparison(report: Report) -> Section:
@@ -65,7 +66,9 @@ def comparison(report: Report) -> Section:
         old, new = getattr(before, attribute), getattr(after, attribute) if after else None
         add(label, shown(old), shown(new), change(old, new))
     old_top1, new_top1 = before.accuracy, after.accuracy if after else None
-    add("top-1", accuracy(old_top1), accuracy(new_top1), points(old_top1, new_top1))
+    split = next((a.split for a in (old_top1, new_top1) if a), "test")
+    label = "top-1" if split == "test" else f"top-1 on {split} images"
+    add(label, accuracy(old_top1), accuracy(new_top1), points(old_top1, new_top1))
     return Section(
         "comparison", "Original and pruned", ("", "original", "pruned", "change"), tuple(rows),
         "Nothing known about the model yet: run `amc-mobile search`.",
@@ -145,6 +148,10 @@ def search(report: Report) -> Section:
     if report.budget is not None:
         asked = f" (asked: {report.budget.asked})" if report.budget.asked else ""
         rows.append(("budget", f"{'p50 ' if unit == 'ms' else ''}{cost(report.budget.limit, unit)}{asked}"))
+    for one in report.further_budgets:
+        found = f"measured up to {ms(one.ci_high_ms)}" if one.ci_high_ms is not None else cost(one.predicted, one.unit)
+        said = f"{found} of {cost(one.limit, one.unit)}: {one.status}"
+        rows.append((f"budget {one.asked}", said))
     return Section("search", "Search", ("", ""), tuple(rows), "No search yet: run `amc-mobile search`.")
 
 

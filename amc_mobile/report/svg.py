@@ -81,11 +81,11 @@ def tick_label(value: float) -> str:
     return f"{value:.6g}"
 
 
-def left_axis(scale: Scale, left: float, right: float, title: str) -> Markup:
+def left_axis(scale: Scale, left: float, right: float, title: str, *, about: int = 4) -> Markup:
     """Rules across the plot, their values at the left, the quantity above."""
     top = min(scale.start, scale.end)
     parts = [text(0, top - 9, title, css="axis-title")]
-    for tick in scale.ticks(4):
+    for tick in scale.ticks(about):
         parts.append(line(left, scale(tick), right, scale(tick), "rule"))
         parts.append(text(left - 6, scale(tick) + 4, tick_label(tick), anchor="end"))
     return Markup("").join(parts)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from amc_mobile.report.content import Report
+from amc_mobile.report.content import FurtherBudget, Report
 from amc_mobile.report.quantities import (
     accuracy,
     against_limit,
     change,
+    cost,
     count,
     ms,
     number,
@@ -39,7 +40,8 @@ def clauses(report: Report) -> tuple[Clause, ...]:
         makers.sort(
             key=lambda make: make is not (_macs if report.budget and report.budget.unit == "macs" else _parameters)
         )
-    return tuple(clause for make in makers if (clause := make(report)) is not None)
+    found = [clause for make in makers if (clause := make(report)) is not None]
+    return (*found, *map(_further, report.further_budgets))
 
 
 def _latency(report: Report) -> Clause | None:
@@ -71,6 +73,8 @@ def _accuracy(report: Report) -> Clause | None:
     if after is None:
         return Clause("original top-1", accuracy(before)) if before is not None else None
     note = f"original {percent(before.top1)}, {points(before, after)}" if before is not None else ""
+    if after.split != "test":
+        note = "; ".join(part for part in (note, f"on {after.split} images") if part)
     return Clause("top-1", percent(after.top1), note)
 
 
@@ -102,6 +106,12 @@ def _predicted(report: Report) -> Clause | None:
         f"measured {change(pruned.predicted_ms, pruned.latency.p50_ms)}" if pruned.latency else "by the latency table"
     )
     return Clause("predicted", ms(pruned.predicted_ms), note)
+
+
+def _further(one: FurtherBudget) -> Clause:
+    shown = one.ci_high_ms if one.ci_high_ms is not None else one.predicted
+    note = "up to, 95 % CI; " if one.ci_high_ms is not None else "predicted, not measured; " if one.unit == "ms" else ""
+    return Clause(printable(one.asked), cost(shown, one.unit), f"{note}budget {cost(one.limit, one.unit)}")
 
 
 def device_line(report: Report) -> str:

@@ -34,6 +34,8 @@ class Budget:
     limit: float
     grids: tuple[Widths, ...]
     unit: Unit
+    label: str = ""  # for messages, as the user put it
+    parts: tuple[Budget, ...] = ()  # of one made by `joined`
     _padded: Widths = field(init=False, repr=False)  # (G, K): the grids, the last width repeated
     _tops: Widths = field(init=False, repr=False)  # (G,): index of the last width
 
@@ -71,10 +73,15 @@ class Budget:
         return self.cost_of(widths) <= self.limit
 
     def check(self) -> None:
-        """Raises UnreachableBudget, with the smallest cost, when even the smallest plan is over the limit."""
-        smallest = self.cost_of(self.smallest())
-        if not smallest <= self.limit:
-            raise UnreachableBudget(format_cost(self.limit, self.unit), format_cost(smallest, self.unit))
+        """Raises UnreachableBudget, with the smallest cost, when even the smallest plan is over the limit.
+
+        Of several budgets it names the first that no plan can meet.
+        """
+        for budget in (*self.parts, self):
+            smallest = budget.cost_of(self.smallest())
+            if not smallest <= budget.limit:
+                wanted = format_cost(budget.limit, budget.unit) + (f" ({budget.label})" if budget.label else "")
+                raise UnreachableBudget(wanted, format_cost(smallest, budget.unit))
 
     def allowed(self, decided: Sequence[int]) -> Widths:
         """Widths the next group may take when the first `len(decided)` groups are fixed; never empty.
@@ -202,13 +209,18 @@ def joined(budgets: Sequence[Budget]) -> Budget:
         highest = np.asarray(first.cost(widths), dtype=np.float64)
         for other in others:
             costs = np.asarray(other.cost(widths), dtype=np.float64)
-            scaled = costs / other.limit * first.limit
-            # Rounding must not carry a cost across the limit, in either direction.
-            above, below = np.maximum(scaled, np.nextafter(first.limit, np.inf)), np.minimum(scaled, first.limit)
-            highest = np.maximum(highest, np.where(costs > other.limit, above, below))
+            highest = np.maximum(highest, rescaled(costs, other.limit, first.limit))
         return highest
 
-    return replace(first, cost=cost)
+    return replace(first, cost=cost, label="all budgets together", parts=tuple(budgets))
+
+
+def rescaled(costs: Floats, limit: float, other_limit: float) -> Floats:
+    """Costs held against `limit` as costs held against `other_limit`, over it exactly when they were."""
+    scaled = costs / limit * other_limit
+    # Rounding must not carry a cost across the limit, in either direction.
+    above, below = np.maximum(scaled, np.nextafter(other_limit, np.inf)), np.minimum(scaled, other_limit)
+    return np.where(costs > limit, above, below)
 
 
 def format_cost(cost: float, unit: Unit) -> str:

@@ -8,13 +8,19 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
+from torch.nn import functional
 
 from amc_mobile.errors import InvalidConfig
 from amc_mobile.search.budget import Unit
 
-RewardName = Literal["fidelity", "top1", "error-log-cost", "error-log-macs", "error-log-params", "error-log-latency"]
+RewardName = Literal[
+    "fidelity", "top1", "macs", "error-log-cost", "error-log-macs", "error-log-params", "error-log-latency"
+]  # fmt: skip
 # The paper's accuracy-guaranteed rewards, R_FLOPs, R_Param and R_latency, and the unit of the cost in each.
 GUARANTEED: dict[str, Unit] = {"error-log-macs": "macs", "error-log-params": "parameters", "error-log-latency": "ms"}
+# Softer than the classes, which say little on few images, and harder than the logits, whose errors need not matter:
+# chosen by how plans of ResNet-20 and ResNet-56 rank (scripts/benchmarks/episode_cost.py).
+_TEMPERATURE = 4.0
 REWARDS: tuple[RewardName, ...] = get_args(RewardName)
 
 
@@ -40,10 +46,25 @@ class MeasuredCost:
 
 
 def fidelity(logits: torch.Tensor, reference: torch.Tensor) -> float:
-    """1 - MSE / variance of the reference: 1 when the logits are the original network's. Both (N, classes)."""
-    wanted = reference.detach().double()
-    error = (logits.detach().double() - wanted).square().mean()
-    return float(1 - error / wanted.var().clamp_min(1e-12))
+    """How close outputs are to the original network's: 1 when they are the same, 0 when they ignore the image.
+
+    For class logits, both (N, classes): 1 - KL / KL0, where KL is the mean Kullback-Leibler divergence of the softened
+    class probabilities (temperature 4, as for distillation) from the reference's, and KL0 that of the reference's mean.
+    The logits are brought to the reference's scale first: pruned networks shrink them, which changes no class.
+    Other outputs: 1 - MSE / variance of the reference.
+    """
+    found, wanted = logits.detach().double(), reference.detach().double()
+    if wanted.ndim != 2 or wanted.shape[1] < 2:
+        return float(1 - (found - wanted).square().mean() / wanted.var().clamp_min(1e-12))
+    found, wanted = (rows - rows.mean(dim=1, keepdim=True) for rows in (found, wanted))
+    scale = ((found * wanted).sum() / found.square().sum().clamp_min(1e-12)).clamp_min(0)
+    log_wanted = (wanted / _TEMPERATURE).log_softmax(dim=1)
+    log_mean = log_wanted.exp().mean(dim=0).log().expand_as(log_wanted)
+    divergence, largest = (
+        functional.kl_div(others, log_wanted, reduction="batchmean", log_target=True)
+        for others in ((found * scale / _TEMPERATURE).log_softmax(dim=1), log_mean)
+    )
+    return float(1 - divergence / largest.clamp_min(1e-12))
 
 
 def top1(logits: torch.Tensor, labels: torch.Tensor) -> float:
@@ -51,8 +72,11 @@ def top1(logits: torch.Tensor, labels: torch.Tensor) -> float:
     return float((logits.argmax(dim=1) == labels).double().mean())
 
 
-def reward_of(name: str, *, top1: float | None, fidelity: float | None, cost: float, unit: Unit) -> float:
-    """The reward `name`. "error-log-..." is the paper's -Error * log(cost), which needs no budget.
+def reward_of(
+    name: str, *, top1: float | None, fidelity: float | None, cost: float, unit: Unit, macs_kept: float | None = None
+) -> float:
+    """The reward `name`. "error-log-..." is the paper's -Error * log(cost), which needs no budget. "macs": `macs_kept`,
+    the share of the original's MACs: the largest network that the budget allows, whatever its weights.
 
     `cost` counts in `unit`, the one that the name asks for unless it is "error-log-cost"; milliseconds are taken as
     microseconds, so that the logarithm stays positive.
@@ -63,8 +87,11 @@ def reward_of(name: str, *, top1: float | None, fidelity: float | None, cost: fl
         return fidelity
     if name == "top1" and top1 is not None:
         return top1
+    if name == "macs" and macs_kept is not None:
+        return macs_kept
     if name.startswith("error-log-") and name in REWARDS and top1 is not None:
         return -(1 - top1) * math.log(max(cost * 1000 if unit == "ms" else cost, 1.0))
     if name in REWARDS:
-        raise InvalidConfig(f"the reward {name!r} needs {'fidelity' if name == 'fidelity' else 'top-1'}, not scored")
+        needed = {"fidelity": "fidelity", "macs": "the MACs kept"}.get(name, "top-1")
+        raise InvalidConfig(f"the reward {name!r} needs {needed}, not scored")
     raise InvalidConfig(f"no reward {name!r}", next_step=f"use one of: {', '.join(REWARDS)}")

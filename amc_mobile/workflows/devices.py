@@ -13,7 +13,13 @@ from amc_mobile.device.bench import runner_program
 from amc_mobile.device.clock_mode import give_back_left_over
 from amc_mobile.device.phone_facts import PhoneFacts, read_facts
 from amc_mobile.device.profile import DeviceProfile, load_profiles, matching_profiles
-from amc_mobile.device.runtime_library import MAVEN, RuntimeLibrary, choose_library, list_libraries
+from amc_mobile.device.runtime_library import (
+    BENCHMARK_MODEL,
+    MAVEN,
+    RuntimeLibrary,
+    choose_library,
+    list_libraries,
+)
 from amc_mobile.device.user_folder import profiles_folder, runtimes_folder
 from amc_mobile.errors import AmcMobileError, DeviceError, InvalidConfig, InvalidInput
 
@@ -119,7 +125,8 @@ def _phone_problems(
             if library.libc == "glibc":
                 what = f"{library.label} is built for Linux computers and does not load on Android"
                 found.append(_problem(FOREIGN_RUNTIME, what, f"add an AAR: {MAVEN}"))
-            runner_program(library.abi)
+            if library.runtime != BENCHMARK_MODEL:  # which is its own runner
+                runner_program(library.abi)
         except InvalidInput as error:
             found.append(_problem(NO_RUNTIME, error.message, error.next_step))
         except (DeviceError, InvalidConfig) as error:

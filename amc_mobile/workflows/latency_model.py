@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -20,10 +20,11 @@ from amc_mobile.latency import calibration
 from amc_mobile.latency.calibration import WholeModel
 from amc_mobile.latency.measurement import BUSY, NOISY, KernelRequest, ModelMeasurement, ModelRequest
 from amc_mobile.latency.predictor import LatencyPredictor
-from amc_mobile.latency.protocol import ProtocolConfig, measure_kernels, measure_models
+from amc_mobile.latency.protocol import ProtocolConfig, measure_kernels, measure_model, measure_models
 from amc_mobile.latency.sampling import calibration_widths, kernel_points
+from amc_mobile.latency.shape_predictor import ShapePredictor, timed_shapes
 from amc_mobile.latency.table import LatencyTable
-from amc_mobile.workflows.measuring import chosen_runtime, open_device
+from amc_mobile.workflows.measuring import RecordedDevice, chosen_runtime, open_device
 from amc_mobile.workflows.network import Network
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.workspace import Settings, Workspace
@@ -32,6 +33,7 @@ Widths = NDArray[np.int64]
 Floats = NDArray[np.float64]
 MIN_CALIBRATION_MODELS = 4
 UNTRUSTED = 0.2  # weight of a number that other work on the machine may have spoilt
+DRIFT_ATTEMPTS = 3  # a busy moment must not pass for a slower device
 
 
 def default_grids(
@@ -88,7 +90,8 @@ class LatencyModel:
     """Predicts the latency of plans of one network on one device.
 
     `grids`: the widths that plans may have; `sampled`: those that the kernels to measure are taken from. `extra`:
-    models measured since the profile; they refine the calibration.
+    models measured since the profile; they refine the calibration. `drift`: how much longer the original takes now
+    than at the profile; every p50 speaks of now.
     """
 
     template: Template
@@ -99,6 +102,7 @@ class LatencyModel:
     identity: str  # of the network, in the table of whole models
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     extra: list[ModelPoint] = field(default_factory=list)
+    drift: float = 1.0
 
     def __post_init__(self) -> None:
         self.conditions: Conditions = self.device.conditions()
@@ -162,6 +166,10 @@ class LatencyModel:
                 raise MissingLatency(
                     [f"any kernel under {self.conditions.runtime}, {self.conditions.threads} thread(s)"]
                 )
+            if self.conditions.is_foreign:
+                rows = timed_shapes(measured, self.table.kernel_documents())
+                self._predictor = ShapePredictor(self.template, self.grids, rows)
+                return self._predictor
             lows = {key: kernel.low_ms for key, kernel in measured.items()}
             # Of plans that were measured, the very kernels may be in the table too: those seen quiet are taken.
             exact = {key: kernel.low_ms for key, kernel in measured.items() if not kernel.flags}
@@ -174,7 +182,26 @@ class LatencyModel:
     def points(self) -> list[ModelPoint]:
         """The whole models that the calibration looks at."""
         stored = self.table.models(self.conditions, self.identity)
-        return [ModelPoint.profiled(widths, measured) for widths, measured in stored] + self.extra
+        profiled = [ModelPoint.profiled(widths, measured) for widths, measured in stored]
+        return [replace(point, p50_ms=point.p50_ms * self.drift) for point in profiled] + self.extra
+
+    def measure_drift(self, progress: Progress) -> float:
+        """Measures the original, and from now on predicts p50s of the device as it is now. Returns `drift`.
+
+        A device that is not there cannot have changed.
+        """
+        if not isinstance(self.device, RecordedDevice):
+            file, now_ms = self.template.model_at({}), []
+            for attempt in range(DRIFT_ATTEMPTS):
+                progress("measure the original", attempt, DRIFT_ATTEMPTS)
+                measured = measure_model(self.device, file, self.protocol)
+                now_ms.append(measured.p50_ms)
+                if BUSY not in measured.flags:
+                    break
+            progress("measure the original", DRIFT_ATTEMPTS, DRIFT_ATTEMPTS)
+            self.drift *= min(now_ms) / self.reference.p50_ms
+            self._calibration = None
+        return self.drift
 
     @property
     def reference(self) -> ModelPoint:
@@ -187,6 +214,8 @@ class LatencyModel:
 
     @property
     def calibration(self) -> calibration.Calibration:
+        if isinstance(self.predictor, ShapePredictor):
+            return self.predictor.calibration
         if self._calibration is None or self._calibration[0] != len(self.extra):
             points = self.points()
             if len(points) < MIN_CALIBRATION_MODELS:
@@ -220,7 +249,8 @@ class LatencyModel:
 
     def safe_p50_ms(self, widths: Widths) -> Floats:
         """The prediction with its error band on top: what a search holds against the budget."""
-        return self.p50_ms(widths) * (1 + self.calibration.band)
+        predictor, safe = self.predictor, self.p50_ms(widths) * (1 + self.calibration.band)
+        return safe + predictor.risk_ms(widths) if isinstance(predictor, ShapePredictor) else safe
 
     def close(self) -> None:
         self.table.close()

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amc_mobile.errors import InvalidInput
+from amc_mobile.errors import InvalidConfig, InvalidInput
 from amc_mobile.latency.measurement import ModelMeasurement
 from amc_mobile.latency.protocol import measure_model
-from amc_mobile.workflows.measuring import open_device
+from amc_mobile.workflows.measuring import chosen_runtime, open_device
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.workspace import Settings
 
@@ -37,12 +37,19 @@ class MeasureResult:
 
 
 def measure_file(file: Path, settings: Settings, *, progress: Progress) -> MeasureResult:
-    """Raises InvalidInput for a file that is missing or of another format, DeviceError when it does not run."""
+    """Raises InvalidInput for a file that is missing or of another format, DeviceError when it does not run.
+
+    InvalidConfig for a runtime of another format.
+    """
     runtime = RUNTIME_OF_SUFFIX.get(file.suffix)
     if runtime is None:
         raise InvalidInput(f"{file}: not a .tflite or .onnx file", next_step="give a file of one of these formats")
     if not file.is_file():
         raise InvalidInput(f"no file {file}", next_step="check the path")
+    if settings.runtime and chosen_runtime(settings) != runtime:
+        raise InvalidConfig(
+            f"{settings.runtime} does not run {file.suffix} files", next_step=f"leave --runtime out, or use {runtime}"
+        )
     progress("measure", 0, 1)
     measurement = measure_model(open_device(settings, runtime, progress), file.read_bytes())
     progress("measure", 1, 1)

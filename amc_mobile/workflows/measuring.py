@@ -8,9 +8,10 @@ from contextlib import AbstractContextManager
 from amc_mobile.device.conditions import Conditions
 from amc_mobile.device.host import HostDevice, installed_runtimes
 from amc_mobile.device.profile import DeviceProfile, load_profiles, profile_named
+from amc_mobile.device.runtime_library import BENCHMARK_MODEL
 from amc_mobile.device.timing import Device, Job, SamplesMs
 from amc_mobile.device.user_folder import profiles_folder
-from amc_mobile.errors import DeviceError, MissingDependency
+from amc_mobile.errors import DeviceError, InvalidConfig, MissingDependency
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.workspace import Settings
 
@@ -21,14 +22,21 @@ def profile_of(settings: Settings) -> DeviceProfile:
 
 
 def chosen_runtime(settings: Settings) -> str:
-    """The runtime asked for, "tflite" or "onnxruntime"; else the device's own, on this computer TFLite where installed.
+    """The runtime asked for, by its files' format: "tflite" or "onnxruntime"; else the device's own.
 
-    Raises MissingDependency for a runtime that this computer is to use and does not have.
+    That is on this computer TFLite where installed. Raises MissingDependency for a runtime that this computer is to use
+    and does not have, InvalidConfig for one that only phones have.
     """
+    if settings.offline and settings.runtime:
+        return settings.runtime
     profile = profile_of(settings)
     if not profile.is_host:
-        own = "tflite" if profile.runtime == "litert" else profile.runtime
-        return settings.runtime or own
+        wanted = settings.runtime or profile.runtime
+        return "onnxruntime" if wanted == "onnxruntime" else "tflite"
+    if settings.runtime == BENCHMARK_MODEL:
+        raise InvalidConfig(
+            f"{BENCHMARK_MODEL} measures on phones only", next_step="pass --runtime tflite, or a phone as --device"
+        )
     installed = installed_runtimes()
     runtime = settings.runtime or ("tflite" if "tflite" in installed else "onnxruntime")
     if runtime not in installed:
@@ -43,6 +51,7 @@ def open_device(settings: Settings, runtime: str, progress: Progress) -> Device:
         return HostDevice(runtime, settings.threads)
     # Only now: this computer can measure where adb is not installed.
     from amc_mobile.device.bench import runner_program
+    from amc_mobile.device.benchmark_model_passes import BenchmarkModelPasses
     from amc_mobile.device.clock_mode import give_back_left_over
     from amc_mobile.device.phone_device import PhoneDevice
     from amc_mobile.device.phone_facts import PhoneState, read_facts
@@ -53,24 +62,27 @@ def open_device(settings: Settings, runtime: str, progress: Progress) -> Device:
 
     adb = select_phone(profile, load_profiles(profiles_folder()), serial=settings.serial or None)
     give_back_left_over(adb)
-    library = choose_library(list_libraries(runtimes_folder()), runtime, read_facts(adb).abis)
+    by_program = settings.runtime == BENCHMARK_MODEL and runtime == "tflite"
+    library = choose_library(
+        list_libraries(runtimes_folder()), BENCHMARK_MODEL if by_program else runtime, read_facts(adb).abis
+    )
 
     def on_wait(state: PhoneState, waited_s: float) -> None:
         shown = f"{state.celsius:.1f} C" if state.celsius is not None else "throttled"
         progress("wait for the phone to cool", int(waited_s), int(profile.cooldown_s), shown)
 
-    return PhonePasses(
-        PhoneDevice(
-            adb,
-            profile,
-            library,
-            runner_program(library.abi),
-            threads=settings.threads,
-            mode=settings.clock_mode,
-            waived=settings.waived,
-            on_wait=on_wait,
-        )
+    is_program = library.runtime == BENCHMARK_MODEL
+    phone = PhoneDevice(
+        adb,
+        profile,
+        library,
+        library.path if is_program else runner_program(library.abi),
+        threads=settings.threads,
+        mode=settings.clock_mode,
+        waived=settings.waived,
+        on_wait=on_wait,
     )
+    return BenchmarkModelPasses(phone) if is_program else PhonePasses(phone)
 
 
 class RecordedDevice:

@@ -11,7 +11,7 @@ from torch import nn
 from amc_mobile.channels.groups import find_groups
 from amc_mobile.channels.prove import prove
 from amc_mobile.channels.structure import ChannelGroups
-from amc_mobile.data import Dataset, DataSplit, load_dataset, split
+from amc_mobile.data import Dataset, DataSplit, held_out_count, load_dataset, split
 from amc_mobile.errors import InvalidInput
 from amc_mobile.models.loading import LoadedModel, load_model
 from amc_mobile.workflows.workspace import Settings, Workspace
@@ -34,6 +34,7 @@ def load_data(settings: Settings, loaded: LoadedModel) -> Dataset:
         image_size=loaded.input_shape[-1],
         channels=loaded.input_shape[1],
         normalisation=loaded.normalisation,
+        workers=settings.workers,
     )
 
 
@@ -53,11 +54,13 @@ class Network:
     def input_shape(self) -> tuple[int, int, int, int]:
         return self.loaded.input_shape
 
-    def split(self, *, calibration: int, reward: int, seed: int) -> DataSplit:
+    def split(self, *, calibration: int, reward: int | None, seed: int) -> DataSplit:
+        """`reward`: None for the images that `train` leaves out."""
         if self.dataset is None:
             raise InvalidInput("this step needs images", next_step="pass --data")
         # Small data sets: at most a third of the training images each, so that some remain.
         third = len(self.dataset.train) // 3
+        reward = held_out_count(len(self.dataset.train)) if reward is None else reward
         return split(self.dataset, calibration=min(calibration, third), reward=min(reward, third), seed=seed)
 
 

@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from amc_mobile.channels.cost import CostModel
 from amc_mobile.data import DataSplit
-from amc_mobile.models.evaluation import logits
+from amc_mobile.models.evaluation import bf16_is_fast, logits
 from amc_mobile.pruning.fold import find_folding, folded
 from amc_mobile.pruning.reconstruction import Reconstructor
 from amc_mobile.search.budget import Unit
@@ -21,24 +22,29 @@ Widths = NDArray[np.int64]
 
 
 class PlanScorer:
-    """Scores plans: builds the reconstructed network and compares it with the original on the reward images."""
+    """Scores plans: builds the reconstructed network and compares it with the original on the reward images.
+
+    Both are computed in bfloat16 where the CPU is fast at it, which leaves the order of plans as it is.
+    """
 
     def __init__(self, network: Network, data: DataSplit, reconstructor: Reconstructor, reward: str) -> None:
         self.images, self._labels = data.reward, data.reward.labels
         self._reconstructor, self._reward = reconstructor, reward
         self._costs = CostModel(network.module, network.groups)
+        self._original_macs = float(self._costs.macs(network.groups.sizes))
         self.folding = find_folding(network.module, self.images.normalised(slice(0, 1)))
-        self._layout = self.folding.channels_last
-        self.reference = logits(folded(network.module, self.folding), self.images, channels_last=self._layout)
+        self.reference = self._logits(folded(network.module, self.folding))
         self.original_top1 = top1(self.reference, self._labels)
         self.cost_of: Callable[[Widths], float] = lambda widths: float(self._costs.macs(widths))
         self.unit: Unit = "macs"
 
     def __call__(self, widths: Widths) -> Outcome:
+        if self._reward == "macs":
+            return self._size_alone(widths)
         started = time.process_time()
         model = folded(self._reconstructor.build(widths), self.folding)
         built = time.process_time()
-        outputs = logits(model, self.images, channels_last=self._layout)
+        outputs = self._logits(model)
         seconds = {"reconstruction": built - started, "evaluation": time.process_time() - built}
         accuracy, closeness = top1(outputs, self._labels), fidelity(outputs, self.reference)
         macs, parameters = float(self._costs.macs(widths)), float(self._costs.parameters(widths))
@@ -47,6 +53,16 @@ class PlanScorer:
         cost = self.cost_of(widths) if unit == self.unit else {"macs": macs, "parameters": parameters}.get(unit, 0.0)
         reward = reward_of(self._reward, top1=accuracy, fidelity=closeness, cost=cost, unit=unit)
         return Outcome(reward, accuracy, closeness, macs, parameters, seconds)
+
+    def _logits(self, model: nn.Module) -> Tensor:
+        return logits(model, self.images, channels_last=self.folding.channels_last, bf16=bf16_is_fast())
+
+    def _size_alone(self, widths: Widths) -> Outcome:
+        """No image decides anything."""
+        macs, parameters = float(self._costs.macs(widths)), float(self._costs.parameters(widths))
+        kept = macs / self._original_macs
+        reward = reward_of(self._reward, top1=None, fidelity=None, cost=macs, unit="macs", macs_kept=kept)
+        return Outcome(reward, None, None, macs, parameters, {"reconstruction": 0.0, "evaluation": 0.0})
 
     def measured_reward(self, outcome: Outcome, p50_ms: float) -> float:
         """The reward of a scored plan once its latency is measured: only rewards that hold the latency change."""

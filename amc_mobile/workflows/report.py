@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from amc_mobile.report.content import (
     Budget,
     DataFacts,
     EpisodePoint,
+    EpochAccuracy,
     FileRow,
+    FurtherBudget,
     KeptGroup,
     Latency,
     LayerRow,
@@ -76,22 +80,25 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
     finally:
         if latency is not None:
             latency.close()
-    images = int(search["test_images"])
+    split_name = search.get("accuracy_on", "test images").removesuffix(" images")
+    seen = partial(Accuracy, images=int(search["test_images"]), split=split_name)
     budget = search["budget"]
+    budgets = search.get("budgets", [])
     limit = export["gate"]["limit"] if export and budget["unit"] == "ms" else budget["limit"]
     pair = judged["pair"] if judged else None
+    offline = pair is None and bool(search.get("offline"))
     report = Report(
         model=_described(settings),
         run=folder.folder.name,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         program_version=__version__,
-        budget=Budget(budget["unit"], float(limit), f"--{budget['asked']}"),
+        budget=Budget(budget["unit"], float(limit), f"--{budgets[0]['asked'] if budgets else budget['asked']}"),
         original=ModelColumn(
             latency=_latency(pair["before"]) if pair else None,
             macs=int(search["original_macs"]),
             parameters=int(search["original_parameters"]),
             file_bytes=judged["original_bytes"] if judged else None,
-            accuracy=Accuracy(search["test_top1"]["original"], images),
+            accuracy=seen(search["test_top1"]["original"]),
         ),
         pruned=ModelColumn(
             latency=_latency(pair["after"]) if pair else None,
@@ -99,21 +106,35 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
             macs=int(search["macs"]),
             parameters=int(search["parameters"]),
             file_bytes=judged["bytes"] if judged else None,
-            accuracy=Accuracy(export["test_top1"] if export else search["test_top1"]["refitted"], images),
+            accuracy=seen(export["test_top1"] if export else search["test_top1"]["refitted"]),
         ),
         speedup=Ratio(pair["speedup"], pair["speedup_ci_low"], pair["speedup_ci_high"]) if pair else None,
-        stages=_stages(folder, search, export, images),
+        stages=_stages(folder, search, export, seen),
         layers=layers,
         episodes=_episodes(folder, search),
+        finetuning=_finetuning(folder),
         predictions=predictions,
-        conditions=pair["after"]["conditions"] if pair else {},
+        conditions=pair["after"]["conditions"] if pair else search["conditions"] if offline else {},
         flags=tuple(pair["after"]["flags"]) if pair else (),
         data=DataFacts(split["source"], split["sizes"]),
         kept_groups=tuple(KeptGroup(g.name, g.channels, g.reason) for g in network.groups.kept_groups),
         files=_files(export),
+        offline=offline,
+        further_budgets=_further_budgets(budgets[1:], export),
         settings={**asdict(settings), **{k: v for k, v in wanted.items() if v is not None}},
     )
     return ReportResult(report, write_report(report, folder.folder))
+
+
+def _further_budgets(rows: list[dict[str, Any]], export: dict[str, Any] | None) -> tuple[FurtherBudget, ...]:
+    gates = {gate["asked"]: gate for gate in (export or {}).get("gate", {}).get("further", [])}
+    return tuple(
+        FurtherBudget(
+            f"--{row['asked']}", row["unit"], float(row["limit"]), row["device"], row["predicted_cost"],
+            gates[row["asked"]]["cost"] if row["unit"] == "ms" and row["asked"] in gates else None,
+        )
+        for row in rows
+    )  # fmt: skip
 
 
 def _described(settings: Settings) -> str:
@@ -133,22 +154,33 @@ def _latency(document: dict[str, Any]) -> Latency:
     return Latency(m.p50_ms, m.p90_ms, m.ci_low_ms, m.ci_high_ms, runs, len(m.passes))
 
 
-def _stages(run: Run, search: dict[str, Any], export: dict[str, Any] | None, images: int) -> tuple[Stage, ...]:
+def _stages(
+    run: Run, search: dict[str, Any], export: dict[str, Any] | None, seen: Callable[[float], Accuracy]
+) -> tuple[Stage, ...]:
     top1 = search["test_top1"]
     stages = [
-        Stage("original", Accuracy(top1["original"], images)),
-        Stage("pruned, one shot", Accuracy(top1["one-shot"], images)),
-        Stage("refitted", Accuracy(top1["refitted"], images)),
+        Stage("original", seen(top1["original"])),
+        Stage("pruned, one shot", seen(top1["one-shot"])),
+        Stage("refitted", seen(top1["refitted"])),
     ]
     if run.has("finetune"):
         tuned = run.read("finetune")
         note = f"{tuned['epochs']} epochs, distilled" + ("" if tuned["kept"] else "; not kept")
-        stages.append(Stage("fine-tuned", Accuracy(tuned["test_top1"], images), note=note))
+        stages.append(Stage("fine-tuned", seen(tuned["test_top1"]), note=note))
     for file in (export or {}).get("files", []):
         p = file["parity"]
         check = Parity(p["max_abs"], p["top1_agreement"], p["images"])
-        stages.append(Stage(file["format"], Accuracy(file["test_top1"], images), check))
+        stages.append(Stage(file["format"], seen(file["test_top1"]), check))
     return tuple(stages)
+
+
+def _finetuning(run: Run) -> tuple[EpochAccuracy, ...]:
+    """Empty before fine-tuning, and for runs of versions that did not look at the held-out images."""
+    tuned = run.read("finetune") if run.has("finetune") else {}
+    if not tuned.get("epoch_reports"):
+        return ()
+    later = (EpochAccuracy(report["epoch"], report["validation_top1"]) for report in tuned["epoch_reports"])
+    return (EpochAccuracy(0, tuned["held_out_top1_before"]), *later)
 
 
 def _files(export: dict[str, Any] | None) -> tuple[FileRow, ...]:
@@ -196,6 +228,8 @@ def _predictions(latency: LatencyModel, run: Run) -> Predictions:
         point = ModelPoint.from_search([int(w) for w in key.split(",")], row)
         latency.extra.append(point)
         points.append((point, "search"))
+    if not points:
+        return Predictions((), latency.calibration.band, latency.calibration.loo_mape)
     predicted = latency.p50_ms(np.array([point.widths for point, _ in points], dtype=np.int64))
     shown = tuple(
         PredictionPoint(float(p), point.p50_ms, "search" if kind == "search" else "calibration")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from amc_mobile.channels.cost import CostModel
 from amc_mobile.channels.plan import PruningPlan
 from amc_mobile.data import DataSplit
-from amc_mobile.errors import InvalidConfig, InvalidInput
+from amc_mobile.errors import InvalidConfig, InvalidInput, MissingLatency
 from amc_mobile.latency.protocol import measure_pair
 from amc_mobile.models.evaluation import evaluate
 from amc_mobile.pruning.reconstruction import Reconstructor
@@ -29,8 +29,20 @@ from amc_mobile.search.loop import run_search
 from amc_mobile.search.policies import make_policy
 from amc_mobile.search.policy import Policy
 from amc_mobile.search.reward import GUARANTEED, MeasuredCost
+from amc_mobile.workflows.budgets import (
+    Part,
+    asked_devices,
+    further_counts,
+    measured_together,
+    met_together,
+    on_device,
+    reference_p50_ms,
+    told,
+)
 from amc_mobile.workflows.latency_model import LatencyModel, ModelPoint, default_grids, latency_model
+from amc_mobile.workflows.measuring import RecordedDevice
 from amc_mobile.workflows.network import Network
+from amc_mobile.workflows.offline import recorded
 from amc_mobile.workflows.plan_scorer import PlanScorer
 from amc_mobile.workflows.preparation import Preparations
 from amc_mobile.workflows.progress import Progress, silent
@@ -38,6 +50,7 @@ from amc_mobile.workflows.runs import Run, run_name
 from amc_mobile.workflows.workspace import Settings, Workspace
 
 Widths = NDArray[np.int64]
+TOLD = 0.05  # drift beyond this is told
 
 
 @dataclass(frozen=True)
@@ -56,9 +69,10 @@ class SearchConfig:
     min_keep_ratio: float = 0.2
     multiple: int = 8
     calibration_images: int = 1500
-    reward_images: int = 128
+    reward_images: int | None = None  # None: those that `train` leaves out
     max_loss: float | None = None  # of top-1 on the reward images; the cheapest plan that loses no more is wanted
     keep: str = ""  # groups that stay whole: patterns of names, or "residual", separated by commas
+    also: str = ""  # budgets on further devices, DEVICE:MS separated by commas
 
     def __post_init__(self) -> None:
         if self.reward in GUARANTEED and not any(v is not None for v in self._budgets().values()):
@@ -66,16 +80,25 @@ class SearchConfig:
             flag = {"macs": "macs_ratio", "parameters": "params_ratio", "ms": "latency_ratio"}[GUARANTEED[self.reward]]
             object.__setattr__(self, flag, 1.0)
         given = {k: v for k, v in self._budgets().items() if v is not None}
-        if len(given) != 1:
+        if not given:
             flags = ", ".join(f"--{name}" for name in self._budgets())
-            raise InvalidConfig(f"{len(given)} budgets were given", next_step=f"pass one of {flags}")
-        ((name, value),) = given.items()
-        if not value > 0 or (name != "latency-ms" and value > 1):
-            raise InvalidConfig(f"--{name} {value} is not allowed", next_step="ratios are above 0 and at most 1")
+            raise InvalidConfig("no budget was given", next_step=f"pass one or more of {flags}")
+        if "latency-ms" in given and "latency-ratio" in given:
+            raise InvalidConfig("--latency-ms and --latency-ratio both limit one latency", next_step="pass one of them")
+        for name, value in given.items():
+            if not value > 0 or (name != "latency-ms" and value > 1):
+                raise InvalidConfig(f"--{name} {value} is not allowed", next_step="ratios are above 0 and at most 1")
+        if asked_devices(self.also) and self.unit != "ms":
+            raise InvalidConfig(
+                "--also is a further latency budget, and there is none for --device",
+                next_step="pass --latency-ms or --latency-ratio too, or name that device with --device",
+            )
         if self.episodes < 1 or self.multiple < 1 or not 0 < self.min_keep_ratio <= 1:
             raise InvalidConfig("episodes and multiple must be at least 1, min_keep_ratio in (0, 1]")
         if self.max_loss is not None and not 0 <= self.max_loss < 1:
             raise InvalidConfig(f"--max-loss {self.max_loss} is not a share of the images", next_step="try 0.01")
+        if self.max_loss is not None and self.reward == "macs":
+            raise InvalidConfig("the reward macs looks at no image", next_step="leave --max-loss out, or --reward top1")
         if GUARANTEED.get(self.reward) == "ms" and self.unit != "ms":
             raise InvalidConfig(f"the reward {self.reward} needs a latency budget", next_step="pass --latency-ratio 1")
 
@@ -87,14 +110,19 @@ class SearchConfig:
 
     @property
     def asked(self) -> str:
-        """The budget as the user put it, e.g. `latency-ratio 0.5`."""
-        return next(f"{name} {value:g}" for name, value in self._budgets().items() if value is not None)
+        """The budgets as the user put them, e.g. `latency-ratio 0.5`, `latency-ms 30 macs-ratio 0.6 also galaxy:35`."""
+        return " ".join([*self.asked_of_model, *(f"also {device}:{ms:g}" for device, ms in asked_devices(self.also))])
+
+    @property
+    def asked_of_model(self) -> list[str]:
+        """Those of the device and of the network alone; the first is the one that costs are counted in."""
+        return [f"{name} {value:g}" for name, value in self._budgets().items() if value is not None]
 
     @property
     def unit(self) -> Unit:
-        if self.macs_ratio is not None:
-            return "macs"
-        return "parameters" if self.params_ratio is not None else "ms"
+        if self.latency_ms is not None or self.latency_ratio is not None:
+            return "ms"
+        return "macs" if self.macs_ratio is not None else "parameters"
 
 
 @dataclass(frozen=True)
@@ -109,29 +137,41 @@ class SearchOutcome:
         s = self.search
         unit: Unit = s["budget"]["unit"]
         measured = f", measured {s['measured_ms']:.3f} ms" if s["measured_ms"] is not None else ""
+        drift = s["budget"]["drift"]
+        drifted = f"  the original takes {drift:.2f} times as long as at the profile\n" if abs(drift - 1) > TOLD else ""
+        if s["offline"]:
+            measured = f"; PREDICTED, NOT MEASURED: by the table of {s['conditions']['device']}, without the device"
+        sources = ", ".join(f"{len(sites)} {source}" for source, sites in s["kernel_sources"].items() if sites)
+        guessed = s["kernel_sources"].get("extrapolated")
+        sources += f" (beyond what was measured: {', '.join(guessed)})" if guessed else ""
         accuracies = ", ".join(f"{name} {value:.1%}" for name, value in s["test_top1"].items())
         return (
             f"run {self.run}: {s['policy']}, {s['episodes']} episodes, reward {s['reward']:.4f}\n"
-            f"  budget {format_cost(s['budget']['limit'], unit)} ({s['budget']['asked']}): "
+            f"  budget {format_cost(s['budget']['limit'], unit)} ({s['budgets'][0]['asked']}): "
             f"predicted {format_cost(s['predicted_cost'], unit)}{measured}\n"
-            f"  MACs {s['macs'] / 1e6:.2f} M of {s['original_macs'] / 1e6:.2f} M, "
+            + drifted
+            + "".join(told(row) for row in s["budgets"][1:])
+            + (f"  kernels of the prediction: {sources}\n" if s["offline"] else "")
+            + f"  MACs {s['macs'] / 1e6:.2f} M of {s['original_macs'] / 1e6:.2f} M, "
             f"parameters {s['parameters'] / 1e6:.3f} M of {s['original_parameters'] / 1e6:.3f} M\n"
-            f"  top-1 on {s['test_images']} test images: {accuracies}"
+            f"  top-1 on {s['test_images']} {s['accuracy_on']}: {accuracies}"
         )
 
 
 class PlanMeasurer:
     """Measures plans next to the original, so that a busy moment meets both, and remembers them in the run.
 
-    A plan's latency is `reference_ms`, the original's p50 at profiling time, over the median speed-up of alternating
-    rounds: the ratio cancels drift.
+    A plan's latency is `reference_ms`, the original's p50 when the run began, over the median speed-up of alternating
+    rounds: the ratio cancels what changed since.
     """
 
-    def __init__(self, latency: LatencyModel, run: Run, reconstructor: Reconstructor, reference_ms: float) -> None:
+    def __init__(
+        self, latency: LatencyModel, run: Run, reconstructor: Reconstructor, reference_ms: float, name: str = "measured"
+    ) -> None:
         self._latency, self._run, self._reconstructor = latency, run, reconstructor
-        self._reference_ms = reference_ms
+        self._reference_ms, self._name = reference_ms, name
         self._original = latency.template.model_at({})
-        self._known: dict[str, dict[str, float]] = run.read("measured")["plans"] if run.has("measured") else {}
+        self._known: dict[str, dict[str, float]] = run.read(name)["plans"] if run.has(name) else {}
         for key, row in self._known.items():
             self._take(key, row)
 
@@ -152,7 +192,7 @@ class PlanMeasurer:
                 "raw_original_p50_ms": pair.before.p50_ms,
             }
             self._known[key] = row
-            self._run.write("measured", {"plans": self._known})
+            self._run.write(self._name, {"plans": self._known})
             self._take(key, row)
             self._latency.measure_exactly(widths, silent)
         row = self._known[key]
@@ -196,26 +236,44 @@ def search_plan(
     folder.folder.mkdir(parents=True, exist_ok=True)
     prepared = prepared or Preparations()
     network = prepared.network(space, settings)
+    remembered, device = settings, None
+    if settings.offline and wanted.unit == "ms":
+        device, settings = recorded(space, settings)
     data = network.split(calibration=wanted.calibration_images, reward=wanted.reward_images, seed=settings.seed)
     grids = default_grids(network, multiple=wanted.multiple, min_keep_ratio=wanted.min_keep_ratio, keep=wanted.keep)
     torch.manual_seed(settings.seed)
-    latency = latency_model(space, settings, network, grids, progress) if wanted.unit == "ms" else None
+    latency = None
+    parts: list[Part] = []
+    if wanted.unit == "ms":
+        latency = latency_model(space, settings, network, grids, progress, device=device)
     try:
         costs = CostModel(network.module, network.groups)
-        limit, reference_ms = _limit(folder, wanted, network, costs, latency)
-        budget = Budget(_cost(wanted.unit, costs, latency), limit, tuple(grids), wanted.unit)
+        limit, reference_ms = _limit(folder, wanted, network, costs, latency, progress)
+        own = Budget(_cost(wanted.unit, costs, latency), limit, tuple(grids), wanted.unit, wanted.asked_of_model[0])
+        parts.append(Part(own, latency, settings.device if latency else ""))
+        full = network.groups.sizes
+        parts += further_counts(own, costs, full, macs=wanted.macs_ratio, parameters=wanted.params_ratio)
+        for further, ms in asked_devices(wanted.also):
+            parts.append(on_device(space, remembered, network, own, further, ms, progress))
+        budget = met_together(parts)
         budget.check()
         folder.begin(settings, asdict(wanted))
         folder.write("split", data.document())
-        space.remember(settings, run=name)
+        space.remember(remembered, run=name)
         known = prepared.statistics(
             network, data, channel_choice=wanted.channel_choice, seed=settings.seed, progress=progress
         )
         reconstructor = known.reconstructor(network)
         started = time.process_time()
         scorer = PlanScorer(network, data, reconstructor, wanted.reward)
-        scorer.unit, scorer.cost_of = wanted.unit, budget.cost_of
-        measure = PlanMeasurer(latency, folder, reconstructor, reference_ms) if latency else None
+        scorer.unit, scorer.cost_of = wanted.unit, own.cost_of
+        for part in parts:
+            if part.latency is not None and not isinstance(part.latency.device, RecordedDevice):
+                mine = part.latency is latency
+                reference = reference_ms if mine else reference_p50_ms(part.latency, network)
+                named = "measured" if mine else f"measured-{part.device}"
+                part.measure = PlanMeasurer(part.latency, folder, reconstructor, reference, named)
+        measure = measured_together(parts)
         policy = _policy(wanted, network, budget, reconstructor, seed=settings.seed)
         set_up_s = known.cpu_s + time.process_time() - started
         episodes = min(wanted.episodes, policy.episodes_per_round or wanted.episodes)
@@ -242,20 +300,26 @@ def search_plan(
         refit_s = time.process_time() - started
         progress("refit", 1, 1)
         folder.save_weights("pruned", pruned)
+        budgets = [part.document(plan.widths) for part in parts]
         document = {
-            "budget": {"unit": wanted.unit, "limit": limit, "asked": wanted.asked, "reference_ms": reference_ms},
+            "budgets": budgets,
+            "budget": {
+                "unit": wanted.unit, "limit": limit, "asked": wanted.asked, "reference_ms": reference_ms,
+                "drift": latency.drift if latency is not None else 1.0,
+            },
             "conditions": None if latency is None else latency.conditions.to_document(),
+            "offline": device is not None, "kernel_sources": _sources(plan.widths, latency),
             "policy": wanted.policy, "episodes": result.episodes, "evaluations": result.evaluations,
             "measurements": result.measurements, "reward": result.reward, "episode": result.episode,
-            "predicted_cost": _predicted(plan.widths, budget, latency), "measured_ms": result.measured_ms,
-            "ci_high_ms": result.ci_high_ms, "plan": plan.to_document(),
+            "predicted_cost": _predicted(plan.widths, own, latency), "measured_ms": result.measured_ms,
+            "ci_high_ms": budgets[0]["ci_high_ms"], "plan": plan.to_document(),
             "macs": float(costs.macs(plan.widths)), "original_macs": float(costs.macs(network.groups.sizes)),
             "parameters": float(costs.parameters(plan.widths)),
             "original_parameters": float(costs.parameters(network.groups.sizes)),
             "cpu_s": {"set_up": set_up_s, **log.seconds(), "refit": refit_s},
             "reward_top1": result.top1, "original_reward_top1": scorer.original_top1,
             "accuracy_kept": None if guarantee is None else (result.top1 or 0.0) >= guarantee.top1,
-            "test_images": len(data.test),
+            "test_images": len(data.test), "accuracy_on": data.accuracy_on, "group_kinds": network.groups.kinds,
             "test_top1": {
                 "original": evaluate(network.module, data.test),
                 "one-shot": evaluate(reconstructor.build(plan.widths), data.test),
@@ -264,9 +328,15 @@ def search_plan(
         }  # fmt: skip
         folder.write("search", document)
         return SearchOutcome(name, document)
+    except MissingLatency as error:
+        if device is not None:
+            command = f"amc-mobile profile --device {settings.device} --model {settings.model}"
+            error.next_step = f"attach the device and measure: `{command}`; or import a table that has them"
+        raise
     finally:
-        if latency is not None:
-            latency.close()
+        for opened in [latency, *(part.latency for part in parts[1:])]:
+            if opened is not None:
+                opened.close()
 
 
 def _policy(
@@ -298,6 +368,16 @@ def _predicted(widths: Widths, budget: Budget, latency: LatencyModel | None) -> 
     return float(latency.p50_ms(widths[None])[0]) if latency is not None else budget.cost_of(widths)
 
 
+def _sources(widths: Widths, latency: LatencyModel | None) -> dict[str, list[str]]:
+    """Where each kernel's latency comes from: source -> names of the kernels."""
+    found: dict[str, list[str]] = {}
+    if latency is not None:
+        names = {site.index: site.name for site in latency.template.sites}
+        for index, prediction in latency.predictor.explain(widths).items():
+            found.setdefault(prediction.source, []).append(names[index])
+    return found
+
+
 def _cost(unit: Unit, costs: CostModel, latency: LatencyModel | None) -> Callable[[Widths], NDArray[np.float64]]:
     if latency is not None:
         return latency.safe_p50_ms
@@ -305,25 +385,33 @@ def _cost(unit: Unit, costs: CostModel, latency: LatencyModel | None) -> Callabl
 
 
 def _limit(
-    run: Run, wanted: SearchConfig, network: Network, costs: CostModel, latency: LatencyModel | None
+    run: Run,
+    wanted: SearchConfig,
+    network: Network,
+    costs: CostModel,
+    latency: LatencyModel | None,
+    progress: Progress,
 ) -> tuple[float, float]:
     """(limit in the budget's unit, the original's p50 in ms or 0); fixed when the run starts."""
     if run.has("budget"):
         known = run.read("budget")
         if known["asked"] == wanted.asked:
+            if latency is not None:
+                latency.drift = float(known.get("drift", 1.0))
             return float(known["limit"]), float(known["reference_ms"])
     full = network.groups.sizes
     reference_ms = 0.0
     if latency is not None:
-        measured = {point.widths: point.p50_ms for point in latency.points()}
-        # The full width is always among the calibration models.
-        reference_ms = measured.get(tuple(int(w) for w in full), float(latency.p50_ms(full[None])[0]))
+        if wanted.latency_ms is not None:  # is held against the device of now, a ratio against both alike
+            latency.measure_drift(progress)
+        reference_ms = reference_p50_ms(latency, network)
         limit = wanted.latency_ms if wanted.latency_ms is not None else (wanted.latency_ratio or 1.0) * reference_ms
     elif wanted.macs_ratio is not None:
         limit = wanted.macs_ratio * float(costs.macs(full))
     else:
         limit = (wanted.params_ratio or 1.0) * float(costs.parameters(full))
-    run.write("budget", {"asked": wanted.asked, "limit": limit, "reference_ms": reference_ms})
+    drift = latency.drift if latency is not None else 1.0
+    run.write("budget", {"asked": wanted.asked, "limit": limit, "reference_ms": reference_ms, "drift": drift})
     return limit, reference_ms
 
 

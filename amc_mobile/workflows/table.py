@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,11 +68,21 @@ def import_table(space: Workspace, path: Path) -> TableResult:
 
 
 def import_csv(
-    space: Workspace, path: Path, *, device: str, kernel: Sequence[str], ms: str, run: str | None, **known: Any
+    space: Workspace,
+    path: Path,
+    *,
+    device: str,
+    kernel: Sequence[str],
+    ms: str,
+    run: str | None,
+    shape: Mapping[str, str],
+    network: str | None,
+    **known: Any,
 ) -> TableResult:
     """Adds a table of another tool, one line per kernel, under conditions that say how little is known of them."""
     conditions = bundle.foreign_conditions(device, **known)
-    contents = bundle.from_csv(path, "\n".join(bundle.read_lines(path)), conditions, kernel=kernel, ms=ms, run=run)
+    text = "\n".join(bundle.read_lines(path))
+    contents = bundle.from_csv(path, text, conditions, kernel=kernel, ms=ms, run=run, shape=shape, network=network)
     with open_table(space, must_exist=False) as table:
         new = table.add_contents(contents)
     return _added(path, contents, new)
@@ -170,7 +180,8 @@ def _latency(space: Workspace, settings: Settings, progress: Progress) -> closin
 def _judged(latency: LatencyModel, known: Sequence[KernelMeasurement], progress: Progress) -> Verdict:
     """Measures some of `known` again, outside the table. Raises InvalidInput when none belongs to the network."""
     places = latency.kernel_places()
-    chosen = anchors([kernel for kernel in known if kernel.key in places])
+    types = {key: latency.template.sites[site].operator_type for key, (site, _) in places.items()}
+    chosen = anchors([kernel for kernel in known if kernel.key in places], types)
     if not chosen:
         raise InvalidInput("the table has no kernel of this network", next_step="pass the --model it was made for")
     requests = {}
@@ -178,8 +189,10 @@ def _judged(latency: LatencyModel, known: Sequence[KernelMeasurement], progress:
         site, widths = places[old.key]
         kernel = latency.template.kernel_at(site, widths)
         requests[old.key] = KernelRequest(kernel, partial(latency.template.cut_at_widths, site, widths))
+    # As many passes as a kernel may take: one busy moment must not decide over the whole table.
+    thorough = replace(latency.protocol, min_passes=latency.protocol.max_passes)
     found = measure_kernels(
-        latency.device, requests, config=latency.protocol,
+        latency.device, requests, config=thorough,
         on_result=lambda done, total, _: progress("measure anchors", done, total),
     )  # fmt: skip
     return judge({old.label: found[old.key].low_ms / old.low_ms for old in chosen})

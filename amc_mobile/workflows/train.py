@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from amc_mobile.data import Dataset, ImageSet, split
+from amc_mobile.data import Dataset, ImageSet, held_out_count, split
 from amc_mobile.models.evaluation import evaluate
 from amc_mobile.models.loading import load_model, save_checkpoint
 from amc_mobile.models.training import TrainConfig, train
 from amc_mobile.workflows.network import load_data, resolved_checkpoint
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.workspace import Settings, Workspace
-
-HELD_OUT = 512  # training images, at most a tenth
 
 
 @dataclass(frozen=True)
@@ -23,16 +21,17 @@ class TrainResult:
     test_images: int
     epochs: int
     checkpoint: str
+    accuracy_on: str
 
     def document(self) -> dict[str, Any]:
         return {
             "model": self.model, "test_top1": self.top1, "test_images": self.test_images, "epochs": self.epochs,
-            "checkpoint": self.checkpoint,
+            "checkpoint": self.checkpoint, "accuracy_on": self.accuracy_on,
         }  # fmt: skip
 
     def text(self) -> str:
         return (
-            f"{self.model}: top-1 {self.top1:.1%} on {self.test_images} test images after {self.epochs} epochs\n"
+            f"{self.model}: top-1 {self.top1:.1%} on {self.test_images} {self.accuracy_on} after {self.epochs} epochs\n"
             f"weights: {self.checkpoint}"
         )
 
@@ -77,9 +76,10 @@ def train_network(
     save_checkpoint(loaded.module, space.trained_checkpoint)
     state.unlink(missing_ok=True)
     space.remember(replace(settings, checkpoint=""))
-    return TrainResult(spec, evaluate(loaded.module, data.test), len(data.test), epochs, str(space.trained_checkpoint))
+    top1, weights = evaluate(loaded.module, data.test), str(space.trained_checkpoint)
+    return TrainResult(spec, top1, len(data.test), epochs, weights, data.accuracy_on)
 
 
 def without_held_out(data: Dataset, seed: int) -> ImageSet:
     """The split draws the reward images first, so that any number up to this one is among those left out."""
-    return split(data, calibration=1, reward=max(1, min(HELD_OUT, len(data.train) // 10)), seed=seed).train
+    return split(data, calibration=1, reward=held_out_count(len(data.train)), seed=seed).train

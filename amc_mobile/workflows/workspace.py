@@ -10,11 +10,13 @@ from typing import Any
 from amc_mobile.device.clock_mode import MODES
 from amc_mobile.device.health import check_waivers
 from amc_mobile.device.profile import load_profiles, profile_named
+from amc_mobile.device.runtime_library import BENCHMARK_MODEL
 from amc_mobile.device.user_folder import profiles_folder
 from amc_mobile.errors import CorruptFile, InvalidConfig
 from amc_mobile.store import read_json, write_json
 
 FORMAT_VERSION = 1  # 1: settings, last_run, checkpoint
+RUNTIMES = ("tflite", "onnxruntime", BENCHMARK_MODEL)  # the last runs .tflite files on phones
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -33,12 +35,15 @@ class Settings:
     serial: str = ""  # of the phone, where several fit the device
     waive: str = ""  # names of a phone's problems that do not matter, separated by commas
     clock_mode: str = "unlocked"  # "fixed_performance": Android's sustainable clocks, steadier and slower
-    runtime: str = ""  # "tflite" or "onnxruntime"; empty: tflite where it is installed
+    runtime: str = ""  # one of RUNTIMES; empty: tflite where it is installed
     threads: int = 1
     seed: int = 0
     width_multiplier: float = 1.0
     input_size: int = 0  # pixels; 0: the model's own
+    workers: int = 0  # threads that decode image folders as they are used; 0: they are held in memory
     table: str = ""  # URL of a PostgreSQL database; empty: a file in the workspace
+    offline: bool = False  # the table alone tells latencies; the device is never opened
+    conditions: str = ""  # offline, where several fit: first digits of their keys, separated by commas
 
     @property
     def waived(self) -> tuple[str, ...]:
@@ -58,14 +63,15 @@ class Settings:
 
 def check_settings(settings: Settings) -> None:
     """Raises InvalidConfig for values that cannot be."""
-    if settings.runtime not in ("", "tflite", "onnxruntime"):
-        raise InvalidConfig(f"runtime {settings.runtime!r} is unknown", next_step="use tflite or onnxruntime")
-    profile_named(load_profiles(profiles_folder()), settings.device)
+    if settings.runtime not in ("", *RUNTIMES):
+        raise InvalidConfig(f"runtime {settings.runtime!r} is unknown", next_step=f"use one of {', '.join(RUNTIMES)}")
+    if not settings.offline:  # a table may name a device that no profile describes
+        profile_named(load_profiles(profiles_folder()), settings.device)
     check_waivers(settings.waived)
     if settings.clock_mode not in MODES:
         raise InvalidConfig(f"clock mode {settings.clock_mode!r} is unknown", next_step=f"use {' or '.join(MODES)}")
-    if settings.threads < 1 or settings.width_multiplier <= 0 or settings.input_size < 0:
-        raise InvalidConfig("threads, width_multiplier and input_size must be positive")
+    if settings.threads < 1 or settings.width_multiplier <= 0 or settings.input_size < 0 or settings.workers < 0:
+        raise InvalidConfig("threads, width_multiplier, input_size and workers must be positive")
 
 
 def settings_from_toml(path: Path) -> dict[str, Any]:
@@ -124,6 +130,8 @@ class Workspace:
         if not isinstance(remembered, dict) or set(remembered) - names:
             raise CorruptFile(self.folder / "workspace.json", "unknown settings", next_step="delete the file")
         chosen = {key: value for key, value in flags.items() if value is not None}
+        # To be without the device is asked for each time: a measurement must not be left out by memory.
+        remembered = {k: v for k, v in remembered.items() if k not in ("offline", "conditions")}
         if chosen.get("model", remembered.get("model")) != remembered.get("model"):
             # Another network: its weights and size are not the remembered ones.
             remembered = {

@@ -1,8 +1,14 @@
 """What the way to the phone costs: 350 kernels in 3 rounds on the fake phone, through the real adb server.
 
-`overhead_fraction`: the share of the wall time in which the runner did not run, from its start to its end. All else
-counts: taking the phone, checks, copying, starting, asking, cleaning up. The protocol runs as `profile` runs it; the
-baseline gives the phone one round at a time. Prints a table, or with --json one document. --quick: 40 kernels.
+The runner's own measuring is the lifetime of its process on the phone, as that notes it: loading the runtime and the
+models, warming up, timing. `overhead_fraction` is the rest of the wall time, from adb's list of phones to the last row
+in the table: taking and checking the phone, copying, starting, asking, storing, cleaning up. The protocol has the
+defaults that `profile` has on a phone, but for the number of rounds and repeats. The phone is a process of its own.
+
+`overhead_fraction`: of a phone that has measured before, so that runner and runtime library are there;
+`first_use.overhead_fraction`: they are copied too. `shell_calls` and `transfers` do not depend on how busy this
+computer is. The baseline gives the phone one round at a time. Prints a table, or with --json one document. --quick: 40
+kernels.
 """
 
 from __future__ import annotations
@@ -13,13 +19,20 @@ import json
 import os
 import platform
 import random
+import socket
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
+import adbutils
 import numpy as np
 from onnx import TensorProto, helper
 
@@ -30,15 +43,18 @@ from phone_fake.phone import FakePhone, PrivateAdbServer
 from amc_mobile.device.adb import AdbPhone, choose_phone
 from amc_mobile.device.adb_server import AdbServer
 from amc_mobile.device.bench import build_host_runner, locate_library
+from amc_mobile.device.deadline import Deadline
 from amc_mobile.device.phone_device import PhoneDevice
 from amc_mobile.device.phone_passes import PhonePasses
 from amc_mobile.device.profile import load_profiles
 from amc_mobile.device.runtime_library import RuntimeLibrary
 from amc_mobile.latency.measurement import KernelRequest
 from amc_mobile.latency.protocol import ProtocolConfig, measure_kernels
+from amc_mobile.latency.table import LatencyTable
 
 KERNELS, ROUNDS = 350, 3
-CONFIG = ProtocolConfig(min_passes=ROUNDS, max_passes=ROUNDS)
+# No repeats: how many batches they make would depend on what else this computer does.
+CONFIG = ProtocolConfig(min_passes=ROUNDS, max_passes=ROUNDS, anchor_total_repeats=0)
 
 
 @dataclass(frozen=True)
@@ -83,43 +99,97 @@ def timed_runner(folder: Path, times: Path) -> Path:
     return script
 
 
-def measure(count: int, folder: Path, *, jobs_per_batch: int) -> dict[str, float]:
-    folder.mkdir()
+def be_a_phone(folder: Path, host: Connection) -> None:
+    """Tells its serial and works until it is told to stop."""
+    phone = FakePhone(folder)
+    phone.sandbox.set_clusters({tuple(sorted(os.sched_getaffinity(0))): 2000000})
+    host.send(phone.serial)
+    host.recv()
+    phone.stop()
+
+
+@contextmanager
+def attached_phone(folder: Path, server: PrivateAdbServer) -> Iterator[str]:
+    """The serial of a phone in a process of its own: it shares no interpreter with what is measured."""
+    ours, theirs = get_context("spawn").Pipe()
+    process = get_context("spawn").Process(target=be_a_phone, args=(folder, theirs))
+    process.start()
+    try:
+        serial = ours.recv()
+        adbutils.AdbClient("127.0.0.1", server.port, socket_timeout=20).connect(serial)
+        yield serial
+    finally:
+        ours.send("stop")
+        process.join()
+
+
+class CountingServer(AdbServer):
+    """Counts what is asked of phones."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(port)
+        self.services: Counter[str] = Counter()
+
+    def service(self, transport_id: int, service: str, deadline: Deadline) -> AbstractContextManager[socket.socket]:
+        self.services[service.partition(":")[0].partition(",")[0]] += 1
+        return super().service(transport_id, service, deadline)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all measurements share. `times`: the file where the runner's lifetimes are noted."""
+
+    server: PrivateAdbServer
+    serial: str
+    library: RuntimeLibrary
+    runner: Path
+    times: Path
+    models: dict[str, bytes]
+
+    def measure(self, table: Path, *, jobs_per_batch: int) -> dict[str, float]:
+        requests = {key: KernelRequest(Pointwise(key), partial(self.models.get, key)) for key in self.models}
+        self.times.unlink(missing_ok=True)
+        with LatencyTable(table) as rows:
+            began = time.perf_counter()
+            adb_server = CountingServer(self.server.port)
+            adb = AdbPhone(adb_server, choose_phone(adb_server.settled_phones(), self.serial))
+            device = PhonePasses(PhoneDevice(adb, load_profiles()["pixel"], self.library, self.runner))
+            device.jobs_per_batch = jobs_per_batch
+            found = measure_kernels(device, requests, table=rows, config=CONFIG)
+            wall_s = time.perf_counter() - began
+        results = sum(len(kernel.passes) for kernel in found.values())
+        assert results == ROUNDS * len(requests), f"{results} results of {ROUNDS * len(requests)}"
+        runs = [[float(word) for word in line.split()] for line in self.times.read_text().splitlines()]
+        runner_s = sum(end - start for start, end in runs)
+        return {
+            "overhead_fraction": 1 - runner_s / wall_s,
+            "overhead_s": wall_s - runner_s,
+            "runner_s": runner_s,
+            "batches": len(runs),
+            "shell_calls": adb_server.services["shell"],
+            "transfers": adb_server.services["sync"],
+        }
+
+
+def measure_all(count: int, folder: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Figures and baselines."""
     os.environ["AMC_MOBILE_HOME"] = str(folder / "home")
-    models = kernels(count)
     located = locate_library("onnxruntime")
     digest = hashlib.sha256(located.path.read_bytes()).hexdigest()
     library = RuntimeLibrary("onnxruntime", located.version, platform.machine(), "glibc", located.path, digest)
     times = folder / "times"
-    runner = timed_runner(folder, times)
     (folder / "adb").mkdir()
     server = PrivateAdbServer(folder / "adb")
-    phone = FakePhone(folder / "phone")
     try:
-        server.attach(phone)
-        phone.sandbox.set_clusters({tuple(sorted(os.sched_getaffinity(0))): 2000000})
-        began = time.perf_counter()
-        adb_server = AdbServer(server.port)
-        adb = AdbPhone(adb_server, choose_phone(adb_server.settled_phones(), phone.serial))
-        device = PhonePasses(PhoneDevice(adb, load_profiles()["pixel"], library, runner))
-        device.jobs_per_batch = jobs_per_batch
-        requests = {key: KernelRequest(Pointwise(key), partial(models.get, key)) for key in models}
-        found = measure_kernels(device, requests, config=CONFIG)
-        wall_s = time.perf_counter() - began
+        with attached_phone(folder / "phone", server) as serial:
+            bench = Bench(server, serial, library, timed_runner(folder, times), times, kernels(count))
+            first = bench.measure(folder / "first.sqlite", jobs_per_batch=PhonePasses.jobs_per_batch)
+            again = bench.measure(folder / "again.sqlite", jobs_per_batch=PhonePasses.jobs_per_batch)
+            rounds = bench.measure(folder / "rounds.sqlite", jobs_per_batch=count)
     finally:
-        phone.stop()
         server.stop()
-    results = sum(len(kernel.passes) for kernel in found.values())
-    assert results == ROUNDS * count, f"{results} results of {ROUNDS * count}"
-    runs = [[float(word) for word in line.split()] for line in times.read_text().splitlines()]
-    runner_s = sum(end - start for start, end in runs)
-    return {
-        "overhead_fraction": 1 - runner_s / wall_s,
-        "wall_s": wall_s,
-        "runner_s": runner_s,
-        "kernels": count,
-        "rounds": ROUNDS,
-    }
+    figures = {**again, **{f"first_use.{name}": value for name, value in first.items()}}
+    return figures, {f"one_batch_per_round.{name}": value for name, value in rounds.items()}
 
 
 def main() -> None:
@@ -129,16 +199,15 @@ def main() -> None:
     arguments = parser.parse_args()
     count = 40 if arguments.quick else KERNELS
     with tempfile.TemporaryDirectory(prefix="amc-overhead-") as folder:
-        figures = measure(count, Path(folder) / "batched", jobs_per_batch=PhonePasses.jobs_per_batch)
-        rounds = measure(count, Path(folder) / "rounds", jobs_per_batch=count)
-    baselines = {"one_batch_per_round.overhead_fraction": rounds["overhead_fraction"]}
+        figures, baselines = measure_all(count, Path(folder))
+    figures |= {"kernels": count, "rounds": ROUNDS}
     conditions = {"machine": platform.machine(), "cores": os.cpu_count(), "config": asdict(CONFIG)}
     if arguments.json:
         document = {"name": "adb_overhead", "figures": figures, "baselines": baselines, "conditions": conditions}
         print(json.dumps(document, indent=1))
         return
     for name, value in {**figures, **baselines}.items():
-        print(f"{name:40} {value:.3f}" if isinstance(value, float) else f"{name:40} {value}")
+        print(f"{name:44} {value:.3f}" if isinstance(value, float) else f"{name:44} {value}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from amc_mobile.terminal import progress_bars
-from amc_mobile.workflows.compare import CompareConfig, Comparison, compare_policies
+from amc_mobile.workflows.compare import CompareConfig, compare_policies
+from amc_mobile.workflows.comparison import Comparison
 from amc_mobile.workflows.profile import profile_device
 from amc_mobile.workflows.search import SearchConfig
 from amc_mobile.workflows.workspace import Settings, Workspace
@@ -77,7 +78,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ...")
     parser.add_argument("--macs-ratio", type=float, default=0.5)
     parser.add_argument("--latency-ratio", type=float, help="a budget on measured latency instead")
-    parser.add_argument("--reward-images", type=int, default=128)
+    parser.add_argument("--reward-images", type=int)
     parser.add_argument("--multiple", type=int, help="of kept channels; default 1 for MACs, 8 for latency")
     parser.add_argument("--keep", default="residual", help="groups that stay whole; the paper cuts inner channels only")
     parser.add_argument("--workspace", type=Path, default=Path("amc-workspace/compare-cifar"))

@@ -6,7 +6,8 @@ percent of the quiet machine's latency (lowest 20th percentile over passes). Pri
 document: name, figures (ours), baselines (the other methods), conditions.
 
 --quick measures one narrow network on few plans. --cpu-time counts the thread's processor time, for busy machines.
---seed draws other plans. --keep FOLDER holds on to what was measured, and goes on there.
+--busy profile or --busy plans: a memory-hungry program runs beside while kernels and calibration models, or the
+held-out plans, are measured. --seed draws other plans. --keep FOLDER holds on to what was measured, and goes on there.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ import argparse
 import json
 import os
 import platform
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +45,29 @@ from amc_mobile.workflows.progress import silent
 
 Widths = NDArray[np.int64]
 Floats = NDArray[np.float64]
+
+
+# Copies a quarter of a gigabyte without end, as a browser or a compiler beside would.
+NEIGHBOUR = """
+import numpy as np
+a = np.ones(1 << 25, np.float32)
+b = a.copy()
+while True:
+    np.copyto(b, a)
+    np.copyto(a, b)
+"""
+
+
+@contextmanager
+def neighbour(runs: bool) -> Iterator[None]:
+    if not runs:
+        yield
+        return
+    with subprocess.Popen([sys.executable, "-c", NEIGHBOUR]) as process:
+        try:
+            yield
+        finally:
+            process.kill()
 
 
 class Excited(nn.Module):
@@ -108,7 +135,14 @@ def judged(predicted: Floats, true: Floats, band: float) -> dict[str, float]:
 
 
 def measure(
-    build: Callable[[], nn.Module], size: int, runtime: str, plans: int, seed: int, config: ProtocolConfig, folder: Path
+    build: Callable[[], nn.Module],
+    size: int,
+    runtime: str,
+    plans: int,
+    seed: int,
+    config: ProtocolConfig,
+    folder: Path,
+    busy: str,
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     """Method -> figures, and facts of the measuring."""
     torch.manual_seed(0)
@@ -121,10 +155,13 @@ def measure(
     with LatencyTable(folder / f"{'cpu' if config.cpu_time else 'wall'}.sqlite") as table:
         latency = LatencyModel(template, device, table, grids, grids, "benchmark", config)
         requests = [ModelRequest("held out", tuple(plan.tolist()), partial(latency.file_at, plan)) for plan in held_out]
-        # In one shuffled run with the models of the calibration: the machine's state must not tell the two apart.
-        together = [*latency.calibration_requests(), *requests]
-        measured = measure_models(device, {r.key: r for r in together}, table=table, config=config)
-        kernels = latency.measure_missing(silent)
+        # In one shuffled run with the models of the calibration: the machine's state must not tell the two apart,
+        # unless that is the question.
+        together = [*latency.calibration_requests(), *requests] if not busy else requests
+        with neighbour(busy == "plans"):
+            measured = measure_models(device, {r.key: r for r in together}, table=table, config=config)
+        with neighbour(busy == "profile"):
+            kernels = latency.measure_missing(silent)
         true = np.array([measured[request.key].low_ms for request in requests])
         points = latency.points()
         stored = latency.table.kernels(latency.conditions)
@@ -144,6 +181,7 @@ def measure(
             "kernels": float(kernels),
             "kernel_passes": float(sum(len(k.passes) for k in stored.values())),
             "noisy_kernels": float(sum(bool(k.flags) for k in stored.values())),
+            "busy_passes": float(sum(one.busy for k in stored.values() for one in k.passes)),
             "noisy_models": float(sum("NOISY" in measured[r.key].flags for r in requests)),
             "fastest_ms": float(true.min()), "slowest_ms": float(true.max()),
         }  # fmt: skip
@@ -155,6 +193,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--cpu-time", action="store_true")
+    parser.add_argument("--busy", choices=["profile", "plans"], default="")
     parser.add_argument("--plans", type=int, default=0, help="held-out plans per network and runtime")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="one network by name")
@@ -172,7 +211,9 @@ def main() -> None:
         for runtime in [r for r in installed_runtimes() if options.runtime in (None, r)]:
             with tempfile.TemporaryDirectory() as temporary:
                 folder = Path(options.keep or temporary) / name
-                found, facts[f"{name}.{runtime}"] = measure(build, size, runtime, count, options.seed, config, folder)
+                found, facts[f"{name}.{runtime}"] = measure(
+                    build, size, runtime, count, options.seed, config, folder, options.busy
+                )
             for method, numbers in found.items():
                 into, prefix = (figures, "") if method == "ours" else (baselines, f"{method}.")
                 into |= {f"{name}.{runtime}.{prefix}{key}": round(value, 3) for key, value in numbers.items()}
@@ -184,7 +225,8 @@ def main() -> None:
         "device": HostDevice(installed_runtimes()[0]).conditions().soc, "machine": platform.machine(),
         "python": platform.python_version(), "threads": 1, "plans": count, "seed": options.seed, "unit": "percent",
         "clock": "thread CPU time" if options.cpu_time else "wall time", "nice": os.nice(0),
-        "load_average": os.getloadavg()[0], "statistic": "lowest 20th percentile over passes", "cases": facts,
+        "busy": options.busy, "load_average": os.getloadavg()[0],
+        "statistic": "lowest 20th percentile over passes", "cases": facts,
     }  # fmt: skip
     if options.json:
         document = {

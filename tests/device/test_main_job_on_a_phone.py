@@ -9,22 +9,21 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import CommandLine
 from phone_fake.phone import FakePhone, PrivateAdbServer
+from phone_suite import run_phone_suite
 from stored_passes import stored_passes
 
 from amc_mobile.device.bench import build_host_runner, locate_library
 from amc_mobile.device.runtime_library import add_library
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler (cc)")
-PROGRAM = "from amc_mobile.cli import main; main()"
 NETWORK = """
 from torch import nn
 
@@ -37,11 +36,9 @@ def build(num_classes=10):
 """
 SMALL = ("--calibration-images", "64", "--reward-images", "32", "--episodes", "8", "--policy", "random")
 
-Amc = Callable[..., subprocess.CompletedProcess[str]]
-
 
 @pytest.fixture
-def amc(phone: FakePhone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Amc:
+def amc(phone: FakePhone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
     """Runs the command in a folder of its own, as a user with this phone on the cable would."""
     home, here = tmp_path / "home", tmp_path / "here"
     here.mkdir()
@@ -54,12 +51,7 @@ def amc(phone: FakePhone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Am
     phone.sandbox.edit("getprop.txt", "[arm64-v8a]", f"[{added.abi}]")
     monkeypatch.setenv("AMC_MOBILE_RUNNER", str(build_host_runner(tmp_path / "built")))
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", PROGRAM, *arguments]
-        return subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=300)
-
-    return run
+    return CommandLine(here)
 
 
 def ok(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
@@ -67,7 +59,9 @@ def ok(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
     return dict(json.loads(done.stdout))
 
 
-def test_profile_search_export_measure_and_report_run_on_the_phone(amc: Amc, phone: FakePhone, tmp_path: Path) -> None:
+def test_profile_search_export_measure_and_report_run_on_the_phone(
+    amc: CommandLine, phone: FakePhone, tmp_path: Path
+) -> None:
     network = ("--model", "net.py:build", "--input-size", "32", "--data", "digits", "--runtime", "onnxruntime")
     profiled = ok(amc("profile", "--device", "pixel", *network, "--json", "--quiet"))
     assert profiled["conditions"]["device"] == "Google Pixel 8"  # type: ignore[index]
@@ -89,7 +83,7 @@ def test_profile_search_export_measure_and_report_run_on_the_phone(amc: Amc, pho
 
 
 def test_a_profile_that_a_reboot_ends_goes_on_and_measures_nothing_twice(
-    amc: Amc, phone: FakePhone, adb_server: PrivateAdbServer, tmp_path: Path
+    amc: CommandLine, phone: FakePhone, adb_server: PrivateAdbServer, tmp_path: Path
 ) -> None:
     words = ("profile", "--device", "pixel", "--model", "net.py:build", "--input-size", "32", "--data", "digits",
              "--runtime", "onnxruntime", "--json", "--quiet")  # fmt: skip
@@ -119,17 +113,25 @@ def test_a_profile_that_a_reboot_ends_goes_on_and_measures_nothing_twice(
     assert max(Counter(subject for _, subject, _ in after).values()) <= 10  # the protocol's most, over both calls
 
 
-def test_a_pulled_cable_does_not_end_a_profile(amc: Amc, phone: FakePhone) -> None:
+def test_a_pulled_cable_does_not_end_a_profile(amc: CommandLine, phone: FakePhone) -> None:
     fault = phone.faults.add("disconnect", "tail -c", after_bytes=90)
     ok(amc("profile", "--device", "pixel", "--model", "net.py:build", "--input-size", "32", "--data", "digits",
            "--runtime", "onnxruntime", "--json", "--quiet"))  # fmt: skip
     assert fault.struck == 1
 
 
-def test_without_the_phone_the_error_names_what_adb_sees(amc: Amc, phone: FakePhone) -> None:
+def test_without_the_phone_the_error_names_what_adb_sees(amc: CommandLine, phone: FakePhone) -> None:
     phone.become("unauthorized")
     done = amc("profile", "--device", "pixel", "--model", "net.py:build", "--input-size", "32", "--data", "digits")
     assert done.returncode == 1
     assert "error: " in done.stderr
     assert "Traceback" not in done.stderr
     assert "accept the dialog" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_suite_for_real_phones_passes_on_the_fake_one(amc: CommandLine, phone: FakePhone) -> None:
+    phone.sandbox.edit("getprop.txt", "[Pixel 8]", "[Pixel 7]")  # whose profile names no cores that are lacking here
+    phone.sandbox.edit("getprop.txt", "[shiba]", "[panther]")
+    # What needs no runtime, and with ONNX Runtime all that does not judge latencies, which are this computer's.
+    assert run_phone_suite(phone.serial, "-k", "not one_latency") == 6

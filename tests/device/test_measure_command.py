@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from onnx_files import convolution
 from phone_fake.phone import FakePhone, PrivateAdbServer
-from test_phone_bench import convolution
 
 from amc_mobile.device.bench import build_host_runner, locate_library
 from amc_mobile.device.runtime_library import add_library

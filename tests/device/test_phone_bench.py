@@ -7,11 +7,9 @@ import os
 import shutil
 from pathlib import Path
 
-import numpy as np
-import onnx
 import pytest
 from benches import fake_runner
-from onnx import TensorProto, helper
+from onnx_files import convolution
 from phone_fake.phone import FakePhone
 
 from amc_mobile.device.adb import AdbPhone
@@ -25,15 +23,6 @@ from amc_mobile.errors import DeviceError, RunnerFailed
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler (cc)")
 TIMING = BenchTiming(warmup_runs=1, samples=5)
-
-
-def convolution(channels: int) -> bytes:
-    weights = helper.make_tensor("w", TensorProto.FLOAT, [channels, 3, 3, 3], np.ones(channels * 27, dtype=np.float32))
-    shapes = ([1, 3, 16, 16], [1, channels, 14, 14])
-    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in zip("xy", shapes, strict=True))
-    graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"])], "conv", [x], [y], [weights])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    return bytes(onnx.ModelProto.SerializeToString(model))
 
 
 @pytest.fixture(scope="module")

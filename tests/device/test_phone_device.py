@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from benches import fake_runner
 from phone_fake.phone import FakePhone
 
 from amc_mobile.device import health
+from amc_mobile.device import phone as phone_module
 from amc_mobile.device.adb import AdbPhone
 from amc_mobile.device.bench_manifest import BenchModel, BenchTiming
 from amc_mobile.device.bench_results import BenchResult, BenchStart
@@ -19,8 +21,10 @@ from amc_mobile.device.clock_mode import FIXED
 from amc_mobile.device.conditions import Conditions
 from amc_mobile.device.phone import FOLDER
 from amc_mobile.device.phone_device import PhoneDevice
+from amc_mobile.device.phone_passes import PhonePasses
 from amc_mobile.device.profile import load_profiles
 from amc_mobile.device.runtime_library import RuntimeLibrary
+from amc_mobile.device.timing import Job, Timing
 from amc_mobile.errors import InvalidConfig, PhoneBusy, PhoneUnfit
 
 PROFILES = load_profiles()
@@ -151,3 +155,28 @@ def test_wrong_threads_and_waivers_are_refused(device: PhoneDevice, library: Run
         PhoneDevice(device.adb, device.profile, library, runner, threads=0)
     with pytest.raises(InvalidConfig, match="COLD"):
         PhoneDevice(device.adb, device.profile, library, runner, waived=["COLD"])
+
+
+def test_a_model_is_built_only_while_it_is_not_on_the_phone(
+    device: PhoneDevice, phone: FakePhone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(phone_module, "KEEP_BYTES", 12)
+    built: list[str] = []
+
+    def measure(*names: str) -> list[tuple[str, float]]:
+        def build(name: str) -> bytes:
+            built.append(name)
+            return f"ms={name[1:]}".encode()
+
+        timing = Timing(samples=2, min_sample_ms=0.1, warmup_runs=1, max_s=1.0)
+        jobs = [Job(name, name, partial(build, name), timing) for name in names]
+        return [(name, samples[0]) for name, samples in zip(names, PhonePasses(device).passes(jobs), strict=True)]
+
+    with device.session():
+        assert measure("k1", "k2", "k1") == [("k1", 1.0), ("k2", 2.0), ("k1", 1.0)]
+        assert measure("k2", "k3") == [("k2", 2.0), ("k3", 3.0)]
+        assert built == ["k1", "k2", "k3"]
+        assert measure("k3", "k4") == [("k3", 3.0), ("k4", 4.0)]  # the first two make room, and the third with them
+        assert built == ["k1", "k2", "k3", "k4", "k3"]
+        assert measure("k1") == [("k1", 1.0)]
+    assert built == ["k1", "k2", "k3", "k4", "k3", "k1"]

@@ -131,6 +131,11 @@ def test_the_newest_fitting_library_is_chosen() -> None:
     assert choose_library([old, litert], "tflite", ("arm64-v8a",)) == old
     assert choose_library([litert], "tflite", ("arm64-v8a",)) == litert
     assert choose_library([short], "tflite", ("arm64-v8a", "armeabi-v7a")) == short
+    program = library("benchmark_model", "3.0.0")
+    assert choose_library([program, short], "tflite", ("arm64-v8a", "armeabi-v7a")) == short
+    assert choose_library([program, old], "benchmark_model", ("arm64-v8a",)) == program
+    assert choose_library([program, desktop], "tflite", ("arm64-v8a",)) == desktop
+    assert choose_library([program], "tflite", ("arm64-v8a",)) == program
     with pytest.raises(InvalidInput, match=r"no onnxruntime library.*added so far: litert 2.3.0") as caught:
         choose_library([litert], "onnxruntime", ("arm64-v8a",))
     assert "runtime add" in caught.value.next_step

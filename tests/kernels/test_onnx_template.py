@@ -6,11 +6,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from template_subjects import ALL, graph_of, subject
+from torch import nn
 
 from amc_mobile.channels.cost import CostModel
+from amc_mobile.channels.groups import find_groups
 from amc_mobile.errors import InvalidInput
 from amc_mobile.export.interpret import run_onnx
+from amc_mobile.kernels.cache import load_or_build
 from amc_mobile.kernels.graph import differences
 from amc_mobile.kernels.onnx_units import fused_units
 
@@ -97,15 +101,29 @@ def test_a_group_that_does_not_exist_is_refused() -> None:
 def test_units_are_what_onnx_runtime_executes(name: str, tmp_path: Path) -> None:
     it = subject(name, RUNTIME)
     whole = it.template.model_at({})
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # it warns that an optimised file should not leave this machine
-    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-    onnxruntime.InferenceSession(whole, options, providers=["CPUExecutionProvider"])
-    optimised = onnx.load(tmp_path / "optimised.onnx").graph.node
     # Conversions of the layout belong to no operator of ours; renaming a shape is free.
     free = ("ReorderInput", "ReorderOutput", "Reshape")
-    executed = [node.op_type for node in optimised if node.op_type not in free]
-    assert len(fused_units(graph_of(whole, RUNTIME))) == len(executed)
+    assert len(fused_units(graph_of(whole, RUNTIME))) == sum(name not in free for name, _ in executed(whole, tmp_path))
+
+
+def test_a_hard_swish_is_cut_out_as_it_is_fused_in_the_whole(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Hardswish(), nn.Conv2d(16, 32, 1), nn.AdaptiveAvgPool2d(1))
+    groups = find_groups(model.eval(), torch.zeros(1, 3, 8, 8))
+    template = load_or_build(model, groups, RUNTIME, tmp_path)
+    assert [kernel.label.split()[0] for kernel in template.kernels(template.sizes)][:2] == ["Conv+HardSwish", "Conv"]
+    alone, whole = (executed(file, tmp_path) for file in (template.cut(0, {}), template.model_at({})))
+    assert [one for one in alone if one[0] == "Conv"] == [one for one in whole if one[0] == "Conv"][:1]
+    assert [output.shape for output in one_run(template.cut(0, {}))] == [(1, 16 * 6 * 6)]
+
+
+def executed(file: bytes, folder: Path) -> list[tuple[str, bytes]]:
+    """(operator, activation fused into it) of the nodes that ONNX Runtime makes of a model."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # it warns that an optimised file should not leave this machine
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    nodes = onnx.load(folder / "optimised.onnx").graph.node
+    return [(node.op_type, next((a.s for a in node.attribute if a.name == "activation"), b"")) for node in nodes]
 
 
 def one_run(file: bytes) -> list[np.ndarray]:

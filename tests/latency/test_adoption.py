@@ -29,15 +29,25 @@ def test_ratios_decide_what_becomes_of_an_old_table(ratios: list[float], action:
     assert verdict.to_document()["ratios"]["kernel 0"] == ratios[0]
 
 
-def test_anchors_span_the_latencies_and_leave_out_the_noisy() -> None:
-    kernels = [KernelMeasurement(str(i), f"k{i}", passes(ms, ms), CONDITIONS) for i, ms in enumerate(range(1, 41))]
-    noisy = KernelMeasurement("noisy", "noisy", passes(100.0, 200.0), CONDITIONS)
-    tiny = KernelMeasurement("tiny", "tiny", passes(0.001, 0.001), CONDITIONS)
-    chosen = anchors([*kernels, noisy, tiny])
-    assert len(chosen) == 8
-    assert (chosen[0].low_ms, chosen[-1].low_ms) == (1, 40)
-    assert anchors([tiny]) == [tiny]
-    assert anchors([]) == []
+def kernel(name: str, *lows_ms: float) -> KernelMeasurement:
+    return KernelMeasurement(name, name, passes(*lows_ms), CONDITIONS)
+
+
+def test_anchors_span_types_and_latencies_and_leave_out_the_noisy() -> None:
+    kernels = [kernel(f"conv {ms}", ms, ms) for ms in range(1, 41)]
+    kernels += [kernel(f"add {us}", us / 1000, us / 1000) for us in (1, 2, 30, 40, 50)]
+    kernels += [kernel("conv noisy", 100.0, 200.0), kernel("pool 1", 0.025, 0.025)]
+    types = {one.key: one.key.split()[0] for one in kernels}
+    chosen = [one.key for one in anchors(kernels, types)]
+    assert sorted(chosen) == ["add 30", "add 40", "add 50", "conv 1", "conv 14", "conv 27", "conv 40", "pool 1"]
+
+
+def test_anchors_are_the_longest_kernels_where_few_are_long_enough() -> None:
+    kernels = [kernel(f"conv {us}", us / 1000, us / 1000) for us in (*range(1, 13), 30)]
+    chosen = anchors(kernels, dict.fromkeys((one.key for one in kernels), "conv"))
+    assert sorted(one.low_ms for one in chosen) == [us / 1000 for us in (*range(6, 13), 30)]
+    assert anchors(kernels[:1], {"conv 1": "conv"}) == kernels[:1]
+    assert anchors([], {}) == []
 
 
 def test_adopted_kernels_are_scaled_and_remember_where_they_come_from(tmp_path: Path) -> None:

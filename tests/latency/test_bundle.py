@@ -10,6 +10,9 @@ from latency_toys import CONDITIONS, conv, passes
 from amc_mobile.errors import CorruptFile, InvalidInput
 from amc_mobile.latency.bundle import foreign_conditions, from_csv, from_lines, read_lines, to_csv, to_lines
 from amc_mobile.latency.measurement import ModelMeasurement, Pass
+from amc_mobile.latency.shape_fit import TimedShape
+from amc_mobile.latency.shape_predictor import timed_shapes
+from amc_mobile.latency.shapes import KernelShape
 from amc_mobile.latency.table import LatencyTable
 
 BUNDLE, CSV = Path("table.jsonl"), Path("layers.csv")
@@ -147,6 +150,31 @@ def test_a_table_of_another_tool_becomes_a_table_of_ours(tmp_path: Path) -> None
         assert lows == {"net=big layer=c0 cin=3": 4.25, "net=big layer=c1 cin=32": 2.25}
         assert table.conditions() == [PHONE]
     assert (PHONE.device, PHONE.soc, PHONE.runtime, PHONE.protocol_version) == ("slate5", "Slate", "unknown", 0)
+
+
+SHAPES = "net,layer,kind,cin,cout,size,ms\nbig,c0,conv,3,16,32,4.25\nhalf,c0,conv,3,8,32,2.25\n"
+SHAPE = {"operator": "kind", "in_channels": "cin", "out_channels": "cout", "out_size": "size"}
+
+
+def test_a_foreign_table_may_tell_shapes_and_networks(tmp_path: Path) -> None:
+    found = from_csv(CSV, SHAPES, PHONE, kernel=["net", "layer"], ms="ms", shape=SHAPE, network="net")
+    with LatencyTable(tmp_path / "t.sqlite") as table:
+        table.add_contents(found)
+        rows = timed_shapes(table.kernels(PHONE), table.kernel_documents())
+    shapes = [KernelShape("conv", 3, channels, out_size=32) for channels in (16, 8)]
+    assert rows == [TimedShape(shapes[0], 4.25, "big"), TimedShape(shapes[1], 2.25, "half")]
+
+
+def test_a_foreign_table_without_shapes_cannot_predict_and_says_how_to_mend_it(table: LatencyTable) -> None:
+    table.add_contents(from_csv(CSV, SHAPES, PHONE, kernel=["net", "layer"], ms="ms"))
+    with pytest.raises(InvalidInput, match="does not tell the shapes") as raised:
+        timed_shapes(table.kernels(PHONE), table.kernel_documents())
+    assert "--shape" in raised.value.next_step
+
+
+def test_a_shape_that_cannot_be_is_refused_with_its_line() -> None:
+    with pytest.raises(CorruptFile, match="line 3: out_channels 'eight'"):
+        from_csv(CSV, SHAPES.replace(",8,", ",eight,"), PHONE, kernel=["net", "layer"], ms="ms", shape=SHAPE)
 
 
 @pytest.mark.parametrize(

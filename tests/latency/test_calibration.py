@@ -5,7 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from amc_mobile.latency.calibration import BAND_FLOOR, Calibration, WholeModel, fit, trust, weighted_quantile
+from amc_mobile.latency.calibration import (
+    BAND_FLOOR,
+    Calibration,
+    WholeModel,
+    error_band,
+    fit,
+    trust,
+    weighted_quantile,
+)
 
 SUMS = np.linspace(1.0, 4.0, 12)
 
@@ -136,6 +144,18 @@ def test_terms_that_explain_nothing_are_left_out() -> None:
     rng = np.random.default_rng(5)
     models = [replace(m, weight_mb=float(w)) for m, w in zip(profiled(), rng.uniform(1, 20, 12), strict=True)]
     assert fit(models).needs_weights is False
+
+
+@pytest.mark.parametrize(("count", "band"), [(8, 12.0), (9, 9.0), (12, 12.0), (20, 19.0), (40, 37.0)])
+def test_the_band_holds_nine_of_ten_errors_with_the_new_one_counted_in(count: int, band: float) -> None:
+    errors = np.arange(1.0, count + 1)
+    assert error_band(errors[::-1], np.full(count, 0.5)) == band
+
+
+def test_a_wild_error_that_weighs_little_does_not_decide_the_band() -> None:
+    errors, weights = np.array([1.0] * 11 + [50.0]), np.array([1.0] * 11 + [0.2])
+    assert error_band(errors, weights) == 1.0
+    assert error_band(errors, np.ones(12)) == 50.0
 
 
 def test_few_models_give_a_wide_band() -> None:

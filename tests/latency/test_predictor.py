@@ -10,7 +10,7 @@ from amc_mobile.errors import MissingLatency
 from amc_mobile.kernels.kernel import Kernel
 from amc_mobile.latency.predictor import LatencyPredictor
 from amc_mobile.latency.sampling import kernel_points, site_points
-from amc_mobile.latency.site_fit import NO_STEPS, Steps
+from amc_mobile.latency.site_fit import NO_STEPS, Steps, fit_site
 
 COSTS = [smooth_ms, stepped_ms]
 
@@ -189,3 +189,17 @@ def test_sums_of_kernels_with_many_groups_are_looked_up_or_computed_alike(monkey
     computed = predictor(stepped_ms)
     assert computed.sum_ms(plans) == pytest.approx(tabled.sum_ms(plans), rel=1e-9)
     assert computed.held_bytes < tabled.held_bytes
+
+
+def few_channels_ms(kernel: Kernel) -> float:
+    """As `stepped_ms`, but other code runs where the first layer makes 8 channels."""
+    return stepped_ms(kernel) * (0.5 if kernel.main.name == "CONV_2D" and kernel.main.out_channels == 8 else 1.0)
+
+
+def test_a_tile_does_not_merge_measured_points_that_differ() -> None:
+    points = predictor(few_channels_ms).sites[1].points  # of 8, 16 and 24 channels
+    fitted = fit_site(points, Steps(tile_out=16), {})
+    assert fitted.steps == NO_STEPS
+    assert np.abs(fitted.predict_at(points.values) / points.measured_ms - 1).max() < 0.01
+    alike = predictor(stepped_ms).sites[1].points
+    assert fit_site(alike, Steps(tile_out=16), {}).steps == Steps(tile_out=16)

@@ -3,19 +3,24 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amc_mobile.data import ImageSet
+from amc_mobile.data_sources.file_images import FileImages
 from amc_mobile.errors import CorruptFile, InvalidConfig, InvalidInput
 from amc_mobile.models.augmentation import augmented
 from amc_mobile.models.evaluation import evaluate, logits
 from amc_mobile.models.training import TrainConfig, distillation_loss, learning_rate_at, train
 from amc_mobile.models.training_state import EpochReport
+from amc_mobile.models.weight_average import WeightAverage
 
 CONFIG = TrainConfig(epochs=4, learning_rate=0.1, batch_size=16, warmup_epochs=0.5, threads=1)
 
@@ -97,6 +102,53 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_pa
     assert torch.equal(weights(continued), weights(whole))
     assert [report.train_loss for report in reports] == [report.train_loss for report in expected]
     assert [report.epoch for report in seen] == [3, 4]
+
+
+def test_an_interrupted_run_with_averaged_weights_ends_alike_too(tmp_path: Path) -> None:
+    config = replace(CONFIG, ema_decay=0.9)
+    whole, cut = small_net(), small_net()
+    reports = train(whole, stripes(), config, validate=stripes(seed=1))
+    with pytest.raises(StoppedError):
+        train(cut, stripes(), config, resume=tmp_path / "run", on_epoch=stop_after(2), validate=stripes(seed=1))
+    cut = small_net(seed=5)
+    again = train(cut, stripes(), config, resume=tmp_path / "run", validate=stripes(seed=1))
+    assert torch.equal(weights(whole), weights(cut))
+    assert [r.validation_top1 for r in again] == [r.validation_top1 for r in reports]
+    assert reports[-1].validation_top1 == evaluate(whole, stripes(seed=1))  # of the averaged weights
+    plain = small_net()
+    train(plain, stripes(), CONFIG)
+    assert not torch.equal(weights(plain), weights(whole))
+
+
+def test_images_decoded_in_every_epoch_train_as_those_in_memory() -> None:
+    held = stripes()
+    decoded: list[str] = []
+
+    def decode(name: str) -> NDArray[np.uint8]:
+        decoded.append(name)
+        return held.images[int(name)].numpy()
+
+    files = FileImages([str(i) for i in range(len(held))], decode, (1, 8, 8), workers=3, identity="stripes")
+    nets = small_net(), small_net()
+    for net, images in zip(nets, (held, replace(held, images=files)), strict=True):
+        train(net, images, CONFIG)
+    assert torch.equal(*map(weights, nets))
+    assert Counter(decoded) == {str(i): CONFIG.epochs for i in range(len(held))}
+
+
+def test_the_average_follows_the_weights_at_its_decay() -> None:
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
+    average = WeightAverage(model, decay=0.5)
+    value = model[0].weight.item()
+    for step in (1, 2, 100):
+        model[0].weight.data += 1
+        model[1].num_batches_tracked += 1
+        average.update(model, step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        value = decay * value + (1 - decay) * model[0].weight.item()
+        assert average.module[0].weight.item() == pytest.approx(value)
+    assert average.module[1].num_batches_tracked.item() == 3
+    assert model[0].weight.item() != pytest.approx(value)
 
 
 def test_a_killed_process_leaves_a_file_that_a_run_continues_from(tmp_path: Path) -> None:

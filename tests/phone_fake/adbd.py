@@ -170,7 +170,7 @@ class FakeAdbd:
         self._serve = serve
         self._banner = banner
         self._connections: list[Connection] = []
-        self._listener = _listen()
+        self._listener = listen()
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -199,7 +199,8 @@ class FakeAdbd:
             threading.Thread(target=connection.run, args=(self._banner, lambda: self.state), daemon=True).start()
 
 
-def _listen() -> socket.socket:
+def listen() -> socket.socket:
+    """On a port of this computer that no starting adb server looks at."""
     while True:
         listener = socket.create_server(("127.0.0.1", 0))
         if listener.getsockname()[1] not in SCANNED_PORTS:

@@ -9,6 +9,7 @@ from amc_mobile.report.content import (
     Budget,
     DataFacts,
     EpisodePoint,
+    EpochAccuracy,
     FileRow,
     KeptGroup,
     Latency,
@@ -110,6 +111,7 @@ def finished_report() -> Report:
         ),
         layers=layers,
         episodes=episodes(),
+        finetuning=tuple(EpochAccuracy(i, top1) for i, top1 in enumerate((0.9375, 0.9609, 0.9688, 0.9844))),
         predictions=predictions(),
         conditions={
             "device": "host", "soc": "AMD EPYC 7763", "os": "Linux 6.1.0", "runtime": "tflite",

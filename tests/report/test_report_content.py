@@ -11,6 +11,7 @@ from amc_mobile.report.advice import advice
 from amc_mobile.report.content import (
     Accuracy,
     Budget,
+    FurtherBudget,
     KeptGroup,
     Latency,
     ModelColumn,
@@ -44,6 +45,29 @@ def test_a_prediction_alone_does_not_pass_a_latency_budget() -> None:
     guessed = replace(REPORT, pruned=replace(REPORT.pruned, latency=None), speedup=None)
     assert guessed.verdict.status == "NOT MEASURED"
     assert any("amc-mobile export" in remark for remark in advice(guessed))
+
+
+@pytest.mark.parametrize(
+    ("predicted", "high", "status"),
+    [(33.0, None, "PREDICTED, NOT MEASURED"), (33.0, 34.9, "PASS"), (33.0, 35.1, "FAIL")],
+)
+def test_one_plan_passes_only_when_every_budget_does(predicted: float, high: float | None, status: str) -> None:
+    further = FurtherBudget("--also galaxy:35", "ms", 35.0, "galaxy", predicted, high)
+    report = replace(REPORT, further_budgets=(further,))
+    assert REPORT.verdict.status == "PASS"
+    assert report.verdict.status == status
+    assert "--also galaxy:35 " in verdict_line(report) and "budget 35" in verdict_line(report)
+    missed = "--also galaxy:35 is missed: search again with a lower budget for it, or measure again."
+    assert (missed in advice(report)) == (status == "FAIL")
+    count = FurtherBudget("--macs-ratio 0.5", "macs", 10.0, predicted=11.0)
+    assert replace(report, further_budgets=(further, count)).verdict.status == "FAIL"
+
+
+def test_a_search_without_the_device_is_predicted_not_measured() -> None:
+    assert REPORT.pruned is not None
+    report = replace(REPORT, pruned=replace(REPORT.pruned, latency=None), speedup=None, offline=True)
+    assert verdict_line(report).startswith("PREDICTED, NOT MEASURED  budget")
+    assert any("without --offline" in remark for remark in advice(report))
 
 
 def test_a_budget_of_macs_needs_no_measurement() -> None:

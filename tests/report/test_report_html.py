@@ -12,9 +12,11 @@ from report_example import finished_report
 
 from amc_mobile.report import charts
 from amc_mobile.report.content import (
+    Accuracy,
     Budget,
     DataFacts,
     EpisodePoint,
+    EpochAccuracy,
     FileRow,
     KeptGroup,
     LayerRow,
@@ -26,6 +28,7 @@ from amc_mobile.report.content import (
 )
 from amc_mobile.report.html import render_html
 from amc_mobile.report.svg import Scale, scale_over
+from amc_mobile.report.text import render_text
 
 EVIL = "</title></style><script>alert('x')</script>\"' onload=\"x()\" {{ 7*7 }} \x00\u202e&amp;"
 VOID = {"meta", "br", "hr", "img"}
@@ -186,3 +189,28 @@ def test_the_original_is_shown_before_there_is_a_pruned_network() -> None:
 def test_commands_in_advice_are_set_as_code_and_stay_escaped() -> None:
     source = render_html(replace(finished_report(), flags=("`<b>`",)))
     assert "<code>&lt;b&gt;</code>" in source and "<b>`" not in source
+
+
+def test_the_accuracy_after_each_epoch_is_drawn_from_where_fine_tuning_began() -> None:
+    drawing = charts.finetuning_curve(finished_report().finetuning)
+    root = ElementTree.fromstring(str(drawing))
+    curve = next(path for path in root.iter("path") if path.get("class") == "best")
+    heights = [float(point.split()[1]) for point in (curve.get("d") or "")[1:].split("L")]
+    assert heights == sorted(heights, reverse=True)  # pixels grow downwards: it rises
+    assert "98.4" in [text.text for text in root.iter("text")]
+    assert drawing in render_html(finished_report())
+    assert charts.finetuning_curve(()) == charts.finetuning_curve((EpochAccuracy(0, 0.5),)) == ""
+
+
+def test_accuracies_on_training_images_say_so_wherever_they_stand() -> None:
+    seen = Accuracy(0.84, 300, "training")
+    report = replace(
+        finished_report(),
+        original=replace(finished_report().original, accuracy=seen),
+        pruned=ModelColumn(accuracy=replace(seen, top1=0.8)),
+        stages=(Stage("original", seen),),
+    )
+    page = render_html(report)
+    assert page.count("on training images") == 2  # the verdict and the comparison
+    assert "300 training<" in page
+    assert "on training images" in render_text(report)

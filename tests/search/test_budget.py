@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -195,3 +196,25 @@ def test_budgets_over_other_widths_are_not_joined():
     other = Budget(toy.cost, 7.0, tuple(grid[1:] for grid in toy.GRIDS), "ms")
     with pytest.raises(InvalidInput, match="different widths"):
         joined([toy.budget(), other])
+
+
+def test_a_joined_budget_that_cannot_be_met_names_the_one_that_binds():
+    own = replace(toy.budget(7.0), label="latency-ms 7")
+    slow = Budget(lambda widths: toy.cost(widths) * 3, 0.01, own.grids, "ms", "also slow:0.01")
+    with pytest.raises(UnreachableBudget, match=r"0.01 ms \(also slow:0.01\)"):
+        joined([own, slow]).check()
+    tight = joined([own, slow.with_limit(30.0)]).with_limit(0.01)  # tightened by a search
+    with pytest.raises(UnreachableBudget, match="all budgets together"):
+        tight.check()
+
+
+@pytest.mark.parametrize("name", ["dp", "netadapt", "ddpg", "evolution", "critic", "random", "uniform"])
+def test_every_policy_stays_within_two_budgets_of_different_shape(name):
+    first = toy.budget(7.0)
+    deep = Budget(lambda widths: widths[:, -1] * 1.0, float(first.grids[-1][1]), first.grids, "parameters")
+    both = joined([first, deep])
+    policy = toy.policy_for(both, name, episodes=8)
+    for _ in range(8):
+        plan = policy.propose(both)
+        assert first.allows(plan) and deep.allows(plan)
+        policy.observe(plan, toy.score(plan).reward)

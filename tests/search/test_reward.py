@@ -6,11 +6,27 @@ import torch
 from amc_mobile.errors import InvalidConfig
 from amc_mobile.search.reward import fidelity, reward_of, top1
 
+REFERENCE = torch.randn(100, 10, generator=torch.Generator().manual_seed(0)) * 3
 
-def test_fidelity_is_one_for_equal_logits_and_about_zero_for_their_mean():
-    reference = torch.randn(100, 10, generator=torch.Generator().manual_seed(0))
-    assert fidelity(reference, reference) == 1
-    assert fidelity(reference.mean().expand_as(reference), reference) == pytest.approx(0, abs=1e-2)
+
+def test_fidelity_is_one_for_outputs_equal_but_for_scale_and_offset_and_zero_for_their_mean():
+    mean = (REFERENCE / 4).softmax(dim=1).mean(dim=0).log() * 4
+    assert fidelity(REFERENCE, REFERENCE) == 1
+    assert fidelity(REFERENCE / 2 + 5, REFERENCE) == pytest.approx(1)
+    assert fidelity(mean.expand_as(REFERENCE), REFERENCE) == pytest.approx(0, abs=0.02)
+    assert fidelity(-REFERENCE, REFERENCE) == pytest.approx(0, abs=0.1)
+
+
+def test_fidelity_weighs_errors_by_what_they_change_in_the_classes_probabilities():
+    best = torch.nn.functional.one_hot(REFERENCE.argmax(dim=1), 10)
+    worst = torch.nn.functional.one_hot(REFERENCE.argmin(dim=1), 10)
+    assert fidelity(REFERENCE - 2 * best, REFERENCE) < fidelity(REFERENCE - 2 * worst, REFERENCE) < 1
+
+
+def test_fidelity_of_maps_is_the_share_of_the_variance_explained():
+    maps = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert fidelity(maps, maps) == 1
+    assert fidelity(maps.mean().expand_as(maps), maps) == pytest.approx(0, abs=1e-2)
 
 
 def test_top1_is_the_share_of_images_with_the_right_largest_logit():
@@ -21,6 +37,12 @@ def test_top1_is_the_share_of_images_with_the_right_largest_logit():
 def test_the_accuracy_guaranteed_reward_is_minus_error_times_log_cost():
     reward = reward_of("error-log-cost", top1=0.75, fidelity=None, cost=1e6, unit="macs")
     assert reward == pytest.approx(-0.25 * math.log(1e6))
+
+
+def test_the_reward_macs_is_the_share_kept_and_needs_no_accuracy():
+    assert reward_of("macs", top1=None, fidelity=None, cost=5, unit="macs", macs_kept=0.5) == 0.5
+    with pytest.raises(InvalidConfig, match="not scored"):
+        reward_of("macs", top1=0.9, fidelity=0.9, cost=5, unit="macs")
 
 
 def test_it_prefers_less_latency_even_below_one_millisecond():

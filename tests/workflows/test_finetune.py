@@ -1,9 +1,15 @@
-"""When fine-tuned weights are thrown away."""
+"""Fine-tuning: when its weights are thrown away, what it sees, and what it leaves in the run."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from amc_mobile.data import Dataset, ImageSet, split
 from amc_mobile.workflows.finetune import clearly_worse
@@ -31,3 +37,52 @@ def test_training_sees_no_image_that_scores_plans(reward: int) -> None:
     scored = split(data, calibration=50, reward=reward, seed=4).reward.images
     assert len(trained) == 270
     assert not trained & {image.numpy().tobytes() for image in scored}
+
+
+NET = """
+from torch import nn
+
+
+def net(num_classes=2):
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1, stride=2), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1),
+        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, num_classes),
+    )
+"""
+
+
+def write_images(folder: Path) -> None:
+    """Dark and bright noise, 18 training and 4 validation images of each."""
+    random = np.random.default_rng(0)
+    for part, count in (("train", 18), ("val", 4)):
+        for name, low in (("dark", 0), ("bright", 120)):
+            (folder / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = random.integers(low, low + 130, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / part / name / f"{i}.png")
+
+
+def test_a_run_keeps_and_draws_the_held_out_accuracy_of_epochs(tmp_path: Path, command: Callable[..., str]) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    write_images(tmp_path / "photos")
+    network = ("--model", "net.py:net", "--input-size", "16", "--data", "imagefolder:photos")
+    searched = command("search", "--macs-ratio", "0.5", "--policy", "uniform", "--run", "half", "--workers", "2",
+                   "--reward-images", "12", *network)  # fmt: skip
+    assert "on 8 test images" in searched
+    tuned = json.loads(
+        command("finetune", "--epochs", "3", "--batch-size", "8", "--ema", "0.9", "--workers", "3", "--json")
+    )
+    reports = tuned["epoch_reports"]
+    assert [report["epoch"] for report in reports] == [1, 2, 3]
+    assert all(0 <= report["validation_top1"] <= 1 for report in reports)
+    assert (tuned["ema_decay"], tuned["held_out_images"]) == (0.9, 12)
+    shown = json.loads(command("report"))["finetuning"]
+    assert [point["epoch"] for point in shown] == [0, 1, 2, 3]
+    assert shown[0]["top1"] == tuned["held_out_top1_before"]
+    assert [point["top1"] for point in shown[1:]] == [report["validation_top1"] for report in reports]
+    page = (tmp_path / "amc-workspace/runs/half/report.html").read_text()
+    assert "top-1 on held-out images after each epoch" in page
+
+
+def test_threads_to_decode_with_cannot_be_fewer_than_none(tmp_path: Path, command: Callable[..., str]) -> None:
+    assert command("train", "--model", "resnet20", "--data", "digits", "--workers", "-1").startswith("exit 1: error: ")

@@ -66,7 +66,7 @@ def test_a_residual_network_is_scored_folded(tmp_path: Path, monkeypatch: pytest
     outcome = scorer(half)
     assert norms == [0, 0, 0]  # the original and the two plans
     unfolded = logits(reconstructor.build(half), scorer.images)
-    assert outcome.fidelity == pytest.approx(fidelity(unfolded, scorer.reference), abs=1e-4)
+    assert outcome.fidelity == pytest.approx(fidelity(unfolded, scorer.reference), abs=0.02)  # bfloat16
 
 
 def test_a_network_that_views_its_maps_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 EMULATOR = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
 CROSS_LIBC = Path("/usr/aarch64-linux-gnu/lib")  # Debian: libc6-arm64-cross, libstdc++6-arm64-cross
 # Where scripts/fetch-arm64-libraries puts the runtimes.

@@ -1,0 +1,162 @@
+"""The budgets of a search: its own, and those that the same plan must meet besides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amc_mobile.channels.cost import CostModel
+from amc_mobile.device.timing import Device
+from amc_mobile.errors import (
+    AmbiguousDevice,
+    DeviceUnauthorized,
+    DeviceUnavailable,
+    InvalidConfig,
+    MissingDependency,
+)
+from amc_mobile.search.budget import Budget, Unit, format_cost, joined, rescaled
+from amc_mobile.search.reward import MeasuredCost
+from amc_mobile.workflows.latency_model import LatencyModel, latency_model
+from amc_mobile.workflows.measuring import chosen_runtime, open_device
+from amc_mobile.workflows.network import Network
+from amc_mobile.workflows.offline import recorded
+from amc_mobile.workflows.progress import Progress
+from amc_mobile.workflows.workspace import Settings, Workspace
+
+Widths = NDArray[np.int64]
+Measure = Callable[[Widths], MeasuredCost]
+
+
+@dataclass(eq=False)
+class Part:
+    """One budget, named as the user put it. `measure`: on its device, None where only the table tells."""
+
+    budget: Budget
+    latency: LatencyModel | None = None
+    device: str = ""
+    measure: Measure | None = None
+
+    def document(self, widths: Widths) -> dict[str, Any]:
+        """What a plan costs there: predicted, without the band that the search adds; measured where it can be."""
+        predicted = self.budget.cost_of(widths)
+        if self.latency is not None:
+            predicted = float(self.latency.p50_ms(widths[None])[0])
+        found = self.measure(widths) if self.measure is not None else None
+        verdict = "within" if (found.ci_high if found else predicted) <= self.budget.limit else "over"
+        if self.latency is not None and found is None:
+            verdict = f"predicted {verdict}, not measured"
+        return {
+            "asked": self.budget.label, "unit": self.budget.unit, "limit": self.budget.limit, "device": self.device,
+            "runtime": self.latency.template.runtime if self.latency is not None else "",
+            "predicted_cost": predicted, "measured_ms": found.measured if found else None,
+            "ci_high_ms": found.ci_high if found else None, "verdict": verdict,
+        }  # fmt: skip
+
+
+def met_together(parts: Sequence[Part]) -> Budget:
+    """One budget, counted as the first part's, that a plan meets exactly when it meets them all."""
+    return joined([part.budget for part in parts]) if len(parts) > 1 else parts[0].budget
+
+
+def measured_together(parts: Sequence[Part]) -> Measure | None:
+    """Measures on every device there is; the interval's end is that of the device nearest to its limit.
+
+    Counts as the first part does; None where that one's device is not there.
+    """
+    own, *others = parts
+    if own.measure is None:
+        return None
+    first, measured = own.measure, [(part.measure, part.budget.limit) for part in others if part.measure is not None]
+
+    def measure(widths: Widths) -> MeasuredCost:
+        cost = first(widths)
+        ends = [rescaled(np.array([other(widths).ci_high]), limit, own.budget.limit) for other, limit in measured]
+        return replace(cost, ci_high=float(max([cost.ci_high, *(end[0] for end in ends)])))
+
+    return measure
+
+
+def asked_devices(also: str) -> list[tuple[str, float]]:
+    """`galaxy:35,pixel_4:60` -> (device, ms). Raises InvalidConfig."""
+    found = []
+    for item in filter(None, also.replace(" ", "").split(",")):
+        device, _, text = item.rpartition(":")
+        try:
+            limit = float(text)
+        except ValueError:
+            limit = 0.0
+        if not device or not 0 < limit < float("inf"):
+            raise InvalidConfig(f"--also {item!r} is not DEVICE:MS", next_step="for example --also galaxy:35")
+        found.append((device, limit))
+    devices = [device for device, _ in found]
+    if len(set(devices)) < len(devices):
+        raise InvalidConfig(f"--also names a device twice: {', '.join(devices)}")
+    return found
+
+
+def settings_of(settings: Settings, device: str) -> Settings:
+    """Those of another device: what belongs to the first one's phone is left out."""
+    own = Settings()
+    return replace(
+        settings, device=device, serial=own.serial, waive=own.waive, clock_mode=own.clock_mode, runtime=own.runtime
+    )
+
+
+def attached(settings: Settings, progress: Progress, *, runtime: str = "") -> Device | None:
+    """The device, or None where it is not there. Raises what a device that is there but cannot be used raises."""
+    if settings.offline:
+        return None
+    try:
+        return open_device(settings, runtime or chosen_runtime(settings), progress)
+    except (AmbiguousDevice, DeviceUnauthorized):
+        raise
+    except (DeviceUnavailable, MissingDependency, InvalidConfig):  # InvalidConfig: known from an imported table only
+        return None
+
+
+def further_counts(
+    own: Budget, costs: CostModel, full: Widths, *, macs: float | None, parameters: float | None
+) -> list[Part]:
+    """Shares of the original's MACs and parameters, where they are asked for besides the first budget."""
+    found = []
+    shares: list[tuple[float | None, Unit, str, Callable[[Widths], NDArray[np.float64]]]] = [
+        (macs, "macs", "macs-ratio", costs.macs), (parameters, "parameters", "params-ratio", costs.parameters),
+    ]  # fmt: skip
+    for share, unit, name, cost in shares:
+        if share is not None and unit != own.unit:
+            found.append(Part(Budget(cost, share * float(cost(full)), own.grids, unit, f"{name} {share:g}")))
+    return found
+
+
+def on_device(
+    space: Workspace, settings: Settings, network: Network, own: Budget, device: str, limit_ms: float,
+    progress: Progress,
+) -> Part:  # fmt: skip
+    """A latency budget on another device: measured where it is attached, else by the table alone."""
+    if device == settings.device:
+        raise InvalidConfig(f"--also {device} is the --device itself", next_step="pass its budget with --latency-ms")
+    other = settings_of(settings, device)
+    opened = attached(other, progress)
+    if opened is None:
+        opened, other = recorded(space, other)
+    latency = latency_model(space, other, network, own.grids, progress, device=opened)
+    return Part(Budget(latency.safe_p50_ms, limit_ms, own.grids, "ms", f"also {device}:{limit_ms:g}"), latency, device)
+
+
+def reference_p50_ms(latency: LatencyModel, network: Network) -> float:
+    """The original's p50: as measured while profiling, else predicted. The full width is a calibration model."""
+    full = network.groups.sizes
+    measured = {point.widths: point.p50_ms for point in latency.points()}
+    return measured.get(tuple(int(w) for w in full), float(latency.p50_ms(full[None])[0]))
+
+
+def told(row: dict[str, Any]) -> str:
+    """One further budget in a line."""
+    where = f" on {row['device']}" if row["device"] else ""
+    measured = f", measured {row['measured_ms']:.3f} ms" if row["measured_ms"] is not None else ""
+    cost = f"{'predicted ' if row['unit'] == 'ms' else ''}{format_cost(row['predicted_cost'], row['unit'])}{measured}"
+    return f"  budget {format_cost(row['limit'], row['unit'])} ({row['asked']}){where}: {cost}: {row['verdict']}\n"

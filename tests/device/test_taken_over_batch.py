@@ -1,0 +1,190 @@
+"""Batches that a killed process left on the phone: awaited, taken or removed by the next one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import pytest
+from benches import fake_runner, installed, manifest, results
+from phone_fake.phone import FakePhone
+from stored_passes import stored_passes
+
+from amc_mobile.device.adb import AdbPhone
+from amc_mobile.device.bench import build_host_runner, locate_library
+from amc_mobile.device.phone import FOLDER, PhoneRunner
+from amc_mobile.device.runtime_library import add_library
+
+MODELS = {f"m{n}": f"ms={n + 1}.5 wait=0.1" for n in range(4)}
+WANTED = [(name, n + 1.5) for n, name in enumerate(MODELS)]
+PROGRAM = "from amc_mobile.cli import main; main()"
+NETWORK = """
+from torch import nn
+
+
+def build(num_classes=10):
+    layers = [nn.Conv2d(3, 48, 3, padding=1), nn.ReLU()]
+    for _ in range(3):
+        layers += [nn.Conv2d(48, 48, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, num_classes))
+"""
+
+
+@pytest.fixture
+def new_runner(adb: AdbPhone, tmp_path: Path) -> Callable[[], PhoneRunner]:
+    """Each is what a new process would open."""
+    library = tmp_path / "libtensorflowlite_jni.so"
+    library.write_bytes(b"\x7fELF not loaded by the stand-in")
+    program = fake_runner(tmp_path)
+    return lambda: PhoneRunner(adb, installed(program), installed(library))
+
+
+def batch(runner: PhoneRunner, models: dict[str, str] = MODELS) -> Generator[str, None, None]:
+    paths = runner.keep([text.encode() for text in models.values()])
+    text = manifest(runner.library_path, dict(zip(models, paths, strict=True)))
+    yield from runner.run(text, deadline_s=60, plan="the plan")
+
+
+def killed(runner: PhoneRunner, models: dict[str, str] = MODELS) -> tuple[str, Generator[str, None, None]]:
+    """The first line of a batch; its generator is held, and never closed, as by a process that is no more."""
+    runner.open()
+    lines = batch(runner, models)
+    return next(lines), lines
+
+
+def batches(phone: FakePhone) -> list[Path]:
+    return list(phone.sandbox.local(FOLDER).glob("batch-*"))
+
+
+def wait_for(condition: Callable[[], bool], limit_s: float = 20) -> None:
+    end = time.monotonic() + limit_s
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert condition()
+
+
+def is_done(phone: FakePhone) -> bool:
+    return any('"done"' in path.read_text() for path in phone.sandbox.local(FOLDER).glob("batch-*/results.jsonl"))
+
+
+def test_a_runner_that_still_works_is_awaited(new_runner: Callable[[], PhoneRunner], phone: FakePhone) -> None:
+    first, _lines = killed(new_runner())
+    later = new_runner()
+    later.open()
+    assert later.unfinished() == "the plan"
+    got = list(batch(later))
+    assert results(got) == WANTED
+    assert got[0] == first  # with the process's id
+    assert later.taken_over is not None
+    later.close()
+    assert batches(phone) == []
+
+
+def test_finished_results_are_taken_once(new_runner: Callable[[], PhoneRunner], phone: FakePhone) -> None:
+    first, _lines = killed(new_runner())
+    wait_for(lambda: is_done(phone))
+    later = new_runner()
+    later.open()
+    assert later.unfinished() == "the plan"
+    got = list(batch(later))
+    assert (results(got), got[0]) == (WANTED, first)
+    again = list(batch(later))
+    assert results(again) == WANTED
+    assert again[0] != first
+    assert later.taken_over is None
+    assert len(batches(phone)) == 1  # one that was seen to its end goes when the next one starts
+
+
+def test_another_batch_ends_and_removes_it(new_runner: Callable[[], PhoneRunner], phone: FakePhone) -> None:
+    _, _lines = killed(new_runner(), {"a": "ms=1", "b": "ms=1 wait=99"})
+    (old,) = batches(phone)
+    later = new_runner()
+    later.open()
+    assert len(phone.sandbox.processes()) == 1
+    assert results(batch(later)) == WANTED
+    assert not old.exists()
+    wait_for(lambda: phone.sandbox.processes() == [])
+
+
+def test_a_changed_model_is_another_batch(new_runner: Callable[[], PhoneRunner]) -> None:
+    first, _lines = killed(new_runner())
+    later = new_runner()
+    later.open()
+    got = list(batch(later, {**MODELS, "m3": "ms=9"}))
+    assert results(got) == [*WANTED[:3], ("m3", 9.0)]
+    assert got[0] != first
+
+
+def test_nothing_is_taken_after_a_reboot(new_runner: Callable[[], PhoneRunner], phone: FakePhone) -> None:
+    _, _lines = killed(new_runner())
+    wait_for(lambda: is_done(phone))
+    phone.reboot()
+    later = new_runner()
+    later.open()
+    assert later.unfinished() == ""
+    assert batches(phone) == []
+
+
+def test_a_runner_that_died_has_left_nothing_to_take(new_runner: Callable[[], PhoneRunner], phone: FakePhone) -> None:
+    _, _lines = killed(new_runner(), {"a": "ms=1", "b": "ms=1 wait=99"})
+    phone.sandbox.kill_all()
+    later = new_runner()
+    later.open()
+    assert (later.unfinished(), batches(phone)) == ("", [])
+
+
+@pytest.mark.parametrize("damage", ["{", '{"plan": "x", "state": {"battery": "?"}}'])
+def test_a_damaged_plan_is_no_plan(new_runner: Callable[[], PhoneRunner], phone: FakePhone, damage: str) -> None:
+    _, _lines = killed(new_runner(), {"a": "ms=1", "b": "ms=1 wait=99"})
+    (batches(phone)[0] / "plan.json").write_text(damage)
+    later = new_runner()
+    later.open()
+    assert later.unfinished() == ""
+    assert results(batch(later)) == WANTED
+    wait_for(lambda: phone.sandbox.processes() == [])
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler (cc)")
+def test_a_killed_profile_takes_what_the_phone_went_on_to_measure(
+    phone: FakePhone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, table = tmp_path / "home", tmp_path / "amc-workspace/table.sqlite"
+    (tmp_path / "net.py").write_text(NETWORK)
+    phone.sandbox.set_clusters({tuple(sorted(os.sched_getaffinity(0))): 2_000_000})
+    library = locate_library("onnxruntime")
+    (added,) = add_library(library.path, home / "runtimes", version=library.version)
+    phone.sandbox.edit("getprop.txt", "[arm64-v8a]", f"[{added.abi}]")
+    monkeypatch.setenv("AMC_MOBILE_HOME", str(home))
+    monkeypatch.setenv("AMC_MOBILE_RUNNER", str(build_host_runner(tmp_path / "built")))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    words = ["profile", "--device", "pixel", "--model", "net.py:build", "--input-size", "32", "--data", "digits",
+             "--runtime", "onnxruntime", "--json", "--quiet"]  # fmt: skip
+    command = [sys.executable, "-c", PROGRAM, *words]
+
+    def results_file() -> list[Path]:
+        return list(phone.sandbox.local(FOLDER).glob("batch-*/results.jsonl"))
+
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL) as process:
+        wait_for(lambda: any(b'"result"' in path.read_bytes() for path in results_file()), limit_s=120)
+        process.send_signal(signal.SIGKILL)
+    before = Counter(samples for _, _, samples in stored_passes(table))
+    wait_for(lambda: is_done(phone), limit_s=60)
+    (measured,) = results_file()
+    lines = [json.loads(line) for line in measured.read_text().splitlines()]
+    alone = {json.dumps(line["samples_ms"]) for line in lines if line["event"] == "result"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    after = Counter(samples for _, _, samples in stored_passes(table))
+    assert before <= after
+    assert max(after.values()) == 1  # no pass is stored twice
+    from_phone = sum(samples in alone for samples in (json.dumps(json.loads(text)) for text in after))
+    assert from_phone > len(before)
+    assert max(Counter(subject for _, subject, _ in stored_passes(table)).values()) <= 10
