@@ -112,7 +112,7 @@ class LatencyModel:
     def measure_missing(self, progress: Progress) -> int:
         """Measures the kernels and calibration models that the table lacks; returns the number of kernels needed."""
         points = self.kernel_places()
-        self._measure_kernels(list(points.values()), progress)
+        self.measure_kernels_at(list(points.values()), progress)
         plans = self.calibration_requests()
         measure_models(
             self.device,
@@ -137,10 +137,11 @@ class LatencyModel:
 
     def measure_exactly(self, widths: Widths, progress: Progress) -> None:
         """Measures the very kernels of one plan, shape (groups,), so that its prediction interpolates nothing."""
-        self._measure_kernels([(site.index, widths) for site in self.template.sites], progress)
+        self.measure_kernels_at([(site.index, widths) for site in self.template.sites], progress)
         self._predictor = self._calibration = None
 
-    def _measure_kernels(self, wanted: Sequence[tuple[int, Widths]], progress: Progress) -> None:
+    def measure_kernels_at(self, wanted: Sequence[tuple[int, Widths]], progress: Progress) -> None:
+        """Measures the kernels that the table lacks. `wanted`: (site, widths of a plan)."""
         requests = [
             KernelRequest(self.template.kernel_at(site, widths), partial(self.template.cut_at_widths, site, widths))
             for site, widths in wanted
