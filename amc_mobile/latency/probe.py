@@ -35,6 +35,8 @@ CLASSES = TILES[:-1]  # two multiples of a class must be among the widths
 WIDEST = TILES[-1] + 1
 FEWEST_TILES = 2  # that a line of kernels must be measured around
 SLOWER = 0.05  # relative; a width that costs so much more than the next multiple runs other code
+RISE = 0.05  # relative; what filling up to a tile costs at least: less may be noise
+SHORTEST_MS = 0.003  # of the widest kernel; the clock cannot tell steps of shorter ones
 LEAST_MULTIPLE = 8  # of kept channels: what a search takes where nothing was probed
 
 
@@ -114,7 +116,7 @@ def stored_steps(table: LatencyTable, conditions: Conditions) -> list[ChannelSte
 
 
 def find_steps(measured: Iterable[tuple[Kernel, float]]) -> list[ChannelSteps]:
-    """By type and axis. `measured`: kernels and their ms; those that are not around tiles are looked past."""
+    """By type and axis. `measured`: kernels and their ms; those not around tiles, or too short, are looked past."""
     lines: dict[tuple[KernelType, Axis], dict[object, Line]] = {}
     for kernel, ms in measured:
         into, out = kernel.main.in_channels, kernel.main.out_channels
@@ -127,8 +129,9 @@ def find_steps(measured: Iterable[tuple[Kernel, float]]) -> list[ChannelSteps]:
                 line[width] = (kernel, ms)
     found = []
     for (kernel_type, axis), of_type in sorted(lines.items(), key=lambda item: (item[0][0].name, item[0][1])):
-        if probed := [line for line in of_type.values() if len(_tiles_among(line)) >= FEWEST_TILES]:
-            line = max(probed, key=lambda line: (len(_tiles_among(line)), line[max(line)][1]))
+        probed = [line for line in of_type.values() if len(_tiles_among(line)) >= FEWEST_TILES]
+        line = max(probed, key=lambda line: (len(_tiles_among(line)), line[max(line)][1]), default={})
+        if line and line[max(line)][1] >= SHORTEST_MS:
             found.append(_judged(kernel_type, axis, line))
     return found
 
@@ -142,9 +145,9 @@ def _judged(kernel_type: KernelType, axis: Axis, line: Line) -> ChannelSteps:
 
 def judge_steps(widths: Widths, ms: Floats) -> tuple[int, int, float]:
     """(tile, aligned, slowdown) of one line of kernels; `widths` (points,) ascending."""
-    slowdowns = {aligned: _slowdown(widths, ms, aligned) for aligned in CLASSES}
+    slowdowns = {aligned: _neighbours(widths, ms, aligned, -1) for aligned in CLASSES}
     classes = [aligned for aligned, slowdown in slowdowns.items() if slowdown > SLOWER]
-    tiles = [tile for tile in TILES if tile < widths[-1]]
+    tiles = [tile for tile in TILES if _neighbours(widths, ms, tile, 1) > RISE]
 
     def clearest(candidates: Iterable[tuple[int, int]], simplest: tuple[int, int]) -> tuple[int, int]:
         # What predicts within the noise cannot be improved.
@@ -171,11 +174,11 @@ def _terms(widths: Widths, tile: int, aligned: int) -> Floats:
     return np.stack([*columns, filled * (widths % aligned > 0)] if aligned > 1 else columns, axis=1)
 
 
-def _slowdown(widths: Widths, ms: Floats, aligned: int) -> float:
-    """How much more a channel less than a multiple of `aligned` costs than the multiple, relative; the median."""
+def _neighbours(widths: Widths, ms: Floats, step: int, offset: int) -> float:
+    """How much more `offset` channels beyond a multiple of `step` cost than the multiple, relative; the median."""
     cost = dict(zip(widths.tolist(), ms.tolist(), strict=True))
-    pairs = [cost[width - 1] / cost[width] for width in cost if width % aligned == 0 and width - 1 in cost]
-    return float(np.median(pairs)) - 1 if pairs else 0.0
+    ratios = [cost[width + offset] / cost[width] for width in cost if width % step == 0 and width + offset in cost]
+    return float(np.median(ratios)) - 1 if ratios else 0.0
 
 
 def _tiles_among(widths: Iterable[int]) -> list[int]:
