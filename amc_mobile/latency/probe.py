@@ -31,7 +31,7 @@ Axis = Literal["in", "out", "in and out"]
 Line = dict[int, tuple[Kernel, float]]  # kernels that differ in their width along one axis only, and their ms
 
 TILES = (4, 8, 16, 32, 64)
-CLASSES = TILES[:-1]  # two multiples of a class must be among the widths
+CLASSES = TILES[:-1]  # the last would rest on one width
 WIDEST = TILES[-1] + 1
 FEWEST_TILES = 2  # that a line of kernels must be measured around
 SLOWER = 0.05  # relative; a width that costs so much more than the next multiple runs other code

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench_device import Bench, conv_ms
+from bench_device import Bench
 
 from amc_mobile.latency.probe import probe_widths
 
@@ -78,10 +78,17 @@ def test_a_search_keeps_multiples_that_run_no_slower_code(amc: Amc, bench: Bench
 
 
 def test_networks_too_narrow_for_the_multiple_keep_to_8(amc: Amc, bench: Bench) -> None:
-    bench.cost = lambda i, o: conv_ms(i, o) * (1.6 if o % 32 else 1.0)
+    bench.cost = lambda i, o: (0.05 + i * o * 1e-3) * (1.6 if o % 32 else 1.0)
     Path("net.py").write_text(Path("net.py").read_text().replace("64", "40"))
-    flags = ("--runtime", "onnxruntime", "--model", "net.py:build", "--input-size", "32", "--data", "digits")
-    document = answer(amc, "table", "probe", *(f for i, f in enumerate(flags) if i not in (0, 1)), "--json", "--quiet")
-    assert found_steps(document)["conv 3x3/2", "out"][1] == 32
+    Path("amc-workspace/table.sqlite").unlink()
+    document = answer(amc, "table", "probe", "--model", "net.py:build", "--input-size", "32", "--json", "--quiet")
+    assert found_steps(document)["conv 3x3/2", "out"] == (1, 32)
     assert document["multiple"] == 8
     assert "no group is wide enough for multiples of 32, though conv 3x3" in document["multiple_why"]
+
+
+def test_a_network_without_channels_to_vary_is_refused(amc: Amc) -> None:
+    Path("net.py").write_text(Path("net.py").read_text().replace("64", "8").replace("32", "8"))
+    code, out, err = amc("table", "probe", "--model", "net.py:build", "--input-size", "32", "--quiet")
+    assert (code, out) == (1, "")
+    assert "no kernel of this network has channels enough to be probed" in err
