@@ -35,7 +35,6 @@ from amc_mobile.cli_flags import (
     MemoryFlag,
     MinKeepRatioFlag,
     ModelFlag,
-    MultipleFlag,
     OfflineFlag,
     ParamsRatioFlag,
     QuietFlag,
@@ -187,7 +186,13 @@ def search(
     channel_choice: ChannelChoiceFlag = "backward",
     measure_every: MeasureEveryFlag = 50,
     min_keep_ratio: MinKeepRatioFlag = 0.2,
-    multiple: MultipleFlag = 8,
+    multiple: Annotated[
+        int | None,
+        typer.Option(
+            "--multiple",
+            help="Kept channels are multiples of this, e.g. 16. Default: what `table probe` found, at least 8.",
+        ),
+    ] = None,
     calibration_images: CalibrationFlag = 1500,
     reward_images: RewardImagesFlag = None,
     max_loss: Annotated[float | None, typer.Option(help="Cheapest plan that loses at most so much top-1.")] = None,

@@ -9,10 +9,19 @@ import typer
 
 from amc_mobile.cli_flags import (
     DEFAULT_WORKSPACE,
+    CheckpointFlag,
+    ClockFlag,
+    DataFlag,
+    DeviceFlag,
     JsonFlag,
+    ModelFlag,
     QuietFlag,
     RuntimeFlag,
+    SerialFlag,
+    SizeFlag,
     ThreadsFlag,
+    WaiveFlag,
+    WidthFlag,
     WorkspaceFlag,
 )
 from amc_mobile.errors import InvalidConfig
@@ -167,6 +176,40 @@ def table_adopt(
     space = Workspace(workspace)
     with progress_bars(quiet) as progress:
         result = adopt_table(space, space.settings(None, runtime=runtime, threads=threads), progress=progress)
+    show(result.text(), result.document(), as_json=as_json)
+
+
+@app.command("probe")
+def table_probe(
+    model: ModelFlag = None,
+    data: DataFlag = None,
+    checkpoint: CheckpointFlag = None,
+    width: WidthFlag = None,
+    input_size: SizeFlag = None,
+    device: DeviceFlag = None,
+    serial: SerialFlag = None,
+    waive: WaiveFlag = None,
+    clock_mode: ClockFlag = None,
+    runtime: RuntimeFlag = None,
+    threads: ThreadsFlag = None,
+    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Find which multiples of channels the device prefers: a search then keeps such multiples. Resumable.
+
+    Example: amc-mobile table probe --device pixel
+    """
+    from amc_mobile.workflows.probe import probe_device
+
+    space = Workspace(workspace)
+    settings = space.settings(
+        None, model=model, data=data, checkpoint=checkpoint, width_multiplier=width, input_size=input_size,
+        device=device, serial=serial, waive=",".join(waive) if waive else None, clock_mode=clock_mode,
+        runtime=runtime, threads=threads,
+    )  # fmt: skip
+    with progress_bars(quiet) as progress:
+        result = probe_device(space, settings, progress=progress)
     show(result.text(), result.document(), as_json=as_json)
 
 

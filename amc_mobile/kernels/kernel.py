@@ -131,6 +131,15 @@ class Operator:
         return tuple(self.attribute("strides", ()))
 
     @property
+    def window_label(self) -> str:
+        """Window and stride, like `3x3/2`; empty where it has no window."""
+        if not self.window:
+            return ""
+        strides = self.strides
+        step = "" if not strides or set(strides) == {1} else f"/{'x'.join(map(str, dict.fromkeys(strides)))}"
+        return "x".join(map(str, self.window)) + step
+
+    @property
     def macs(self) -> int:
         """Multiply-accumulates for the shapes given, biases left out; 0 for operators without weights or products."""
         weight = self.weight
@@ -205,6 +214,12 @@ class Kernel:
     def operator_type(self) -> str:
         return self.main.kind
 
+    @property
+    def keeps_channels(self) -> bool:
+        """Whether what comes in goes out channel by channel, as in a depthwise convolution or an addition."""
+        main = self.main
+        return (main.in_channels == main.out_channels and main.macs == 0) or main.kind == "depthwise"
+
     @cached_property
     def label(self) -> str:
         """For people, like `PAD+CONV_2D 3x3/2 32->64 @56x56`: window/stride, channels, height x width of the output."""
@@ -212,11 +227,8 @@ class Kernel:
         names = [operator.name for operator in self.operators]
         parts = ["+".join([name for name in names if name not in CONVERSIONS] or names)]
         if main.window:
-            strides = main.strides
-            step = "" if not strides or set(strides) == {1} else f"/{'x'.join(map(str, dict.fromkeys(strides)))}"
-            parts.append("x".join(map(str, main.window)) + step)
-        same = (main.in_channels == main.out_channels and main.macs == 0) or main.kind == "depthwise"
-        parts.append(str(main.out_channels) if same else f"{main.in_channels}->{main.out_channels}")
+            parts.append(main.window_label)
+        parts.append(str(main.out_channels) if self.keeps_channels else f"{main.in_channels}->{main.out_channels}")
         if main.out_map:
             parts.append("@" + "x".join(map(str, main.out_map)))
         others = [o.dtype for o in (main, *self.operators) if o.dtype != "float32"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # templates need torch; tables do not
 Widths = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Role = Literal["in", "out", "other"]
+S = TypeVar("S")
 
 
 @dataclass(frozen=True, order=True)
@@ -174,10 +175,14 @@ def choose_steps(sites: Sequence[SitePoints]) -> dict[str, Steps]:
     for kind in chosen:
         means = {steps: float(np.concatenate(found).mean()) for (k, steps), found in errors.items() if k == kind}
         if means:
-            best = min(means, key=lambda steps: (means[steps], steps))
-            if means[best] < STEPS_GAIN * means[NO_STEPS]:
-                chosen[kind] = best
+            chosen[kind] = clearly_best(means, NO_STEPS)
     return chosen
+
+
+def clearly_best(errors: Mapping[S, float], simplest: S) -> S:
+    """The candidate with the lowest error; `simplest` unless that is clearly lower. Of equals, the smallest."""
+    best = min(errors, key=lambda tried: (errors[tried], tried))
+    return best if errors[best] < STEPS_GAIN * errors[simplest] else simplest
 
 
 def fit_site(points: SitePoints, steps: Steps, also_measured: Mapping[tuple[float, ...], float]) -> SiteModel:
@@ -232,9 +237,15 @@ def _merged_spread(points: SitePoints, steps: Steps) -> float:
 
 
 def _left_out_errors(points: SitePoints, steps: Steps) -> Floats:
-    """Relative errors of the roofline at each point, fitted without it (closed form of least squares)."""
+    """(points,): relative errors of the roofline at each point, fitted without it."""
     scale = points.filled(points.values, steps).max(axis=0)
-    design = points.terms(points.values, scale, steps) / points.measured_ms[:, None]
+    return left_out_errors(points.terms(points.values, scale, steps), points.measured_ms)
+
+
+def left_out_errors(terms: Floats, measured_ms: Floats) -> Floats:
+    """(points, terms), (points,) -> (points,): relative errors at each point of what is fitted without it (closed form
+    of least squares)."""
+    design = terms / measured_ms[:, None]
     inverse = np.linalg.pinv(design, rcond=1e-9)
     leverage = np.einsum("ij,ji->i", design, inverse).clip(0, 0.95)
     residuals = design @ (inverse @ np.ones(len(design))) - 1

@@ -113,7 +113,7 @@ class LatencyModel:
     def measure_missing(self, progress: Progress) -> int:
         """Measures the kernels and calibration models that the table lacks; returns the number of kernels needed."""
         points = self.kernel_places()
-        self._measure_kernels(list(points.values()), progress)
+        self.measure_kernels_at(list(points.values()), progress)
         plans = self.calibration_requests()
         measure_models(
             self.device,
@@ -138,7 +138,7 @@ class LatencyModel:
 
     def measure_exactly(self, widths: Widths, progress: Progress) -> None:
         """Measures the very kernels of one plan, shape (groups,), so that its prediction interpolates nothing."""
-        self._measure_kernels([(site.index, widths) for site in self.template.sites], progress)
+        self.measure_kernels_at([(site.index, widths) for site in self.template.sites], progress)
         self._predictor = self._calibration = None
 
     def kernel_requests(self, wanted: Iterable[tuple[int, Widths]]) -> dict[str, KernelRequest]:
@@ -148,7 +148,8 @@ class LatencyModel:
         ]
         return {request.key: request for request in requests}
 
-    def _measure_kernels(self, wanted: Sequence[tuple[int, Widths]], progress: Progress) -> None:
+    def measure_kernels_at(self, wanted: Sequence[tuple[int, Widths]], progress: Progress) -> None:
+        """Measures the kernels that the table lacks. `wanted`: (site, widths of a plan)."""
         measure_kernels(
             self.device,
             self.kernel_requests(wanted),

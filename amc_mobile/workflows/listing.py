@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from amc_mobile.errors import InvalidInput
@@ -30,13 +31,17 @@ def models_text(document: dict[str, Any]) -> str:
 
 
 def show_table(space: Workspace) -> dict[str, Any]:
+    from amc_mobile.latency.probe import stored_steps
     from amc_mobile.latency.table import LatencyTable
 
     location = space.table_location()
     if location == space.table_path and not space.table_path.exists():
         raise InvalidInput(f"no latency table in {space.folder}", next_step="run `amc-mobile profile` first")
     with LatencyTable(location) as table:
-        return table.summary()
+        document = table.summary()
+        for entry, conditions in zip(document["conditions"], table.conditions(), strict=True):
+            entry["steps"] = [steps.to_document() for steps in stored_steps(table, conditions)]
+    return document
 
 
 def table_text(document: dict[str, Any]) -> str:
@@ -51,4 +56,24 @@ def table_text(document: dict[str, Any]) -> str:
         ]
         parts.append(f"{heading}\n" + render_rows(["kernel", "ms (lowest p20)", "passes", "flags"], rows))
         parts.append(f"{len(entry['kernels'])} kernels, {entry['model_measurements']} whole models")
+        if entry["steps"]:
+            parts.append(steps_text(entry["steps"]))
     return "\n".join(parts) if parts else "the table is empty"
+
+
+def steps_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What a probe found, a type and axis a line."""
+    from amc_mobile.report.tables import render_rows
+
+    headers = ["kernel", "type", "channels", "filled up to", "slower unless", "by", "points", "ms", "widest"]
+    cells = [
+        [
+            row["name"], row["dtype"], row["axis"],
+            f"multiples of {row['tile']}" if row["tile"] > 1 else "-",
+            f"multiples of {row['aligned']}" if row["aligned"] > 1 else "-",
+            f"{row['slowdown']:.0%}" if row["aligned"] > 1 else "-",
+            str(row["points"]), f"{row['ms']:.4f}", row["example"],
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return render_rows(headers, cells)

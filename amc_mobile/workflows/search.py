@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from amc_mobile.data import DataSplit
 from amc_mobile.errors import InvalidConfig, InvalidInput, MissingLatency
+from amc_mobile.latency.probe import LEAST_MULTIPLE
 from amc_mobile.latency.protocol import measure_pair
 from amc_mobile.models.evaluation import evaluate
 from amc_mobile.pruning.matrices import Matrices
@@ -42,6 +43,7 @@ from amc_mobile.workflows.offline import recorded
 from amc_mobile.workflows.plan_scorer import PlanScorer
 from amc_mobile.workflows.plans import ChannelPlans, Plans, WeightPlans
 from amc_mobile.workflows.preparation import Preparations
+from amc_mobile.workflows.probe import GridMultiple, probed_multiple
 from amc_mobile.workflows.progress import Progress, silent
 from amc_mobile.workflows.runs import Run, precision_part, run_name
 from amc_mobile.workflows.workspace import Settings, Workspace
@@ -65,7 +67,7 @@ class SearchConfig:
     channel_choice: str = "backward"
     measure_every: int = 50
     min_keep_ratio: float = 0.2
-    multiple: int = 8
+    multiple: int | None = None  # of kept channels; None: what the device was found to prefer
     calibration_images: int = 1500
     reward_images: int | None = None  # None: those that `train` leaves out
     max_loss: float | None = None  # of top-1 on the reward images; the cheapest plan that loses no more is wanted
@@ -92,7 +94,7 @@ class SearchConfig:
                 "--also is a further latency budget, and there is none for --device",
                 next_step="pass --latency-ms or --latency-ratio too, or name that device with --device",
             )
-        if self.episodes < 1 or self.multiple < 1 or not 0 < self.min_keep_ratio <= 1:
+        if self.episodes < 1 or (self.multiple is not None and self.multiple < 1) or not 0 < self.min_keep_ratio <= 1:
             raise InvalidConfig("episodes and multiple must be at least 1, min_keep_ratio in (0, 1]")
         if self.max_loss is not None and not 0 <= self.max_loss < 1:
             raise InvalidConfig(f"--max-loss {self.max_loss} is not a share of the images", next_step="try 0.01")
@@ -159,6 +161,7 @@ class SearchOutcome:
             f"predicted {format_cost(s['predicted_cost'], unit)}{measured}\n"
             + drifted
             + "".join(told(row) for row in s["budgets"][1:])
+            + f"  kept channels are multiples of {s['multiple']['used']}: {s['multiple']['why']}\n"
             + (f"  kernels of the prediction: {sources}\n" if s["offline"] else "")
             + f"  MACs {s['macs'] / 1e6:.2f} M of {s['original_macs'] / 1e6:.2f} M, "
             f"parameters {s['parameters'] / 1e6:.3f} M of {s['original_parameters'] / 1e6:.3f} M\n"
@@ -243,6 +246,11 @@ def search_plan(
     if wanted.unit == "ms":
         latency = latency_model(space, settings, network, list(plans.grids), progress, device=device)
     try:
+        multiple = _multiple(folder, wanted, latency)
+        wanted = replace(wanted, multiple=multiple.used)
+        plans = _plans(network, wanted)
+        if latency is not None:
+            latency.grids = list(plans.grids)
         limit, reference_ms = _limit(folder, wanted, network, plans, latency, progress)
         cost = _cost(wanted.unit, plans, latency)
         own = Budget(cost, limit, tuple(plans.grids), wanted.unit, wanted.asked_of_model[0])
@@ -306,7 +314,8 @@ def search_plan(
                 "drift": latency.drift if latency is not None else 1.0,
             },
             "conditions": None if latency is None else latency.conditions.to_document(),
-            "offline": device is not None, "kernel_sources": _sources(result.widths, latency),
+            "multiple": asdict(multiple), "offline": device is not None,
+            "kernel_sources": _sources(result.widths, latency),
             "policy": wanted.policy, "episodes": result.episodes, "evaluations": result.evaluations,
             "measurements": result.measurements, "reward": result.reward, "episode": result.episode,
             "predicted_cost": _predicted(result.widths, own, latency), "measured_ms": result.measured_ms,
@@ -341,7 +350,16 @@ def search_plan(
 def _plans(network: Network, wanted: SearchConfig) -> ChannelPlans | WeightPlans:
     if wanted.granularity == "weight":
         return WeightPlans(network, min_density=wanted.min_keep_ratio, keep=wanted.keep)
-    return ChannelPlans(network, multiple=wanted.multiple, min_keep_ratio=wanted.min_keep_ratio, keep=wanted.keep)
+    multiple = wanted.multiple or LEAST_MULTIPLE
+    return ChannelPlans(network, multiple=multiple, min_keep_ratio=wanted.min_keep_ratio, keep=wanted.keep)
+
+
+def _multiple(run: Run, wanted: SearchConfig, latency: LatencyModel | None) -> GridMultiple:
+    if wanted.multiple is not None:
+        return GridMultiple(wanted.multiple, "--multiple")
+    if run.has("settings"):  # a probe in between must not make it another search
+        return GridMultiple(run.read("settings")["search"]["multiple"], "as this run began")
+    return probed_multiple(latency) if latency is not None else GridMultiple(LEAST_MULTIPLE, "the default")
 
 
 def _policy(wanted: SearchConfig, budget: Budget, plans: Plans, *, seed: int) -> Policy:

@@ -35,10 +35,11 @@ def conv_ms(in_channels: int, out_channels: int) -> float:
 
 @dataclass
 class Bench:
-    """A device that takes `slowdown(label)` times what `conv_ms` says."""
+    """A device that takes `slowdown(label)` times what `cost` says of each convolution's channels."""
 
     now: Conditions = CONDITIONS
     slowdown: Callable[[str], float] = lambda label: 1.0
+    cost: Callable[[int, int], float] = conv_ms
     jobs_per_batch: int = 1
 
     def conditions(self) -> Conditions:
@@ -58,11 +59,11 @@ class Bench:
 
     def ms(self, job: Job) -> float:
         if kernel := re.search(r"Conv.* (\d+)->(\d+) @", job.label):
-            return conv_ms(int(kernel[1]), int(kernel[2]))
+            return self.cost(int(kernel[1]), int(kernel[2]))
         if " model" not in job.label:
             return 0.03
         weights = [tensor.dims for tensor in onnx.load_from_string(job.model()).graph.initializer]
-        return 0.05 + sum(conv_ms(dims[1], dims[0]) for dims in weights if len(dims) == 4)
+        return 0.05 + sum(self.cost(dims[1], dims[0]) for dims in weights if len(dims) == 4)
 
     def is_steady(self) -> bool:
         return True
