@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from amc_mobile.device.timing import Device
 from amc_mobile.errors import BudgetNotMet, BudgetNotVerified, InvalidInput, MissingDependency
+from amc_mobile.export.interpret import Floats
 from amc_mobile.export.parity import file_logits, parity
 from amc_mobile.export.to_onnx import to_onnx
 from amc_mobile.export.to_tflite import to_tflite
 from amc_mobile.latency.measurement import PairMeasurement
 from amc_mobile.latency.protocol import measure_pair
-from amc_mobile.models.evaluation import evaluate, logits
+from amc_mobile.models.evaluation import logits
+from amc_mobile.models.task import Task
 from amc_mobile.search.budget import format_cost
 from amc_mobile.workflows.budgets import attached, settings_of
 from amc_mobile.workflows.measuring import chosen_runtime, open_device
@@ -42,7 +47,7 @@ class ExportResult:
         lines = [f"run {self.run}: exported the {self.result['stage']} network"]
         for file in self.result["files"]:
             lines.append(
-                f"  {file['path']}  {file['bytes'] / 1e6:.3f} MB  top-1 {file['test_top1']:.1%} "
+                f"  {file['path']}  {file['bytes'] / 1e6:.3f} MB  {self.result['metric']} {file['test_top1']:.1%} "
                 f"on {self.result['accuracy_on']}  parity: "
                 f"max difference {file['parity']['max_abs']:.1e}, same class {file['parity']['top1_agreement']:.1%}"
             )
@@ -86,7 +91,7 @@ def export_run(
     stage = folder.best_stage()
     model = folder.load_pruned(network, stage)
     images = data.test.normalised().numpy()
-    reference = logits(model, data.test).numpy()
+    reference = logits(model, data.test)
     limits = {"unit": search["budget"]["unit"], "limit": search["budget"]["limit"], "ratio": wanted["latency_ratio"]}
     # Before the exports: a phone that is not there should not take minutes to be missed.
     devices = {form: None if offline else _device(settings, form, progress) for form in formats}
@@ -101,8 +106,8 @@ def export_run(
             {
                 "format": form, "runtime": RUNTIMES[form], "path": str(path), "bytes": path.stat().st_size,
                 "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-                "test_top1": float((outputs.argmax(1) == data.test.labels.numpy()).mean()),
-                "parity": parity(outputs, reference).to_document(),
+                "test_top1": network.task.accuracy(torch.from_numpy(outputs), data.test.labels),
+                "parity": parity(outputs, reference.numpy(), _classes_by(network.task)).to_document(),
                 "pair": pair.to_document() if pair else None,
                 "original_bytes": _original(folder, form).stat().st_size if pair else None,
             }
@@ -114,11 +119,15 @@ def export_run(
         for row in search.get("budgets", [])[1:]
     ]
     document = {
-        "stage": stage, "test_top1": evaluate(model, data.test), "accuracy_on": data.accuracy_on, "files": files,
-        "gate": _all_of(gate, further),
+        "stage": stage, "test_top1": network.task.accuracy(reference, data.test.labels), "metric": network.task.metric,
+        "accuracy_on": data.accuracy_on, "files": files, "gate": _all_of(gate, further),
     }  # fmt: skip
     folder.write("export", document)
     return ExportResult(folder.folder.name, document)
+
+
+def _classes_by(task: Task) -> Callable[[Floats], NDArray[np.int64]]:
+    return lambda outputs: task.predicted_classes(torch.from_numpy(outputs)).numpy()
 
 
 def _original(run: Run, form: str) -> Path:
