@@ -35,11 +35,9 @@ class Detection:
     of_single_images = False
 
     def num_classes(self, outputs: Tensor) -> int:
-        wanted = (len(self.anchors), 1 + self.classes + 4)
-        if tuple(outputs.shape[1:]) != wanted:
-            raise InvalidInput(
-                f"the detector gives {tuple(outputs.shape)}, its anchors and classes ask for (1, *{wanted})"
-            )
+        wanted = (1, len(self.anchors), 1 + self.classes + 4)
+        if tuple(outputs.shape) != wanted:
+            raise InvalidInput(f"the detector gives {tuple(outputs.shape)}, its anchors and classes ask for {wanted}")
         return self.classes
 
     def check_labels(self, labels: Tensor) -> None:

@@ -166,7 +166,8 @@ def _called(spec: str, function: Callable[..., Any], arguments: dict[str, Any]) 
 
 
 def _loaded(module: nn.Module, channels: int, size: int, spec: str, normalisation: Normalisation | None) -> LoadedModel:
-    task: Task = getattr(module, "task", CLASSIFICATION)
+    own = getattr(module, "task", None)  # of a user's network this may be something else
+    task = own if isinstance(own, Task) else CLASSIFICATION
     return LoadedModel(module, (1, channels, size, size), 0, spec, normalisation, task)
 
 

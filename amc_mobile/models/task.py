@@ -6,7 +6,7 @@ A network without an attribute `task` classifies. One that does something else h
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from amc_mobile.errors import InvalidInput
 from amc_mobile.models.augmentation import augmented
 
 
+@runtime_checkable
 class Task(Protocol):
     """`outputs`: what the network gives for a batch, (N, ...); `labels`: those of a LabelledImages, (N, ...)."""
 

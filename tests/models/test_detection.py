@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -174,6 +176,46 @@ def test_a_detector_and_classes_of_whole_images_are_refused_together(shapes: Dat
     assert "--data shapes" in str(caught.value.next_step)
     with pytest.raises(InvalidInput, match="are boxes"):
         CLASSIFICATION.check_labels(shapes.test.labels)
+
+
+OWN = """
+from torch import nn
+from amc_mobile.models.detection import Detection
+from amc_mobile.models.detection_boxes import SsdAnchors
+
+
+class Own(nn.Module):
+    def __init__(self, task, outputs):
+        super().__init__()
+        self.task = task
+        self.layer = nn.Conv2d(3, outputs, 8, stride=8)
+
+    def forward(self, images):
+        return self.layer(images).permute(0, 2, 3, 1).reshape(images.shape[0], -1, 8)
+
+
+def detector(input_size=16):
+    return Own(Detection(SsdAnchors((2,)).boxes(), 3), 4 * 8)
+
+
+def wrong(input_size=16):
+    return Own(Detection(SsdAnchors((3,)).boxes(), 3), 4 * 8)
+
+
+def classifier(input_size=16):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net.task = "a name of the user's own"
+    return net
+"""
+
+
+def test_a_network_of_the_user_says_its_task(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    loaded = load_model(f"{tmp_path}/own.py:detector")
+    assert (loaded.task.metric, loaded.num_classes) == ("mAP@0.5", 3)
+    assert load_model(f"{tmp_path}/own.py:classifier").task.metric == "top-1"
+    with pytest.raises(InvalidInput, match=r"gives \(1, 16, 8\), its anchors and classes ask for \(1, 36, 8\)"):
+        load_model(f"{tmp_path}/own.py:wrong")
 
 
 def test_labels_of_another_shape_are_refused(shapes: Dataset) -> None:

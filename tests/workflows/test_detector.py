@@ -23,14 +23,16 @@ def test_a_detector_goes_through_every_command(tmp_path: Path, command: Callable
     trained = command("train", *NETWORK, "--data", "boxes.py:few", "--epochs", "1", "--batch-size", "30")
     assert "mAP@0.5" in trained
     assert "on 20 test images after 1 epochs" in trained
-    searched = command("search", "--macs-ratio", "0.6", "--policy", "uniform", "--run", "cut", "--reward-images", "20")
+    searched = command("search", "--macs-ratio", "0.8", "--policy", "uniform", "--run", "cut", "--reward-images", "20",
+                       "--channel-choice", "l1", "--min-keep-ratio", "0.5", "--multiple", "64")  # fmt: skip
     assert "mAP@0.5 on 20 test images: original" in searched
     tuned = json.loads(command("finetune", "--epochs", "1", "--batch-size", "30", "--json"))
     assert tuned["metric"] == "mAP@0.5"
     assert tuned["epoch_reports"][0]["train_top1"] is None
     exported = json.loads(command("export", "--onnx", "--offline", "--json"))
-    assert exported["files"][0]["parity"]["max_abs"] < 1e-3
-    assert exported["files"][0]["parity"]["top1_agreement"] == 1.0
+    parity = exported["files"][0]["parity"]
+    assert parity["max_abs"] < 1e-4 * parity["largest_logit"]
+    assert parity["top1_agreement"] > 0.999
     assert abs(exported["files"][0]["test_top1"] - exported["test_top1"]) < 0.05
     report = json.loads(command("report"))
     assert report["original"]["accuracy"]["metric"] == "mAP@0.5"
