@@ -13,7 +13,7 @@ ModelFlag = Annotated[
 ]
 CheckpointFlag = Annotated[str | None, typer.Option("--checkpoint", help="Weights: .safetensors, or .pt/.th.")]
 DataFlag = Annotated[
-    str | None, typer.Option("--data", help="digits, cifar10:PATH, imagefolder:PATH or file.py:function.")
+    str | None, typer.Option("--data", help="digits, shapes, cifar10:PATH, imagefolder:PATH or file.py:function.")
 ]
 DeviceFlag = Annotated[
     str | None, typer.Option("--device", help="host: this computer; or a phone's profile, e.g. pixel: see `devices`.")

@@ -2,6 +2,7 @@
 
 `load_dataset` reads one of
   digits                          scikit-learn's digits, built in
+  shapes                          drawn shapes with their boxes, for detectors, built in
   cifar10:PATH                    an .npz file, or the folder of the binary version
   imagefolder:PATH                a folder or .zip with train/CLASS/IMAGE and val/CLASS/IMAGE
   path/to/file.py:function        a function of yours that returns (train, test) or a Dataset
@@ -16,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from amc_mobile.data_sources import cifar, digits, image_folder, user_function
+from amc_mobile.data_sources import cifar, digits, image_folder, shapes, user_function
 from amc_mobile.data_sources.images import Dataset, ImageSet
 from amc_mobile.errors import InvalidConfig, InvalidInput
 from amc_mobile.user_file import names_a_function
 
 __all__ = ["DataSplit", "Dataset", "ImageSet", "load_dataset", "split"]
 
-SOURCES = "digits, cifar10:PATH, imagefolder:PATH, path/to/file.py:function"
+SOURCES = "digits, shapes, cifar10:PATH, imagefolder:PATH, path/to/file.py:function"
 
 
 def load_dataset(
@@ -37,15 +38,17 @@ def load_dataset(
 ) -> Dataset:
     """Reads a data set into memory; with `workers`, image folders stay in their files and so many threads decode them.
 
-    `image_size`: side in pixels; None is the source's own (digits: 32). `normalisation`: the mean and the deviation
-    per channel that the network was trained with; None is the source's usual one. `seed` decides digits' test set.
+    `image_size`: side in pixels; None is the source's own (digits: 32, shapes: 64). `normalisation`: the mean and
+    the deviation per channel that the network was trained with; None is the source's usual one. `seed` decides the
+    test set of digits and shapes.
     Raises InvalidInput, naming what was expected, for anything that cannot be read.
     """
     if image_size is not None and image_size < 1:
         raise InvalidConfig(f"image_size is {image_size}; it must be at least 1")
     kind, _, location = spec.partition(":")
-    if spec == "digits":
-        return digits.load(spec, image_size=image_size, channels=channels, seed=seed, normalisation=normalisation)
+    if spec in ("digits", "shapes"):
+        load = digits.load if spec == "digits" else shapes.load
+        return load(spec, image_size=image_size, channels=channels, seed=seed, normalisation=normalisation)
     # An image folder's path is free text, so it is looked at before `.py:function`.
     if kind in ("cifar10", "imagefolder") and location:
         path = Path(location).expanduser()
@@ -119,7 +122,7 @@ def split(dataset: Dataset, *, calibration: int = 512, reward: int = 512, seed: 
             next_step=f"take at least 1 of each and fewer than {available} together",
         )
     # One order for both parts, cut at `reward`: no image can be in two of them.
-    order = _balanced_order(dataset.train.labels, torch.Generator().manual_seed(seed))
+    order = _balanced_order(dataset.train, torch.Generator().manual_seed(seed))
     reward_indices = order[:reward].sort().values
     calibration_indices = order[reward : reward + calibration].sort().values
     train_indices = order[reward:].sort().values
@@ -136,8 +139,9 @@ def split(dataset: Dataset, *, calibration: int = 512, reward: int = 512, seed: 
     )
 
 
-def _balanced_order(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """A random order in which any stretch holds about the same share of every class."""
+def _balanced_order(images: ImageSet, generator: torch.Generator) -> Tensor:
+    """A random order in which any stretch holds about the same share of every class: with boxes, the first object's."""
+    labels = images.classes[:, 0] if images.has_boxes else images.classes
     shuffled = torch.randperm(len(labels), generator=generator)
     rank = torch.empty(len(labels))
     for label in set(labels.tolist()):

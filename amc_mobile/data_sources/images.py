@@ -25,8 +25,10 @@ class ImageSet:
     """Images with their labels, kept as stored and normalised batch by batch.
 
     `images`: (N, C, H, W), uint8 in 0..255 or float32 in the scale of `mean` and `std`, or files to decode;
-    `labels`: (N,) int64; `mean`, `std`: (C,) float32, for pixel values in 0..1 (uint8 is divided by 255 first).
-    `mirrors`: whether a mirrored image keeps its label, so that training may flip it (not so for digits).
+    `labels`: (N,) int64, or (N, objects, 5) float32 for detectors: class and corners x1, y1, x2, y2 in shares of the
+    sides, class -1 where an image has fewer objects; `mean`, `std`: (C,) float32, for pixel values in 0..1 (uint8 is
+    divided by 255 first). `mirrors`: whether a mirrored image keeps its label, so that training may flip it (not so
+    for digits).
     """
 
     images: Tensor | FileImages
@@ -39,10 +41,12 @@ class ImageSet:
         shape = tuple(self.images.shape)
         if len(shape) != 4 or self.images.dtype not in (torch.uint8, torch.float32):
             raise InvalidInput(f"images must be (N, C, H, W) uint8 or float32, got {shape} {self.images.dtype}")
-        if tuple(self.labels.shape) != shape[:1] or self.labels.dtype != torch.int64:
+        found, is_int = tuple(self.labels.shape), self.labels.dtype == torch.int64
+        are_boxes = len(found) == 3 and found[1] > 0 and found[2] == 5 and self.labels.dtype == torch.float32
+        if found[:1] != shape[:1] or not ((len(found) == 1 and is_int) or are_boxes):
             raise InvalidInput(
-                f"labels must be ({shape[0]},) int64 for {shape[0]} images, "
-                f"got {tuple(self.labels.shape)} {self.labels.dtype}"
+                f"labels must be ({shape[0]},) int64 or ({shape[0]}, objects, 5) float32 for {shape[0]} images, "
+                f"got {found} {self.labels.dtype}"
             )
         if not self.mean.shape == self.std.shape == (shape[1],):
             raise InvalidInput(
@@ -51,6 +55,15 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def has_boxes(self) -> bool:
+        return self.labels.ndim == 3
+
+    @property
+    def classes(self) -> Tensor:
+        """(N,) int64, or (N, objects) of images with boxes."""
+        return self.labels[..., 0].long() if self.has_boxes else self.labels
 
     def normalised(self, select: slice | Tensor | Sequence[int] = slice(None)) -> Tensor:
         """The selected images as float32 (N, C, H, W), channels last in memory, ready for the network."""
@@ -104,8 +117,8 @@ class Dataset:
         for name, images in (("training", self.train), ("test", self.test)):
             if len(images) == 0:
                 raise InvalidInput(f"the {name} set of {self.spec!r} is empty")
-            low, high = int(images.labels.min()), int(images.labels.max())
-            if low < 0 or high >= len(self.classes):
+            low, high = int(images.classes.min()), int(images.classes.max())
+            if low < (-1 if images.has_boxes else 0) or high >= len(self.classes):
                 raise InvalidInput(
                     f"the {name} set of {self.spec!r} has labels {low} to {high} for {len(self.classes)} classes"
                 )

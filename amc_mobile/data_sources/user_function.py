@@ -34,7 +34,8 @@ def load(
 
     Each of the two is an ImageSet, a pair (images, labels) of arrays, or a sequence of (image, label) such as a
     torch Dataset; an image is a PIL image, an (H, W, C) uint8 array or a (C, H, W) tensor. Floating-point images
-    are taken as normalised already; uint8 images get `normalisation`, or ImageNet's.
+    are taken as normalised already; uint8 images get `normalisation`, or ImageNet's. For detectors the labels of a pair
+    are boxes, (N, objects, 5) as in an ImageSet.
     """
     function = load_function(spec)
     accepts_size = "image_size" in inspect.signature(function).parameters
@@ -50,7 +51,7 @@ def load(
         raise InvalidInput(f"{spec} must return (train, test) or a Dataset, it returned a {type(result).__name__}")
     train, test = (_image_set(spec, part, image_size, normalisation) for part in result)
     named = getattr(result[0], "classes", None)
-    count = 1 + max(int(part.labels.max()) for part in (train, test) if len(part)) if len(train) else 0
+    count = 1 + max(int(part.classes.max()) for part in (train, test) if len(part)) if len(train) else 0
     classes = tuple(str(name) for name in named) if named is not None else tuple(str(i) for i in range(count))
     return Dataset(train, test, classes, spec)
 
@@ -61,7 +62,8 @@ def _image_set(
     if isinstance(part, ImageSet):
         return part
     if isinstance(part, tuple) and len(part) == 2 and hasattr(part[0], "shape"):
-        images, labels = torch.as_tensor(part[0]), torch.as_tensor(part[1]).reshape(-1)
+        images, labels = torch.as_tensor(part[0]), torch.as_tensor(part[1])
+        labels = labels.float() if labels.ndim == 3 else labels.reshape(-1).long()
     else:
         images, labels = _collected(spec, part)
     if images.dtype != torch.uint8:
@@ -73,7 +75,7 @@ def _image_set(
     plain = ((0.0,), (1.0,))
     chosen = plain if images.dtype == torch.float32 else normalisation or (IMAGENET_MEAN, IMAGENET_STD)
     mean, std = normalisation_tensors(*chosen, images.shape[1])
-    return ImageSet(images, labels.to(torch.int64), mean, std)
+    return ImageSet(images, labels, mean, std)
 
 
 def _collected(spec: str, part: Sequence[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from amc_mobile.errors import InvalidInput
 from amc_mobile.export.interpret import Floats, run_onnx, run_tflite
 
 MOST_DB = 200.0
+Classes = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Parity:
     """An exported file against torch on the same images."""
 
-    max_abs: float  # largest difference of any logit
+    max_abs: float  # largest difference of any output
     largest_logit: float  # of torch, to judge `max_abs` by
-    top1_agreement: float  # share of images with the same first class
+    top1_agreement: float  # share of images (of anchors, for detectors) with the same first class
     images: int
 
     def to_document(self) -> dict[str, Any]:
@@ -29,19 +32,25 @@ class Parity:
 
 
 def file_logits(path: Path, images: Floats) -> Floats:
-    """(N, classes) outputs of a .tflite or .onnx file for `images` (N, C, H, W)."""
+    """(N, ...) outputs of a .tflite or .onnx file for `images` (N, C, H, W)."""
     if path.suffix not in (".tflite", ".onnx"):
         raise InvalidInput(f"{path}: not a .tflite or .onnx file")
     run = run_tflite if path.suffix == ".tflite" else run_onnx
     return run(path.read_bytes(), np.asarray(images, dtype=np.float32))
 
 
-def parity(outputs: Floats, reference: Floats) -> Parity:
-    """`outputs` of the file and `reference` logits of torch, both (N, classes)."""
+def first_class(outputs: Floats) -> Classes:
+    """(N,) of logits (N, classes)."""
+    found: Classes = outputs.argmax(axis=1)
+    return found
+
+
+def parity(outputs: Floats, reference: Floats, classes: Callable[[Floats], Classes] = first_class) -> Parity:
+    """`outputs` of the file and `reference` of torch, both (N, ...); `classes` reads what they say off them."""
     return Parity(
         max_abs=float(np.abs(outputs - reference).max()),
         largest_logit=float(np.abs(reference).max()),
-        top1_agreement=float((outputs.argmax(1) == reference.argmax(1)).mean()),
+        top1_agreement=float((classes(outputs) == classes(reference)).mean()),
         images=len(reference),
     )
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from amc_mobile.errors import InvalidInput
 from amc_mobile.models.labelled_images import LabelledImages
+from amc_mobile.models.task import CLASSIFICATION, Task
 
 
 def logits(
@@ -20,7 +21,7 @@ def logits(
     channels_last: bool | None = None,
     bf16: bool = False,
 ) -> Tensor:
-    """(N, classes) outputs on the CPU, in evaluation mode; the model's mode and weights are left as they were.
+    """(N, ...) outputs on the CPU, in evaluation mode; the model's mode and weights are left as they were.
 
     `channels_last`: the memory layout of the batches; None tries one image, since `view` on a map needs the other.
     `bf16`: compute in bfloat16 where that is safe; the outputs are float32 all the same.
@@ -59,10 +60,9 @@ def runs_channels_last(model: nn.Module, example: Tensor) -> bool:
     return True
 
 
-def evaluate(model: nn.Module, images: LabelledImages, batch_size: int = 64) -> float:
-    """Top-1 accuracy in [0, 1]."""
-    outputs = logits(model, images, batch_size)
-    return float((outputs.argmax(1) == images.labels).float().mean())
+def evaluate(model: nn.Module, images: LabelledImages, batch_size: int = 64, *, task: Task = CLASSIFICATION) -> float:
+    """The task's accuracy in [0, 1]: top-1 unless told."""
+    return task.accuracy(logits(model, images, batch_size), images.labels)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ class LabelledImages(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """(N,) int64."""
+        """(N,) int64, or (N, objects, 5) float32 for detectors."""
 
     @property
     def mirrors(self) -> bool:

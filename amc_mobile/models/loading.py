@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from amc_mobile.errors import AmcMobileError, InvalidConfig, InvalidInput, MissingDependency
 from amc_mobile.models.checkpoints import load_checkpoint, read_weights, save_checkpoint
 from amc_mobile.models.registry import IMAGENET, MODELS, Normalisation
+from amc_mobile.models.task import CLASSIFICATION, Task
 from amc_mobile.user_file import load_function, names_a_function
 
 __all__ = ["LoadedModel", "load_checkpoint", "load_model", "read_weights", "save_checkpoint"]
@@ -35,6 +36,7 @@ class LoadedModel:
     num_classes: int
     spec: str
     normalisation: Normalisation | None = None
+    task: Task = CLASSIFICATION
 
 
 def load_model(
@@ -51,7 +53,7 @@ def load_model(
 
     `spec`: a name of the registry; `path/to/file.py:function`, called with those of num_classes, width_multiplier,
     input_size and in_channels that it takes; `torchvision:NAME`; `timm:NAME` (both without pretrained weights).
-    None stands for the network's own default. One image is run to see that (1, classes) comes out.
+    None stands for the network's own default. One image is run to see that what the task reads comes out.
     Raises InvalidInput, InvalidConfig, or MissingDependency.
     """
     if not 0 < width_multiplier <= 4:
@@ -69,7 +71,7 @@ def load_model(
     classes = _classes_of(built)
     if num_classes is not None and classes != num_classes:
         raise InvalidInput(f"{spec} gives {classes} outputs, {num_classes} classes were asked for")
-    return LoadedModel(built.module, built.input_shape, classes, spec, built.normalisation)
+    return LoadedModel(built.module, built.input_shape, classes, spec, built.normalisation, built.task)
 
 
 def _build(
@@ -164,7 +166,9 @@ def _called(spec: str, function: Callable[..., Any], arguments: dict[str, Any]) 
 
 
 def _loaded(module: nn.Module, channels: int, size: int, spec: str, normalisation: Normalisation | None) -> LoadedModel:
-    return LoadedModel(module, (1, channels, size, size), 0, spec, normalisation)
+    own = getattr(module, "task", None)  # of a user's network this may be something else
+    task = own if isinstance(own, Task) else CLASSIFICATION
+    return LoadedModel(module, (1, channels, size, size), 0, spec, normalisation, task)
 
 
 def _classes_of(built: LoadedModel) -> int:
@@ -180,7 +184,7 @@ def _classes_of(built: LoadedModel) -> int:
             f"{built.spec} fails on an input of {built.input_shape}: {type(error).__name__}: {error}",
             next_step="give the input size the network is made for",
         ) from error
-    if not isinstance(output, Tensor) or output.ndim != 2 or output.shape[0] != 1:
+    if not isinstance(output, Tensor) or output.shape[:1] != (1,):
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise InvalidInput(f"{built.spec} must give logits of shape (1, classes), it gave {shape}")
-    return int(output.shape[1])
+        raise InvalidInput(f"{built.spec} must give one tensor for one image, it gave {shape}")
+    return built.task.num_classes(output)

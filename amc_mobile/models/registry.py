@@ -11,6 +11,7 @@ from amc_mobile.models.mobilenet_v1 import mobilenet_v1
 from amc_mobile.models.mobilenet_v2 import mobilenet_v2
 from amc_mobile.models.resnet50 import resnet50
 from amc_mobile.models.resnet_cifar import plain20, resnet20, resnet56
+from amc_mobile.models.ssdlite import ssdlite_mobilenet_v2
 from amc_mobile.models.vgg16 import vgg16
 
 # Mean and standard deviation per channel, for pixel values in 0..1.
@@ -46,6 +47,9 @@ MODELS: dict[str, ModelEntry] = {
         ModelEntry("resnet20", "ResNet-20 for CIFAR-10", resnet20, 32, 10, 4, IMAGENET, 40.55),
         ModelEntry("resnet56", "ResNet-56 for CIFAR-10", resnet56, 32, 10, 4, IMAGENET, 125.5),
         ModelEntry("resnet50", "ResNet-50", resnet50, 224, 1000, 8, IMAGENET, 4089.2),
+        ModelEntry(
+            "ssdlite_mobilenet_v2", "SSDLite detector on MobileNetV2", ssdlite_mobilenet_v2, 320, 80, 32, HALF, 783.9
+        ),
         ModelEntry("vgg16", "VGG-16 with batch norm", vgg16, 224, 1000, 32, IMAGENET, 15470.3),
     )
 }

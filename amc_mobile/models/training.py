@@ -11,15 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 from amc_mobile.errors import InvalidConfig
-from amc_mobile.models.augmentation import augmented
 from amc_mobile.models.checkpoints import weights_sha256
 from amc_mobile.models.evaluation import evaluate
 from amc_mobile.models.labelled_images import LabelledImages
 from amc_mobile.models.prefetch import fetched
+from amc_mobile.models.task import CLASSIFICATION, Task
 from amc_mobile.models.training_state import EpochReport, TrainingState
 from amc_mobile.models.weight_average import WeightAverage
 
@@ -38,7 +37,7 @@ class TrainConfig:
     temperature: float = 4.0  # softens both outputs in that part (Hinton et al. 2015)
     label_smoothing: float = 0.0
     ema_decay: float = 0.0  # above 0: validate and end with the moving average of the weights, e.g. 0.999
-    augment: bool = True  # random shift by up to an eighth of the side, and mirroring where the images allow it
+    augment: bool = True  # as the task does: random shifts, and mirroring where the images allow it
     seed: int = 0
     bf16: bool = False  # forward pass in bfloat16 where that is safe: 1.3 to 2 times faster on CPUs with AVX512-BF16
     threads: int | None = None  # CPU threads; None leaves torch's setting
@@ -67,6 +66,7 @@ def train(
     images: LabelledImages,
     config: TrainConfig,
     *,
+    task: Task = CLASSIFICATION,
     teacher: nn.Module | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
     resume: Path | None = None,
@@ -100,14 +100,14 @@ def train(
     with _threads(config.threads):
         for epoch in range(len(state.reports), config.epochs):
             started = time.perf_counter()
-            loss, top1 = _run_epoch(model, tutor, images, optimizer, config, epoch, average)
+            loss, top1 = _run_epoch(model, tutor, task, images, optimizer, config, epoch, average)
             state.reports.append(
                 EpochReport(
                     epoch=epoch + 1,
                     epochs=config.epochs,
                     train_loss=loss,
                     train_top1=top1,
-                    validation_top1=None if validate is None else evaluate(averaged or model, validate),
+                    validation_top1=None if validate is None else evaluate(averaged or model, validate, task=task),
                     learning_rate=optimizer.param_groups[0]["lr"],
                     seconds=time.perf_counter() - started,
                 )
@@ -131,26 +131,17 @@ def learning_rate_at(config: TrainConfig, epochs_done: float) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def distillation_loss(outputs: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """KL divergence of softened class probabilities times temperature squared (Hinton et al. 2015, section 2.1).
-
-    `outputs`, `targets`: (N, classes) logits of the student and of the teacher for the same images.
-    """
-    student = functional.log_softmax(outputs / temperature, dim=1)
-    tutor = functional.log_softmax(targets / temperature, dim=1)
-    return functional.kl_div(student, tutor, reduction="batchmean", log_target=True) * temperature**2
-
-
 def _run_epoch(
     model: nn.Module,
     tutor: nn.Module | None,
+    task: Task,
     images: LabelledImages,
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
     epoch: int,
     average: WeightAverage | None,
-) -> tuple[float, float]:
-    """Mean loss and top-1 over the (augmented) training images of this epoch."""
+) -> tuple[float, float | None]:
+    """Mean loss and accuracy over the (augmented) training images of this epoch; None for what takes a whole set."""
     device = next(model.parameters()).device
     model.train()
     # Near-equal batches: a last batch of one image would break batch norm.
@@ -164,16 +155,16 @@ def _run_epoch(
                 group["lr"] = learning_rate_at(config, epoch + (step + 0.5) / batches)
             labels = images.labels[index].to(device)
             if config.augment:
-                pixels = augmented(pixels, generator, mirrors=images.mirrors)
+                pixels, labels = task.augmented(pixels, labels, generator, mirrors=images.mirrors)
             batch = images.normalise(pixels.to(device))
             with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
                 outputs = model(batch)
             outputs = outputs.float()
-            loss = functional.cross_entropy(outputs, labels, label_smoothing=config.label_smoothing)
+            loss = task.loss(outputs, labels, config.label_smoothing)
             if tutor is not None:
                 with torch.no_grad():
                     targets = tutor(batch)
-                soft = distillation_loss(outputs, targets, config.temperature)
+                soft = task.distillation_loss(outputs, targets, config.temperature)
                 loss = (1 - config.distill_weight) * loss + config.distill_weight * soft
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -181,14 +172,15 @@ def _run_epoch(
             if average is not None:
                 average.update(model, epoch * batches + step + 1)
             total_loss += loss.detach() * len(index)
-            correct += (outputs.detach().argmax(1) == labels).sum()
+            if task.of_single_images:
+                correct += task.right(outputs.detach(), labels).sum()
     mean_loss = float(total_loss) / len(images)
     if not math.isfinite(mean_loss):
         raise InvalidConfig(
             f"training diverged in epoch {epoch + 1}: the loss is {mean_loss}",
             next_step=f"lower the learning rate ({config.learning_rate})",
         )
-    return mean_loss, float(correct) / len(images)
+    return mean_loss, float(correct) / len(images) if task.of_single_images else None
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:

@@ -21,12 +21,15 @@ FORMAT_VERSION = 2
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What one epoch of training gave. Accuracies are top-1 in [0, 1]; `train_top1` is on the augmented images."""
+    """What one epoch of training gave. Accuracies, in [0, 1], are top-1 unless the task has another.
+
+    `train_top1` is on the augmented images; None for an accuracy that takes a whole set.
+    """
 
     epoch: int  # the first is 1
     epochs: int
     train_loss: float
-    train_top1: float
+    train_top1: float | None
     validation_top1: float | None
     learning_rate: float  # in its last step
     seconds: float  # validation included

@@ -9,7 +9,7 @@ from typing import TypeGuard
 
 from markupsafe import Markup
 
-from amc_mobile.report.content import Budget, EpisodePoint, EpochAccuracy, LayerRow, Predictions
+from amc_mobile.report.content import TOP1, Budget, EpisodePoint, EpochAccuracy, LayerRow, Predictions
 from amc_mobile.report.quantities import number, shortened
 from amc_mobile.report.svg import (
     Scale,
@@ -126,8 +126,8 @@ def search_curve(episodes: Sequence[EpisodePoint], budget: Budget | None) -> Mar
     return drawing(WIDTH, bottom + 38, "reward and cost of each episode of the search", parts)
 
 
-def finetuning_curve(epochs: Sequence[EpochAccuracy]) -> Markup:
-    """Top-1 on the held-out images after each epoch; the line across is where fine-tuning began."""
+def finetuning_curve(epochs: Sequence[EpochAccuracy], metric: str = TOP1) -> Markup:
+    """Accuracy on the held-out images after each epoch; the line across is where fine-tuning began."""
     if len(epochs) < 2:
         return Markup("")
     left, right, top, bottom = 44, WIDTH - 46, 24, 160
@@ -136,7 +136,7 @@ def finetuning_curve(epochs: Sequence[EpochAccuracy]) -> Markup:
     places = [(across(point.epoch), up(100 * point.top1)) for point in epochs]
     last = f"{100 * epochs[-1].top1:.1f}"
     parts = [
-        left_axis(up, left, right, "top-1, %"), bottom_axis(across, bottom, "epoch", whole=True),
+        left_axis(up, left, right, f"{metric}, %"), bottom_axis(across, bottom, "epoch", whole=True),
         line(left, places[0][1], right, places[0][1], "equal"), polyline(places, "best"),
         dots([places[-1]], "large calibration"), text(places[-1][0] + 8, places[-1][1] + 4, last, css="value"),
     ]  # fmt: skip

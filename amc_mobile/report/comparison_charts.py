@@ -125,8 +125,11 @@ def _group_names(groups: Sequence[GroupTick], across: Scale, bottom: float) -> M
     return Markup("").join(parts)
 
 
-def accuracy_bars(rows: Sequence[StageBars], original: float | None, *, images: str) -> Markup:
-    """Bars per policy and stage with the spread over seeds, and the original as a line. `images`: what top-1 is on."""
+def accuracy_bars(rows: Sequence[StageBars], original: float | None, *, accuracy: str) -> Markup:
+    """Bars per policy and stage with the spread over seeds, and the original as a line.
+
+    `accuracy`: which and on what, e.g. "top-1 on 360 test images".
+    """
     known = [s for row in rows for s in row.stages.values() if s is not None]
     if not known:
         return Markup("")
@@ -162,18 +165,18 @@ def accuracy_bars(rows: Sequence[StageBars], original: float | None, *, images: 
         x = across(100 * original)
         parts.append(line(x, top - 8, x, bottom, "reference"))
         parts.append(text(x, top - 12, f"original {100 * original:.1f}", css="reference-label", anchor="end"))
-    where = f"top-1 on {images}, %" + (f"; the axis starts at {start:.0f}" if start else "")
+    where = f"{accuracy}, %" + (f"; the axis starts at {start:.0f}" if start else "")
     parts.append(bottom_axis(across, bottom, where))
     x = 0.0
     for i, stage in enumerate(stages):
         parts.append(rectangle(x, 4, 11, 11, f"bar stage{i}"))
         parts.append(text(x + 16, 14, stage, css="series"))
         x += 40 + 6.5 * len(stage)
-    return drawing(WIDTH, bottom + 40, "top-1 of each policy before and after fine-tuning", parts)
+    return drawing(WIDTH, bottom + 40, "accuracy of each policy before and after fine-tuning", parts)
 
 
-def front(points: Sequence[FrontPoint], original: FrontPoint | None, *, unit: str, images: str) -> Markup:
-    """Top-1 over cost: a line per policy through its budgets, small dots for seeds, the front of all means as steps."""
+def front(points: Sequence[FrontPoint], original: FrontPoint | None, *, unit: str, accuracy: str) -> Markup:
+    """Accuracy over cost: a line per policy through its budgets, dots for seeds, the front of all means as steps."""
     if not points:
         return Markup("")
     names = {name: i for i, name in enumerate(dict.fromkeys(p.policy for p in points))}
@@ -185,7 +188,7 @@ def front(points: Sequence[FrontPoint], original: FrontPoint | None, *, unit: st
     right = WIDTH - 12
     across = scale_over([cost for cost, _ in seen], LEFT, right)
     up = scale_over([100 * top1 for _, top1 in seen], bottom, top)
-    parts = [key, left_axis(up, LEFT, right, f"top-1 on {images}, %"), bottom_axis(across, bottom, unit)]
+    parts = [key, left_axis(up, LEFT, right, f"{accuracy}, %"), bottom_axis(across, bottom, unit)]
     steps: list[tuple[float, float]] = []
     for cost, top1 in non_dominated([(p.cost, p.top1) for p in everything]):
         if steps:

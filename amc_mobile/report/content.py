@@ -18,6 +18,7 @@ FORMAT_VERSION = 1  # 1: first
 Scalar = str | int | float | bool | None
 Unit = Literal["ms", "macs", "parameters"]
 Status = Literal["PASS", "FAIL", "NOT MEASURED", "PREDICTED, NOT MEASURED", "NO PLAN"]
+TOP1 = "top-1"
 Z_95 = 1.959964  # two-sided 95 % of the normal distribution
 
 
@@ -50,16 +51,17 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Top-1 in [0, 1] on `images` images of `split`."""
+    """Top-1 in [0, 1] on `images` images of `split`; for other tasks than classification what `metric` names."""
 
     top1: float
     images: int | None = None
     split: str = "test"
+    metric: str = TOP1
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Wilson's 95 % interval; None when the number of images is not known."""
-        if not self.images:
+        """Wilson's 95 % interval; None without the number of images, and for what is no share of them."""
+        if not self.images or self.metric != TOP1:
             return None
         n, z2 = self.images, Z_95**2
         centre = (self.top1 + z2 / (2 * n)) / (1 + z2 / n)
@@ -112,7 +114,7 @@ class Parity:
     """An exported file against torch on the same images."""
 
     max_abs: float  # largest difference of a logit
-    top1_agreement: float  # in [0, 1]
+    top1_agreement: float  # in [0, 1], of images or, in a detector, of anchors
     samples: int
 
 
@@ -161,7 +163,7 @@ class EpisodePoint:
 
 @dataclass(frozen=True)
 class EpochAccuracy:
-    """Top-1 in [0, 1] after one epoch of fine-tuning, on images that training did not see; epoch 0: before it."""
+    """Accuracy in [0, 1] after one epoch of fine-tuning, on images that training did not see; epoch 0: before it."""
 
     epoch: int
     top1: float
@@ -250,6 +252,11 @@ class Report:
     settings: Mapping[str, Scalar] = field(default_factory=dict)  # resolved values of every flag
     offline: bool = False  # searched with a table alone, without its device
     further_budgets: tuple[FurtherBudget, ...] = ()
+
+    @property
+    def metric(self) -> str:
+        """The name of every accuracy here."""
+        return self.original.accuracy.metric if self.original.accuracy else TOP1
 
     @property
     def verdict(self) -> Verdict:

@@ -93,7 +93,7 @@ def render_html(report: Report) -> str:
         ),
         ms_bars=charts.layer_ms_bars(report.layers),
         channel_bars=charts.layer_channel_bars(report.layers),
-        finetuning_curve=charts.finetuning_curve(report.finetuning),
+        finetuning_curve=charts.finetuning_curve(report.finetuning, report.metric),
         search_curve=charts.search_curve(report.episodes, report.budget),
         scatter=charts.prediction_scatter(report.predictions),
     )  # fmt: skip

@@ -78,7 +78,7 @@ def change(before: float | None, after: float | None) -> str:
 
 
 def points(before: Accuracy | None, after: Accuracy | None) -> str:
-    """Change of the top-1 in percentage points, signed."""
+    """Change in percentage points, signed."""
     if before is None or after is None:
         return NOTHING
     return f"{100 * (after.top1 - before.top1):+.1f} points"

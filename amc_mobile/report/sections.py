@@ -67,7 +67,7 @@ def comparison(report: Report) -> Section:
         add(label, shown(old), shown(new), change(old, new))
     old_top1, new_top1 = before.accuracy, after.accuracy if after else None
     split = next((a.split for a in (old_top1, new_top1) if a), "test")
-    label = "top-1" if split == "test" else f"top-1 on {split} images"
+    label = report.metric if split == "test" else f"{report.metric} on {split} images"
     add(label, accuracy(old_top1), accuracy(new_top1), points(old_top1, new_top1))
     return Section(
         "comparison", "Original and pruned", ("", "original", "pruned", "change"), tuple(rows),
@@ -90,7 +90,7 @@ def stages(report: Report) -> Section:
         )
         for stage in report.stages
     )
-    headers = ("stage", "top-1", "change", "images", "same class as torch", "largest logit difference", "note")
+    headers = ("stage", report.metric, "change", "images", "same class as torch", "largest logit difference", "note")
     used = [i for i in range(len(headers)) if i < 4 or any(row[i] not in ("", NOTHING) for row in rows)]
     return Section(
         "stages", "Accuracy of each stage", tuple(headers[i] for i in used),

@@ -71,11 +71,11 @@ def _speedup(report: Report) -> Clause | None:
 def _accuracy(report: Report) -> Clause | None:
     before, after = report.original.accuracy, report.pruned.accuracy if report.pruned else None
     if after is None:
-        return Clause("original top-1", accuracy(before)) if before is not None else None
+        return Clause(f"original {report.metric}", accuracy(before)) if before is not None else None
     note = f"original {percent(before.top1)}, {points(before, after)}" if before is not None else ""
     if after.split != "test":
         note = "; ".join(part for part in (note, f"on {after.split} images") if part)
-    return Clause("top-1", percent(after.top1), note)
+    return Clause(report.metric, percent(after.top1), note)
 
 
 def _macs(report: Report) -> Clause | None:

@@ -26,7 +26,10 @@ REWARDS: tuple[RewardName, ...] = get_args(RewardName)
 
 @dataclass(frozen=True)
 class Outcome:
-    """A scored plan. Ratios in [0, 1]; `seconds` by part of the work (reconstruction, evaluation)."""
+    """A scored plan. Ratios in [0, 1]; `seconds` by part of the work (reconstruction, evaluation).
+
+    `top1`: of other tasks than classification their own accuracy.
+    """
 
     reward: float
     top1: float | None = None
@@ -65,11 +68,6 @@ def fidelity(logits: torch.Tensor, reference: torch.Tensor) -> float:
         for others in ((found * scale / _TEMPERATURE).log_softmax(dim=1), log_mean)
     )
     return float(1 - divergence / largest.clamp_min(1e-12))
-
-
-def top1(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """The share of images, in [0, 1], whose largest logit is the label's."""
-    return float((logits.argmax(dim=1) == labels).double().mean())
 
 
 def reward_of(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from amc_mobile.errors import BudgetNotMet, InvalidConfig, InvalidInput, UnreachableBudget
+from amc_mobile.report.content import TOP1
 from amc_mobile.report.series_page import write_series_page
 from amc_mobile.search.episode_log import CHECK, EpisodeLog
 from amc_mobile.search.policies import POLICIES
@@ -165,4 +166,5 @@ def run_results(folder: Run) -> dict[str, Any]:
         "keep_ratios": kept, "group_kinds": {name: kinds.get(name, "") for name in kept},
         "original_macs": search["original_macs"], "original_ms": search["budget"]["reference_ms"] or None,
         "test_images": search["test_images"], "accuracy_on": search.get("accuracy_on", "test images"),
+        "metric": search.get("metric", TOP1),
     }  # fmt: skip

@@ -52,8 +52,11 @@ class Comparison:
 
     def text(self) -> str:
         failed = [f"  run {run['run']}: {run['error']}" for run in self.runs if "error" in run]
-        original = next((run["original_top1"] for run in self.runs if "error" not in run), None)
-        notes = [] if original is None else [f"original: top-1 {original:.1%}; mean +- standard deviation over seeds"]
+        first = next((run for run in self.runs if "error" not in run), None)
+        notes = []
+        if first is not None:
+            reached = f"{first['metric']} {first['original_top1']:.1%}"
+            notes.append(f"original: {reached}; mean +- standard deviation over seeds")
         return "\n".join([self.title, render_rows(*self.table()), *notes, *failed])
 
     def csv(self) -> str:

@@ -31,13 +31,15 @@ def comparison_page(comparison: Comparison) -> SeriesPage:
     pictures: list[Picture] = []
     notes = []
     if finished:
-        images = f"{finished[0]['test_images']} {finished[0]['accuracy_on']}"
-        original = finished[0]["original_top1"]
-        notes.append(f"Original: top-1 {percent(original)} on {images}. Tables: mean +- standard deviation over seeds.")
-        pictures.append(_front(finished, images))
+        first = finished[0]
+        images = f"{first['test_images']} {first['accuracy_on']}"
+        accuracy = f"{first['metric']} on {images}"
+        original = f"{first['metric']} {percent(first['original_top1'])} on {images}"
+        notes.append(f"Original: {original}. Tables: mean +- standard deviation over seeds.")
+        pictures.append(_front(finished, accuracy))
         for budget in dict.fromkeys(run["budget"] for run in finished):
             mine = [run for run in finished if run["budget"] == budget]
-            pictures += [_bars(mine, budget, images), _keep_ratios(mine, budget)]
+            pictures += [_bars(mine, budget, accuracy), _keep_ratios(mine, budget)]
     headers, rows = comparison.table()
     summary = Section("summary", "Policies", tuple(headers), tuple(map(tuple, rows)), "No run found a plan.")
     kept = [
@@ -48,7 +50,7 @@ def comparison_page(comparison: Comparison) -> SeriesPage:
     )
 
 
-def _front(runs: Runs, images: str) -> Picture:
+def _front(runs: Runs, accuracy: str) -> Picture:
     """Over measured ms where every run was measured, else over MACs."""
     measured = all(run["measured_ms"] is not None for run in runs)
     last = next(key for key in reversed(STAGES.values()) if all(run[key] is not None for run in runs))
@@ -67,10 +69,12 @@ def _front(runs: Runs, images: str) -> Picture:
         f"Accuracy of the {stage} networks. Markers: means over seeds, joined through the budgets; small dots: seeds; "
         "the grey steps: what no other policy beats in both."
     )
-    return Picture("compare-front", "Accuracy against cost", caption, front(points, original, unit=unit, images=images))
+    return Picture(
+        "compare-front", "Accuracy against cost", caption, front(points, original, unit=unit, accuracy=accuracy)
+    )
 
 
-def _bars(runs: Runs, budget: str, images: str) -> Picture:
+def _bars(runs: Runs, budget: str, accuracy: str) -> Picture:
     rows = []
     for mine in _grouped(runs, "policy"):
         stages = {}
@@ -81,7 +85,7 @@ def _bars(runs: Runs, budget: str, images: str) -> Picture:
     return Picture(
         run_name("compare-accuracy", budget), f"Accuracy before and after fine-tuning, {budget}",
         "Bars: means over seeds; lines on them: from the lowest to the highest seed, in brackets at the right.",
-        accuracy_bars(rows, runs[0]["original_top1"], images=images),
+        accuracy_bars(rows, runs[0]["original_top1"], accuracy=accuracy),
     )  # fmt: skip
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from amc_mobile.data import DataSplit
 from amc_mobile.device.timing import Device
@@ -21,7 +23,8 @@ from amc_mobile.export.to_onnx import to_onnx
 from amc_mobile.export.to_tflite import to_tflite
 from amc_mobile.latency.measurement import PairMeasurement
 from amc_mobile.latency.protocol import measure_pair
-from amc_mobile.models.evaluation import evaluate, logits
+from amc_mobile.models.evaluation import logits
+from amc_mobile.models.task import Task
 from amc_mobile.search.budget import format_cost
 from amc_mobile.store import write_bytes
 from amc_mobile.workflows.budgets import attached, settings_of
@@ -48,7 +51,7 @@ class ExportResult:
         lines = [f"run {self.run}: exported the {self.result['stage']} network"]
         for file in self.result["files"]:
             lines.append(
-                f"  {file['path']}  {file['bytes'] / 1e6:.3f} MB  top-1 {file['test_top1']:.1%} "
+                f"  {file['path']}  {file['bytes'] / 1e6:.3f} MB  {self.result['metric']} {file['test_top1']:.1%} "
                 f"on {self.result['accuracy_on']}  parity: "
                 f"max difference {file['parity']['max_abs']:.1e}, same class {file['parity']['top1_agreement']:.1%}"
             )
@@ -113,7 +116,7 @@ def export_run(
     stage = folder.best_stage()
     model = folder.load_pruned(network, stage)
     images = data.test.normalised().numpy()
-    reference = logits(model, data.test).numpy()
+    reference = logits(model, data.test)
     limits = {"unit": search["budget"]["unit"], "limit": search["budget"]["limit"], "ratio": wanted["latency_ratio"]}
     chosen = data.calibration.subset(calibration_choice(len(data.calibration)))
     calibration = chosen.normalised().numpy()
@@ -129,7 +132,7 @@ def export_run(
             _quantize(plain, path, form, settings, calibration)
             before = {
                 "path": str(plain), "bytes": plain.stat().st_size,
-                "test_top1": _top1(file_logits(plain, images), data),
+                "test_top1": _accuracy(network, file_logits(plain, images), data),
             }  # fmt: skip
         outputs = file_logits(path, images)
         original = _original(network, folder, form, settings, calibration) if devices[form] else None
@@ -139,9 +142,9 @@ def export_run(
                 "format": form, "precision": settings.precision, "runtime": RUNTIMES[form],
                 "path": str(path), "bytes": path.stat().st_size,
                 "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-                "test_top1": _top1(outputs, data),
-                "parity": parity(outputs, reference).to_document(),
-                "sqnr_db": sqnr_db(outputs, reference) if before else None,
+                "test_top1": _accuracy(network, outputs, data),
+                "parity": parity(outputs, reference.numpy(), _classes_by(network.task)).to_document(),
+                "sqnr_db": sqnr_db(outputs, reference.numpy()) if before else None,
                 "float32": before,
                 "not_delegated": not_delegated(path.read_bytes()) if form == "tflite" else None,
                 "pair": pair.to_document() if pair else None,
@@ -163,7 +166,7 @@ def export_run(
     ]
     document = {
         "stage": stage, "precision": settings.precision, "granularity": wanted.get("granularity", "channel"),
-        "test_top1": evaluate(model, data.test),
+        "test_top1": network.task.accuracy(reference, data.test.labels), "metric": network.task.metric,
         "accuracy_on": data.accuracy_on, "files": files, "gate": _all_of(gate, further),
     }  # fmt: skip
     folder.write("export", document)
@@ -185,8 +188,12 @@ def _quantize(source: Path, path: Path, form: str, settings: Settings, calibrati
     write_bytes(path, quantize(source.read_bytes(), settings.precision, calibration))
 
 
-def _top1(outputs: Floats, data: DataSplit) -> float:
-    return float((outputs.argmax(1) == data.test.labels.numpy()).mean())
+def _accuracy(network: Network, outputs: Floats, data: DataSplit) -> float:
+    return network.task.accuracy(torch.from_numpy(outputs), data.test.labels)
+
+
+def _classes_by(task: Task) -> Callable[[Floats], NDArray[np.int64]]:
+    return lambda outputs: task.predicted_classes(torch.from_numpy(outputs)).numpy()
 
 
 def _original(network: Network, run: Run, form: str, settings: Settings, calibration: Floats) -> Path:

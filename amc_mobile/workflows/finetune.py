@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from amc_mobile.data import ImageSet
 from amc_mobile.models.evaluation import evaluate, logits
 from amc_mobile.models.training import TrainConfig, train
 from amc_mobile.workflows.network import load_network
@@ -33,7 +32,7 @@ class FinetuneResult:
         r = self.result
         kept = "kept" if r["kept"] else "not kept: clearly fewer of the held-out images are right"
         return (
-            f"run {self.run}: {r['epochs']} epochs, top-1 {r['test_top1_before']:.1%} -> {r['test_top1']:.1%} "
+            f"run {self.run}: {r['epochs']} epochs, {r['metric']} {r['test_top1_before']:.1%} -> {r['test_top1']:.1%} "
             f"on {r['test_images']} {r['accuracy_on']}; {kept}"
         )
 
@@ -63,7 +62,9 @@ def finetune_run(
     network = load_network(space, settings)
     data = network.split(calibration=wanted["calibration_images"], reward=wanted["reward_images"], seed=settings.seed)
     model = folder.load_pruned(network, "pruned")
-    before, right = evaluate(model, data.test), _right(model, data.reward)
+    before, outputs = evaluate(model, data.test, task=network.task), logits(model, data.reward)
+    right = network.task.right(outputs, data.reward.labels)
+    held_out_before = network.task.accuracy(outputs, data.reward.labels)
     # Mixed precision where a GPU does it: there it costs nothing and saves half the time.
     mixed = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     config = TrainConfig(
@@ -74,19 +75,22 @@ def finetune_run(
     state = folder.folder / "finetune-state.safetensors"
     place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     reports = train(
-        model.to(place), data.train, config, teacher=network.module.to(place), resume=state, validate=data.reward,
+        model.to(place), data.train, config, task=network.task, teacher=network.module.to(place), resume=state,
+        validate=data.reward,
         on_epoch=lambda r: progress(
-            "fine-tune", r.epoch, r.epochs, f"loss {r.train_loss:.3f}, held-out top-1 {r.validation_top1:.1%}"
+            "fine-tune", r.epoch, r.epochs,
+            f"loss {r.train_loss:.3f}, held-out {network.task.metric} {r.validation_top1:.1%}",
         ),
     )  # fmt: skip
     model.to("cpu")
-    kept = not clearly_worse(right, _right(model, data.reward))
+    kept = not clearly_worse(right, network.task.right(logits(model, data.reward), data.reward.labels))
     folder.save_weights("finetuned", model)
     document = {
         "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "distill_weight": DISTILL_WEIGHT,
-        "test_images": len(data.test), "test_top1_before": before, "test_top1": evaluate(model, data.test),
+        "test_images": len(data.test), "test_top1_before": before,
+        "test_top1": evaluate(model, data.test, task=network.task), "metric": network.task.metric,
         "accuracy_on": data.accuracy_on, "kept": kept, "ema_decay": ema_decay, "held_out_images": len(data.reward),
-        "held_out_top1_before": float(right.float().mean()), "epoch_reports": [asdict(report) for report in reports],
+        "held_out_top1_before": held_out_before, "epoch_reports": [asdict(report) for report in reports],
     }  # fmt: skip
     folder.write("finetune", document)
     state.unlink(missing_ok=True)
@@ -94,13 +98,9 @@ def finetune_run(
 
 
 def clearly_worse(before: Tensor, after: Tensor) -> bool:
-    """Whether more images were lost than won by over one standard error. Both (N,) bool: classified right.
+    """Whether more images were lost than won by over one standard error. Both (N,) bool: without a mistake.
 
     A few hundred held-out images tell no smaller loss from chance, and fine-tuning usually gains.
     """
     won, lost = int((after & ~before).sum()), int((before & ~after).sum())
     return bool(lost - won > math.sqrt(lost + won))
-
-
-def _right(model: nn.Module, images: ImageSet) -> Tensor:
-    return logits(model, images).argmax(1) == images.labels

@@ -14,6 +14,7 @@ from amc_mobile.channels.structure import ChannelGroups
 from amc_mobile.data import Dataset, DataSplit, held_out_count, load_dataset, split
 from amc_mobile.errors import InvalidInput
 from amc_mobile.models.loading import LoadedModel, load_model
+from amc_mobile.models.task import Task
 from amc_mobile.workflows.workspace import Settings, Workspace
 
 
@@ -28,14 +29,19 @@ def resolved_checkpoint(space: Workspace, settings: Settings) -> Path | None:
 
 
 def load_data(settings: Settings, loaded: LoadedModel) -> Dataset:
-    """The data set at the network's input size, normalised as its weights expect."""
-    return load_dataset(
+    """The data set at the network's input size, normalised as its weights expect.
+
+    Raises InvalidInput when its labels are not those that the network's task learns from.
+    """
+    dataset = load_dataset(
         settings.required("data"),
         image_size=loaded.input_shape[-1],
         channels=loaded.input_shape[1],
         normalisation=loaded.normalisation,
         workers=settings.workers,
     )
+    loaded.task.check_labels(dataset.train.labels)
+    return dataset
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,10 @@ class Network:
     @property
     def module(self) -> nn.Module:
         return self.loaded.module
+
+    @property
+    def task(self) -> Task:
+        return self.loaded.task
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:

@@ -13,7 +13,7 @@ from amc_mobile.data import DataSplit
 from amc_mobile.models.evaluation import bf16_is_fast, logits
 from amc_mobile.pruning.fold import find_folding, folded
 from amc_mobile.search.budget import Unit
-from amc_mobile.search.reward import GUARANTEED, Outcome, fidelity, reward_of, top1
+from amc_mobile.search.reward import GUARANTEED, Outcome, fidelity, reward_of
 from amc_mobile.workflows.network import Network
 from amc_mobile.workflows.plans import Plans
 
@@ -28,11 +28,11 @@ class PlanScorer:
 
     def __init__(self, network: Network, data: DataSplit, plans: Plans, reward: str) -> None:
         self.images, self._labels = data.reward, data.reward.labels
-        self._plans, self._reward = plans, reward
+        self._plans, self._reward, self._task = plans, reward, network.task
         self._original_macs = float(plans.macs(plans.sizes))
         self.folding = find_folding(network.module, self.images.normalised(slice(0, 1)))
         self.reference = self._logits(folded(network.module, self.folding))
-        self.original_top1 = top1(self.reference, self._labels)
+        self.original_top1 = self._task.accuracy(self.reference, self._labels)
         self.cost_of: Callable[[Widths], float] = lambda widths: float(plans.macs(widths))
         self.unit: Unit = "macs"
 
@@ -44,7 +44,7 @@ class PlanScorer:
         built = time.process_time()
         outputs = self._logits(model)
         seconds = {"reconstruction": built - started, "evaluation": time.process_time() - built}
-        accuracy, closeness = top1(outputs, self._labels), fidelity(outputs, self.reference)
+        accuracy, closeness = self._task.accuracy(outputs, self._labels), fidelity(outputs, self.reference)
         macs, parameters = float(self._plans.macs(widths)), float(self._plans.parameters(widths))
         unit = GUARANTEED.get(self._reward, self.unit)
         # The reward's own unit, where it is not the budget's.

@@ -16,6 +16,7 @@ from amc_mobile.device.conditions import Conditions
 from amc_mobile.export.precision import FLOAT32
 from amc_mobile.latency.measurement import ModelMeasurement
 from amc_mobile.report.content import (
+    TOP1,
     Accuracy,
     Budget,
     DataFacts,
@@ -83,7 +84,7 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
         if latency is not None:
             latency.close()
     split_name = search.get("accuracy_on", "test images").removesuffix(" images")
-    seen = partial(Accuracy, images=int(search["test_images"]), split=split_name)
+    seen = partial(Accuracy, images=int(search["test_images"]), split=split_name, metric=search.get("metric", TOP1))
     budget = search["budget"]
     budgets = search.get("budgets", [])
     limit = export["gate"]["limit"] if export and budget["unit"] == "ms" else budget["limit"]

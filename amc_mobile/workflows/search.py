@@ -165,7 +165,7 @@ class SearchOutcome:
             + (f"  kernels of the prediction: {sources}\n" if s["offline"] else "")
             + f"  MACs {s['macs'] / 1e6:.2f} M of {s['original_macs'] / 1e6:.2f} M, "
             f"parameters {s['parameters'] / 1e6:.3f} M of {s['original_parameters'] / 1e6:.3f} M\n"
-            f"  top-1 on {s['test_images']} {s['accuracy_on']}: {accuracies}"
+            f"  {s['metric']} on {s['test_images']} {s['accuracy_on']}: {accuracies}"
         )
 
 
@@ -327,11 +327,12 @@ def search_plan(
             "cpu_s": {"set_up": set_up_s, **log.seconds(), "refit": refit_s},
             "reward_top1": result.top1, "original_reward_top1": scorer.original_top1,
             "accuracy_kept": None if guarantee is None else (result.top1 or 0.0) >= guarantee.top1,
-            "test_images": len(data.test), "accuracy_on": data.accuracy_on, "group_kinds": network.groups.kinds,
+            "test_images": len(data.test), "metric": network.task.metric, "accuracy_on": data.accuracy_on,
+            "group_kinds": network.groups.kinds,
             "test_top1": {
-                "original": evaluate(network.module, data.test),
-                "one-shot": evaluate(plans.build(result.widths), data.test),
-                "refitted": evaluate(pruned, data.test),
+                "original": evaluate(network.module, data.test, task=network.task),
+                "one-shot": evaluate(plans.build(result.widths), data.test, task=network.task),
+                "refitted": evaluate(pruned, data.test, task=network.task),
             },
         }  # fmt: skip
         folder.write("search", document)

@@ -12,6 +12,7 @@ from amc_mobile.errors import InvalidConfig, InvalidInput
 from amc_mobile.models.checkpoints import weights_sha256
 from amc_mobile.pruning.matrices import Matrices
 from amc_mobile.report.comparison_charts import GroupTick, group_lines
+from amc_mobile.report.content import TOP1
 from amc_mobile.report.quantities import NOTHING, percent
 from amc_mobile.report.sections import Section
 from amc_mobile.report.series import Spread
@@ -57,6 +58,7 @@ class Sensitivity:
     kinds: dict[str, str]
     points: tuple[dict[str, Any], ...]
     paths: tuple[Path, ...] = ()
+    metric: str = TOP1
 
     @property
     def ratios(self) -> list[float]:
@@ -65,14 +67,15 @@ class Sensitivity:
     def document(self) -> dict[str, Any]:
         return {
             "model": self.model, "original_top1": self.original_top1, "images": self.images,
-            "accuracy_on": self.accuracy_on, "points": list(self.points),
+            "accuracy_on": self.accuracy_on, "metric": self.metric, "points": list(self.points),
         }  # fmt: skip
 
     def heading(self) -> str:
-        return f"{self.model}: original top-1 {percent(self.original_top1)} on {self.images} {self.accuracy_on}"
+        original = f"{self.metric} {percent(self.original_top1)}"
+        return f"{self.model}: original {original} on {self.images} {self.accuracy_on}"
 
     def table(self) -> Section:
-        """One row per group; a column of top-1 per keep ratio."""
+        """One row per group; a column of accuracies per keep ratio."""
         rows = []
         for group, kind in self.kinds.items():
             mine = {point["ratio"]: point for point in self.points if point["group"] == group}
@@ -80,7 +83,7 @@ class Sensitivity:
             cells = [f"{percent(p['top1'])} ({p['kept']})" if (p := mine.get(r)) else NOTHING for r in self.ratios]
             rows.append((group, kind, channels, *cells))
         headers = ("channel group", "kind", "channels", *(f"keep {ratio:g}" for ratio in self.ratios))
-        note = f"top-1 on {self.images} {self.accuracy_on} (kept channels); all other groups whole"
+        note = f"{self.metric} on {self.images} {self.accuracy_on} (kept channels); all other groups whole"
         return Section("sensitivity", "Each group cut alone", headers, tuple(rows), "No channel groups.", note)
 
     def most_sensitive(self) -> list[dict[str, Any]]:
@@ -101,8 +104,9 @@ class Sensitivity:
         at = {(point["group"], point["ratio"]): point["top1"] for point in self.points}
         lines = {f"keep {ratio:g}": [Spread.of([at[group.name, ratio]]) for group in groups] for ratio in self.ratios}
         drawing = group_lines(
-            groups, lines, label="accuracy with one group cut", title=f"top-1 on {self.images} {self.accuracy_on}, %",
-            factor=100, reference=(f"original {100 * self.original_top1:.1f}", self.original_top1),
+            groups, lines, label="accuracy with one group cut",
+            title=f"{self.metric} on {self.images} {self.accuracy_on}, %", factor=100,
+            reference=(f"original {100 * self.original_top1:.1f}", self.original_top1),
         )  # fmt: skip
         caption = (
             "One group cut to that share of its channels, its readers refitted by least squares; all others whole."
@@ -150,7 +154,13 @@ def sensitivity(space: Workspace, settings: Settings, wanted: SensitivityConfig,
     progress("sensitivity", len(plans), len(plans))
     points = [{**plan, **known[plan["group"], plan["kept"]]} for plan in plans]
     found = Sensitivity(
-        settings.model, original_top1, len(data.reward), data.reward_on, network.groups.kinds, tuple(points)
+        settings.model,
+        original_top1,
+        len(data.reward),
+        data.reward_on,
+        network.groups.kinds,
+        tuple(points),
+        metric=network.task.metric,
     )
     space.remember(settings)
     pages = write_series_page(found.page(), space.folder / "sensitivity.html")

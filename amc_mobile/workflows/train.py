@@ -9,6 +9,7 @@ from amc_mobile.data import Dataset, ImageSet, held_out_count, split
 from amc_mobile.models.evaluation import evaluate
 from amc_mobile.models.loading import load_model, save_checkpoint
 from amc_mobile.models.training import TrainConfig, train
+from amc_mobile.models.training_state import EpochReport
 from amc_mobile.workflows.network import load_data, resolved_checkpoint
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.workspace import Settings, Workspace
@@ -22,16 +23,18 @@ class TrainResult:
     epochs: int
     checkpoint: str
     accuracy_on: str
+    metric: str  # what `top1` is
 
     def document(self) -> dict[str, Any]:
         return {
             "model": self.model, "test_top1": self.top1, "test_images": self.test_images, "epochs": self.epochs,
-            "checkpoint": self.checkpoint, "accuracy_on": self.accuracy_on,
+            "checkpoint": self.checkpoint, "accuracy_on": self.accuracy_on, "metric": self.metric,
         }  # fmt: skip
 
     def text(self) -> str:
         return (
-            f"{self.model}: top-1 {self.top1:.1%} on {self.test_images} {self.accuracy_on} after {self.epochs} epochs\n"
+            f"{self.model}: {self.metric} {self.top1:.1%} on {self.test_images} {self.accuracy_on} "
+            f"after {self.epochs} epochs\n"
             f"weights: {self.checkpoint}"
         )
 
@@ -70,14 +73,20 @@ def train_network(
         loaded.module,
         without_held_out(data, settings.seed),
         config,
+        task=loaded.task,
         resume=state,
-        on_epoch=lambda r: progress("train", r.epoch, r.epochs, f"loss {r.train_loss:.3f}, top-1 {r.train_top1:.1%}"),
+        on_epoch=lambda r: progress("train", r.epoch, r.epochs, _of_epoch(r, loaded.task.metric)),
     )
     save_checkpoint(loaded.module, space.trained_checkpoint)
     state.unlink(missing_ok=True)
     space.remember(replace(settings, checkpoint=""))
-    top1, weights = evaluate(loaded.module, data.test), str(space.trained_checkpoint)
-    return TrainResult(spec, top1, len(data.test), epochs, weights, data.accuracy_on)
+    top1, weights = evaluate(loaded.module, data.test, task=loaded.task), str(space.trained_checkpoint)
+    return TrainResult(spec, top1, len(data.test), epochs, weights, data.accuracy_on, loaded.task.metric)
+
+
+def _of_epoch(report: EpochReport, metric: str) -> str:
+    reached = "" if report.train_top1 is None else f", {metric} {report.train_top1:.1%}"
+    return f"loss {report.train_loss:.3f}{reached}"
 
 
 def without_held_out(data: Dataset, seed: int) -> ImageSet:

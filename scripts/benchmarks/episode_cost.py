@@ -30,13 +30,14 @@ from amc_mobile.channels.groups import find_groups
 from amc_mobile.data import Dataset, DataSplit, ImageSet, held_out_count, split
 from amc_mobile.models.evaluation import bf16_is_fast, logits
 from amc_mobile.models.loading import load_model
+from amc_mobile.models.task import CLASSIFICATION
 from amc_mobile.pruning.fold import find_folding, folded
 from amc_mobile.pruning.matrices import Matrices
 from amc_mobile.search.budget import Budget, Floats, Widths
 from amc_mobile.search.episode_log import EpisodeLog
 from amc_mobile.search.loop import run_search
 from amc_mobile.search.policies import make_policy
-from amc_mobile.search.reward import fidelity, top1
+from amc_mobile.search.reward import fidelity
 from amc_mobile.workflows.latency_model import default_grids
 from amc_mobile.workflows.network import Network, load_network
 from amc_mobile.workflows.plan_scorer import PlanScorer
@@ -134,7 +135,7 @@ def rank_correlations(model: str, root: Path, paper_images: int, plans: int) -> 
     original = logits(folded(network.module, folding), data.reward, bf16=bf16_is_fast())
     nets = [folded(reconstructor.build(widths), folding) for widths in chosen]
     outputs = [logits(net, data.reward, bf16=bf16_is_fast()) for net in nets]
-    accuracy = [top1(logits(net, data.test), data.test.labels) for net in nets]
+    accuracy = [CLASSIFICATION.accuracy(logits(net, data.test), data.test.labels) for net in nets]
 
     def rank(reward: Callable[[torch.Tensor], float]) -> float:
         return float(spearmanr(accuracy, [reward(found) for found in outputs]).statistic)
@@ -145,7 +146,7 @@ def rank_correlations(model: str, root: Path, paper_images: int, plans: int) -> 
     return {
         f"{model}.spearman_fidelity_{count}": float(np.mean(by_fidelity)),
         f"{model}.spearman_fidelity_{count}_lowest": min(by_fidelity),
-        f"{model}.spearman_top1_{paper_images}": rank(lambda found: top1(found, data.reward.labels)),
+        f"{model}.spearman_top1_{paper_images}": rank(lambda found: CLASSIFICATION.accuracy(found, data.reward.labels)),
         f"{model}.lowest_top1": min(accuracy),
         f"{model}.highest_top1": max(accuracy),
     }

@@ -25,6 +25,7 @@ from amc_mobile.models.registry import MODELS
 ZOO = {
     "plain20": (1.0, 8), "resnet20": (1.0, 8), "resnet56": (1.0, 8), "mobilenet_v1": (0.25, 32),
     "mobilenet_v2": (0.5, 32), "vgg16": (0.125, 32), "resnet50": (0.125, 32),
+    "ssdlite_mobilenet_v2": (0.125, 32),
 }  # fmt: skip
 SMALL = ("DenseLike", "InceptionLike", "ShuffleLike", "SqueezeExcite")
 ALL = (*ZOO, *SMALL)

@@ -32,7 +32,13 @@ def test_the_macs_are_those_of_the_published_network(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("mobilenet_v1", 4_231_976), ("mobilenet_v2", 3_504_872), ("resnet20", 269_722), ("resnet50", 25_557_032)],
+    [
+        ("mobilenet_v1", 4_231_976),
+        ("mobilenet_v2", 3_504_872),
+        ("resnet20", 269_722),
+        ("resnet50", 25_557_032),
+        ("ssdlite_mobilenet_v2", 3_971_768),
+    ],
 )
 def test_the_parameters_are_those_of_the_published_network(name: str, parameters: int) -> None:
     assert sum(value.numel() for value in load_model(name).module.parameters()) == parameters
@@ -46,7 +52,7 @@ def test_every_network_can_be_exported_for_small_inputs(name: str, input_size: i
     images = torch.randn(loaded.input_shape, generator=torch.Generator().manual_seed(0))
     exported = torch.export.export(loaded.module, (images,)).module()
     torch.testing.assert_close(exported(images), loaded.module(images))
-    assert exported(images).shape == (1, 7)
+    assert loaded.task.num_classes(exported(images)) == loaded.num_classes == 7
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v2"])

@@ -18,7 +18,8 @@ from amc_mobile.data_sources.file_images import FileImages
 from amc_mobile.errors import CorruptFile, InvalidConfig, InvalidInput
 from amc_mobile.models.augmentation import augmented
 from amc_mobile.models.evaluation import evaluate, logits
-from amc_mobile.models.training import TrainConfig, distillation_loss, learning_rate_at, train
+from amc_mobile.models.task import CLASSIFICATION
+from amc_mobile.models.training import TrainConfig, learning_rate_at, train
 from amc_mobile.models.training_state import EpochReport
 from amc_mobile.models.weight_average import WeightAverage
 
@@ -222,10 +223,12 @@ def test_distillation_without_a_teacher_is_refused() -> None:
 
 def test_the_distillation_loss_is_nothing_for_equal_outputs_and_follows_its_formula() -> None:
     targets = torch.tensor([[1.0, 3.0], [0.0, -2.0]])
-    assert distillation_loss(targets + 7, targets, 4.0).item() == pytest.approx(0.0, abs=1e-6)
+    assert CLASSIFICATION.distillation_loss(targets + 7, targets, 4.0).item() == pytest.approx(0.0, abs=1e-6)
     p, q = (targets / 2).softmax(1), torch.full((2, 2), 0.5)
     expected = 4 * (p * (p / q).log()).sum(1).mean()
-    assert distillation_loss(torch.zeros(2, 2), targets, 2.0).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert CLASSIFICATION.distillation_loss(torch.zeros(2, 2), targets, 2.0).item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
 
 
 def test_a_loss_that_explodes_is_an_error_with_advice() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from amc_mobile.errors import InvalidConfig
-from amc_mobile.search.reward import fidelity, reward_of, top1
+from amc_mobile.search.reward import fidelity, reward_of
 
 REFERENCE = torch.randn(100, 10, generator=torch.Generator().manual_seed(0)) * 3
 
@@ -27,11 +27,6 @@ def test_fidelity_of_maps_is_the_share_of_the_variance_explained():
     maps = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     assert fidelity(maps, maps) == 1
     assert fidelity(maps.mean().expand_as(maps), maps) == pytest.approx(0, abs=1e-2)
-
-
-def test_top1_is_the_share_of_images_with_the_right_largest_logit():
-    logits = torch.tensor([[1.0, 2.0], [3.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
-    assert top1(logits, torch.tensor([1, 0, 0, 1])) == 0.75
 
 
 def test_the_accuracy_guaranteed_reward_is_minus_error_times_log_cost():

@@ -22,5 +22,5 @@ def compared_run(
         "cpu_s": 21.0, "set_up_cpu_s": 2.0, "cpu_s_by_part": {},
         "keep_ratios": {name: min(1.0, budget + 0.05 * rank + 0.02 * i + 0.1 * seed) for i, name in enumerate(GROUPS)},
         "group_kinds": GROUPS, "original_macs": 40e6, "original_ms": 2.0, "test_images": 500,
-        "accuracy_on": "test images",
+        "accuracy_on": "test images", "metric": "top-1",
     }  # fmt: skip

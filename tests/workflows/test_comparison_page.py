@@ -126,5 +126,5 @@ def test_labels_are_kept_apart_and_inside(wanted: list[float]) -> None:
 def test_the_front_holds_what_nothing_else_beats() -> None:
     points = [(1.0, 0.5), (1.0, 0.6), (2.0, 0.55), (3.0, 0.7), (4.0, 0.7)]
     assert non_dominated(points) == [(1.0, 0.6), (3.0, 0.7)]
-    assert front([], None, unit="ms", images="test images") == ""
-    assert "ddpg" in front([FrontPoint("ddpg", 1.0, 0.5)], None, unit="ms", images="test images")
+    assert front([], None, unit="ms", accuracy="top-1 on test images") == ""
+    assert "ddpg" in front([FrontPoint("ddpg", 1.0, 0.5)], None, unit="ms", accuracy="top-1 on test images")

@@ -1,0 +1,100 @@
+"""What a network is trained for: its loss, its accuracy and how its labels move with the image.
+
+A network without an attribute `task` classifies. One that does something else holds its task under that name, which
+`load_model` takes; training, searching, fine-tuning and exporting then follow it.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from amc_mobile.errors import InvalidInput
+from amc_mobile.models.augmentation import augmented
+
+
+@runtime_checkable
+class Task(Protocol):
+    """`outputs`: what the network gives for a batch, (N, ...); `labels`: those of a LabelledImages, (N, ...)."""
+
+    @property
+    def metric(self) -> str:
+        """The name of `accuracy`, e.g. "top-1"."""
+
+    @property
+    def of_single_images(self) -> bool:
+        """Whether `accuracy` is the share of the images that are right, so that parts of a set can be added up."""
+
+    def num_classes(self, outputs: Tensor) -> int:
+        """Raises InvalidInput when the outputs have not the shape that the task reads."""
+
+    def check_labels(self, labels: Tensor) -> None:
+        """Raises InvalidInput when the labels are another task's."""
+
+    def loss(self, outputs: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+        """The mean over the batch."""
+
+    def distillation_loss(self, outputs: Tensor, targets: Tensor, temperature: float) -> Tensor:
+        """How far a student's outputs are from the teacher's `targets`, at a scale like that of `loss`."""
+
+    def augmented(
+        self, pixels: Tensor, labels: Tensor, generator: torch.Generator, *, mirrors: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Images (N, C, H, W) randomly changed, with the labels that they have then."""
+
+    def accuracy(self, outputs: Tensor, labels: Tensor) -> float:
+        """In [0, 1], over a whole set."""
+
+    def right(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """(N,) bool: the images without a mistake."""
+
+    def predicted_classes(self, outputs: Tensor) -> Tensor:
+        """int64, one or several an image: what has to agree between two runtimes."""
+
+
+class Classification:
+    """Logits (N, classes) for labels (N,) int64."""
+
+    metric = "top-1"
+    of_single_images = True
+
+    def num_classes(self, outputs: Tensor) -> int:
+        if outputs.ndim != 2:
+            raise InvalidInput(f"logits must be of shape (1, classes), the network gave {tuple(outputs.shape)}")
+        return int(outputs.shape[1])
+
+    def check_labels(self, labels: Tensor) -> None:
+        if labels.ndim != 1:
+            raise InvalidInput(
+                f"labels of shape {tuple(labels.shape)} are boxes, and the network classifies whole images",
+                next_step="choose a detector, e.g. --model ssdlite_mobilenet_v2, or a data set with one class an image",
+            )
+
+    def loss(self, outputs: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+        return functional.cross_entropy(outputs, labels, label_smoothing=label_smoothing)
+
+    def distillation_loss(self, outputs: Tensor, targets: Tensor, temperature: float) -> Tensor:
+        """KL divergence of softened class probabilities times temperature squared (Hinton et al. 2015, section 2.1)."""
+        student = functional.log_softmax(outputs / temperature, dim=1)
+        tutor = functional.log_softmax(targets / temperature, dim=1)
+        return functional.kl_div(student, tutor, reduction="batchmean", log_target=True) * temperature**2
+
+    def augmented(
+        self, pixels: Tensor, labels: Tensor, generator: torch.Generator, *, mirrors: bool
+    ) -> tuple[Tensor, Tensor]:
+        return augmented(pixels, generator, mirrors=mirrors), labels
+
+    def accuracy(self, outputs: Tensor, labels: Tensor) -> float:
+        return float(self.right(outputs, labels).float().mean())
+
+    def right(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return outputs.argmax(1) == labels
+
+    def predicted_classes(self, outputs: Tensor) -> Tensor:
+        return outputs.argmax(1)
+
+
+CLASSIFICATION = Classification()

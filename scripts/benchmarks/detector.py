@@ -1,0 +1,77 @@
+"""A detector through the whole job: SSDLite trained on drawn shapes, half its MACs cut, fine-tuned, exported, measured.
+
+Prints mAP at an overlap of one half (VOC, all points) of the original and after every step, the MACs, and the p50 of
+the exported files on this computer. Killed, the same command goes on where it was. --quick: one epoch and two plans.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from pathlib import Path
+
+from amc_mobile.terminal import progress_bars
+from amc_mobile.workflows.export import export_run
+from amc_mobile.workflows.finetune import finetune_run
+from amc_mobile.workflows.report import report_run
+from amc_mobile.workflows.search import SearchConfig, search_plan
+from amc_mobile.workflows.train import train_network
+from amc_mobile.workflows.workspace import Settings, Workspace
+
+RUN = "detector"
+
+
+def figures(options: argparse.Namespace) -> dict[str, float]:
+    space = Workspace(options.workspace)
+    settings = Settings(
+        model="ssdlite_mobilenet_v2", data="shapes", width_multiplier=options.width, input_size=options.input_size
+    )
+    search = SearchConfig(macs_ratio=options.macs_ratio, policy="critic", episodes=options.episodes)
+    with progress_bars(options.json) as progress:
+        if not space.trained_checkpoint.exists():
+            train_network(space, settings, epochs=options.epochs, learning_rate=0.05, batch_size=32, progress=progress)
+        found = search_plan(space, settings, search, run=RUN, progress=progress).search
+        tuned = finetune_run(
+            space, run=RUN, epochs=options.finetune_epochs, learning_rate=0.02, batch_size=32, progress=progress
+        ).result
+        exported = export_run(space, run=RUN, formats=["tflite", "onnx"], progress=progress).result
+        report_run(space, run=RUN)
+    figures = {f"map50_{stage.replace('-', '_')}": value for stage, value in found["test_top1"].items()}
+    figures |= {"map50_finetuned": tuned["test_top1"], "original_mmacs": found["original_macs"] / 1e6,
+                "pruned_mmacs": found["macs"] / 1e6}  # fmt: skip
+    for file in exported["files"]:
+        name, pair = file["format"], file["pair"]
+        figures |= {f"{name}.map50": file["test_top1"], f"{name}.parity_max_abs": file["parity"]["max_abs"],
+                    f"{name}.parity_same_class": file["parity"]["top1_agreement"]}  # fmt: skip
+        if pair:
+            figures[f"{name}.original_p50_ms"] = pair["before"]["p50_ms"]
+            figures[f"{name}.pruned_p50_ms"] = pair["after"]["p50_ms"]
+            figures[f"{name}.speedup"] = pair["speedup"]
+    return {name: round(value, 5) for name, value in figures.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--finetune-epochs", type=int, default=5)
+    parser.add_argument("--episodes", type=int, default=40)
+    parser.add_argument("--macs-ratio", type=float, default=0.5)
+    parser.add_argument("--width", type=float, default=0.35)
+    parser.add_argument("--input-size", type=int, default=48)
+    parser.add_argument("--workspace", type=Path, default=Path("detector-workspace"))
+    options = parser.parse_args()
+    if options.quick:
+        options.epochs, options.finetune_epochs, options.episodes = 1, 1, 2
+    found = figures(options)
+    if options.json:
+        print(json.dumps({"machine": platform.processor() or platform.machine(), "figures": found}, indent=1))
+        return
+    for name, value in found.items():
+        print(f"{name:28} {value:10.4f}")
+
+
+if __name__ == "__main__":
+    main()

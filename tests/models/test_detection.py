@@ -1,0 +1,223 @@
+"""Anchors, the loss and what a detector is said to have found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from amc_mobile.data import Dataset, ImageSet, load_dataset, split
+from amc_mobile.errors import InvalidInput
+from amc_mobile.models.detection import Detection
+from amc_mobile.models.detection_boxes import SsdAnchors, corners, decoded, encoded, overlaps, suppressed
+from amc_mobile.models.evaluation import evaluate, logits
+from amc_mobile.models.loading import load_model
+from amc_mobile.models.task import CLASSIFICATION
+from amc_mobile.models.training import TrainConfig, train
+
+ANCHORS = SsdAnchors((4, 2, 1)).boxes()
+TASK = Detection(ANCHORS, 3)
+NOTHING = (-1.0, 0.0, 0.0, 0.0, 0.0)
+
+
+def saying(labels: torch.Tensor, sureness: float = 9.0) -> torch.Tensor:
+    """The outputs that a network without fault gives."""
+    classes, boxes = TASK.matching(labels)
+    scores = torch.nn.functional.one_hot(classes, 4).float() * sureness
+    return torch.cat([scores, encoded(boxes, ANCHORS.expand_as(boxes))], dim=2)
+
+
+@pytest.fixture(scope="module")
+def shapes() -> Dataset:
+    return load_dataset("shapes", image_size=32)
+
+
+def test_there_are_four_anchors_a_cell_in_the_middle_of_it() -> None:
+    assert ANCHORS.shape == ((16 + 4 + 1) * 4, 4)
+    assert ANCHORS[:4, :2].tolist() == [[0.125, 0.125]] * 4
+    assert ANCHORS[4, :2].tolist() == [0.375, 0.125]  # row by row
+    assert ANCHORS[0, 2:].tolist() == pytest.approx([0.2, 0.2])
+    assert float(ANCHORS[1, 2] / ANCHORS[1, 3]) == pytest.approx(2.0)
+    assert ANCHORS[-4, 2:].tolist() == pytest.approx([0.95, 0.95])
+
+
+def test_offsets_are_decoded_to_the_box_they_were_made_of() -> None:
+    low = torch.rand(len(ANCHORS), 2, generator=torch.Generator().manual_seed(0)) * 0.5
+    boxes = torch.cat([low, low + 0.3], dim=1)
+    torch.testing.assert_close(decoded(encoded(boxes, ANCHORS), ANCHORS), boxes)
+
+
+def test_overlaps_are_shared_area_over_joint_area() -> None:
+    one = torch.tensor([[0.0, 0.0, 0.4, 0.4]])
+    others = torch.tensor([[0.0, 0.0, 0.4, 0.4], [0.2, 0.0, 0.6, 0.4], [0.5, 0.5, 0.9, 0.9], [0.1, 0.1, 0.1, 0.1]])
+    torch.testing.assert_close(overlaps(one, others), torch.tensor([[1.0, 1 / 3, 0.0, 0.0]]))
+
+
+def test_suppression_keeps_the_best_of_each_class() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 0.4, 0.4], [0.0, 0.0, 0.4, 0.41], [0.0, 0.0, 0.4, 0.42], [0.5, 0.5, 0.9, 0.9]])
+    assert suppressed(boxes, torch.tensor([0, 0, 1, 0]), 0.45).tolist() == [0, 2, 3]
+
+
+def test_every_object_has_an_anchor_however_little_they_overlap() -> None:
+    tiny = (1.0, 0.49, 0.49, 0.51, 0.51)
+    labels = torch.tensor([[tiny, NOTHING], [NOTHING, NOTHING]])
+    classes, boxes = TASK.matching(labels)
+    assert [int((row > 0).sum()) for row in classes] == [1, 0]
+    assert classes.max() == 2
+    assert boxes[0, classes[0] > 0].tolist() == [pytest.approx(tiny[1:])]
+
+
+def test_an_anchor_stands_for_the_object_that_it_overlaps_most() -> None:
+    box = corners(ANCHORS[20])
+    labels = torch.tensor([[(0.0, *(box + 0.02).tolist()), (2.0, *box.tolist())]])
+    assert int(TASK.matching(labels)[0][0, 20]) == 3
+
+
+def test_the_loss_is_nothing_for_the_outputs_that_are_wanted_and_more_for_others() -> None:
+    labels = torch.tensor([[(0.0, 0.1, 0.1, 0.4, 0.4), (2.0, 0.5, 0.5, 1.0, 1.0)]])
+    outputs = saying(labels, 30.0)
+    assert float(TASK.loss(outputs, labels, 0.0)) == pytest.approx(0.0, abs=1e-6)
+    moved = outputs.clone()
+    moved[..., 4:] += 1.0
+    assert float(TASK.loss(moved, labels, 0.0)) == pytest.approx(4 * 0.5)  # smooth L1 of 1, four offsets a matched one
+    assert float(TASK.loss(-outputs, labels, 0.0)) > 20
+
+
+def test_three_background_anchors_count_for_each_matched_one() -> None:
+    labels = torch.tensor([[(1.0, *corners(ANCHORS[20]).tolist())]])
+    outputs = saying(labels, 30.0)
+    matched = int((TASK.matching(labels)[0] > 0).sum())
+    background = (TASK.matching(labels)[0][0] == 0).nonzero().flatten()
+    for wrong in (1, 3 * matched, 3 * matched + 5):
+        mistaken = outputs.clone()
+        mistaken[0, background[:wrong], 1] = 60.0  # 30 above background
+        assert float(TASK.loss(mistaken, labels, 0.0)) == pytest.approx(30 * min(wrong, 3 * matched) / matched)
+
+
+def test_distilling_asks_for_nothing_where_the_student_agrees() -> None:
+    labels = torch.tensor([[(1.0, 0.1, 0.1, 0.5, 0.5)]])
+    targets = saying(labels)
+    assert float(TASK.distillation_loss(targets, targets, 4.0)) == pytest.approx(0.0, abs=1e-5)
+    assert float(TASK.distillation_loss(torch.zeros_like(targets), targets, 4.0)) > 1
+
+
+def test_a_network_without_fault_scores_all(shapes: Dataset) -> None:
+    labels = shapes.test.labels[:40]
+    outputs = saying(labels)
+    assert TASK.accuracy(outputs, labels) == pytest.approx(1.0)
+    assert bool(TASK.right(outputs, labels).all())
+    assert TASK.accuracy(outputs.roll(1, 0), labels) < 0.3
+
+
+def test_an_image_with_one_object_too_many_is_not_right() -> None:
+    two = torch.tensor([[(0.0, 0.0, 0.0, 0.4, 0.4), (1.0, 0.5, 0.5, 1.0, 1.0)]])
+    one = torch.tensor([[(0.0, 0.0, 0.0, 0.4, 0.4), NOTHING]])
+    assert [bool(TASK.right(saying(found), there)) for found, there in [(two, two), (two, one), (one, two)]] == [
+        True, False, False,
+    ]  # fmt: skip
+
+
+def test_boxes_move_with_the_mirrored_image(shapes: Dataset) -> None:
+    pixels, labels = shapes.train.images[:64], shapes.train.labels[:64]
+    moved, boxes = TASK.augmented(pixels, labels, torch.Generator().manual_seed(0), mirrors=True)
+    flipped = torch.tensor([not torch.equal(a, b) for a, b in zip(pixels, moved, strict=True)])
+    assert 16 < int(flipped.sum()) < 48
+    torch.testing.assert_close(moved[flipped], pixels[flipped].flip(3))
+    assert torch.equal(boxes[~flipped], labels[~flipped])
+    is_object = labels[..., 0] >= 0
+    picked = is_object & flipped[:, None]
+    torch.testing.assert_close(boxes[picked][:, 1], 1 - labels[picked][:, 3])
+    torch.testing.assert_close(boxes[picked][:, [2, 4]], labels[picked][:, [2, 4]])
+    assert torch.equal(boxes[..., 0], labels[..., 0])
+    assert torch.equal(TASK.augmented(pixels, labels, torch.Generator(), mirrors=False)[0], pixels)
+
+
+def test_drawn_shapes_lie_in_their_boxes(shapes: Dataset) -> None:
+    for images in (shapes.train, shapes.test):
+        objects = images.labels[images.labels[..., 0] >= 0]
+        assert set(objects[:, 0].tolist()) == {0.0, 1.0, 2.0}
+        assert bool(((objects[:, 1:] >= 0) & (objects[:, 1:] <= 1)).all())
+        assert float((objects[:, 3:] - objects[:, 1:3]).min()) >= 0.19
+    only = shapes.train.labels[:, 1, 0] < 0
+    image, box = shapes.train.images[only][0].float(), shapes.train.labels[only][0, 0, 1:] * 32
+    inside = image[:, int(box[1]) + 1 : int(box[3]), int(box[0]) + 1 : int(box[2])]
+    assert float((inside.mean((1, 2)) - image[:, 0, :].mean(1)).abs().max()) > 20
+
+
+def test_the_same_shapes_are_drawn_again_and_the_seed_changes_the_test_images(shapes: Dataset) -> None:
+    other = load_dataset("shapes", image_size=32, seed=1)
+    assert other.train.fingerprint() == shapes.train.fingerprint()
+    assert other.test.fingerprint() != shapes.test.fingerprint()
+
+
+def test_images_with_boxes_are_split_by_the_class_of_their_first_object(shapes: Dataset) -> None:
+    parts = split(shapes, calibration=60, reward=60, seed=0)
+    counts = torch.bincount(parts.reward.classes[:, 0], minlength=3) / 60
+    wanted = torch.bincount(shapes.train.classes[:, 0], minlength=3) / len(shapes.train)
+    assert float((counts - wanted).abs().max()) < 0.03
+
+
+def test_training_lowers_the_loss_and_finds_more_objects(shapes: Dataset) -> None:
+    loaded = load_model("ssdlite_mobilenet_v2", num_classes=3, width_multiplier=0.125, input_size=32)
+    few = shapes.train.subset(range(160))
+    config = TrainConfig(epochs=4, learning_rate=0.05, batch_size=16, threads=1)
+    reports = train(loaded.module, few, config, task=loaded.task, validate=shapes.test.subset(range(16)))
+    assert reports[-1].train_loss < 0.8 * reports[0].train_loss
+    assert reports[-1].train_top1 is None  # mean average precision takes a whole set
+    assert reports[-1].validation_top1 == evaluate(loaded.module, shapes.test.subset(range(16)), task=loaded.task)
+    outputs = logits(loaded.module, few)
+    assert outputs.shape == (160, len(loaded.task.anchors), 8)  # type: ignore[attr-defined]
+
+
+def test_a_detector_and_classes_of_whole_images_are_refused_together(shapes: Dataset) -> None:
+    with pytest.raises(InvalidInput, match="classes of whole images") as caught:
+        TASK.check_labels(torch.zeros(4, dtype=torch.int64))
+    assert "--data shapes" in str(caught.value.next_step)
+    with pytest.raises(InvalidInput, match="are boxes"):
+        CLASSIFICATION.check_labels(shapes.test.labels)
+
+
+OWN = """
+from torch import nn
+from amc_mobile.models.detection import Detection
+from amc_mobile.models.detection_boxes import SsdAnchors
+
+
+class Own(nn.Module):
+    def __init__(self, task, outputs):
+        super().__init__()
+        self.task = task
+        self.layer = nn.Conv2d(3, outputs, 8, stride=8)
+
+    def forward(self, images):
+        return self.layer(images).permute(0, 2, 3, 1).reshape(images.shape[0], -1, 8)
+
+
+def detector(input_size=16):
+    return Own(Detection(SsdAnchors((2,)).boxes(), 3), 4 * 8)
+
+
+def wrong(input_size=16):
+    return Own(Detection(SsdAnchors((3,)).boxes(), 3), 4 * 8)
+
+
+def classifier(input_size=16):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    net.task = "a name of the user's own"
+    return net
+"""
+
+
+def test_a_network_of_the_user_says_its_task(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    loaded = load_model(f"{tmp_path}/own.py:detector")
+    assert (loaded.task.metric, loaded.num_classes) == ("mAP@0.5", 3)
+    assert load_model(f"{tmp_path}/own.py:classifier").task.metric == "top-1"
+    with pytest.raises(InvalidInput, match=r"gives \(1, 16, 8\), its anchors and classes ask for \(1, 36, 8\)"):
+        load_model(f"{tmp_path}/own.py:wrong")
+
+
+def test_labels_of_another_shape_are_refused(shapes: Dataset) -> None:
+    with pytest.raises(InvalidInput, match=r"objects, 5\) float32"):
+        ImageSet(shapes.test.images, shapes.test.labels[..., :4], shapes.test.mean, shapes.test.std)

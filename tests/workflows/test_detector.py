@@ -1,0 +1,49 @@
+"""A detector through every command, in mAP where a classifier has top-1."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+LOADER = """
+from amc_mobile.data import load_dataset
+
+
+def few(image_size=32):
+    shapes = load_dataset("shapes", image_size=image_size)
+    train, test = shapes.train, shapes.test
+    return (train.images[:120].numpy(), train.labels[:120].numpy()), (test.images[:20], test.labels[:20])
+"""
+NETWORK = ("--model", "ssdlite_mobilenet_v2", "--width", "0.125", "--input-size", "32")
+
+
+def test_a_detector_goes_through_every_command(tmp_path: Path, command: Callable[..., str]) -> None:
+    (tmp_path / "boxes.py").write_text(LOADER)
+    trained = command("train", *NETWORK, "--data", "boxes.py:few", "--epochs", "1", "--batch-size", "30")
+    assert "mAP@0.5" in trained
+    assert "on 20 test images after 1 epochs" in trained
+    searched = command("search", "--macs-ratio", "0.8", "--policy", "uniform", "--run", "cut", "--reward-images", "20",
+                       "--channel-choice", "l1", "--min-keep-ratio", "0.5", "--multiple", "64")  # fmt: skip
+    assert "mAP@0.5 on 20 test images: original" in searched
+    tuned = json.loads(command("finetune", "--epochs", "1", "--batch-size", "30", "--json"))
+    assert tuned["metric"] == "mAP@0.5"
+    assert tuned["epoch_reports"][0]["train_top1"] is None
+    exported = json.loads(command("export", "--onnx", "--offline", "--json"))
+    parity = exported["files"][0]["parity"]
+    assert parity["max_abs"] < 1e-4 * parity["largest_logit"]
+    assert parity["top1_agreement"] > 0.999
+    assert abs(exported["files"][0]["test_top1"] - exported["test_top1"]) < 0.05
+    report = json.loads(command("report"))
+    assert report["original"]["accuracy"]["metric"] == "mAP@0.5"
+    kept = {group["name"]: group["reason"] for group in report["kept_groups"]}
+    assert kept["classification_heads.0.1"] == kept["regression_heads.2.1"] == "network output"
+    page = (tmp_path / "amc-workspace/runs/cut/report.html").read_text()
+    assert "mAP@0.5 on held-out images" in page
+    assert "top-1" not in page
+
+
+def test_a_detector_is_not_trained_on_classes_of_images(command: Callable[..., str]) -> None:
+    refused = command("train", *NETWORK, "--data", "digits", "--epochs", "1")
+    assert refused.startswith("exit 1: error: the network detects objects")
+    assert "--data shapes" in refused
