@@ -112,7 +112,8 @@ def stored_steps(table: LatencyTable, conditions: Conditions) -> list[ChannelSte
     if conditions.is_foreign:
         return []
     documents, measured = table.kernel_documents(), table.kernels(conditions)
-    return find_steps((Kernel.from_document(documents[key]), kernel.low_ms) for key, kernel in measured.items())
+    known = [key for key in measured if "operators" in documents[key]]  # imported kernels may tell less
+    return find_steps((Kernel.from_document(documents[key]), measured[key].low_ms) for key in known)
 
 
 def find_steps(measured: Iterable[tuple[Kernel, float]]) -> list[ChannelSteps]:
