@@ -47,8 +47,8 @@ def load_dataset(
         raise InvalidConfig(f"image_size is {image_size}; it must be at least 1")
     kind, _, location = spec.partition(":")
     if spec in ("digits", "shapes"):
-        source = digits if spec == "digits" else shapes
-        return source.load(spec, image_size=image_size, channels=channels, seed=seed, normalisation=normalisation)
+        load = digits.load if spec == "digits" else shapes.load
+        return load(spec, image_size=image_size, channels=channels, seed=seed, normalisation=normalisation)
     # An image folder's path is free text, so it is looked at before `.py:function`.
     if kind in ("cifar10", "imagefolder") and location:
         path = Path(location).expanduser()

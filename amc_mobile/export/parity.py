@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from amc_mobile.errors import InvalidInput
 from amc_mobile.export.interpret import Floats, run_onnx, run_tflite
 
-Classes = NDArray[np.int64]
+Classes = NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)

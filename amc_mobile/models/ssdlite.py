@@ -52,7 +52,7 @@ class SsdLite(nn.Module):
         maps = []
         features = images
         for index, block in enumerate(self.backbone):
-            if index == TAPPED_BLOCK:
+            if index == TAPPED_BLOCK and isinstance(block, InvertedResidual):
                 expansion, *others = block.conv
                 features = expansion(features)
                 maps.append(features)
