@@ -15,7 +15,7 @@ from amc_mobile.errors import InvalidInput
 from amc_mobile.export.interpret import Floats, run_onnx, run_tflite
 
 MOST_DB = 200.0
-Classes = NDArray[np.int64]
+Classes = NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)

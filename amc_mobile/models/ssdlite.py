@@ -6,8 +6,6 @@ Module names: `backbone` the MobileNetV2 features; `extras` the further, smaller
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
@@ -54,8 +52,8 @@ class SsdLite(nn.Module):
         maps = []
         features = images
         for index, block in enumerate(self.backbone):
-            if index == TAPPED_BLOCK:
-                expansion, *others = cast(nn.Sequential, block.conv).children()
+            if index == TAPPED_BLOCK and isinstance(block, InvertedResidual):
+                expansion, *others = block.conv
                 features = expansion(features)
                 maps.append(features)
                 for layer in others:

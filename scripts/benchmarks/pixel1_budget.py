@@ -31,8 +31,8 @@ from amc_mobile.search.reward import Outcome
 from amc_mobile.workflows.latency_model import LatencyModel, default_grids, latency_model
 from amc_mobile.workflows.network import Network, load_network
 from amc_mobile.workflows.offline import recorded
+from amc_mobile.workflows.plans import ChannelPlans
 from amc_mobile.workflows.progress import silent
-from amc_mobile.workflows.search import group_facts
 from amc_mobile.workflows.table import import_csv
 from amc_mobile.workflows.workspace import Settings, Workspace
 
@@ -65,7 +65,9 @@ def most_macs(network: Network, costs: CostModel, budget: Budget, policy: str, e
 
     with tempfile.TemporaryDirectory() as folder:
         log = EpisodeLog(Path(folder) / "episodes.csv")
-        made = make_policy(policy, group_facts(network), budget, episodes=episodes)
+        made = make_policy(
+            policy, ChannelPlans(network, multiple=8, min_keep_ratio=0.2, keep="").facts(), budget, episodes=episodes
+        )
         return run_search(made, budget, score, episodes=episodes, log=log).widths
 
 

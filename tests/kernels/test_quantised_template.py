@@ -102,7 +102,8 @@ def test_only_kernels_that_hold_another_type_differ_and_no_bias_tells_them_apart
 
 @NEEDS_TFLITE
 @pytest.mark.parametrize(
-    ("name", "outside"), [(FAST, []), pytest.param("DenseLike", ["AVERAGE_POOL_2D"], marks=pytest.mark.slow)]
+    ("name", "outside"),
+    [(FAST, ["HARD_SWISH"]), pytest.param("DenseLike", ["AVERAGE_POOL_2D"], marks=pytest.mark.slow)],
 )
 def test_operators_that_xnnpack_does_not_take_are_named(name: str, outside: list[str]) -> None:
     _, template = quantised(name, "tflite", "int8")
