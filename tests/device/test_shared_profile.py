@@ -56,7 +56,9 @@ def test_two_phones_share_a_profile(phones: list[FakePhone], tmp_path: Path) -> 
     assert [phone["problem"] for phone in document["phones"]] == ["", ""]
     measured = [phone["kernels"] for phone in document["phones"]]
     assert sum(measured) == document["kernels"]
-    assert min(measured) >= 12
+    # Both measured the eight anchors. How the rest falls to two phones that take no time is chance; with phones that
+    # take some, tests/latency/test_sharing.py splits it.
+    assert min(measured) >= 8
     with LatencyTable(here / "amc-workspace/table.sqlite") as table:
         own, unit = sorted(table.conditions(), key=lambda found: len(found.device))
         assert own.to_document() == document["conditions"]
