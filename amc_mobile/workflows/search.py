@@ -358,9 +358,12 @@ def _plans(network: Network, wanted: SearchConfig) -> ChannelPlans | WeightPlans
 def _multiple(run: Run, wanted: SearchConfig, latency: LatencyModel | None) -> GridMultiple:
     if wanted.multiple is not None:
         return GridMultiple(wanted.multiple, "--multiple")
-    if run.has("settings"):  # a probe in between must not make it another search
-        return GridMultiple(run.read("settings")["search"]["multiple"], "as this run began")
-    return probed_multiple(latency) if latency is not None else GridMultiple(LEAST_MULTIPLE, "the default")
+    if run.has("multiple"):  # a probe in between must not make it another search
+        known = run.read("multiple")
+        return GridMultiple(int(known["used"]), str(known["why"]))
+    found = probed_multiple(latency) if latency is not None else GridMultiple(LEAST_MULTIPLE, "the default")
+    run.write("multiple", asdict(found))
+    return found
 
 
 def _policy(wanted: SearchConfig, budget: Budget, plans: Plans, *, seed: int) -> Policy:

@@ -127,7 +127,10 @@ def test_a_stalled_answer_loses_no_result(
 ) -> None:
     monkeypatch.setattr(batch_module, "POLL_TIMEOUT_S", 0.7)
     fault = phone.faults.add("stall", "sleep.*tail -c", after_bytes=60)
-    assert results(batch(runner)) == WANTED
+    slow = {
+        name: words.replace("wait=0.06", "wait=0.3") for name, words in MODELS.items()
+    }  # so that results are asked for
+    assert results(batch(runner, slow)) == WANTED
     assert fault.struck == 1
 
 

@@ -53,4 +53,4 @@ def test_a_pruned_detector_gives_as_many_anchors_and_keeps_its_task(
     pruned = surgery.apply(model, groups, random_kept(groups, np.random.default_rng(0)))
     with torch.no_grad():
         assert pruned(EXAMPLE).shape == model(EXAMPLE).shape
-    assert pruned.task.num_classes(model(EXAMPLE)) == 3  # type: ignore[union-attr, operator]
+    assert pruned.task.num_classes(model(EXAMPLE[:1])) == 3  # type: ignore[union-attr, operator]
