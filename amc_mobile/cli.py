@@ -230,7 +230,8 @@ def search(
 
     With a table that was measured before, and no phone: amc-mobile search --latency-ms 30 --device pixel --offline
     """
-    from amc_mobile.workflows.search import SearchConfig, search_plan
+    from amc_mobile.workflows.search import search_plan
+    from amc_mobile.workflows.search_config import SearchConfig
 
     space, settings = _settings(
         workspace, config, model=model, data=data, checkpoint=checkpoint, device=device, serial=serial,

@@ -95,7 +95,7 @@ def compare(
     Example: amc-mobile compare --macs-ratio 0.5 --policies uniform,random,ddpg,critic --seeds 0,1,2
     """
     from amc_mobile.workflows.compare import CompareConfig, compare_policies
-    from amc_mobile.workflows.search import SearchConfig
+    from amc_mobile.workflows.search_config import SearchConfig
 
     space = Workspace(workspace)
     settings = space.settings(

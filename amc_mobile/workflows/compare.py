@@ -19,7 +19,8 @@ from amc_mobile.workflows.plans import keep_ratios
 from amc_mobile.workflows.preparation import Preparations
 from amc_mobile.workflows.progress import Progress, silent
 from amc_mobile.workflows.runs import Run, precision_part, run_name
-from amc_mobile.workflows.search import SearchConfig, search_plan
+from amc_mobile.workflows.search import search_plan
+from amc_mobile.workflows.search_config import SearchConfig
 from amc_mobile.workflows.workspace import Settings, Workspace
 
 FORMAT_VERSION = 1  # 1: runs, policies

@@ -14,9 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from amc_mobile.data import DataSplit
-from amc_mobile.errors import InvalidConfig, InvalidInput, MissingLatency
+from amc_mobile.errors import InvalidInput, MissingLatency
 from amc_mobile.latency.probe import LEAST_MULTIPLE
-from amc_mobile.latency.protocol import measure_pair
 from amc_mobile.models.evaluation import evaluate
 from amc_mobile.pruning.matrices import Matrices
 from amc_mobile.search.budget import Budget, Unit, format_cost
@@ -25,7 +24,6 @@ from amc_mobile.search.guarantee import AccuracyGuarantee
 from amc_mobile.search.loop import run_search
 from amc_mobile.search.policies import make_policy
 from amc_mobile.search.policy import Policy
-from amc_mobile.search.reward import GUARANTEED, MeasuredCost
 from amc_mobile.workflows.budgets import (
     Part,
     asked_devices,
@@ -36,103 +34,22 @@ from amc_mobile.workflows.budgets import (
     reference_p50_ms,
     told,
 )
-from amc_mobile.workflows.latency_model import LatencyModel, ModelPoint, latency_model
+from amc_mobile.workflows.latency_model import LatencyModel, latency_model
 from amc_mobile.workflows.measuring import RecordedDevice
 from amc_mobile.workflows.network import Network
 from amc_mobile.workflows.offline import recorded
+from amc_mobile.workflows.plan_measurer import PlanMeasurer
 from amc_mobile.workflows.plan_scorer import PlanScorer
 from amc_mobile.workflows.plans import ChannelPlans, Plans, WeightPlans
 from amc_mobile.workflows.preparation import Preparations
 from amc_mobile.workflows.probe import GridMultiple, probed_multiple
-from amc_mobile.workflows.progress import Progress, silent
+from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.runs import Run, precision_part, run_name
+from amc_mobile.workflows.search_config import SearchConfig
 from amc_mobile.workflows.workspace import Settings, Workspace
 
 Widths = NDArray[np.int64]
 TOLD = 0.05  # drift beyond this is told
-GRANULARITIES = ("channel", "weight")
-
-
-@dataclass(frozen=True)
-class SearchConfig:
-    """One budget and how to search within it; `amc-mobile search --help` explains the fields."""
-
-    latency_ms: float | None = None
-    latency_ratio: float | None = None
-    macs_ratio: float | None = None
-    params_ratio: float | None = None
-    policy: str = "ddpg"
-    reward: str = "fidelity"
-    episodes: int = 300
-    channel_choice: str = "backward"
-    measure_every: int = 50
-    min_keep_ratio: float = 0.2
-    multiple: int | None = None  # of kept channels; None: what the device was found to prefer
-    calibration_images: int = 1500
-    reward_images: int | None = None  # None: those that `train` leaves out
-    max_loss: float | None = None  # of top-1 on the reward images; the cheapest plan that loses no more is wanted
-    granularity: str = "channel"  # or "weight": single weights of a layer, the smallest first
-    keep: str = ""  # groups that stay whole: patterns of names, or "residual", separated by commas
-    also: str = ""  # budgets on further devices, DEVICE:MS separated by commas
-
-    def __post_init__(self) -> None:
-        if self.reward in GUARANTEED and not any(v is not None for v in self._budgets().values()):
-            # These rewards need no budget: all of the original's cost is allowed, in the reward's unit.
-            flag = {"macs": "macs_ratio", "parameters": "params_ratio", "ms": "latency_ratio"}[GUARANTEED[self.reward]]
-            object.__setattr__(self, flag, 1.0)
-        given = {k: v for k, v in self._budgets().items() if v is not None}
-        if not given:
-            flags = ", ".join(f"--{name}" for name in self._budgets())
-            raise InvalidConfig("no budget was given", next_step=f"pass one or more of {flags}")
-        if "latency-ms" in given and "latency-ratio" in given:
-            raise InvalidConfig("--latency-ms and --latency-ratio both limit one latency", next_step="pass one of them")
-        for name, value in given.items():
-            if not value > 0 or (name != "latency-ms" and value > 1):
-                raise InvalidConfig(f"--{name} {value} is not allowed", next_step="ratios are above 0 and at most 1")
-        if asked_devices(self.also) and self.unit != "ms":
-            raise InvalidConfig(
-                "--also is a further latency budget, and there is none for --device",
-                next_step="pass --latency-ms or --latency-ratio too, or name that device with --device",
-            )
-        if self.episodes < 1 or (self.multiple is not None and self.multiple < 1) or not 0 < self.min_keep_ratio <= 1:
-            raise InvalidConfig("episodes and multiple must be at least 1, min_keep_ratio in (0, 1]")
-        if self.max_loss is not None and not 0 <= self.max_loss < 1:
-            raise InvalidConfig(f"--max-loss {self.max_loss} is not a share of the images", next_step="try 0.01")
-        if self.max_loss is not None and self.reward == "macs":
-            raise InvalidConfig("the reward macs looks at no image", next_step="leave --max-loss out, or --reward top1")
-        if self.granularity not in GRANULARITIES:
-            raise InvalidConfig(
-                f"no granularity {self.granularity!r}", next_step=f"use one of: {', '.join(GRANULARITIES)}"
-            )
-        if self.granularity == "weight" and self.unit != "parameters":
-            raise InvalidConfig(
-                "pruning single weights saves parameters; MACs and latency of the network's file stay what they are",
-                next_step="pass --params-ratio",
-            )
-        if GUARANTEED.get(self.reward) == "ms" and self.unit != "ms":
-            raise InvalidConfig(f"the reward {self.reward} needs a latency budget", next_step="pass --latency-ratio 1")
-
-    def _budgets(self) -> dict[str, float | None]:
-        return {
-            "latency-ms": self.latency_ms, "latency-ratio": self.latency_ratio, "macs-ratio": self.macs_ratio,
-            "params-ratio": self.params_ratio,
-        }  # fmt: skip
-
-    @property
-    def asked(self) -> str:
-        """The budgets as the user put them, e.g. `latency-ratio 0.5`, `latency-ms 30 macs-ratio 0.6 also galaxy:35`."""
-        return " ".join([*self.asked_of_model, *(f"also {device}:{ms:g}" for device, ms in asked_devices(self.also))])
-
-    @property
-    def asked_of_model(self) -> list[str]:
-        """Those of the device and of the network alone; the first is the one that costs are counted in."""
-        return [f"{name} {value:g}" for name, value in self._budgets().items() if value is not None]
-
-    @property
-    def unit(self) -> Unit:
-        if self.latency_ms is not None or self.latency_ratio is not None:
-            return "ms"
-        return "macs" if self.macs_ratio is not None else "parameters"
 
 
 @dataclass(frozen=True)
@@ -167,50 +84,6 @@ class SearchOutcome:
             f"parameters {s['parameters'] / 1e6:.3f} M of {s['original_parameters'] / 1e6:.3f} M\n"
             f"  {s['metric']} on {s['test_images']} {s['accuracy_on']}: {accuracies}"
         )
-
-
-class PlanMeasurer:
-    """Measures plans next to the original, so that a busy moment meets both, and remembers them in the run.
-
-    A plan's latency is `reference_ms`, the original's p50 when the run began, over the median speed-up of alternating
-    rounds: the ratio cancels what changed since.
-    """
-
-    def __init__(
-        self, latency: LatencyModel, run: Run, plans: ChannelPlans, reference_ms: float, name: str = "measured"
-    ) -> None:
-        self._latency, self._run, self._plans = latency, run, plans
-        self._reference_ms, self._name = reference_ms, name
-        self._original = latency.template.model_at({})
-        self._known: dict[str, dict[str, float]] = run.read(name)["plans"] if run.has(name) else {}
-        for key, row in self._known.items():
-            self._take(key, row)
-
-    def __call__(self, widths: Widths) -> MeasuredCost:
-        key = ",".join(str(int(w)) for w in widths)
-        if key not in self._known:
-            predicted = float(self._latency.p50_ms(widths[None])[0])
-            file = self._latency.template.model_at(self._plans.reconstructor.kept(widths))
-            pair = measure_pair(self._latency.device, self._original, file, self._latency.protocol)
-            slowest = pair.speedup_interval[0]
-            measured = self._reference_ms / pair.speedup
-            row = {
-                "predicted_ms": predicted,
-                "measured_ms": measured,
-                "ci_high_ms": self._reference_ms / slowest,
-                "low_ms": self._latency.reference.low_ms * pair.after.low_ms / pair.before.low_ms,
-                "raw_p50_ms": pair.after.p50_ms,
-                "raw_original_p50_ms": pair.before.p50_ms,
-            }
-            self._known[key] = row
-            self._run.write(self._name, {"plans": self._known})
-            self._take(key, row)
-            self._latency.measure_exactly(widths, silent)
-        row = self._known[key]
-        return MeasuredCost(row["predicted_ms"], row["measured_ms"], row["ci_high_ms"])
-
-    def _take(self, key: str, row: dict[str, float]) -> None:
-        self._latency.extra.append(ModelPoint.from_search([int(w) for w in key.split(",")], row))
 
 
 def search_plan(

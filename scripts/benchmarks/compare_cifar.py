@@ -21,7 +21,7 @@ from amc_mobile.terminal import progress_bars
 from amc_mobile.workflows.compare import CompareConfig, compare_policies
 from amc_mobile.workflows.comparison import Comparison
 from amc_mobile.workflows.profile import profile_device
-from amc_mobile.workflows.search import SearchConfig
+from amc_mobile.workflows.search_config import SearchConfig
 from amc_mobile.workflows.workspace import Settings, Workspace
 
 WEIGHTS = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}

@@ -15,7 +15,8 @@ from amc_mobile.terminal import progress_bars
 from amc_mobile.workflows.export import export_run
 from amc_mobile.workflows.finetune import finetune_run
 from amc_mobile.workflows.report import report_run
-from amc_mobile.workflows.search import SearchConfig, search_plan
+from amc_mobile.workflows.search import search_plan
+from amc_mobile.workflows.search_config import SearchConfig
 from amc_mobile.workflows.train import train_network
 from amc_mobile.workflows.workspace import Settings, Workspace
 

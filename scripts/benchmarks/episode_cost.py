@@ -44,7 +44,7 @@ from amc_mobile.workflows.plan_scorer import PlanScorer
 from amc_mobile.workflows.plans import ChannelPlans
 from amc_mobile.workflows.preparation import Preparations
 from amc_mobile.workflows.progress import silent
-from amc_mobile.workflows.search import SearchConfig
+from amc_mobile.workflows.search_config import SearchConfig
 from amc_mobile.workflows.workspace import Settings, Workspace
 
 # CPU seconds per episode of the public implementations for this network, 3000 images and reward, on a like machine.

@@ -28,7 +28,8 @@ from amc_mobile.workflows.plans import keep_ratios
 from amc_mobile.workflows.preparation import Preparations
 from amc_mobile.workflows.progress import silent
 from amc_mobile.workflows.runs import Run
-from amc_mobile.workflows.search import SearchConfig, search_plan
+from amc_mobile.workflows.search import search_plan
+from amc_mobile.workflows.search_config import SearchConfig
 from amc_mobile.workflows.workspace import Settings, Workspace
 
 WEIGHTS = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}

@@ -16,7 +16,7 @@ from amc_mobile.errors import InvalidConfig
 from amc_mobile.search.budget import Budget
 from amc_mobile.search.reward import MeasuredCost
 from amc_mobile.workflows.budgets import Part, asked_devices, measured_together
-from amc_mobile.workflows.search import SearchConfig
+from amc_mobile.workflows.search_config import SearchConfig
 
 GALAXY = phone("samsung SM-S911B", os="Android 14 samsung/dm1qxxx/dm1q:14/UP1A/3:user/release-keys")
 QUICK = ("--episodes", "6", "--calibration-images", "16", "--reward-images", "8", "--quiet", "--json")
