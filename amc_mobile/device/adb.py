@@ -136,19 +136,21 @@ class AdbPhone:
         timeout_s = RECONNECT_TIMEOUT_S if timeout_s is None else timeout_s
         began = time.monotonic()
         connect_at = began
+        seen: AttachedPhone | None = None  # between two attempts to connect, adb lists no phone at all
         while True:
             found = self._find()
             if found is not None and found.is_ready:
                 self._attached = found
                 return
+            seen = found or seen
             waited = time.monotonic() - began
-            state = found.state if found else ""
-            if found is not None and state not in PASSING_STATES and waited > UNAUTHORIZED_GRACE_S:
-                found.raise_unless_ready()
+            is_passing = seen is None or seen.state in PASSING_STATES
+            if seen is not None and not is_passing and waited > min(UNAUTHORIZED_GRACE_S, timeout_s):
+                seen.raise_unless_ready()
             if waited >= timeout_s:
                 raise DeviceDisconnected(
                     f"the phone {self.serial} is gone and did not come back within {timeout_s:g} s"
-                    + (f" (adb says {state})" if state else ""),
+                    + (f" (adb says {seen.state})" if seen else ""),
                     next_step=CABLE,
                 )
             if time.monotonic() >= connect_at:

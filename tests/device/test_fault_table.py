@@ -15,10 +15,9 @@ import pytest
 from fault_stand import COMMANDS, Ended, Kept, Stand, copied, furnish
 from phone_fake.phone import FEATURES, FakePhone, PrivateAdbServer
 
-from amc_mobile.device import adb, clock_mode, phone_batch
+from amc_mobile.device import adb, adb_shell, clock_mode, phone_batch
 
 MIDDLE = {"devices": 0, "profile": 60, "search": 30, "measure": 5}  # results told: some are kept, some are under way
-LINK_S = 4.0  # the adb server itself takes a second to see a changed link, more on a busy machine
 GRACE_S = 45.0  # far above what is needed, below the product's own limits: for busy machines
 SURVIVED = ""
 SKIN, HOT_SKIN = "mValue=27.5, mType=3", "mValue=41.5, mType=3"
@@ -47,16 +46,17 @@ def hurry(stand: Stand, seconds: float) -> None:
     """Shortens the limits of adb calls, only when the fault strikes: a busy machine must not meet them without one."""
     for name in ("COMMAND_TIMEOUT_S", "TRANSFER_TIMEOUT_S", "RECONNECT_TIMEOUT_S"):
         stand.limits.setattr(adb, name, seconds)
-    stand.limits.setattr(adb, "UNAUTHORIZED_GRACE_S", seconds / 2)
+    stand.limits.setattr(adb, "UNAUTHORIZED_GRACE_S", 0.5)
     for name in ("POLL_TIMEOUT_S", "RECONNECT_TIMEOUT_S", "CLEAN_TIMEOUT_S"):
         stand.limits.setattr(phone_batch, name, seconds)
     stand.limits.setattr(phone_batch, "SILENCE_TIMEOUT_S", 2 * seconds)
+    stand.limits.setattr(adb_shell, "KILL_TIMEOUT_S", seconds / 2)
     stand.limits.setattr(clock_mode, "RESTORE_TIMEOUT_S", seconds)
 
 
-def become(state: str) -> Callable[[Stand], None]:
+def become(state: str, within_s: float) -> Callable[[Stand], None]:
     def strike(stand: Stand) -> None:
-        hurry(stand, LINK_S)
+        hurry(stand, within_s)
         stand.phone.become(state)
 
     return strike
@@ -67,7 +67,7 @@ def everything(kind: str) -> Callable[[Stand], None]:
 
     def strike(stand: Stand) -> None:
         if kind != "garbage":
-            hurry(stand, 1.0)
+            hurry(stand, 0.5)
         stand.phone.faults.add(kind, "^shell", times=9999)
 
     return strike
@@ -120,11 +120,11 @@ def mend_links(stand: Stand) -> None:
 UNAUTHORIZED = "accept the dialog 'Allow USB debugging?'"
 FAULTS = {
     "link drops, comes back": Fault(unplug_for_a_moment, Stand.attach_again),
-    "unplug": Fault(become("gone"), plug_in, otherwise="is gone and did not come back", within_s=LINK_S),
-    "stall": Fault(everything("stall"), mend_links, otherwise="not done within", within_s=2.0, before=("devices",)),
-    "drip": Fault(everything("drip"), mend_links, otherwise="not done within", within_s=2.0, before=("devices",)),
-    "unauthorized": Fault(become("unauthorized"), plug_in, otherwise=UNAUTHORIZED, within_s=LINK_S),
-    "offline": Fault(become("offline"), plug_in, otherwise="adb says offline", within_s=LINK_S),
+    "unplug": Fault(become("gone", 1.0), plug_in, otherwise="is gone and did not come back", within_s=1.0),
+    "stall": Fault(everything("stall"), mend_links, otherwise="not done within", within_s=1.0, before=("devices",)),
+    "drip": Fault(everything("drip"), mend_links, otherwise="not done within", within_s=1.0, before=("devices",)),
+    "unauthorized": Fault(become("unauthorized", 20.0), plug_in, otherwise=UNAUTHORIZED, within_s=20.0),
+    "offline": Fault(become("offline", 2.0), plug_in, otherwise="(adb says ", within_s=2.0),
     "disk full": Fault(fill_disk, free_disk, otherwise="0 MiB free", before=("devices",)),
     "reboot": Fault(
         lambda stand: stand.phone.reboot(), Stand.attach_again, {"devices": SURVIVED}, otherwise="started anew"
