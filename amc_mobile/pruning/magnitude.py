@@ -15,7 +15,7 @@ from amc_mobile.channels.structure import ChannelGroups
 from amc_mobile.errors import InvalidInput
 
 Widths = NDArray[np.int64]
-LINEAR_MIN_DENSITY = 0.02  # the paper leaves linear layers that much, convolutions 0.2
+LINEAR_MIN_DENSITY = 0.02  # linear layers hold many weights and bear more pruning than convolutions
 DENSITY_STEPS = 100
 
 
