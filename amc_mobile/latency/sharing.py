@@ -22,7 +22,8 @@ from amc_mobile.device.timing import Device, Job, ResumableDevice, SamplesMs
 from amc_mobile.errors import DeviceError
 from amc_mobile.latency.adoption import ANCHORS, anchors, candidates, judge
 from amc_mobile.latency.measurement import KernelMeasurement, KernelRequest
-from amc_mobile.latency.protocol import ProtocolConfig, measure_kernels
+from amc_mobile.latency.protocol import measure_kernels
+from amc_mobile.latency.protocol_config import ProtocolConfig
 from amc_mobile.latency.statistics import low_ms
 from amc_mobile.latency.table import LatencyTable
 

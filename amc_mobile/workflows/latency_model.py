@@ -21,7 +21,8 @@ from amc_mobile.latency import calibration
 from amc_mobile.latency.calibration import WholeModel
 from amc_mobile.latency.measurement import BUSY, NOISY, KernelRequest, ModelMeasurement, ModelRequest
 from amc_mobile.latency.predictor import LatencyPredictor
-from amc_mobile.latency.protocol import ProtocolConfig, measure_kernels, measure_model, measure_models
+from amc_mobile.latency.protocol import measure_kernels, measure_model, measure_models
+from amc_mobile.latency.protocol_config import ProtocolConfig
 from amc_mobile.latency.sampling import calibration_widths, kernel_points
 from amc_mobile.latency.shape_predictor import ShapePredictor, timed_shapes
 from amc_mobile.latency.table import LatencyTable

@@ -49,7 +49,8 @@ from amc_mobile.device.phone_passes import PhonePasses
 from amc_mobile.device.profile import load_profiles
 from amc_mobile.device.runtime_library import RuntimeLibrary
 from amc_mobile.latency.measurement import KernelRequest
-from amc_mobile.latency.protocol import ProtocolConfig, measure_kernels
+from amc_mobile.latency.protocol import measure_kernels
+from amc_mobile.latency.protocol_config import ProtocolConfig
 from amc_mobile.latency.table import LatencyTable
 
 KERNELS, ROUNDS = 350, 3

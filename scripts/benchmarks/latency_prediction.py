@@ -39,7 +39,8 @@ from amc_mobile.export.precision import FLOAT32, PRECISIONS
 from amc_mobile.kernels.cache import load_or_build
 from amc_mobile.latency import calibration
 from amc_mobile.latency.measurement import ModelRequest
-from amc_mobile.latency.protocol import ProtocolConfig, measure_models
+from amc_mobile.latency.protocol import measure_models
+from amc_mobile.latency.protocol_config import ProtocolConfig
 from amc_mobile.latency.table import LatencyTable
 from amc_mobile.models.registry import MODELS
 from amc_mobile.workflows.latency_model import LatencyModel

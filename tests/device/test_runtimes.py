@@ -15,7 +15,8 @@ from amc_mobile.device.timing import Timing, time_session
 from amc_mobile.errors import DeviceError, InvalidInput
 from amc_mobile.export.to_onnx import to_onnx
 from amc_mobile.export.to_tflite import to_tflite
-from amc_mobile.latency.protocol import ProtocolConfig, measure_model, measure_pair
+from amc_mobile.latency.protocol import measure_model, measure_pair
+from amc_mobile.latency.protocol_config import ProtocolConfig
 
 EXPORTERS = {"onnxruntime": to_onnx, "tflite": to_tflite}
 INSTALLED = [

@@ -1,0 +1,72 @@
+"""How long, how often and until when is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from amc_mobile.device.timing import Timing
+from amc_mobile.errors import InvalidConfig
+from amc_mobile.latency.measurement import Pass
+from amc_mobile.latency.statistics import pass_low_ms
+
+
+@dataclass(frozen=True)
+class ProtocolConfig:
+    """Defaults: the fewest runs that gave kernels within 1 % and whole models within 2 % on a desktop CPU."""
+
+    kernel_samples: int = 4
+    kernel_sample_ms: float = 0.25
+    min_passes: int = 3
+    max_passes: int = 10
+    agreement: float = 0.01  # the two lowest passes of a kernel, relative
+    agreement_us: float = 0.1  # or this close: a kernel of a few microseconds cannot do better
+    kernel_pass_s: float = 1.0  # slow kernels take fewer samples
+    model_passes: int = 10
+    model_samples: int = 20
+    model_sample_ms: float = 0.2  # longer models: a sample is one inference
+    model_pass_s: float = 1.0
+    spread_s: float = 0.0  # the passes of `measure_model` are spread over at least this long
+    warmup_runs: int = 4
+    pair_rounds: int = 10
+    anchor_every: int = 40  # passes
+    anchor_drift: float = 0.05
+    anchor_repeats: int = 2  # in a row
+    anchor_total_repeats: int = 10  # in all: a busy machine must not take for ever
+    cpu_time: bool = False  # benchmarks only: the table and every budget speak of wall time
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in (
+            "kernel_samples", "min_passes", "max_passes", "model_passes", "model_samples", "warmup_runs",
+            "pair_rounds", "anchor_every",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise InvalidConfig(f"{name} = {getattr(self, name)} must be at least 1")
+        if self.max_passes < self.min_passes:
+            raise InvalidConfig(f"max_passes = {self.max_passes} is below min_passes = {self.min_passes}")
+        for name in ("kernel_sample_ms", "kernel_pass_s", "model_sample_ms", "model_pass_s", "anchor_drift"):
+            if not getattr(self, name) > 0:
+                raise InvalidConfig(f"{name} = {getattr(self, name)} must be above 0")
+        for name in ("agreement", "agreement_us", "spread_s", "anchor_repeats", "anchor_total_repeats"):
+            if not getattr(self, name) >= 0:
+                raise InvalidConfig(f"{name} = {getattr(self, name)} must not be negative")
+
+    @property
+    def kernel_timing(self) -> Timing:
+        return Timing(
+            self.kernel_samples, self.kernel_sample_ms, self.warmup_runs, self.kernel_pass_s, cpu_time=self.cpu_time
+        )
+
+    @property
+    def model_timing(self) -> Timing:
+        return Timing(
+            self.model_samples, self.model_sample_ms, self.warmup_runs, self.model_pass_s, cpu_time=self.cpu_time
+        )
+
+    def is_kernel_done(self, passes: Sequence[Pass]) -> bool:
+        """The stop rule: the two lowest of at least `min_passes` passes agree, or `max_passes` were made."""
+        if len(passes) < self.min_passes or len(passes) >= self.max_passes:
+            return len(passes) >= self.max_passes
+        lows = sorted(pass_low_ms(one.samples_ms) for one in passes)
+        return len(lows) < 2 or lows[1] - lows[0] <= max(lows[0] * self.agreement, self.agreement_us / 1000)
