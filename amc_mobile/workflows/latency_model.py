@@ -68,6 +68,7 @@ class ModelPoint:
     low_weight: float = 1.0
     p50_weight: float = 1.0
     searched: bool = False
+    busy: bool = False
 
     @classmethod
     def profiled(cls, widths: Sequence[int] | Widths, measured: ModelMeasurement) -> ModelPoint:
@@ -77,6 +78,7 @@ class ModelPoint:
             measured.p50_ms,
             low_weight=UNTRUSTED if NOISY in measured.flags else 1.0,
             p50_weight=UNTRUSTED if BUSY in measured.flags else 1.0,
+            busy=measured.is_busy,
         )
 
     @classmethod
@@ -177,8 +179,10 @@ class LatencyModel:
                 self._predictor = ShapePredictor(self.template, self.grids, rows)
                 return self._predictor
             lows = {key: kernel.low_ms for key, kernel in measured.items()}
-            # Of plans that were measured, the very kernels may be in the table too: those seen quiet are taken.
-            exact = {key: kernel.low_ms for key, kernel in measured.items() if not kernel.flags}
+            # Of plans that were measured, the very kernels may be in the table too. Those seen quiet are taken; where
+            # the device never was, all are slowed alike.
+            harmless = {BUSY} if all(kernel.is_busy for kernel in measured.values()) else set()
+            exact = {key: kernel.low_ms for key, kernel in measured.items() if not set(kernel.flags) - harmless}
             plans = [np.array(point.widths, dtype=np.int64) for point in self.points()]
             self._predictor = LatencyPredictor(
                 self.template, self.grids, lows, sampled=self.sampled, measured_plans=plans, exact_ms=exact
@@ -239,7 +243,7 @@ class LatencyModel:
         return [
             WholeModel(
                 float(sums[i]), point.low_ms, point.p50_ms, float(weights[i]), float(boundaries[i]),
-                point.low_weight, point.p50_weight, point.searched,
+                point.low_weight, point.p50_weight, point.searched, point.busy,
             )
             for i, point in enumerate(points)
         ]  # fmt: skip

@@ -18,7 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 STATE = Path(__file__).parent / "state"
-PHONE_PATHS = re.compile(r"(?<![\w/.-])/(data/local/tmp|sys/devices/system/cpu|proc/cpuinfo|proc/sys/kernel/random)\b")
+PHONE_PATHS = re.compile(
+    r"(?<![\w/.-])/(data/local/tmp|sys/devices/system/cpu|proc/cpuinfo|proc/stat|proc/sys/kernel/random)\b"
+)
 PROGRAMS = {
     "getprop": 'exec cat "$PHONE/state/getprop.txt"',
     "dumpsys": 'file="$PHONE/state/dumpsys_$1.txt"\n[ ! -e "$file" ] || exec cat "$file"\n'
