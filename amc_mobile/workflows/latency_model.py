@@ -18,6 +18,7 @@ from amc_mobile.export.precision import FLOAT32
 from amc_mobile.kernels.cache import load_or_build
 from amc_mobile.kernels.template import Template
 from amc_mobile.latency import calibration
+from amc_mobile.latency.anchor import best_anchor
 from amc_mobile.latency.calibration import WholeModel
 from amc_mobile.latency.measurement import BUSY, NOISY, KernelRequest, ModelMeasurement, ModelRequest
 from amc_mobile.latency.predictor import LatencyPredictor
@@ -122,11 +123,18 @@ class LatencyModel:
             self.device,
             {plan.key: plan for plan in plans},
             table=self.table,
+            anchor=self._anchor(points),
             on_result=lambda done, total, _: progress("measure whole models", done, total),
             config=self.protocol,
         )
         self._predictor = self._calibration = None
         return len(points)
+
+    def _anchor(self, places: Mapping[str, tuple[int, Widths]]) -> KernelRequest | None:
+        """A kernel whose latency the table knows: the models are measured on the device that the kernels were."""
+        stored = self.table.passes(self.conditions, places)
+        key = best_anchor({key: [one for one in passes if not one.busy] for key, passes in stored.items()})
+        return self.kernel_requests([places[key]])[key] if key else None
 
     def calibration_requests(self) -> list[ModelRequest]:
         return [
