@@ -78,13 +78,12 @@ def parse_cpu_times(text: str) -> CpuTimes | None:
     return CpuTimes({c: total[c] - sum(found[c][_IDLE : _IOWAIT + 1]) for c in found}, total)
 
 
-# What a phone prints for `parse_neighbours`. The second is for the shell that has waited for the runner: before is what
-# SAVE_TIMES left in its folder, and what the runner took is in that shell's own counts. $started tells that shell.
+# What a phone prints for `parse_neighbours`. LOOK_BACK is for the shell that has started a runner after SAVE_TIMES, waited
+# for it, and then run SAVE_OWN: its own counts then hold the runner's. In any other shell it prints nothing.
 LOOK = f"grep '^cpu[0-9]' /proc/stat; sleep {WINDOW_S}; echo then; grep '^cpu[0-9]' /proc/stat"
 SAVE_TIMES = "grep '^cpu[0-9]' /proc/stat >cpu_times 2>/dev/null"
-LOOK_BACK = (
-    "[ -n \"$started\" ] && cat cpu_times && echo then && grep '^cpu[0-9]' /proc/stat && echo own && cat /proc/$$/stat"
-)
+SAVE_OWN = "read -r own </proc/self/stat"
+LOOK_BACK = """[ -n "$own" ] && cat cpu_times && echo then && grep '^cpu[0-9]' /proc/stat && echo own && echo "$own" """
 
 
 def parse_neighbours(text: str) -> Neighbours | None:
