@@ -28,7 +28,10 @@ SerialsFlag = Annotated[
     ),
 ]
 WaiveFlag = Annotated[
-    list[str] | None, typer.Option("--waive", help="Measure in spite of a problem, e.g. HOT. Repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--waive", help="Measure in spite of a problem, e.g. HOT; BUSY: as if no other program ran. Repeatable."
+    ),
 ]
 ClockFlag = Annotated[
     str | None, typer.Option("--clock-mode", help="unlocked, or fixed_performance: Android's sustainable clocks.")
