@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Callable, Collection, Iterator
@@ -95,7 +96,7 @@ class HostDevice(SessionDevice):
 
     def is_steady(self) -> bool:
         """Whether no other program came since the session began."""
-        if WINDOW_S <= self._others.seconds_since < LONG_S:
+        if WINDOW_S <= self._others.seconds_since < math.inf:  # somebody has looked before, and nobody just now
             self._neighbourhood.see(self._others.since_before())
         return self._neighbourhood.is_steady
 

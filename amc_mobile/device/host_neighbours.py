@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from dataclasses import replace
@@ -43,7 +44,7 @@ class HostNeighbours:
     @property
     def seconds_since(self) -> float:
         """Since the last look; infinite before the first."""
-        return time.monotonic() - self._before[0] if self._before else float("inf")
+        return time.monotonic() - self._before[0] if self._before else math.inf
 
     def _read(self) -> tuple[float, float, CpuTimes] | None:
         """When, this program's own processor time in seconds, and everyone's."""

@@ -10,11 +10,11 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-# An idle system takes some 0.05. A neighbour that takes half of the core measured on, or any core with copying, made
-# networks that do not fit into the cache 4 to 11 % slower in every pass; small ones hardly noticed.
+# An idle system takes some 0.05. Neighbours that took another core, or half of the one measured on, slowed networks
+# whose weights leave the cache by 3 to 11 % in every pass; those that fit into it by 1 % at most.
 BUSY_CORES = 0.25
 WINDOW_S = 0.5  # the kernel counts in hundredths of a second
 POLL_S = 1.0
@@ -78,8 +78,8 @@ def parse_cpu_times(text: str) -> CpuTimes | None:
     return CpuTimes({c: total[c] - sum(found[c][_IDLE : _IOWAIT + 1]) for c in found}, total)
 
 
-# What a phone prints for `parse_neighbours`. LOOK_BACK is for the shell that has started a runner after SAVE_TIMES, waited
-# for it, and then run SAVE_OWN: its own counts then hold the runner's. In any other shell it prints nothing.
+# What a phone prints for `parse_neighbours`. LOOK_BACK is for the shell that has started a runner after SAVE_TIMES,
+# waited for it, and then run SAVE_OWN: its own counts then hold the runner's. In any other shell it prints nothing.
 LOOK = f"grep '^cpu[0-9]' /proc/stat; sleep {WINDOW_S}; echo then; grep '^cpu[0-9]' /proc/stat"
 SAVE_TIMES = "grep '^cpu[0-9]' /proc/stat >cpu_times 2>/dev/null"
 SAVE_OWN = "read -r own </proc/self/stat"
@@ -128,6 +128,8 @@ class Neighbourhood:
 
     def see(self, now: Neighbours | None) -> None:
         """Takes note of a look at the device, made while or just before measuring."""
+        if now is not None and now.is_busy and not now.program and self.now is not None:
+            now = replace(now, program=self.now.program)  # a look back tells how much, not who
         self.now = now
         self._is_accepted = self._is_accepted and now is not None and now.is_busy
         if now is not None and (self.most is None or now.cores > self.most.cores):

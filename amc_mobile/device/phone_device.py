@@ -104,12 +104,12 @@ class PhoneDevice:
             self._paths.clear()
             if held == UNLOCKED and self._baseline and health.clock_limits(self._baseline, self.cores):
                 self._baseline = self._wait(lambda state: health.clock_limits(state, self.cores))
-            self._see_neighbours(self._baseline)
             self.leave_alone()
             yield self
 
     def _open(self, script: str) -> None:
         self._baseline = self._runner.open(script)
+        self._see_neighbours(self._baseline)
 
     def unfinished(self) -> str:
         """The plan of a batch that a killed process left on the phone, else "". `bench` with the same models takes its
@@ -196,12 +196,12 @@ class PhoneDevice:
         return read_state(self.adb)
 
     def leave_alone(self) -> None:
-        """Waits until other programs end that came since the measuring began, at most the profile's time."""
+        """Waits for other programs to end, but for those that were waited for in vain."""
         if not self.neighbourhood.is_steady:
             self.neighbourhood.wait()
 
-    def _see_neighbours(self, state: PhoneState | None) -> None:
-        if state is not None and state.neighbours is not None and health.BUSY not in self._waived:
+    def _see_neighbours(self, state: PhoneState) -> None:
+        if state.neighbours is not None and health.BUSY not in self._waived:
             self.neighbourhood.see(state.neighbours)
 
     def require_steady(self) -> None:
