@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-# Judgement: a core that was left alone took 0.07. A neighbour that took half of the core measured on slowed full networks
-# by 3 to 11 %, one on another core MobileNet-V2 by up to 8 %; networks of half the width by 1 % at most.
+# Judgement: a core that was left alone took 0.07. A neighbour that took half of the core measured on slowed full
+# networks by 3 to 11 %, one on another core MobileNet-V2 by up to 8 %; networks of half the width by 1 % at most.
 BUSY_CORES = 0.25
 WINDOW_S = 0.5  # the kernel counts in hundredths of a second
 POLL_S = 1.0
