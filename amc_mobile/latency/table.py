@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,16 @@ class StoredPass:
 
 
 @dataclass(frozen=True)
+class Adoption:
+    """On record: kernels of `conditions` that were measured under `source`, times `ratio`. Both are keys."""
+
+    conditions: str
+    source: str
+    ratio: float
+    created: str
+
+
+@dataclass(frozen=True)
 class Contents:
     """Everything in a table, or a part of it to be added to another.
 
@@ -58,6 +68,7 @@ class Contents:
     kernels: Mapping[str, tuple[str, Mapping[str, Any]]]
     models: Mapping[str, tuple[str, tuple[int, ...]]]
     passes: Sequence[StoredPass]
+    adoptions: Sequence[Adoption] = ()
 
 
 class LatencyTable:
@@ -235,6 +246,7 @@ class LatencyTable:
                 _sample.c.created,
             )  # fmt: skip
             rows = connection.execute(sa.select(*columns).order_by(_sample.c.id)).all()
+            adoptions = self._adoptions(connection)
         try:
             documents = {key: (label, dict(json.loads(document))) for key, label, document in kernels}
         except (TypeError, ValueError) as error:
@@ -244,14 +256,18 @@ class LatencyTable:
             documents,
             {key: (template, tuple(self._widths(widths).tolist())) for key, template, widths in models},
             [StoredPass(r[0], r[1], self._pass(r[2], r[3]), int(r[4]), r[5]) for r in rows],
+            adoptions,
         )
 
     def add_contents(self, contents: Contents) -> int:
         """Adds what the table lacks, all or nothing; returns how many passes were new.
 
-        A pass with the samples of one that is there is the same pass, each counted once. Raises InvalidInput for
-        passes whose conditions or subject are not part of `contents`.
+        A pass with the samples of one that is there is the same pass, each counted once; an adoption on record stays
+        as it is. Raises InvalidInput for passes and adoptions whose conditions or subject are not part of `contents`.
         """
+        for adopted in contents.adoptions:
+            if adopted.conditions not in contents.conditions:
+                raise InvalidInput(f"kernels were adopted under unknown conditions {adopted.conditions[:12]!r}")
         for one in contents.passes:
             if one.conditions not in contents.conditions:
                 raise InvalidInput(f"a pass was measured under unknown conditions {one.conditions[:12]!r}")
@@ -264,6 +280,7 @@ class LatencyTable:
             ),
             (_kernel, [{"key": k, "label": v[0], "document": json.dumps(v[1])} for k, v in contents.kernels.items()]),
             (_model, [{"key": k, "template": v[0], "widths": json.dumps(v[1])} for k, v in contents.models.items()]),
+            (storage.adoption, [asdict(adopted) for adopted in contents.adoptions]),
         ]
         with self._storage.transaction(write=True) as connection:
             for table, rows in tables:
@@ -308,20 +325,22 @@ class LatencyTable:
         ]
         self.add_passes(conditions, rows, warmup_runs=0)
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        self._storage.insert_new(
-            storage.adoption,
-            [{"conditions": conditions.key, "source": source.key, "ratio": ratio, "created": now}],
-        )
+        self._storage.insert_new(storage.adoption, [asdict(Adoption(conditions.key, source.key, ratio, now))])
         return len(rows)
 
     def adoptions(self) -> dict[tuple[str, str], float]:
         """(Key of conditions, key of those that some of its kernels were measured under) -> the ratio applied."""
-        table = storage.adoption
         with self._storage.transaction() as connection:
-            rows = connection.execute(sa.select(table.c.conditions, table.c.source, table.c.ratio)).all()
-        return {(conditions, source): float(ratio) for conditions, source, ratio in rows}
+            return {(one.conditions, one.source): one.ratio for one in self._adoptions(connection)}
 
     # Rows as they are stored
+
+    @staticmethod
+    def _adoptions(connection: sa.Connection) -> list[Adoption]:
+        columns = storage.adoption.c
+        query = sa.select(columns.conditions, columns.source, columns.ratio, columns.created)
+        rows = connection.execute(query.order_by(columns.created, columns.conditions, columns.source)).all()
+        return [Adoption(conditions, source, float(ratio), created) for conditions, source, ratio, created in rows]
 
     def _pass(self, samples: str, busy: bool) -> Pass:
         try:

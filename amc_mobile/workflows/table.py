@@ -213,7 +213,7 @@ def _adoptable(table: LatencyTable, now: Conditions) -> Conditions:
 def _counts(contents: Contents) -> dict[str, Any]:
     return {
         "conditions": len(contents.conditions), "kernels": len(contents.kernels), "models": len(contents.models),
-        "passes": len(contents.passes),
+        "passes": len(contents.passes), "adoptions": len(contents.adoptions),
     }  # fmt: skip
 
 
