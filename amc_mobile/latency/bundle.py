@@ -56,7 +56,10 @@ def to_lines(contents: Contents) -> list[str]:
 
 
 def from_lines(path: Path, lines: Sequence[str]) -> Contents:
-    """What `to_lines` wrote, now or in an older version. Raises CorruptFile, with the line, for anything else; `path` is for messages."""
+    """What `to_lines` wrote, now or in an older version. Raises CorruptFile, with the line, for anything else.
+
+    `path`: for messages.
+    """
     head = _document(path, 1, lines[0]) if lines else {}
     if head.get("format") != FORMAT:
         raise CorruptFile(path, "is no bundle of a latency table", next_step=AGAIN)
