@@ -42,7 +42,7 @@ def search(
     *,
     budgets: BudgetFlags,
     also: AlsoFlag = None,
-    policy: Annotated[str, typer.Option(help="How plans are proposed; `compare --help` lists all.")] = "ddpg",
+    policy: Annotated[str, typer.Option(help="How plans are proposed; `compare --help` lists all.")] = "critic",
     reward: RewardFlag = "fidelity",
     episodes: Annotated[int, typer.Option(help="Plans to try.")] = 300,
     pruning: PruningFlags,
