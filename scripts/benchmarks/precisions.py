@@ -3,7 +3,7 @@
 Each file is timed on this computer in rounds that alternate with the float32 file of its format. Ranges for int8 come
 from 64 training images; accuracy and signal-to-noise (against torch's logits) are those of the test images. Prints a
 table, or with --json one document: name, figures, baselines (the float32 files), conditions. The workspace's trained
-network is taken where there is one, else it is trained first. --quick: digits, a narrow network, two epochs.
+network is taken where there is one, else it is trained first. --quick: digits, a narrow network, four epochs.
 
 Example: scripts/benchmarks/precisions.py --data imagefolder:tiny_imagenet_20.zip --workspace precisions
 """
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.quick:
-        options.data, options.width, options.input_size, options.epochs = "digits", 0.25, 32, 2
+        options.data, options.width, options.input_size, options.epochs = "digits", 0.25, 32, 4
     space = Workspace(options.workspace)
     settings = Settings(
         model=options.model, data=options.data, width_multiplier=options.width, input_size=options.input_size
