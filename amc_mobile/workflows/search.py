@@ -27,15 +27,16 @@ from amc_mobile.search.policy import Policy
 from amc_mobile.workflows.budgets import (
     Part,
     asked_devices,
+    fix_reference,
     further_counts,
     measured_together,
     met_together,
     on_device,
     reference_p50_ms,
     told,
+    told_drift,
 )
 from amc_mobile.workflows.latency_model import LatencyModel, latency_model
-from amc_mobile.workflows.measuring import RecordedDevice
 from amc_mobile.workflows.network import Network
 from amc_mobile.workflows.offline import recorded
 from amc_mobile.workflows.plan_measurer import PlanMeasurer
@@ -49,7 +50,6 @@ from amc_mobile.workflows.search_config import SearchConfig
 from amc_mobile.workflows.workspace import Settings, Workspace
 
 Widths = NDArray[np.int64]
-TOLD = 0.05  # drift beyond this is told
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,7 @@ class SearchOutcome:
         s = self.search
         unit: Unit = s["budget"]["unit"]
         measured = f", measured {s['measured_ms']:.3f} ms" if s["measured_ms"] is not None else ""
-        drift = s["budget"]["drift"]
-        drifted = f"  the original takes {drift:.2f} times as long as at the profile\n" if abs(drift - 1) > TOLD else ""
+        drift = told_drift(s["budget"]["drift"])
         if s["offline"]:
             measured = f"; PREDICTED, NOT MEASURED: by the table of {s['conditions']['device']}, without the device"
         sources = ", ".join(f"{len(sites)} {source}" for source, sites in s["kernel_sources"].items() if sites)
@@ -76,7 +75,7 @@ class SearchOutcome:
             f"run {self.run}: {s['policy']}, {s['episodes']} episodes, reward {s['reward']:.4f}\n"
             f"  budget {format_cost(s['budget']['limit'], unit)} ({s['budgets'][0]['asked']}): "
             f"predicted {format_cost(s['predicted_cost'], unit)}{measured}\n"
-            + drifted
+            + (f"  {drift}\n" if drift else "")
             + "".join(told(row) for row in s["budgets"][1:])
             + f"  kept channels are multiples of {s['multiple']['used']}: {s['multiple']['why']}\n"
             + (f"  kernels of the prediction: {sources}\n" if s["offline"] else "")
@@ -127,10 +126,11 @@ def search_plan(
         limit, reference_ms = _limit(folder, wanted, network, plans, latency, progress)
         cost = _cost(wanted.unit, plans, latency)
         own = Budget(cost, limit, tuple(plans.grids), wanted.unit, wanted.asked_of_model[0])
-        parts.append(Part(own, latency, settings.device if latency else ""))
+        parts.append(Part(own, latency, settings.device if latency else "", reference_ms))
         parts += further_counts(own, plans, macs=wanted.macs_ratio, parameters=wanted.params_ratio)
         for further, ms in asked_devices(wanted.also):
             parts.append(on_device(space, remembered, network, own, further, ms, progress))
+            fix_reference(parts[-1], network, folder, progress)
         budget = met_together(parts)
         budget.check()
         folder.begin(settings, asdict(wanted))
@@ -144,11 +144,9 @@ def search_plan(
                 )
             )  # fmt: skip
             for part in parts:
-                if part.latency is not None and not isinstance(part.latency.device, RecordedDevice):
-                    mine = part.latency is latency
-                    reference = reference_ms if mine else reference_p50_ms(part.latency, network)
-                    named = "measured" if mine else f"measured-{part.device}"
-                    part.measure = PlanMeasurer(part.latency, folder, plans, reference, named)
+                if part.latency is not None and part.is_attached:
+                    named = "measured" if part.latency is latency else f"measured-{part.device}"
+                    part.measure = PlanMeasurer(part.latency, folder, plans, part.reference_ms, named)
         measure = measured_together(parts)
         started = time.process_time()
         scorer = PlanScorer(network, data, plans, wanted.reward)
