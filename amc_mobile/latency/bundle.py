@@ -21,7 +21,8 @@ from amc_mobile.device.conditions import FOREIGN_PROTOCOL, Conditions
 from amc_mobile.errors import CorruptFile, InvalidInput
 from amc_mobile.latency.measurement import KernelMeasurement, Pass, model_key
 from amc_mobile.latency.shapes import KernelShape
-from amc_mobile.latency.table import Adoption, Contents, LatencyTable, StoredPass
+from amc_mobile.latency.table import LatencyTable
+from amc_mobile.latency.table_rows import Adoption, Contents, StoredPass
 
 FORMAT = "amc-mobile latency table"
 FORMAT_VERSION = 2  # 1: conditions, kernels, models, passes; 2: adoptions besides

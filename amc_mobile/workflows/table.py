@@ -18,7 +18,8 @@ from amc_mobile.latency import bundle
 from amc_mobile.latency.adoption import Verdict, anchors, judge
 from amc_mobile.latency.measurement import KernelMeasurement, KernelRequest
 from amc_mobile.latency.protocol import measure_kernels
-from amc_mobile.latency.table import Contents, LatencyTable
+from amc_mobile.latency.table import LatencyTable
+from amc_mobile.latency.table_rows import Contents
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.workspace import Settings, Workspace
 

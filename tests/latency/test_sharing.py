@@ -17,7 +17,8 @@ from amc_mobile.latency.bundle import from_lines, to_lines
 from amc_mobile.latency.measurement import KernelRequest
 from amc_mobile.latency.protocol import measure_kernels
 from amc_mobile.latency.protocol_config import ProtocolConfig
-from amc_mobile.latency.sharing import PhoneShare, share_kernels
+from amc_mobile.latency.sharing import share_kernels
+from amc_mobile.latency.sharing_phone import PhoneShare
 from amc_mobile.latency.table import LatencyTable
 
 MS = {f"conv {n}": 0.5 - 0.008 * n for n in range(48)} | {f"add {n}": 0.2 - 0.01 * n for n in range(12)}
