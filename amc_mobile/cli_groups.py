@@ -54,7 +54,10 @@ class VariantFlags:
 class MeasuringFlags:
     """How the device measures."""
 
-    waive: Annotated[list[str] | None, typer.Option(help="Measure in spite of a problem, e.g. HOT. Repeatable.")] = None
+    waive: Annotated[
+        list[str] | None,
+        typer.Option(help="Measure in spite of a problem, e.g. HOT; BUSY: as if no other program ran. Repeatable."),
+    ] = None
     clock_mode: Annotated[
         str | None, typer.Option(help="unlocked, or fixed_performance: Android's sustainable clocks.")
     ] = None

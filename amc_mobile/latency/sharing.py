@@ -8,7 +8,6 @@ table keeps on record. Where they do not, that phone is left out.
 from __future__ import annotations
 
 import hashlib
-import math
 import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -19,16 +18,15 @@ from amc_mobile.device.conditions import Conditions
 from amc_mobile.device.timing import Device
 from amc_mobile.errors import DeviceError
 from amc_mobile.latency.adoption import ANCHORS, anchors, candidates, judge
+from amc_mobile.latency.anchor import best_anchor
 from amc_mobile.latency.measurement import KernelMeasurement, KernelRequest
 from amc_mobile.latency.protocol import measure_kernels
 from amc_mobile.latency.protocol_config import ProtocolConfig
 from amc_mobile.latency.sharing_phone import PhoneShare, SharingPhone
-from amc_mobile.latency.statistics import low_ms
 from amc_mobile.latency.table import LatencyTable
 
 RESIDUAL = 0.03  # of any anchor's ratio from their median
 LEAST_SHARE = 12  # kernels dealt out at once: a batch costs seconds to start
-GUARD_MS = 0.1
 OnProgress = Callable[[str, int, int], None]  # what is measured, done, total
 
 
@@ -222,12 +220,8 @@ class _Sharing:
     def _guard(self, phone: SharingPhone) -> str | None:
         """A kernel that the phone was compared by: what it took then is the level for all that follows."""
         keys = candidates(list(self._requests), self._types)
-        distances = {
-            key: abs(math.log(low_ms([one.samples_ms for one in passes]) / GUARD_MS))
-            for key, passes in self._table.passes(phone.conditions(), keys).items()
-            if self._config.is_kernel_done(passes)
-        }
-        return min(distances, key=distances.__getitem__, default=None)
+        stored = self._table.passes(phone.conditions(), keys)
+        return best_anchor({key: passes for key, passes in stored.items() if self._config.is_kernel_done(passes)})
 
     def _finished(self, phone: SharingPhone, keys: Sequence[str]) -> set[str]:
         stored = self._table.passes(phone.conditions(), keys)

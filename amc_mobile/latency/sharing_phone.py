@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from amc_mobile.device.conditions import Conditions
+from amc_mobile.device.neighbours import Neighbours
 from amc_mobile.device.timing import Device, Job, ResumableDevice, SamplesMs
 from amc_mobile.errors import DeviceError
 
@@ -64,3 +65,9 @@ class SharingPhone:
 
     def settle(self) -> None:
         self._device.settle()
+
+    def neighbours(self) -> Neighbours | None:
+        return self._device.neighbours()
+
+    def most_neighbours(self) -> Neighbours | None:
+        return self._device.most_neighbours()
