@@ -1,7 +1,11 @@
 """A detector through the whole job: SSDLite trained on drawn shapes, half its MACs cut, fine-tuned, exported, measured.
 
 Prints mAP at an overlap of one half (VOC, all points) of the original and after every step, the MACs, and the p50 of
-the exported files on this computer. Killed, the same command goes on where it was. --quick: one epoch and two plans.
+the exported files on this computer. With --latency-ratio the kernels are profiled first and the latency of one runtime
+is the budget: its limit, the prediction and the verdict are printed too. Killed, the same command goes on where it was;
+another budget in the same workspace shares the trained network. --quick: one epoch and two plans.
+
+Example: scripts/benchmarks/detector.py --latency-ratio 0.5 --runtime onnxruntime
 """
 
 from __future__ import annotations
@@ -14,33 +18,42 @@ from pathlib import Path
 from amc_mobile.terminal import progress_bars
 from amc_mobile.workflows.export import export_run
 from amc_mobile.workflows.finetune import finetune_run
+from amc_mobile.workflows.profile import profile_device
 from amc_mobile.workflows.report import report_run
+from amc_mobile.workflows.runs import run_name
 from amc_mobile.workflows.search import search_plan
 from amc_mobile.workflows.search_config import SearchConfig
 from amc_mobile.workflows.train import train_network
 from amc_mobile.workflows.workspace import Settings, Workspace
 
-RUN = "detector"
-
 
 def figures(options: argparse.Namespace) -> dict[str, float]:
     space = Workspace(options.workspace)
     settings = Settings(
-        model="ssdlite_mobilenet_v2", data="shapes", width_multiplier=options.width, input_size=options.input_size
-    )
-    search = SearchConfig(macs_ratio=options.macs_ratio, policy="critic", episodes=options.episodes)
+        model="ssdlite_mobilenet_v2", data="shapes", width_multiplier=options.width, input_size=options.input_size,
+        runtime=options.runtime,
+    )  # fmt: skip
+    budget = {"latency_ratio": options.latency_ratio} if options.latency_ratio else {"macs_ratio": options.macs_ratio}
+    search = SearchConfig(**budget, policy="critic", episodes=options.episodes)
+    run = run_name("detector", search.asked, options.runtime)
     with progress_bars(options.json) as progress:
         if not space.trained_checkpoint.exists():
             train_network(space, settings, epochs=options.epochs, learning_rate=0.05, batch_size=32, progress=progress)
-        found = search_plan(space, settings, search, run=RUN, progress=progress).search
+        if options.latency_ratio:
+            profile_device(space, settings, progress=progress)
+        found = search_plan(space, settings, search, run=run, progress=progress).search
         tuned = finetune_run(
-            space, run=RUN, epochs=options.finetune_epochs, learning_rate=0.02, batch_size=32, progress=progress
+            space, run=run, epochs=options.finetune_epochs, learning_rate=0.02, batch_size=32, progress=progress
         ).result
-        exported = export_run(space, run=RUN, formats=["tflite", "onnx"], progress=progress).result
-        report_run(space, run=RUN)
+        exported = export_run(space, run=run, formats=["tflite", "onnx"], progress=progress).result
+        report_run(space, run=run)
     figures = {f"map50_{stage.replace('-', '_')}": value for stage, value in found["test_top1"].items()}
     figures |= {"map50_finetuned": tuned["test_top1"], "original_mmacs": found["original_macs"] / 1e6,
                 "pruned_mmacs": found["macs"] / 1e6}  # fmt: skip
+    if options.latency_ratio:
+        gate = exported["gate"]
+        figures |= {"budget_ms": gate["limit"], "predicted_ms": found["predicted_cost"], "ci_high_ms": gate["cost"],
+                    "is_within_budget": float(gate["passed"])}  # fmt: skip
     for file in exported["files"]:
         name, pair = file["format"], file["pair"]
         figures |= {f"{name}.map50": file["test_top1"], f"{name}.parity_max_abs": file["parity"]["max_abs"],
@@ -60,6 +73,8 @@ def main() -> None:
     parser.add_argument("--finetune-epochs", type=int, default=5)
     parser.add_argument("--episodes", type=int, default=40)
     parser.add_argument("--macs-ratio", type=float, default=0.5)
+    parser.add_argument("--latency-ratio", type=float, help="instead of --macs-ratio, e.g. 0.5")
+    parser.add_argument("--runtime", default="tflite", help="whose latency is limited: tflite or onnxruntime")
     parser.add_argument("--width", type=float, default=0.35)
     parser.add_argument("--input-size", type=int, default=48)
     parser.add_argument("--workspace", type=Path, default=Path("detector-workspace"))
