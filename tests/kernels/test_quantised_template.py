@@ -32,6 +32,7 @@ FORMS = [
 ]
 # Of concatenated inputs those that already have the output's scale are not quantised again: which ones depends on data.
 SAME_STRUCTURE = [name for name in ALL if name != "ShuffleLike"]
+DEPENDS_ON_DATA = ("ssdlite_mobilenet_v2", "tflite", "int8")  # its heads' outputs are concatenated
 EVERY = [FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SAME_STRUCTURE if name != FAST)]
 QUANTIZE = {"tflite": quantize_tflite, "onnxruntime": quantize_onnx}
 TYPES = {("tflite", "int8"): "int8", ("tflite", "float16"): "float32/float16", ("onnxruntime", "int8"): "uint8"}
@@ -50,6 +51,8 @@ def quantised(name: str, runtime: str, precision: str) -> tuple[Subject, Templat
 def test_a_plan_has_the_operators_shapes_and_types_of_a_true_quantisation(
     name: str, runtime: str, precision: str
 ) -> None:
+    if (name, runtime, precision) == DEPENDS_ON_DATA:
+        pytest.xfail("which of the concatenated outputs is quantised again depends on the images the ranges come from")
     it, template = quantised(name, runtime, precision)
     true = QUANTIZE[runtime](it.true_file, precision, stand_in_images(it.groups.input_shape))
     assert differences(graph_of(template.model_at(it.kept), runtime), graph_of(true, runtime)) == []
