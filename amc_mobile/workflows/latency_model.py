@@ -192,8 +192,10 @@ class LatencyModel:
             harmless = {BUSY} if all(kernel.is_busy for kernel in measured.values()) else set()
             exact = {key: kernel.low_ms for key, kernel in measured.items() if not set(kernel.flags) - harmless}
             plans = [np.array(point.widths, dtype=np.int64) for point in self.points()]
+            # The calibration's models have the widths that are sampled, which a search's plans may not.
+            grids = [np.union1d(*pair) for pair in zip(self.grids, self.sampled, strict=True)]
             self._predictor = LatencyPredictor(
-                self.template, self.grids, lows, sampled=self.sampled, measured_plans=plans, exact_ms=exact
+                self.template, grids, lows, sampled=self.sampled, measured_plans=plans, exact_ms=exact
             )
         return self._predictor
 
