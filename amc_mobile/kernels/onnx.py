@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Sequence
 from typing import Any
 
@@ -124,11 +123,13 @@ class OnnxTemplate(Template):
         else:
             inputs, outputs = self._graph.borders(nodes)
             if len(nodes) > 1 and graph.node[-1].op_type == "HardSwish":
-                # ONNX Runtime fuses it into the convolution only where the graph does not end in it.
-                (name,), shape = outputs, cut.shape(outputs[0])
-                flat = [shape[0], math.prod(shape[1:])]
-                graph.node.append(helper.make_node("Flatten", [str(name)], [f"{name}.flat"]))
-                graph.output.append(helper.make_tensor_value_info(f"{name}.flat", self._element_types[name], flat))
+                # ONNX Runtime fuses it into the convolution only where the graph does not end in it. One element is
+                # taken of what it gives: any view of the whole would be copied to the output, and timed.
+                (name,) = outputs
+                first = numpy_helper.from_array(np.zeros((1, len(cut.shape(name))), np.int64), f"{name}.index")
+                graph.initializer.append(first)
+                graph.node.append(helper.make_node("GatherND", [str(name), first.name], [f"{name}.first"]))
+                graph.output.append(helper.make_tensor_value_info(f"{name}.first", self._element_types[name], [1]))
                 outputs = ()
         graph.input.extend(self._value(value, cut) for value in inputs)
         graph.output.extend(self._value(value, cut) for value in outputs)
