@@ -10,10 +10,11 @@ import onnx
 from onnx import helper, numpy_helper
 
 from amc_mobile.errors import UnsupportedLayer
+from amc_mobile.kernels.expression import Expression
 from amc_mobile.kernels.graph import Array, Graph, Node, Value
 from amc_mobile.kernels.kernel import CONVERSIONS, Attribute
 from amc_mobile.kernels.labels import Cut
-from amc_mobile.kernels.onnx_units import fused_units
+from amc_mobile.kernels.onnx_units import BLOCK, fused_units
 from amc_mobile.kernels.template import Template
 
 
@@ -85,6 +86,16 @@ class OnnxTemplate(Template):
 
     def units(self) -> list[list[int]]:
         return fused_units(self._graph)
+
+    def other_code_from(self, nodes: Sequence[int], axes: Sequence[Expression]) -> dict[int, int]:
+        """Convolutions in float read blocks of channels where there are enough to fill one, else plain channels."""
+        found = dict[int, int]()
+        for index in nodes:
+            node = self._graph.nodes[index]
+            if node.operator == "Conv" and node.attributes.get("group", 1) == 1 and not self._graph.quantised:
+                channels = self._labels.of_input(self._graph, index, 0)
+                found |= {place: BLOCK for place, axis in enumerate(axes) if channels and axis == channels[1]}
+        return found
 
     def build(self, cut: Cut, nodes: Sequence[int] | None) -> bytes:
         source = self._source

@@ -68,18 +68,23 @@ class SitePoints:
         return cls(site, values, measured_ms, tuple(kernels), scales, roles)
 
     def filled(self, values: Floats, steps: Steps) -> Floats:
-        """(N, axes): every axis raised to the next multiple of its role's tile."""
+        """(N, axes): every axis raised to the next multiple of its role's tile; not where code for fewer runs."""
         filled = values.copy()
         for axis, (role, scale) in enumerate(zip(self.roles, self.channels_per_unit, strict=True)):
             step = {"in": steps.tile_in, "out": steps.tile_out, "other": 1}[role] / scale
             if step > 1 / scale:
-                filled[:, axis] = np.ceil(values[:, axis] / step - 1e-9) * step
+                tiled = values[:, axis] >= self.site.other_code_from.get(axis, 0)
+                filled[tiled, axis] = np.ceil(values[tiled, axis] / step - 1e-9) * step
         return filled
 
     def terms(self, values: Floats, scale: Floats, steps: Steps) -> Floats:
         """(N, axes) -> (N, terms): the basis of filled and scaled axes, and per axis the work on unaligned channels."""
         filled = self.filled(values, steps) / scale
         columns = [basis(filled)]
+        for axis, start in self.site.other_code_from.items():  # other slopes below
+            below = values[:, axis] < start
+            others = np.delete(filled, axis, axis=1).prod(axis=1)
+            columns += [(below * others)[:, None], (below * others * filled[:, axis])[:, None]]
         if steps.aligned > 1:
             work = filled.prod(axis=1)
             for axis, (role, per_unit) in enumerate(zip(self.roles, self.channels_per_unit, strict=True)):
