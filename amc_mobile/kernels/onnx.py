@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from amc_mobile.kernels.expression import Expression
 from amc_mobile.kernels.graph import Array, Graph, Node, Value
 from amc_mobile.kernels.kernel import CONVERSIONS, Attribute
 from amc_mobile.kernels.labels import Cut
+from amc_mobile.kernels.onnx_layout import Border
+from amc_mobile.kernels.onnx_layout import borders as layout_borders
 from amc_mobile.kernels.onnx_units import BLOCK, fused_units
 from amc_mobile.kernels.template import Template
 
@@ -96,6 +99,11 @@ class OnnxTemplate(Template):
                 channels = self._labels.of_input(self._graph, index, 0)
                 found |= {place: BLOCK for place, axis in enumerate(axes) if channels and axis == channels[1]}
         return found
+
+    @cached_property
+    def borders(self) -> tuple[Border, ...]:
+        units = [site.nodes for site in self.sites]
+        return layout_borders(self._graph, self._labels.shapes, units, self.sizes)
 
     def build(self, cut: Cut, nodes: Sequence[int] | None) -> bytes:
         source = self._source

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from amc_mobile.kernels.expression import Expression
 from amc_mobile.kernels.graph import Graph
 from amc_mobile.kernels.kernel import Attribute, Kernel, Operator, Runtime, Shape
 from amc_mobile.kernels.labels import Cut, Ids, Labels, Vocabulary
+from amc_mobile.kernels.onnx_layout import Border
 from amc_mobile.kernels.width_code import MIN_CHANNELS
 
 if TYPE_CHECKING:  # brings torch
@@ -66,6 +68,11 @@ class Template(ABC):
     def other_code_from(self, nodes: Sequence[int], axes: Sequence[Expression]) -> dict[int, int]:
         """Axis of a kernel -> the value from which on the runtime runs other code."""
         return {}
+
+    @cached_property
+    def borders(self) -> tuple[Border, ...]:
+        """The values whose conversion between layouts the whole model may spare its kernels; empty: not known."""
+        return ()
 
     def model_at(self, kept: Mapping[str, Ids]) -> bytes:
         """The whole model's file at a plan, weights cut to size. Raises InvalidInput for channels that do not exist."""

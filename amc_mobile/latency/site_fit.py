@@ -20,6 +20,7 @@ from scipy.optimize import nnls
 
 if TYPE_CHECKING:  # templates need torch; tables do not
     from amc_mobile.kernels.kernel import Kernel
+    from amc_mobile.kernels.onnx_layout import Border
     from amc_mobile.kernels.template import KernelSite
 
 Widths = NDArray[np.int64]
@@ -151,7 +152,7 @@ class SiteModel:
         return np.asarray(residual)
 
 
-def axis_values(site: KernelSite, widths: Widths) -> Floats:
+def axis_values(site: KernelSite | Border, widths: Widths) -> Floats:
     """(N, axes): the value of each axis of a site at each plan."""
     columns = [axis.evaluate(widths).astype(float) for axis in site.axes]
     return np.stack(columns, axis=1) if columns else np.zeros((len(widths), 0))
