@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,13 @@ import onnx
 from onnx import helper, numpy_helper
 
 from amc_mobile.errors import UnsupportedLayer
+from amc_mobile.kernels.expression import Expression
 from amc_mobile.kernels.graph import Array, Graph, Node, Value
 from amc_mobile.kernels.kernel import CONVERSIONS, Attribute
 from amc_mobile.kernels.labels import Cut
-from amc_mobile.kernels.onnx_units import fused_units
+from amc_mobile.kernels.onnx_layout import Border
+from amc_mobile.kernels.onnx_layout import borders as layout_borders
+from amc_mobile.kernels.onnx_units import BLOCK, fused_units
 from amc_mobile.kernels.template import Template
 
 EIGHT_BITS = (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
@@ -89,6 +92,21 @@ class OnnxTemplate(Template):
     def units(self) -> list[list[int]]:
         return fused_units(self._graph)
 
+    def other_code_from(self, nodes: Sequence[int], axes: Sequence[Expression]) -> dict[int, int]:
+        """Convolutions in float read blocks of channels where there are enough to fill one, else plain channels."""
+        found = dict[int, int]()
+        for index in nodes:
+            node = self._graph.nodes[index]
+            if node.operator == "Conv" and node.attributes.get("group", 1) == 1 and not self._graph.quantised:
+                channels = self._labels.of_input(self._graph, index, 0)
+                found |= {place: BLOCK for place, axis in enumerate(axes) if channels and axis == channels[1]}
+        return found
+
+    @cached_property
+    def borders(self) -> tuple[Border, ...]:
+        units = [site.nodes for site in self.sites]
+        return layout_borders(self._graph, self._labels.shapes, units, self.sizes)
+
     def build(self, cut: Cut, nodes: Sequence[int] | None) -> bytes:
         source = self._source
         model = onnx.ModelProto()
@@ -126,11 +144,13 @@ class OnnxTemplate(Template):
         else:
             inputs, outputs = self._graph.borders(nodes)
             if len(nodes) > 1 and graph.node[-1].op_type == "HardSwish":
-                # ONNX Runtime fuses it into the convolution only where the graph does not end in it.
-                (name,), shape = outputs, cut.shape(outputs[0])
-                flat = [shape[0], math.prod(shape[1:])]
-                graph.node.append(helper.make_node("Flatten", [str(name)], [f"{name}.flat"]))
-                graph.output.append(helper.make_tensor_value_info(f"{name}.flat", self._element_types[name], flat))
+                # ONNX Runtime fuses it into the convolution only where the graph does not end in it. One element is
+                # taken of what it gives: any view of the whole would be copied to the output, and timed.
+                (name,) = outputs
+                first = numpy_helper.from_array(np.zeros((1, len(cut.shape(name))), np.int64), f"{name}.index")
+                graph.initializer.append(first)
+                graph.node.append(helper.make_node("GatherND", [str(name), first.name], [f"{name}.first"]))
+                graph.output.append(helper.make_tensor_value_info(f"{name}.first", self._element_types[name], [1]))
                 outputs = ()
         graph.input.extend(self._value(value, cut) for value in inputs)
         graph.output.extend(self._value(value, cut) for value in outputs)

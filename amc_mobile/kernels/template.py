@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from amc_mobile.kernels.expression import Expression
 from amc_mobile.kernels.graph import Graph
 from amc_mobile.kernels.kernel import Attribute, Kernel, Operator, Runtime, Shape
 from amc_mobile.kernels.labels import Cut, Ids, Labels, Vocabulary
+from amc_mobile.kernels.onnx_layout import Border
 from amc_mobile.kernels.width_code import MIN_CHANNELS
 
 if TYPE_CHECKING:  # brings torch
@@ -30,6 +32,7 @@ class KernelSite:
 
     `axes`: the sums of group widths that decide its shapes, usually the input and the output channels; every size in
     the kernel is a multiple of one of them, a sum of them or constant. `group_indices`: the groups it depends on.
+    `other_code_from`: axis -> the value from which on the runtime is known to run other code.
     """
 
     index: int
@@ -38,6 +41,7 @@ class KernelSite:
     nodes: tuple[int, ...]
     axes: tuple[Expression, ...]
     group_indices: tuple[int, ...]
+    other_code_from: Mapping[int, int] = field(default_factory=dict)
 
 
 class Template(ABC):
@@ -60,6 +64,15 @@ class Template(ABC):
     @abstractmethod
     def build(self, cut: Cut, nodes: Sequence[int] | None) -> bytes:
         """The file at a plan: the whole model, or only `nodes`."""
+
+    def other_code_from(self, nodes: Sequence[int], axes: Sequence[Expression]) -> dict[int, int]:
+        """Axis of a kernel -> the value from which on the runtime runs other code."""
+        return {}
+
+    @cached_property
+    def borders(self) -> tuple[Border, ...]:
+        """The values whose conversion between layouts the whole model may spare its kernels; empty: not known."""
+        return ()
 
     def model_at(self, kept: Mapping[str, Ids]) -> bytes:
         """The whole model's file at a plan, weights cut to size. Raises InvalidInput for channels that do not exist."""
@@ -120,7 +133,8 @@ class Template(ABC):
             axes = independent((e for node in nodes for e in self._expressions(node)), len(at))
             depends = tuple(sorted({group for axis in axes for group, _ in axis.terms}))
             kind = kernels[index].operator_type
-            sites.append(KernelSite(index, names[index], kind, tuple(nodes), axes, depends))
+            changes = self.other_code_from(nodes, axes)
+            sites.append(KernelSite(index, names[index], kind, tuple(nodes), axes, depends, changes))
         return tuple(sites)
 
     def _expressions(self, index: int) -> list[Expression]:

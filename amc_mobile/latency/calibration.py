@@ -19,6 +19,7 @@ Floats = NDArray[np.float64]
 RIDGE = 0.02  # pull of the scale towards 1 and of the other terms towards 0
 HUBER = 1.5  # residuals beyond this many median deviations count less
 BAND_FLOOR = 0.02
+CONVERTING_BAND_FLOOR = 0.03  # where kernels cut out convert layouts: twelve models vouch for no less
 COVERAGE = 0.9  # of new plans lie within the band
 FEW_FACTOR = 1.5  # of the largest leave-one-out error, where there are too few of them to tell the band
 BUSY_ERROR = 0.05  # what a neighbour that was there all the time added at most, in nine of ten cases
@@ -35,7 +36,8 @@ MIN_MODELS_PER_TERM = 4
 class WholeModel:
     """One whole model that was measured, and the predicted sum of its kernels.
 
-    `boundary_mb`: bytes crossing the borders of its kernels, where the runtime converts layouts there, else 0.
+    `boundary_mb`: what its kernels convert between layouts when they are cut out, and the whole does not; 0 where the
+    runtime converts nothing.
     `low_weight`, `p50_weight`: trust in either number, 0 to 1. `searched`: measured in a search; those are given in the
     order measured. `busy`: measured beside other programs only, which may have slowed all such models alike.
     """
@@ -102,16 +104,18 @@ class Calibration:
 
 
 def fit(models: Sequence[WholeModel]) -> Calibration:
-    """Fits every form that the models can support and keeps the one with the lowest leave-one-out error."""
+    """Fits every form that the models can support and keeps the one with the lowest leave-one-out error.
+
+    The boundary term has a known cause: it stays unless it raises that error clearly, or has the wrong sign.
+    """
     data = _Data(models)
-    best = _Fit(data, 0.0, False)
-    best_score = best.score()
-    for hinge_mb, boundary in _forms(data):
-        found = _Fit(data, hinge_mb, boundary)
-        terms = (hinge_mb > 0) + boundary
+    best = _with_boundary(data, 0.0)
+    for hinge_mb in _hinges(data):
+        found = _with_boundary(data, hinge_mb)
         # More weights never make a model faster: a falling hinge has fitted noise.
-        if found.coefficients[2] >= 0 and found.score() * TERM_PENALTY**terms < best_score:
-            best, best_score = found, found.score() * TERM_PENALTY**terms
+        if found.coefficients[2] >= 0 and found.score() * TERM_PENALTY < best.score() * _penalty(best):
+            best = found
+    floor = CONVERTING_BAND_FLOOR if data.boundary_mb.any() else BAND_FLOOR
     offset, scale, hinge, boundary_slope = best.coefficients
     absolute = np.abs(best.errors)
     return Calibration(
@@ -119,7 +123,7 @@ def fit(models: Sequence[WholeModel]) -> Calibration:
         scale=scale,
         p50_ratio=best.level(),
         # Leaving out one of several that are all off by the same does not show it.
-        band=max(BAND_FLOOR, error_band(absolute, data.error_weights)) + BUSY_ERROR * data.busy_share,
+        band=max(floor, error_band(absolute, data.error_weights)) + BUSY_ERROR * data.busy_share,
         loo_mape=float(np.average(absolute, weights=data.error_weights)),
         models=len(models),
         hinge_mb=best.hinge_mb,
@@ -252,12 +256,23 @@ class _Fit:
         return np.asarray(solved * units + np.array([0.0, 1.0, 0.0, 0.0]))
 
 
-def _forms(data: _Data) -> list[tuple[float, bool]]:
-    """(hinge in MB or 0, boundary term) beyond the plain affine fit."""
-    terms = len(data) // MIN_MODELS_PER_TERM - 1  # besides offset and scale
-    hinges = [hinge for hinge in HINGES_MB if (data.weight_mb > hinge).sum() >= 2] if terms >= 1 else []
-    forms = [(hinge, False) for hinge in hinges]
-    if terms >= 1 and data.boundary_mb.any():
-        forms.append((0.0, True))
-        forms += [(hinge, True) for hinge in hinges] if terms >= 2 else []
-    return forms
+def _with_boundary(data: _Data, hinge_mb: float) -> _Fit:
+    """The fit with the boundary term, or without where that explains nothing: what is spared makes no model slower."""
+    plain = _Fit(data, hinge_mb, False)
+    if not data.boundary_mb.any() or _terms(data) < 1 + (hinge_mb > 0):
+        return plain
+    found = _Fit(data, hinge_mb, True)
+    return found if found.coefficients[3] < 0 and found.score() < plain.score() * TERM_PENALTY else plain
+
+
+def _penalty(found: _Fit) -> float:
+    return TERM_PENALTY if found.hinge_mb > 0 else 1.0
+
+
+def _terms(data: _Data) -> int:
+    """How many terms the models can support besides offset and scale."""
+    return len(data) // MIN_MODELS_PER_TERM - 1
+
+
+def _hinges(data: _Data) -> list[float]:
+    return [hinge for hinge in HINGES_MB if _terms(data) >= 1 and (data.weight_mb > hinge).sum() >= 2]

@@ -13,6 +13,7 @@ from amc_mobile.latency.site_fit import axis_values
 
 if TYPE_CHECKING:  # templates need torch; tables do not
     from amc_mobile.kernels.expression import Expression
+    from amc_mobile.kernels.onnx_layout import Border
     from amc_mobile.kernels.template import KernelSite
 
 Widths = NDArray[np.int64]
@@ -87,11 +88,11 @@ class PlanSums:
     most two, else computed.
     """
 
-    def __init__(self, grid: Grid, sites: Sequence[KernelSite], amounts: Sequence[Amount]) -> None:
+    def __init__(self, grid: Grid, sites: Sequence[KernelSite | Border], amounts: Sequence[Amount]) -> None:
         self._grid = grid
         self._constant = 0.0
         self._axes: dict[Expression, _Axis] = {}
-        self._computed: list[tuple[KernelSite, Amount]] = []
+        self._computed: list[tuple[KernelSite | Border, Amount]] = []
         found: dict[tuple[int, ...], Floats] = {}
         for site, amount in zip(sites, amounts, strict=True):
             columns = self._columns(site)
@@ -153,7 +154,7 @@ class PlanSums:
         rows = [sum(share[positions[group]] for group, share in axis.shares) for axis in self._axes.values()]
         return np.concatenate([positions, np.array(rows, dtype=np.intp)])
 
-    def _columns(self, site: KernelSite) -> tuple[int, ...] | None:
+    def _columns(self, site: KernelSite | Border) -> tuple[int, ...] | None:
         """The one or two rows of `positions` that decide a site; () for none, None where two are not enough."""
         if len(site.group_indices) <= 2:
             return site.group_indices
@@ -166,7 +167,7 @@ class PlanSums:
         ids = list(self._axes)
         return tuple(len(self._grid.widths) + ids.index(axis) for axis in site.axes)
 
-    def _table(self, site: KernelSite, amount: Amount, columns: tuple[int, ...]) -> Floats:
+    def _table(self, site: KernelSite | Border, amount: Amount, columns: tuple[int, ...]) -> Floats:
         """The amount at every cell, one dimension per column."""
         groups = len(self._grid.widths)
         if any(column >= groups for column in columns):

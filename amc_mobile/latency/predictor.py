@@ -68,6 +68,7 @@ class LatencyPredictor:
         exact_ms: Mapping[str, float] | None = None,
     ) -> None:
         self._grid = Grid(grids)
+        self._borders = template.borders
         points = _collect(template, sampled or grids, lows_ms)
         self.steps: dict[str, Steps] = choose_steps(points)
         known = _also_measured(template, measured_plans, lows_ms if exact_ms is None else exact_ms)
@@ -110,7 +111,8 @@ class LatencyPredictor:
         return self._weights.sums(widths)
 
     def boundary_mb(self, widths: Widths) -> Floats:
-        """(N, groups) -> (N,): what crosses the borders of kernels that multiply, where layouts are converted."""
+        """(N, groups) -> (N,): what kernels cut out convert between layouts and the whole model does not. Where the
+        template does not know: what crosses the borders of kernels that multiply."""
         return self._boundaries.sums(widths)
 
     @property
@@ -124,6 +126,8 @@ class LatencyPredictor:
 
     @cached_property
     def _boundaries(self) -> PlanSums:
+        if self._borders:
+            return PlanSums(self._grid, self._borders, [border.spared_mb for border in self._borders])
         sites = self.sites.values()
         return self._bytes([[k.activation_bytes if k.macs else 0 for k in m.points.kernels] for m in sites])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from amc_mobile.latency.site_fit import have_own_groups
 
 if TYPE_CHECKING:  # templates need torch; tables do not
+    from amc_mobile.kernels.expression import Expression
     from amc_mobile.kernels.template import KernelSite, Template
 
 Widths = NDArray[np.int64]
@@ -20,12 +22,15 @@ MOST_KERNELS = 460  # more than this, and fewer points per axis are taken
 SCATTERED_POINTS = 12  # for kernels whose axes cannot be moved apart
 
 
-def axis_points(grid: Widths, count: int = MOST_POINTS) -> Widths:
-    """`count` geometrically spaced widths of an ascending grid, its ends included."""
+def axis_points(grid: Widths, count: int = MOST_POINTS, *, other_code_from: int = 0) -> Widths:
+    """`count` geometrically spaced widths of an ascending grid, its ends included; and the widths on both sides of
+    `other_code_from`: nothing measured on one side tells of the other."""
     if len(grid) <= count:
         return grid
     wanted = np.geomspace(grid[0], grid[-1], count)
-    return np.unique(grid[np.abs(grid[:, None] - wanted).argmin(axis=0)])
+    near = np.searchsorted(grid, other_code_from)
+    beside = grid[near - 1 : near + 1] if 0 < near < len(grid) else grid[:0]
+    return np.union1d(grid[np.abs(grid[:, None] - wanted).argmin(axis=0)], beside)
 
 
 def points_per_axis(template: Template, grids: Sequence[Widths]) -> int:
@@ -43,7 +48,12 @@ def site_points(site: KernelSite, sizes: Widths, grids: Sequence[Widths], count:
     taken.
     """
     if have_own_groups(site):
-        steps = [_axis_steps([group for group, _ in axis.terms], grids, count) for axis in site.axes]
+        steps = [
+            _axis_steps(
+                [group for group, _ in axis.terms], grids, count, _width_at(axis, site.other_code_from.get(place))
+            )
+            for place, axis in enumerate(site.axes)
+        ]
         rows = [dict(pair for step in choice for pair in step.items()) for choice in itertools.product(*steps)]
     else:
         rng = np.random.default_rng(site.index)
@@ -74,9 +84,18 @@ def _kernel_points(template: Template, grids: Sequence[Widths], count: int) -> d
     return found
 
 
-def _axis_steps(groups: Sequence[int], grids: Sequence[Widths], count: int) -> list[dict[int, int]]:
+def _width_at(axis: Expression, value: int | None) -> int:
+    """The width of its group at which an axis reaches `value`; 0 where it has several groups."""
+    if value is None or len(axis.terms) > 1:
+        return 0
+    return math.ceil((value - axis.constant) / axis.terms[0][1])
+
+
+def _axis_steps(
+    groups: Sequence[int], grids: Sequence[Widths], count: int, other_code_from: int
+) -> list[dict[int, int]]:
     """The points of one axis: group -> width."""
-    chosen = [axis_points(grids[group], count) for group in groups]
+    chosen = [axis_points(grids[group], count, other_code_from=other_code_from) for group in groups]
     longest = max(len(points) for points in chosen)
     # Groups with fewer widths stay at one of them for several steps.
     picks = [np.linspace(0, len(points) - 1, longest).round().astype(int) for points in chosen]

@@ -20,6 +20,7 @@ from scipy.optimize import nnls
 
 if TYPE_CHECKING:  # templates need torch; tables do not
     from amc_mobile.kernels.kernel import Kernel
+    from amc_mobile.kernels.onnx_layout import Border
     from amc_mobile.kernels.template import KernelSite
 
 Widths = NDArray[np.int64]
@@ -68,18 +69,23 @@ class SitePoints:
         return cls(site, values, measured_ms, tuple(kernels), scales, roles)
 
     def filled(self, values: Floats, steps: Steps) -> Floats:
-        """(N, axes): every axis raised to the next multiple of its role's tile."""
+        """(N, axes): every axis raised to the next multiple of its role's tile; not where code for fewer runs."""
         filled = values.copy()
         for axis, (role, scale) in enumerate(zip(self.roles, self.channels_per_unit, strict=True)):
             step = {"in": steps.tile_in, "out": steps.tile_out, "other": 1}[role] / scale
             if step > 1 / scale:
-                filled[:, axis] = np.ceil(values[:, axis] / step - 1e-9) * step
+                tiled = values[:, axis] >= self.site.other_code_from.get(axis, 0)
+                filled[tiled, axis] = np.ceil(values[tiled, axis] / step - 1e-9) * step
         return filled
 
     def terms(self, values: Floats, scale: Floats, steps: Steps) -> Floats:
         """(N, axes) -> (N, terms): the basis of filled and scaled axes, and per axis the work on unaligned channels."""
         filled = self.filled(values, steps) / scale
         columns = [basis(filled)]
+        for axis, start in self.site.other_code_from.items():  # other slopes below
+            below = values[:, axis] < start
+            others = np.delete(filled, axis, axis=1).prod(axis=1)
+            columns += [(below * others)[:, None], (below * others * filled[:, axis])[:, None]]
         if steps.aligned > 1:
             work = filled.prod(axis=1)
             for axis, (role, per_unit) in enumerate(zip(self.roles, self.channels_per_unit, strict=True)):
@@ -146,7 +152,7 @@ class SiteModel:
         return np.asarray(residual)
 
 
-def axis_values(site: KernelSite, widths: Widths) -> Floats:
+def axis_values(site: KernelSite | Border, widths: Widths) -> Floats:
     """(N, axes): the value of each axis of a site at each plan."""
     columns = [axis.evaluate(widths).astype(float) for axis in site.axes]
     return np.stack(columns, axis=1) if columns else np.zeros((len(widths), 0))

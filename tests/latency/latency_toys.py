@@ -14,6 +14,7 @@ from amc_mobile.device.neighbours import Neighbours
 from amc_mobile.device.timing import SessionDevice
 from amc_mobile.kernels.expression import Expression
 from amc_mobile.kernels.kernel import Kernel, Operator
+from amc_mobile.kernels.onnx_layout import Border
 from amc_mobile.kernels.template import KernelSite
 from amc_mobile.latency.measurement import KernelRequest, Pass
 
@@ -103,6 +104,7 @@ class ToyTemplate:
     sizes: np.ndarray = field(default_factory=lambda: np.array([32, 64, 24], dtype=np.int64))
     group_names: tuple[str, ...] = ("a", "b", "c")
     runtime: str = "tflite"
+    borders: tuple[Border, ...] = ()
 
     def __post_init__(self) -> None:
         a, b, c = (Expression(0, ((group, 1),)) for group in range(3))

@@ -8,6 +8,7 @@ import pytest
 from amc_mobile.latency.calibration import (
     BAND_FLOOR,
     BUSY_ERROR,
+    CONVERTING_BAND_FLOOR,
     Calibration,
     WholeModel,
     error_band,
@@ -139,6 +140,34 @@ def test_layout_conversions_get_a_boundary_term() -> None:
     found = fit(models)
     assert (found.needs_boundary, found.needs_weights) == (True, False)
     assert found.p50_ms(sums, None, boundary) == pytest.approx(lows, rel=0.03)
+
+
+def bordered(slope: float, *, count: int = 12, noise: float = 0.0) -> list[WholeModel]:
+    """low = 0.1 + 0.9 x sum + slope x boundary, of models of 2 to 12 MB."""
+    rng = np.random.default_rng(3)
+    sums, boundary = np.linspace(1, 4, count), rng.uniform(1, 8, count)
+    lows = (0.1 + 0.9 * sums + slope * boundary) * (1 + rng.normal(0, noise, count))
+    rows = zip(sums.tolist(), lows.tolist(), np.linspace(2, 12, count).tolist(), boundary.tolist(), strict=True)
+    return [WholeModel(total, low, low, weight, crossed) for total, low, weight, crossed in rows]
+
+
+def test_conversions_that_are_spared_are_not_taken_for_a_hinge() -> None:
+    found = fit(bordered(-0.05, noise=0.002))
+    assert (found.needs_boundary, found.needs_weights) == (True, False)
+    assert found.boundary_ms_per_mb == pytest.approx(-0.05, rel=0.2)
+
+
+def test_conversions_that_would_make_a_model_slower_by_being_spared_are_left_out() -> None:
+    assert fit(bordered(0.05, noise=0.002)).needs_boundary is False
+
+
+def test_too_few_models_for_a_term_get_none() -> None:
+    assert fit(bordered(-0.05, count=7)).needs_boundary is False
+
+
+def test_where_kernels_convert_layouts_the_band_is_wider() -> None:
+    assert fit(bordered(-0.05)).band == CONVERTING_BAND_FLOOR
+    assert fit([replace(m, boundary_mb=0.0) for m in bordered(0.0)]).band == BAND_FLOOR
 
 
 def test_terms_that_explain_nothing_are_left_out() -> None:

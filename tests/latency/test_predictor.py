@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from latency_toys import GRIDS, TEMPLATE, all_plans, conv, smooth_ms, stepped_ms, true_sum_ms
+from latency_toys import GRIDS, TEMPLATE, ToyTemplate, all_plans, conv, smooth_ms, stepped_ms, true_sum_ms
 
 from amc_mobile.errors import MissingLatency
+from amc_mobile.kernels.expression import Expression
 from amc_mobile.kernels.kernel import Kernel
+from amc_mobile.kernels.onnx_layout import ALWAYS, Border, Demand
 from amc_mobile.latency.predictor import LatencyPredictor
 from amc_mobile.latency.sampling import kernel_points, site_points
 from amc_mobile.latency.site_fit import NO_STEPS, Steps, fit_site
@@ -122,6 +125,51 @@ def test_slower_code_for_unaligned_widths_is_found_and_priced() -> None:
     for site in (0, 1):
         for widths in all_plans()[::11]:
             assert made.site_ms(widths)[site] == pytest.approx(penalised_ms(TEMPLATE.kernel_at(site, widths)), rel=0.06)
+
+
+def blocked_ms(kernel: Kernel) -> float:
+    """Fewer than 16 input channels are read plain and slowly; from there on, both sides are filled up to 16."""
+    main = kernel.main
+    if main.name != "CONV_2D":
+        return smooth_ms(kernel)
+    out = -(-main.out_channels // 16) * 16
+    if main.in_channels < 16:
+        return 0.002 + out * 64 * (1e-6 + main.in_channels * 2e-7)
+    return 0.002 + -(-main.in_channels // 16) * 16 * out * 64 * 6e-8
+
+
+def test_other_code_for_few_channels_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("amc_mobile.latency.sampling.MOST_POINTS", 3)
+    sizes = np.array([24, 64, 24])
+    grids = [np.array([4, 8, 12, 16, 20, 24]), np.arange(16, 65, 8), np.array([8, 16, 24])]
+    plans = np.stack([mesh.ravel() for mesh in np.meshgrid(*grids, indexing="ij")], axis=1)
+    ignorant, knowing = ToyTemplate(sizes), ToyTemplate(sizes)
+    knowing.sites = (replace(knowing.sites[0], other_code_from={0: 16}), *knowing.sites[1:])
+    every = {kernel.key: blocked_ms(kernel) for plan in plans for kernel in ignorant.kernels(plan)}
+    measured, worst = [], []
+    for template in (ignorant, knowing):
+        measured.append({int(row[0]) for row in site_points(template.sites[0], sizes, grids, 3)})
+        made = LatencyPredictor(template, grids, every).sites[0]
+        true = [blocked_ms(template.kernel_at(0, plan)) for plan in plans]
+        worst.append(np.abs(made.predict(plans) / true - 1).max())
+    assert measured == [{4, 8, 24}, {4, 8, 12, 16, 24}]
+    assert worst[1] < 0.01
+    assert worst[0] > 0.1
+
+
+def test_what_borders_spare_takes_the_place_of_the_bytes_that_cross_them() -> None:
+    template = ToyTemplate()
+    few = Border(
+        channels=Expression(0, ((1, 1),)), bytes_per_channel=256, sizes=template.sizes, is_output=False, given=ALWAYS,
+        given_alone=ALWAYS, taken=(frozenset({Demand(Expression(0, ((1, 1),)))}),),
+        taken_alone=(frozenset({Demand(Expression(0, ((1, 1),)))}),),
+    )  # fmt: skip
+    template.borders = (few,)
+    made, plans = LatencyPredictor(template, GRIDS, lows(smooth_ms)), all_plans()
+    channels = plans[:, 1]
+    expected = np.where(channels < 16, 0, 2 * np.ceil(channels / 16) * 16 * 256 / 1e6)
+    assert made.boundary_mb(plans) == pytest.approx(expected)
+    assert made.boundary_mb(plans[:1]) == pytest.approx(expected[:1])
 
 
 # Where a prediction comes from

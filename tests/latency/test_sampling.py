@@ -18,6 +18,15 @@ def test_short_grids_are_measured_whole() -> None:
     assert axis_points(np.array([8, 16, 24]), 4).tolist() == [8, 16, 24]
 
 
+def test_both_sides_of_where_other_code_runs_are_measured() -> None:
+    grid = np.arange(8, 97, 4)
+    assert set(axis_points(grid, 3)) == {8, 28, 96}
+    assert set(axis_points(grid, 3, other_code_from=16)) == {8, 12, 16, 28, 96}
+    assert set(axis_points(grid, 3, other_code_from=18)) == {8, 16, 20, 28, 96}
+    for beyond in (0, 4, 8, 200):
+        assert set(axis_points(grid, 3, other_code_from=beyond)) == {8, 28, 96}
+
+
 def test_points_of_a_site_change_its_own_groups_only() -> None:
     for site in TEMPLATE.sites:
         points = np.array(site_points(site, TEMPLATE.sizes, GRIDS))
