@@ -195,7 +195,9 @@ def search(
     ] = None,
     calibration_images: CalibrationFlag = 1500,
     reward_images: RewardImagesFlag = None,
-    max_loss: Annotated[float | None, typer.Option(help="Cheapest plan that loses at most so much top-1.")] = None,
+    max_loss: Annotated[
+        float | None, typer.Option(help="Cheapest plan that loses at most so much accuracy, e.g. 0.01.")
+    ] = None,
     keep: KeepFlag = "",
     offline: OfflineFlag = False,
     conditions: ConditionsFlag = None,
