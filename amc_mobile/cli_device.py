@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-from amc_mobile.cli_flags import (
-    JsonFlag,
-)
+from amc_mobile.cli_flags import JsonFlag
 from amc_mobile.terminal import show
 
 runtime_app = typer.Typer(

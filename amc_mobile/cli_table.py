@@ -9,23 +9,23 @@ import typer
 
 from amc_mobile.cli_flags import (
     DEFAULT_WORKSPACE,
-    CheckpointFlag,
-    ClockFlag,
-    DataFlag,
     DeviceFlag,
     JsonFlag,
-    ModelFlag,
-    QuietFlag,
-    RuntimeFlag,
     SerialFlag,
-    SizeFlag,
     ThreadsFlag,
-    WaiveFlag,
-    WidthFlag,
     WorkspaceFlag,
 )
+from amc_mobile.cli_groups import (
+    MeasuringFlags,
+    NetworkFlags,
+    OutputFlags,
+    StoredFlags,
+    VariantFlags,
+    expand_groups,
+    opened,
+)
 from amc_mobile.errors import InvalidConfig
-from amc_mobile.terminal import progress_bars, show
+from amc_mobile.terminal import show
 from amc_mobile.workflows.workspace import Workspace
 
 app = typer.Typer(
@@ -63,7 +63,9 @@ def table_export(
 
 
 @app.command("import")
+@expand_groups
 def table_import(
+    *,
     file: Annotated[Path, typer.Argument(help="A bundle, or with --csv a table of another tool.")],
     csv: Annotated[bool, typer.Option("--csv", help="A CSV file: one kernel per line.")] = False,
     kernel: Annotated[str, typer.Option(help="Columns that together name a kernel, with commas.")] = "kernel",
@@ -81,9 +83,7 @@ def table_import(
     ] = None,
     device: Annotated[str | None, typer.Option(help="What was measured on, e.g. pixel1; needed with --csv.")] = None,
     soc: Annotated[str | None, typer.Option(help="Its processor.")] = None,
-    runtime: RuntimeFlag = None,
-    threads: ThreadsFlag = None,
-    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
+    stored: StoredFlags,
     as_json: JsonFlag = False,
 ) -> None:
     """Add a bundle, or a table of another tool, to the latency table. Other conditions stay apart.
@@ -93,14 +93,14 @@ def table_import(
     """
     from amc_mobile.workflows.table import import_csv, import_table
 
-    space = Workspace(workspace)
+    space = Workspace(stored.workspace)
     if csv:
         if not device:
             raise InvalidConfig("a CSV file does not say what was measured on", next_step="pass --device NAME")
         columns = [name.strip() for name in kernel.split(",") if name.strip()]
         result = import_csv(
             space, file, device=device, kernel=columns, ms=ms, run=run, shape=_shape_columns(shape), network=network,
-            soc=soc, runtime=runtime, threads=threads,
+            soc=soc, runtime=stored.runtime, threads=stored.threads,
         )  # fmt: skip
     else:
         result = import_table(space, file)
@@ -140,12 +140,11 @@ def table_merge(
 
 
 @app.command("verify")
+@expand_groups
 def table_verify(
-    runtime: RuntimeFlag = None,
-    threads: ThreadsFlag = None,
-    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
-    as_json: JsonFlag = False,
-    quiet: QuietFlag = False,
+    *,
+    stored: StoredFlags,
+    output: OutputFlags,
 ) -> None:
     """Measure eight kernels again. Exit 1 when they no longer agree with the table.
 
@@ -153,19 +152,17 @@ def table_verify(
     """
     from amc_mobile.workflows.table import verify_table
 
-    space = Workspace(workspace)
-    with progress_bars(quiet) as progress:
-        result = verify_table(space, space.settings(None, runtime=runtime, threads=threads), progress=progress)
-    show(result.text(), result.document(), as_json=as_json)
+    with output.progress() as progress:
+        result = verify_table(*stored.opened(), progress=progress)
+    output.show(result)
 
 
 @app.command("adopt")
+@expand_groups
 def table_adopt(
-    runtime: RuntimeFlag = None,
-    threads: ThreadsFlag = None,
-    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
-    as_json: JsonFlag = False,
-    quiet: QuietFlag = False,
+    *,
+    stored: StoredFlags,
+    output: OutputFlags,
 ) -> None:
     """After an update of the system or the runtime: take over the old kernels where eight of them say they still hold.
 
@@ -173,28 +170,23 @@ def table_adopt(
     """
     from amc_mobile.workflows.table import adopt_table
 
-    space = Workspace(workspace)
-    with progress_bars(quiet) as progress:
-        result = adopt_table(space, space.settings(None, runtime=runtime, threads=threads), progress=progress)
-    show(result.text(), result.document(), as_json=as_json)
+    with output.progress() as progress:
+        result = adopt_table(*stored.opened(), progress=progress)
+    output.show(result)
 
 
 @app.command("probe")
+@expand_groups
 def table_probe(
-    model: ModelFlag = None,
-    data: DataFlag = None,
-    checkpoint: CheckpointFlag = None,
-    width: WidthFlag = None,
-    input_size: SizeFlag = None,
+    *,
+    network: NetworkFlags,
+    variant: VariantFlags,
     device: DeviceFlag = None,
     serial: SerialFlag = None,
-    waive: WaiveFlag = None,
-    clock_mode: ClockFlag = None,
-    runtime: RuntimeFlag = None,
+    measuring: MeasuringFlags,
     threads: ThreadsFlag = None,
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
-    as_json: JsonFlag = False,
-    quiet: QuietFlag = False,
+    output: OutputFlags,
 ) -> None:
     """Find which multiples of channels the device prefers: a search then keeps such multiples. Resumable.
 
@@ -202,26 +194,22 @@ def table_probe(
     """
     from amc_mobile.workflows.probe import probe_device
 
-    space = Workspace(workspace)
-    settings = space.settings(
-        None, model=model, data=data, checkpoint=checkpoint, width_multiplier=width, input_size=input_size,
-        device=device, serial=serial, waive=",".join(waive) if waive else None, clock_mode=clock_mode,
-        runtime=runtime, threads=threads,
-    )  # fmt: skip
-    with progress_bars(quiet) as progress:
+    space, settings = opened(
+        workspace, **vars(network), **vars(variant), **vars(measuring), device=device, serial=serial, threads=threads
+    )
+    with output.progress() as progress:
         result = probe_device(space, settings, progress=progress)
-    show(result.text(), result.document(), as_json=as_json)
+    output.show(result)
 
 
 @app.command("plot")
+@expand_groups
 def table_plot(
+    *,
     kernel: Annotated[str, typer.Option(help="Module path of the layer, as in the report.")],
     file: Annotated[Path, typer.Option("--out", help="The SVG file.")] = Path("kernel.svg"),
-    runtime: RuntimeFlag = None,
-    threads: ThreadsFlag = None,
-    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
-    as_json: JsonFlag = False,
-    quiet: QuietFlag = False,
+    stored: StoredFlags,
+    output: OutputFlags,
 ) -> None:
     """Draw a kernel's latency over its channels: measured points, the fit and its steps.
 
@@ -229,8 +217,6 @@ def table_plot(
     """
     from amc_mobile.workflows.table import plot_kernel
 
-    space = Workspace(workspace)
-    with progress_bars(quiet) as progress:
-        settings = space.settings(None, runtime=runtime, threads=threads)
-        result = plot_kernel(space, settings, kernel, file, progress=progress)
-    show(result.text(), result.document(), as_json=as_json)
+    with output.progress() as progress:
+        result = plot_kernel(*stored.opened(), kernel, file, progress=progress)
+    output.show(result)

@@ -20,6 +20,7 @@ LOW_POWER_MODE = "LOW_POWER_MODE"
 EMULATOR = "EMULATOR"
 CLOCK_DROPPED = "CLOCK_DROPPED"
 CLOCK_LIMITED = "CLOCK_LIMITED"
+BUSY = "BUSY"  # the only one that is measured beside in any case, and flagged
 REMEDIES = {
     LOW_BATTERY: "charge the phone",
     HOT: "let the phone cool: take it out of its case, off the charger, out of the sun",
@@ -28,6 +29,7 @@ REMEDIES = {
     EMULATOR: "use a phone: an emulator's latencies are those of this computer",
     CLOCK_DROPPED: "let the phone cool, then measure again",
     CLOCK_LIMITED: "let the phone cool, and end the power or game mode that limits its clocks",
+    BUSY: "end the other programs and run the same command again, which measures anew; or pass --waive BUSY",
 }
 POLL_S = 10.0
 CLOCK_TOLERANCE = 0.01

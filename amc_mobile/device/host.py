@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from amc_mobile.device.conditions import Conditions, core_ranges
+from amc_mobile.device.health import BUSY, check_waivers
+from amc_mobile.device.host_neighbours import LONG_S, HostNeighbours
+from amc_mobile.device.neighbours import WINDOW_S, Neighbourhood, Neighbours, OnNeighbours
 from amc_mobile.device.runtimes import RUNTIMES, Runtime, RuntimeSession, installed_runtimes
 from amc_mobile.device.timing import SessionDevice
 from amc_mobile.errors import InvalidConfig, MissingDependency
@@ -47,13 +52,23 @@ def _closed() -> object:
 class HostDevice(SessionDevice):
     """Runs models on this computer's CPU with one runtime, "tflite" or "onnxruntime".
 
-    Raises InvalidConfig for unknown runtimes and thread counts below 1, MissingDependency for a runtime that is not
-    installed.
+    `patience_s`: how long to wait, in all sessions together, for other programs to end. `waived`: names of problems
+    that do not matter; with BUSY nobody looks for other programs. Raises InvalidConfig for unknown runtimes and
+    waivers and thread counts below 1, MissingDependency for a runtime that is not installed.
     """
 
     name = "host"
 
-    def __init__(self, runtime: str, threads: int = 1) -> None:
+    def __init__(
+        self,
+        runtime: str,
+        threads: int = 1,
+        *,
+        patience_s: float = 0.0,
+        waived: Collection[str] = (),
+        on_wait: OnNeighbours | None = None,
+    ) -> None:
+        check_waivers(waived)
         if runtime not in RUNTIMES:
             raise InvalidConfig(f"runtime {runtime!r} is unknown", next_step=f"use one of {', '.join(RUNTIMES)}")
         if threads < 1:
@@ -63,6 +78,36 @@ class HostDevice(SessionDevice):
             raise MissingDependency(self._runtime.package, self._runtime.extra)
         self.runtime = runtime
         self.threads = threads
+        self._others = HostNeighbours()
+        self._neighbourhood = Neighbourhood(
+            self._others.look if BUSY not in waived else lambda: None, patience_s, on_wait
+        )
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Waits, as long as the patience lasts, for other programs to end."""
+        if self._others.seconds_since < LONG_S:
+            self.is_steady()
+        else:
+            self._neighbourhood.look()
+        if not self._neighbourhood.is_steady:
+            self.settle()
+        yield
+
+    def is_steady(self) -> bool:
+        """Whether no other program came since the session began."""
+        if WINDOW_S <= self._others.seconds_since < math.inf:  # somebody has looked before, and nobody just now
+            self._neighbourhood.see(self._others.since_before())
+        return self._neighbourhood.is_steady
+
+    def settle(self) -> None:
+        self._neighbourhood.wait()
+
+    def neighbours(self) -> Neighbours | None:
+        return self._neighbourhood.now
+
+    def most_neighbours(self) -> Neighbours | None:
+        return self._neighbourhood.most
 
     def conditions(self) -> Conditions:
         cores = allowed_cores()

@@ -25,8 +25,17 @@ from amc_mobile.device.batch_scripts import (
     remove_unusable_batches,
 )
 from amc_mobile.device.deadline import Deadline
+from amc_mobile.device.neighbours import LOOK, LOOK_BACK
 from amc_mobile.device.phone_batch import PhoneBatch
-from amc_mobile.device.phone_facts import STATE_QUESTIONS, PhoneState, answers_in, ask, asking, state_from
+from amc_mobile.device.phone_facts import (
+    NEIGHBOURS,
+    STATE_QUESTIONS,
+    PhoneState,
+    answers_in,
+    ask,
+    asking,
+    state_from,
+)
 from amc_mobile.device.phone_output import parse_free_bytes
 from amc_mobile.errors import InvalidInput, PhoneDiskFull, PhoneOutputInvalid
 
@@ -87,7 +96,7 @@ class PhoneRunner:
         remotes = " ".join(quote(file.remote) for file in self._installed)
         sizes = f"cd {FOLDER} && wc -c {remotes}"
         left = remove_unusable_batches(f"rm -rf {MODELS} {TRASH}")
-        questions = {"left": left, **FREE, "sizes": sizes, **STATE_QUESTIONS}
+        questions = {"left": left, **FREE, "sizes": sizes, **STATE_QUESTIONS, NEIGHBOURS: LOOK}
         token = secrets.token_hex(8)
         script = f"( {script}\n) || exit\n{asking(questions, token)}\nexit 0"
         what = "preparing the phone and looking at what is on it"
@@ -153,7 +162,9 @@ class PhoneRunner:
         same = [token for token in self._began if token.startswith(digest)]
         token = same[0] if same else digest + secrets.token_hex(8)
         self.taken_over = self._began.get(token)
-        self._batch = batch = PhoneBatch(self.adb, token, STATE_QUESTIONS, self._left.get(token, ""))
+        # The first question comes before the others put the phone to work.
+        at_end = {NEIGHBOURS: LOOK_BACK, **STATE_QUESTIONS}
+        self._batch = batch = PhoneBatch(self.adb, token, at_end, self._left.get(token, ""))
         try:
             self._remove_left(all_but=token)
             if not same:

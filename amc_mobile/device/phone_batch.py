@@ -15,6 +15,7 @@ from amc_mobile.device.adb import RECONNECT_TIMEOUT_S, AdbPhone
 from amc_mobile.device.adb_shell import RunningShell, process_holds, quote
 from amc_mobile.device.batch_scripts import FOLDER, MANIFEST, RESULTS, remove_batches
 from amc_mobile.device.deadline import Deadline
+from amc_mobile.device.neighbours import SAVE_OWN, SAVE_TIMES
 from amc_mobile.device.phone_facts import BOOT_ID, PHONE_FOLDER, answers_in, asking
 from amc_mobile.device.phone_output import parse_free_bytes
 from amc_mobile.errors import (
@@ -78,12 +79,13 @@ class PhoneBatch:
             "  detach=$(command -v setsid || command -v nohup)\n"
             # The token in the program's own name is what every way of reading a command line finds.
             f"  ln -s ../{quote(runner)} run-{self._token}\n"
+            f"  {SAVE_TIMES}\n"
             f"  $detach ./run-{self._token} {MANIFEST} {RESULTS} >log.txt 2>&1 </dev/null &\n"
             f"  read -r id <{BOOT_ID}; echo $! >pid; echo $id >boot_id; started=yes\n"
             "fi\n"
             f"read -r id <boot_id; read -r pid <pid; echo $id $pid; echo {token}\n"
             # On the first try only: another shell has nothing to wait for.
-            '[ -n "$started" ] && wait $pid || exit 0\n' + self._answering(0, token)
+            f'[ -n "$started" ] && wait $pid || exit 0\n{SAVE_OWN}\n' + self._answering(0, token)
         )
         try:
             printed, self._watch = self._adb.start(

@@ -17,8 +17,9 @@ from amc_mobile.device.bench_manifest import BenchManifest, BenchModel, BenchPai
 from amc_mobile.device.bench_results import BenchEvent, BenchStart, ResultStream
 from amc_mobile.device.clock_mode import UNLOCKED, clock_mode, held_mode
 from amc_mobile.device.conditions import Conditions, core_ranges
+from amc_mobile.device.neighbours import Neighbourhood, OnNeighbours
 from amc_mobile.device.phone import InstalledFile, PhoneRunner
-from amc_mobile.device.phone_facts import PhoneFacts, PhoneState, read_facts, read_state
+from amc_mobile.device.phone_facts import PhoneFacts, PhoneState, read_facts, read_neighbours, read_state
 from amc_mobile.device.phone_lock import phone_lock
 from amc_mobile.device.phone_output import parse_core_list
 from amc_mobile.device.profile import DeviceProfile
@@ -51,6 +52,7 @@ class PhoneDevice:
         mode: str = UNLOCKED,
         waived: Collection[str] = (),
         on_wait: OnWait | None = None,
+        on_neighbours: OnNeighbours | None = None,
     ) -> None:
         health.check_waivers(waived)
         self.threads = profile.threads if threads is None else threads
@@ -70,6 +72,7 @@ class PhoneDevice:
         self._facts_read_s = -math.inf
         self._baseline: PhoneState | None = None
         self._paths: dict[str, str] = {}  # of models on the phone
+        self.neighbourhood = Neighbourhood(lambda: read_neighbours(adb), profile.quiet_wait_s, on_neighbours)
 
     @property
     def facts(self) -> PhoneFacts:
@@ -101,10 +104,12 @@ class PhoneDevice:
             self._paths.clear()
             if held == UNLOCKED and self._baseline and health.clock_limits(self._baseline, self.cores):
                 self._baseline = self._wait(lambda state: health.clock_limits(state, self.cores))
+            self.leave_alone()
             yield self
 
     def _open(self, script: str) -> None:
         self._baseline = self._runner.open(script)
+        self._see_neighbours(self._baseline)
 
     def unfinished(self) -> str:
         """The plan of a batch that a killed process left on the phone, else "". `bench` with the same models takes its
@@ -190,10 +195,20 @@ class PhoneDevice:
             return self.facts.state
         return read_state(self.adb)
 
+    def leave_alone(self) -> None:
+        """Waits for other programs to end, but for those that were waited for in vain."""
+        if not self.neighbourhood.is_steady:
+            self.neighbourhood.wait()
+
+    def _see_neighbours(self, state: PhoneState) -> None:
+        if state.neighbours is not None and health.BUSY not in self._waived:
+            self.neighbourhood.see(state.neighbours)
+
     def require_steady(self) -> None:
         """Raises PhoneUnfit when heat has come over the phone since the session began: what was measured is suspect."""
         assert self._baseline is not None, "only within a session"
         state = self._runner.take_state_at_end() or read_state(self.adb)
+        self._see_neighbours(state)
         found = health.drift(self._runner.taken_over or self._baseline, state, self.cores, self.profile)
         health.require_fit(found, self._waived)
 

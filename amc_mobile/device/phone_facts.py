@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from amc_mobile.device.adb import AdbPhone
 from amc_mobile.device.conditions import core_ranges
+from amc_mobile.device.neighbours import LOOK, Neighbours, parse_neighbours
 from amc_mobile.device.phone_output import (
     BATTERY_TYPE,
     SKIN_TYPE,
@@ -33,6 +34,7 @@ _CLOCKS = (
     "cd /sys/devices/system/cpu/cpufreq && "
     "grep -H . policy*/related_cpus policy*/cpuinfo_max_freq policy*/scaling_max_freq policy*/scaling_governor"
 )
+NEIGHBOURS = "neighbours"
 STATE_QUESTIONS = {
     "thermal": "dumpsys thermalservice",
     "battery": "dumpsys battery",
@@ -50,12 +52,16 @@ FACT_QUESTIONS = {
 
 @dataclass(frozen=True)
 class PhoneState:
-    """What changes while a phone works. `thermal` is None on Androids below 10, which have no thermal service."""
+    """What changes while a phone works. `thermal` is None on Androids below 10, which have no thermal service.
+
+    `neighbours`: None where they were not looked for, or the phone hides them.
+    """
 
     thermal: ThermalState | None
     battery: BatteryState
     policies: tuple[CpuPolicy, ...]
     low_power_mode: bool
+    neighbours: Neighbours | None = None
 
     @property
     def celsius(self) -> float | None:
@@ -127,6 +133,11 @@ def read_state(adb: AdbPhone) -> PhoneState:
     return state_from(ask(adb, STATE_QUESTIONS, what="asking the phone how it is"))
 
 
+def read_neighbours(adb: AdbPhone) -> Neighbours | None:
+    """What other programs take of the phone now; takes half a second."""
+    return parse_neighbours(ask(adb, {NEIGHBOURS: LOOK}, what="looking for other programs")[NEIGHBOURS])
+
+
 def read_properties(adb: AdbPhone) -> dict[str, str]:
     return parse_properties(adb.run("getprop"))
 
@@ -152,11 +163,12 @@ def answers_in(text: str, questions: Mapping[str, str], token: str) -> dict[str,
 
 
 def state_from(answers: Mapping[str, str]) -> PhoneState:
-    """From the answers to STATE_QUESTIONS."""
+    """From the answers to STATE_QUESTIONS, and to NEIGHBOURS where that was asked too."""
     has_thermal = "Thermal Status" in answers["thermal"] or "HAL" in answers["thermal"]
     return PhoneState(
         parse_thermal(answers["thermal"]) if has_thermal else None,
         parse_battery(answers["battery"]),
         parse_cpu_policies(answers["clocks"]),
         parse_switch(answers["low_power"], "low-power setting"),
+        parse_neighbours(answers.get(NEIGHBOURS, "")),
     )

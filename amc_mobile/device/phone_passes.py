@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, closing
 from amc_mobile.device.bench_manifest import BenchModel, BenchPair, BenchTiming
 from amc_mobile.device.bench_results import BenchError, BenchResult
 from amc_mobile.device.conditions import Conditions
+from amc_mobile.device.neighbours import Neighbours
 from amc_mobile.device.phone_device import PhoneDevice
 from amc_mobile.device.timing import Job, SamplesMs, Timing
 from amc_mobile.errors import DeviceError, PhoneUnfit, RunnerFailed
@@ -54,16 +55,23 @@ class PhonePasses:
                 yield first, next(results)
 
     def is_steady(self) -> bool:
-        """Whether neither heat nor a lower limit of the clocks has come over the phone since the session began."""
+        """Whether neither heat, lower clocks nor other programs have come over the phone since the session began."""
         try:
             self.phone.require_steady()
         except PhoneUnfit:
             return False
-        return True
+        return self.phone.neighbourhood.is_steady
 
     def settle(self) -> None:
         """Raises PhoneUnfit when the phone stays hot for longer than its profile allows."""
         self.phone.cool_down()
+        self.phone.leave_alone()
+
+    def neighbours(self) -> Neighbours | None:
+        return self.phone.neighbourhood.now
+
+    def most_neighbours(self) -> Neighbours | None:
+        return self.phone.neighbourhood.most
 
     def _results(
         self, entries: Sequence[BenchModel | BenchPair], files: _Files, jobs: Sequence[Job], plan: str = ""

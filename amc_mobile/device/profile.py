@@ -30,7 +30,7 @@ class DeviceProfile:
     `match`: alternatives; one fits when each of its properties matches its regular expression whole, whatever the case.
     `priority`: of several profiles that fit a phone the highest is proposed. `cores`: in the kernel's list form, empty:
     derived from the core clusters. `max_celsius`: skin and battery, before and while measuring. `cooldown_s`: the
-    longest wait for that.
+    longest wait for that, `quiet_wait_s` for other programs to end.
     """
 
     name: str
@@ -43,6 +43,7 @@ class DeviceProfile:
     max_celsius: float = 35.0
     min_battery_percent: float = 25.0
     cooldown_s: float = 900.0
+    quiet_wait_s: float = 60.0
     is_emulator: bool = False
     is_host: bool = False
 
@@ -142,7 +143,9 @@ def _check(path: Path, profile: DeviceProfile) -> None:
         raise InvalidConfig(f"{path}: cores = {profile.cores!r} is no list such as 4-7", next_step="mend it") from error
     if cores == (0,):
         raise InvalidConfig(f"{path}: cores = {profile.cores!r}: core 0 serves interrupts", next_step="add another one")
-    for key, low, high in (("max_celsius", 0, 150), ("min_battery_percent", 0, 100), ("cooldown_s", 0, 86400)):
+    for key, low, high in (
+        ("max_celsius", 0, 150), ("min_battery_percent", 0, 100), ("cooldown_s", 0, 86400), ("quiet_wait_s", 0, 86400),
+    ):  # fmt: skip
         value = getattr(profile, key)
         if not low <= value <= high:
             raise InvalidConfig(f"{path}: {key} = {value} is not between {low} and {high}")

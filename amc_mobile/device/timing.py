@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from amc_mobile.device.conditions import Conditions
+from amc_mobile.device.neighbours import Neighbours
 from amc_mobile.errors import AmcMobileError, DeviceError
 
 SamplesMs = tuple[float, ...]  # milliseconds per inference, in the order run; warm-up runs are left out
@@ -69,6 +70,12 @@ class Device(Protocol):
     def settle(self) -> None:
         """Waits until the device is fit again. Raises DeviceError when it does not come to rest."""
 
+    def neighbours(self) -> Neighbours | None:
+        """The other programs on it when it was last looked at: within a session by `is_steady`. None: unknown."""
+
+    def most_neighbours(self) -> Neighbours | None:
+        """The most that it was measured beside."""
+
 
 @runtime_checkable
 class ResumableDevice(Protocol):
@@ -125,8 +132,14 @@ class SessionDevice(ABC):
     def is_steady(self) -> bool:
         return True
 
-    def settle(self) -> None:  # noqa: B027 - other work on this computer shows in the anchor alone
+    def settle(self) -> None:  # noqa: B027 - not abstract: most have nothing to wait for
         """There is nothing to wait for."""
+
+    def neighbours(self) -> Neighbours | None:
+        return None
+
+    def most_neighbours(self) -> Neighbours | None:
+        return None
 
 
 @contextmanager

@@ -94,7 +94,9 @@ def _samples(source: bytes, images: Floats) -> dict[str, list[dict[str, Any]]]:
 def quantize_onnx(source: bytes, precision: str, images: Floats) -> bytes:
     """A float32 .onnx file in int8: QDQ form, weights per channel, input and output float32. `images`: (N, C, H, W).
 
-    Raises InvalidConfig for float16, UnsupportedLayer when the quantiser gives up.
+    Activations are unsigned: on x86 ONNX Runtime has integer kernels for those only. Signed ones it converts inside a
+    network, but a kernel that is cut out of one would be computed in float32. Raises InvalidConfig for float16,
+    UnsupportedLayer when the quantiser gives up.
     """
     _check(precision, images)
     if precision != "int8":
@@ -114,7 +116,7 @@ def quantize_onnx(source: bytes, precision: str, images: Floats) -> bytes:
         try:
             ort.quantize_static(
                 onnx.load_from_string(source), str(target), Reader(), quant_format=ort.QuantFormat.QDQ,
-                per_channel=True, activation_type=ort.QuantType.QInt8, weight_type=ort.QuantType.QInt8,
+                per_channel=True, activation_type=ort.QuantType.QUInt8, weight_type=ort.QuantType.QInt8,
             )  # fmt: skip
         except Exception as error:  # its errors share no base class
             raise UnsupportedLayer(

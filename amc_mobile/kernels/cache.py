@@ -29,7 +29,7 @@ from amc_mobile.kernels.overlay import by_output, in_order, overlay
 from amc_mobile.kernels.template import Template
 from amc_mobile.kernels.width_code import MAX_TRACES, AmbiguousError, UndecodableError, WidthCode, choose_widths
 
-FORMAT_VERSION = 1  # of template.json and of how traces are drawn
+FORMAT_VERSION = 2  # of the folder's files. 1: exports and behaviour.json; 2: .onnx int8 has unsigned activations
 EXPORTERS = {"tflite": to_tflite, "onnxruntime": to_onnx}
 SUFFIXES = {"tflite": ".tflite", "onnxruntime": ".onnx"}
 EXPORTER_PACKAGES = {"tflite": ("torch", "litert-torch"), "onnxruntime": ("torch", "onnx", "onnxscript")}

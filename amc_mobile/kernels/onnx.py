@@ -17,6 +17,8 @@ from amc_mobile.kernels.labels import Cut
 from amc_mobile.kernels.onnx_units import fused_units
 from amc_mobile.kernels.template import Template
 
+EIGHT_BITS = (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
+
 
 def parse(content: bytes) -> Any:
     """The model with the shape of every value known. Raises UnsupportedLayer when one cannot be inferred."""
@@ -132,10 +134,37 @@ class OnnxTemplate(Template):
                 outputs = ()
         graph.input.extend(self._value(value, cut) for value in inputs)
         graph.output.extend(self._value(value, cut) for value in outputs)
+        if nodes is not None and any(node.op_type == "Conv" for node in graph.node):
+            _channels_last(graph)
         return bytes(model.SerializeToString())
 
     def _value(self, value: Value, cut: Cut) -> Any:
         return helper.make_tensor_value_info(str(value), self._element_types[value], cut.shape(value))
+
+
+def _channels_last(graph: Any) -> None:
+    """Gives a convolution whose borders are all 8-bit images an input and an output with their channels last.
+
+    ONNX Runtime computes it that way. Inside a network neighbours agree on that; alone, it would be measured with the
+    two transpositions that it puts around it, which cancel those that are added here.
+    """
+    types = [value.type.tensor_type for value in (*graph.input, *graph.output)]
+    if any(one.elem_type not in EIGHT_BITS or len(one.shape.dim) != 4 for one in types):
+        return
+    for value in graph.input:
+        name = _move_channels(value)
+        graph.node.insert(0, helper.make_node("Transpose", [value.name], [name], perm=[0, 3, 1, 2]))
+    for value in graph.output:
+        name = _move_channels(value)
+        graph.node.append(helper.make_node("Transpose", [name], [value.name], perm=[0, 2, 3, 1]))
+
+
+def _move_channels(value: Any) -> str:
+    """Renames `value` and moves its channels to the end, in place; returns the name it had."""
+    name, of = str(value.name), value.type.tensor_type
+    batch, channels, *image = (dim.dim_value for dim in of.shape.dim)
+    value.CopyFrom(helper.make_tensor_value_info(f"{name}.last", of.elem_type, [batch, *image, channels]))
+    return name
 
 
 def _fill(tensor: Any, name: str, array: Array) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from amc_mobile.device.timing import Job, SamplesMs
-from amc_mobile.latency.statistics import pass_low_ms
+from amc_mobile.latency.measurement import Pass
+from amc_mobile.latency.statistics import low_ms, pass_low_ms
 
 READINGS = 3
+WANTED_MS = 0.1
 
 
 class Anchor:
-    """`job`: some 0.1 ms long. `tolerance`: relative, over the lowest reading so far, `lowest_ms`."""
+    """`job`: some WANTED_MS long. `tolerance`: relative, over the lowest reading so far, `lowest_ms`."""
 
     def __init__(self, job: Job, *, tolerance: float, lowest_ms: float = math.inf) -> None:
         self._job = job
@@ -39,3 +41,13 @@ class Anchor:
         before = self.lowest_ms
         self.see(readings)
         return min(pass_low_ms(samples) for samples in readings) <= before * (1 + self._tolerance)
+
+
+def best_anchor(measured: Mapping[str, Sequence[Pass]]) -> str | None:
+    """The key whose latency is nearest to the wanted one; None where nothing was measured."""
+    distances = {
+        key: abs(math.log(low_ms([one.samples_ms for one in passes]) / WANTED_MS))
+        for key, passes in measured.items()
+        if passes
+    }
+    return min(distances, key=distances.__getitem__, default=None)

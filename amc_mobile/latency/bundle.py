@@ -12,7 +12,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ from amc_mobile.device.conditions import FOREIGN_PROTOCOL, Conditions
 from amc_mobile.errors import CorruptFile, InvalidInput
 from amc_mobile.latency.measurement import KernelMeasurement, Pass, model_key
 from amc_mobile.latency.shapes import KernelShape
-from amc_mobile.latency.table import Contents, LatencyTable, StoredPass
+from amc_mobile.latency.table import LatencyTable
+from amc_mobile.latency.table_rows import Adoption, Contents, StoredPass
 
 FORMAT = "amc-mobile latency table"
-FORMAT_VERSION = 1  # 1: conditions, kernels, models, passes
+FORMAT_VERSION = 2  # 1: conditions, kernels, models, passes; 2: adoptions besides
+READABLE = (1, 2)
 CSV_COLUMNS = (
     "conditions", "device", "soc", "os", "runtime", "runtime_version", "threads", "key", "kernel", "ms", "passes",
     "samples", "flags",
@@ -49,17 +51,21 @@ def to_lines(contents: Contents) -> list[str]:
                 created=one.created,
             )
         )
+    body += [_line(kind="adoption", **asdict(adopted)) for adopted in contents.adoptions]
     head = _line(format=FORMAT, format_version=FORMAT_VERSION, lines=len(body), passes=len(contents.passes))
     return [head, *body, _line(kind="end", sha256=_digest(body))]
 
 
 def from_lines(path: Path, lines: Sequence[str]) -> Contents:
-    """What `to_lines` wrote. Raises CorruptFile, with the line, for anything else; `path` is for messages."""
+    """What `to_lines` wrote, now or in an older version. Raises CorruptFile, with the line, for anything else.
+
+    `path`: for messages.
+    """
     head = _document(path, 1, lines[0]) if lines else {}
     if head.get("format") != FORMAT:
         raise CorruptFile(path, "is no bundle of a latency table", next_step=AGAIN)
     version = head.get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in READABLE:
         newer = isinstance(version, int) and version > FORMAT_VERSION
         why = f"has format {version}, this version reads {FORMAT_VERSION}"
         raise CorruptFile(path, why, next_step="update amc-mobile" if newer else AGAIN)
@@ -73,6 +79,7 @@ def from_lines(path: Path, lines: Sequence[str]) -> Contents:
     kernels: dict[str, tuple[str, Mapping[str, Any]]] = {}
     models: dict[str, tuple[str, tuple[int, ...]]] = {}
     passes: list[StoredPass] = []
+    adoptions: dict[str, Adoption] = {}
     for number, text in enumerate(body, start=2):
         row = _document(path, number, text)
         try:
@@ -93,13 +100,20 @@ def from_lines(path: Path, lines: Sequence[str]) -> Contents:
                 passes.append(
                     StoredPass(row["conditions"], row["subject"], one, int(row["warmup_runs"]), str(row["created"]))
                 )
+            elif kind == "adoption":
+                adopted = Adoption(
+                    str(row["conditions"]), str(row["source"]), _ratio(row["ratio"]), str(row["created"])
+                )
+                pair = f"{adopted.source} for {adopted.conditions}"
+                _once(adoptions, pair, bool(adopted.source))
+                adoptions[pair] = adopted
             else:
                 raise ValueError(f"unknown kind {kind!r}")
         except KeyError as error:
             raise CorruptFile(path, f"line {number}: no {error}", next_step=AGAIN) from error
         except (TypeError, ValueError, InvalidInput) as error:
             raise CorruptFile(path, f"line {number}: {error}", next_step=AGAIN) from error
-    return Contents(conditions, kernels, models, passes)
+    return Contents(conditions, kernels, models, passes, list(adoptions.values()))
 
 
 def to_csv(table: LatencyTable) -> str:
@@ -200,6 +214,12 @@ def _once(known: Mapping[str, object], key: str, fits: bool) -> None:
         raise ValueError(f"key {key[:12]} stands there twice")
     if not fits:
         raise ValueError(f"key {key[:12]!r} does not belong to its document")
+
+
+def _ratio(value: Any) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value) or value <= 0:
+        raise ValueError(f"kernels cannot be adopted times {value!r}")
+    return float(value)
 
 
 def _line(**document: Any) -> str:

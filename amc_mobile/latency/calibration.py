@@ -21,6 +21,7 @@ HUBER = 1.5  # residuals beyond this many median deviations count less
 BAND_FLOOR = 0.02
 COVERAGE = 0.9  # of new plans lie within the band
 FEW_FACTOR = 1.5  # of the largest leave-one-out error, where there are too few of them to tell the band
+BUSY_ERROR = 0.05  # what a neighbour that was there all the time added at most, in nine of ten cases
 UNKNOWN_ERROR = 0.1  # where nothing can be left out
 HALF_LIFE = 10  # a model measured in a search counts half after this many newer ones
 PROFILED_LEVEL_WEIGHT = 2.0  # in the level, all profiled models together count as this many new ones
@@ -36,7 +37,7 @@ class WholeModel:
 
     `boundary_mb`: bytes crossing the borders of its kernels, where the runtime converts layouts there, else 0.
     `low_weight`, `p50_weight`: trust in either number, 0 to 1. `searched`: measured in a search; those are given in the
-    order measured.
+    order measured. `busy`: measured beside other programs only, which may have slowed all such models alike.
     """
 
     sum_ms: float
@@ -47,6 +48,7 @@ class WholeModel:
     low_weight: float = 1.0
     p50_weight: float = 1.0
     searched: bool = False
+    busy: bool = False
 
 
 def trust(sigma: float) -> float:
@@ -116,7 +118,8 @@ def fit(models: Sequence[WholeModel]) -> Calibration:
         offset_ms=offset,
         scale=scale,
         p50_ratio=best.level(),
-        band=max(BAND_FLOOR, error_band(absolute, data.error_weights)),
+        # Leaving out one of several that are all off by the same does not show it.
+        band=max(BAND_FLOOR, error_band(absolute, data.error_weights)) + BUSY_ERROR * data.busy_share,
         loo_mape=float(np.average(absolute, weights=data.error_weights)),
         models=len(models),
         hinge_mb=best.hinge_mb,
@@ -170,6 +173,7 @@ class _Data:
         # A profiled model's p50 was timed alone and its lowest p20 is sure; one measured in a search is timed against
         # the original, and its p50 is what the budget is held against.
         self.error_weights = np.where(self.searched, p50_trust, low_trust) * fresh
+        self.busy_share = float(np.average([m.busy for m in models], weights=self.error_weights))
 
     def __len__(self) -> int:
         return len(self.sum)

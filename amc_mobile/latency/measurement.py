@@ -18,11 +18,12 @@ from amc_mobile.latency.statistics import interval, low_ms, lowest_two_agree, p5
 
 # What can be wrong with a measurement, and since when it counts.
 NOISY = "NOISY"  # the two lowest passes differ by more than NOISY_TOLERANCE: the quiet machine was not seen twice
-BUSY = "BUSY"  # other work took time: the anchor drifted or the p50 is far above the lowest p20
+BUSY = "BUSY"  # other work took time: it was seen, the anchor drifted, or the p50 is far above the lowest p20
 FEW_RUNS = "FEW_RUNS"  # too few samples for a 95 % interval
 NOISY_TOLERANCE = 0.05
 BUSY_RATIO = 1.25
 FEW_SAMPLES = 30
+FEW_PASSES = 3  # fewer do not tell how passes differ
 
 Samples = tuple[tuple[float, ...], ...]  # one tuple of milliseconds per pass, in the order run
 
@@ -84,8 +85,8 @@ def model_key(template: str, widths: Sequence[int]) -> str:
 class Pass:
     """The samples of one session, in ms per inference and in the order run; warm-up runs are left out.
 
-    `busy`: the anchor had drifted when the pass was made and repeating it did not help. Raises InvalidInput for samples
-    that are no positive finite numbers.
+    `busy`: made beside other programs, or while the anchor had drifted and repeating it did not help. Raises
+    InvalidInput for samples that are no positive finite numbers.
     """
 
     samples_ms: tuple[float, ...]
@@ -116,6 +117,11 @@ class _Timed:
         """The lowest 20th percentile over the passes: the latency of the quiet machine."""
         return low_ms(self.samples_ms)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether no pass saw the device left alone."""
+        return all(one.busy for one in self.passes)
+
 
 @dataclass(frozen=True)
 class KernelMeasurement(_Timed):
@@ -132,9 +138,8 @@ class KernelMeasurement(_Timed):
 
     @cached_property
     def flags(self) -> tuple[str, ...]:
-        quiet = [one.samples_ms for one in self.passes if not one.busy]
         found = [] if lowest_two_agree(self.samples_ms, NOISY_TOLERANCE) else [NOISY]
-        return tuple(found if quiet else [*found, BUSY])
+        return tuple([*found, BUSY] if self.is_busy else found)
 
 
 @dataclass(frozen=True)
@@ -151,7 +156,13 @@ class ModelMeasurement(_Timed):
 
     @cached_property
     def _all_ms(self) -> tuple[float, ...]:
-        return tuple(value for samples in self.samples_ms for value in samples)
+        return tuple(value for samples in self._typical_ms for value in samples)
+
+    @cached_property
+    def _typical_ms(self) -> Samples:
+        """Of the passes that tell what a user sees: of those on a device left alone, where there are enough."""
+        quiet = tuple(one.samples_ms for one in self.passes if not one.busy)
+        return quiet if len(quiet) >= FEW_PASSES else self.samples_ms
 
     @cached_property
     def p50_ms(self) -> float:
@@ -163,7 +174,7 @@ class ModelMeasurement(_Timed):
 
     @cached_property
     def _p50_interval(self) -> tuple[float, float]:
-        return p50_interval_ms(self.samples_ms)
+        return p50_interval_ms(self._typical_ms)
 
     @property
     def ci_low_ms(self) -> float:
@@ -185,7 +196,7 @@ class ModelMeasurement(_Timed):
         found = []
         if not lowest_two_agree(self.samples_ms, NOISY_TOLERANCE):
             found.append(NOISY)
-        if self.p50_ratio > BUSY_RATIO or all(one.busy for one in self.passes):
+        if self.p50_ratio > BUSY_RATIO or self.is_busy:
             found.append(BUSY)
         if len(self._all_ms) < FEW_SAMPLES:
             found.append(FEW_RUNS)

@@ -2,7 +2,8 @@
 
 Every pass opens a fresh session; the order is shuffled anew for each pass, so that drift meets all alike. Kernels stop
 when their two lowest passes agree. Between stretches of passes an anchor is read: where it has drifted, the stretch is
-thrown away and made again, a bounded number of times; after that its passes are kept and flagged busy.
+thrown away and made again, a bounded number of times; after that its passes are kept and flagged busy. So are those
+made beside other programs that did not end; they are made again as soon as the device is left alone.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from amc_mobile.device.timing import Device, Job, ResumableDevice, SamplesMs, Timing
-from amc_mobile.latency.anchor import Anchor
+from amc_mobile.latency.anchor import Anchor, best_anchor
 from amc_mobile.latency.measurement import (
     KernelMeasurement,
     KernelRequest,
@@ -50,8 +51,8 @@ def measure_kernels(
 
     With a `table`, passes already in it under the device's conditions count, and new ones are stored as they are made:
     after a kill the same call goes on, with what a phone went on to measure meanwhile. `anchor`: a kernel of some
-    0.1 ms; the middle request where none is given. One among `requests` is held against the passes it has
-    already. Raises DeviceError naming the kernel that does not run.
+    0.1 ms; where none is given, a request that was measured already, else the middle one. It is held against its
+    passes in the table from the first reading on. Raises DeviceError naming the kernel that does not run.
     """
     config = config or ProtocolConfig()
     if table is not None:
@@ -102,8 +103,8 @@ def measure_model(device: Device, model: bytes, config: ProtocolConfig | None = 
         return made
 
     with device.session():
-        made, steady = _until_steady(device, config, attempt)
-    passes = tuple(Pass(samples, busy=not steady) for samples in made)
+        made, quiet = _until_steady(device, config, attempt)
+    passes = tuple(Pass(samples, busy=not quiet) for samples in made)
     return ModelMeasurement(passes, device.conditions(), config.warmup_runs)
 
 
@@ -115,13 +116,13 @@ def measure_pair(device: Device, before: bytes, after: bytes, config: ProtocolCo
         Job("after", "the pruned model", lambda: after, config.model_timing),
     ]
     with device.session():
-        rounds, steady = _until_steady(
+        rounds, quiet = _until_steady(
             device, config, lambda: list(device.alternate(jobs[0], jobs[1], config.pair_rounds))
         )
     conditions = device.conditions()
     measured = [
         ModelMeasurement(
-            tuple(Pass(samples[which], busy=not steady) for samples in rounds), conditions, config.warmup_runs
+            tuple(Pass(samples[which], busy=not quiet) for samples in rounds), conditions, config.warmup_runs
         )
         for which in (0, 1)
     ]
@@ -130,13 +131,18 @@ def measure_pair(device: Device, before: bytes, after: bytes, config: ProtocolCo
 
 
 def _until_steady(device: Device, config: ProtocolConfig, attempt: Callable[[], T]) -> tuple[T, bool]:
-    """The first attempt that no heat spoilt, and True; the last one that is allowed, and False."""
+    """The first attempt that nothing new spoilt, or the last that is allowed; whether the device was fit meanwhile."""
     for _ in range(config.anchor_repeats + 1):
         made = attempt()
         if device.is_steady():
-            return made, True
+            return made, not _is_busy(device)
         device.settle()
     return made, False
+
+
+def _is_busy(device: Device) -> bool:
+    found = device.neighbours()
+    return found is not None and found.is_busy
 
 
 class _Request(Protocol):
@@ -167,6 +173,14 @@ class _Run:
         self._conditions = device.conditions()
         self._repeats_left = config.anchor_total_repeats
         self._in_a_row = 0
+        self._passes: dict[str, list[Pass]] = {key: [] for key in requests}
+        if table is not None:
+            for key, stored in table.passes(self._conditions, requests).items():
+                self._passes[key] = list(stored)
+        # Among the first so many passes of a key, busy ones do not count.
+        self._outdated = dict.fromkeys(requests, 0)
+        self._outdatings_left = config.anchor_total_repeats
+        self._has_beside = any(one.busy for made in self._passes.values() for one in made)
 
     def all_passes(
         self,
@@ -176,69 +190,80 @@ class _Run:
         anchor_request: _Request | None,
     ) -> dict[str, list[Pass]]:
         """Passes by key, until `is_done` of each; `at_least`: no key is done with fewer."""
-        passes: dict[str, list[Pass]] = {key: [] for key in self._requests}
-        self._add_stored(passes)
-        todo = [key for key in self._requests if not is_done(passes[key])]
-        total, done = len(passes), len(passes) - len(todo)
-        if not todo:
+        passes = self._passes
+        todo = [key for key in passes if not is_done(passes[key])]
+        if not todo and not self._has_beside:
             return passes
         order = random.Random(self._config.seed)
         with self._device.session():
-            plan = self._unfinished(passes, anchor_request)
-            anchor = self._anchor(anchor_request, todo, plan, passes)
+            self._outdate()
+            todo = [key for key in passes if not is_done(self._counted(key))]
+            left, total = set(todo), len(passes)
+            plan = self._unfinished(anchor_request)
+            anchor = self._anchor(anchor_request, todo, plan)
             waiting: list[Sequence[str]] = list(plan.stretches) if plan else []
-            old = StoredStretches(plan, {key: len(passes[key]) for key in passes}) if plan else None
+            old = StoredStretches(plan, {key: len(made) for key, made in passes.items()}) if plan else None
             while todo:
                 if not waiting:
                     # Rounds that every key needs in any case can be given to the device at once.
-                    rounds = max(1, at_least - max(len(passes[key]) for key in todo))
+                    rounds = max(1, at_least - max(len(self._counted(key)) for key in todo))
                     queue = [key for _ in range(rounds) for key in order.sample(todo, len(todo))]
                     waiting = self._cut(queue)
-                for made in self._stretches(waiting, timing, anchor, passes):
+                for made in self._stretches(waiting, timing, anchor):
                     if old and old.holds([key for key, _ in made]):
                         continue
                     if self._table is not None:
                         self._table.add_passes(self._conditions, made, warmup_runs=timing.warmup_runs)
                     for key, one in made:
                         passes[key].append(one)
-                        if is_done(passes[key]) and not is_done(passes[key][:-1]):
-                            done += 1
+                        if key in left and is_done(self._counted(key)):
+                            left.discard(key)
                             if self._on_result:
-                                self._on_result(done, total, key)
+                                self._on_result(total - len(left), total, key)
                 waiting, old = [], None
-                todo = [key for key in todo if not is_done(passes[key])]
+                self._outdate()
+                todo = [key for key in passes if not is_done(self._counted(key))]
+                left = set(todo)
         return passes
 
-    def _add_stored(self, passes: dict[str, list[Pass]]) -> None:
-        if self._table is not None:
-            for key, stored in self._table.passes(self._conditions, passes).items():
-                passes[key] = list(stored)
+    def _counted(self, key: str) -> list[Pass]:
+        """The passes that count towards being done."""
+        outdated = self._outdated[key]
+        return [one for number, one in enumerate(self._passes[key]) if number >= outdated or not one.busy]
 
-    def _unfinished(self, passes: Mapping[str, Sequence[Pass]], anchor: _Request | None) -> StretchPlan | None:
+    def _outdate(self) -> None:
+        """What was made beside other programs does not count any more once the device is left alone."""
+        found = self._device.neighbours()
+        if self._has_beside and found is not None and not found.is_busy and self._outdatings_left > 0:
+            self._outdated = {key: len(made) for key, made in self._passes.items()}
+            self._has_beside = False
+            self._outdatings_left -= 1
+
+    def _unfinished(self, anchor: _Request | None) -> StretchPlan | None:
         """What a killed process left on the device, where it is a part of the present work."""
         if self._table is None or not isinstance(self._device, ResumableDevice):
             return None
         plan = StretchPlan.from_text(self._device.unfinished())
-        if plan is None or not plan.fits(passes, {key: len(passes[key]) for key in passes}):
+        counts = {key: len(made) for key, made in self._passes.items()}
+        if plan is None or not plan.fits({*counts, anchor.key} if anchor else counts, counts):
             return None
         if anchor is not None and anchor.key != plan.anchor:
             return None
         self._in_a_row, self._repeats_left = plan.in_a_row, plan.repeats_left
         return plan
 
-    def _anchor(
-        self,
-        request: _Request | None,
-        todo: Sequence[str],
-        plan: StretchPlan | None,
-        passes: Mapping[str, Sequence[Pass]],
-    ) -> Anchor | None:
+    def _anchor(self, request: _Request | None, todo: Sequence[str], plan: StretchPlan | None) -> Anchor | None:
         if plan is not None and not plan.anchor:
             return None
         if plan is None and len(todo) < 2 and request is None:
             return None
-        known = passes.get(request.key, ()) if request is not None else ()
-        request = request or self._requests[plan.anchor if plan else todo[len(todo) // 2]]
+        if request is None:
+            quiet = {key: [one for one in made if not one.busy] for key, made in self._passes.items()}
+            proven = {key: made for key, made in quiet.items() if len(made) >= self._config.min_passes}
+            request = self._requests[plan.anchor if plan else best_anchor(proven) or todo[len(todo) // 2]]
+        known: Sequence[Pass] = self._passes.get(request.key, ())
+        if not known and self._table is not None:
+            known = self._table.passes(self._conditions, [request.key]).get(request.key, ())
         # More samples than a kernel's pass takes: one reading judges a whole stretch.
         timing = replace(self._config.kernel_timing, samples=8)
         lowest_ms = plan.lowest_ms if plan else min((pass_low_ms(one.samples_ms) for one in known), default=math.inf)
@@ -254,21 +279,24 @@ class _Run:
         stretches: Sequence[Sequence[str]],
         timing: Timing,
         anchor: Anchor | None,
-        passes: Mapping[str, Sequence[Pass]],
     ) -> Iterator[list[tuple[str, Pass]]]:
         """Makes a pass per key, and gives those between two looks at the anchor, which are a stretch, together.
 
-        What was made while the anchor drifted is made again, a bounded number of times; then it is flagged busy.
+        What was made while the anchor drifted is made again, a bounded number of times; then it is flagged busy, as is
+        what was made beside other programs.
         """
         waiting = list(stretches)
         while waiting:
             count = max(1, self._device.jobs_per_batch // self._config.anchor_every)
             batch, waiting = waiting[:count], waiting[count:]
             again = []
-            for keys, samples, steady in self._batch(batch, timing, anchor, passes):
+            for keys, samples, steady in self._batch(batch, timing, anchor):
                 self._in_a_row = 0 if steady else self._in_a_row + 1
                 if steady or self._in_a_row > self._config.anchor_repeats or self._repeats_left == 0:
-                    yield [(key, Pass(values, busy=not steady)) for key, values in zip(keys, samples, strict=True)]
+                    beside = _is_busy(self._device)
+                    self._has_beside |= beside
+                    busy = beside or not steady
+                    yield [(key, Pass(values, busy)) for key, values in zip(keys, samples, strict=True)]
                 else:
                     self._repeats_left -= 1
                     again.append(keys)
@@ -281,7 +309,6 @@ class _Run:
         stretches: Sequence[Sequence[str]],
         timing: Timing,
         anchor: Anchor | None,
-        passes: Mapping[str, Sequence[Pass]],
     ) -> Iterator[tuple[Sequence[str], list[SamplesMs], bool]]:
         """For each stretch its keys, samples, and whether the device stayed the same meanwhile; as they come."""
         first = anchor.first_jobs() if anchor else []
@@ -290,7 +317,7 @@ class _Run:
         for keys in stretches:
             requests = [self._requests[key] for key in keys]
             jobs += [Job(request.key, request.label, request.model, timing) for request in requests] + last
-        with closing(self._start(jobs, stretches, anchor, passes)) as made:
+        with closing(self._start(jobs, stretches, anchor)) as made:
             if anchor is not None:
                 anchor.see(list(islice(made, len(first))))
             for position, keys in enumerate(stretches):
@@ -302,17 +329,13 @@ class _Run:
                 yield keys, samples, steady
 
     def _start(
-        self,
-        jobs: Sequence[Job],
-        stretches: Sequence[Sequence[str]],
-        anchor: Anchor | None,
-        passes: Mapping[str, Sequence[Pass]],
+        self, jobs: Sequence[Job], stretches: Sequence[Sequence[str]], anchor: Anchor | None
     ) -> Generator[SamplesMs, None, None]:
         if self._table is None or not isinstance(self._device, ResumableDevice):
             return self._device.passes(jobs)
         plan = StretchPlan(
             tuple(tuple(keys) for keys in stretches),
-            {key: len(passes[key]) for keys in stretches for key in keys},
+            {key: len(self._passes[key]) for keys in stretches for key in keys},
             anchor.key if anchor else "",
             anchor.lowest_ms if anchor else math.inf,
             self._in_a_row,

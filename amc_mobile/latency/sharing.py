@@ -8,46 +8,26 @@ table keeps on record. Where they do not, that phone is left out.
 from __future__ import annotations
 
 import hashlib
-import math
 import random
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from amc_mobile.device.conditions import Conditions
-from amc_mobile.device.timing import Device, Job, ResumableDevice, SamplesMs
+from amc_mobile.device.timing import Device
 from amc_mobile.errors import DeviceError
 from amc_mobile.latency.adoption import ANCHORS, anchors, candidates, judge
+from amc_mobile.latency.anchor import best_anchor
 from amc_mobile.latency.measurement import KernelMeasurement, KernelRequest
 from amc_mobile.latency.protocol import measure_kernels
 from amc_mobile.latency.protocol_config import ProtocolConfig
-from amc_mobile.latency.statistics import low_ms
+from amc_mobile.latency.sharing_phone import PhoneShare, SharingPhone
 from amc_mobile.latency.table import LatencyTable
 
 RESIDUAL = 0.03  # of any anchor's ratio from their median
 LEAST_SHARE = 12  # kernels dealt out at once: a batch costs seconds to start
-GUARD_MS = 0.1
 OnProgress = Callable[[str, int, int], None]  # what is measured, done, total
-
-
-@dataclass
-class PhoneShare:
-    """What one phone did. `ratio`: what its latencies were multiplied by; None where it was left out."""
-
-    serial: str
-    ratio: float | None = None
-    kernels: int = 0
-    problem: str = ""
-
-    def to_document(self) -> dict[str, Any]:
-        return {"serial": self.serial, "ratio": self.ratio, "kernels": self.kernels, "problem": self.problem}
-
-    def text(self) -> str:
-        did = "left out" if self.ratio is None else f"{self.kernels} kernels, latencies times {self.ratio:.3f}"
-        return f"{self.serial}: {did}{'; ' + self.problem if self.problem else ''}"
 
 
 def share_kernels(
@@ -69,42 +49,6 @@ def share_kernels(
     return _Sharing(devices, requests, types, table, on_progress, config or ProtocolConfig()).run()
 
 
-class _Phone:
-    """A device under conditions of its own, whose passes end when the others' work is given up."""
-
-    def __init__(self, serial: str, device: Device, conditions: Conditions, given_up: threading.Event) -> None:
-        self.share = PhoneShare(serial)
-        self.jobs_per_batch = device.jobs_per_batch
-        self._device, self._conditions, self._given_up = device, conditions, given_up
-
-    def conditions(self) -> Conditions:
-        return self._conditions
-
-    def session(self) -> AbstractContextManager[object]:
-        return self._device.session()
-
-    def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[SamplesMs, None, None]:
-        device = self._device
-        given = device.passes(jobs, plan=plan) if isinstance(device, ResumableDevice) else device.passes(jobs)
-        with closing(given) as made:
-            for samples in made:
-                if self._given_up.is_set():
-                    raise DeviceError("stopped", next_step="run the same command again: what was measured is kept")
-                yield samples
-
-    def unfinished(self) -> str:
-        return self._device.unfinished() if isinstance(self._device, ResumableDevice) else ""
-
-    def alternate(self, before: Job, after: Job, rounds: int) -> Generator[tuple[SamplesMs, SamplesMs], None, None]:
-        yield from self._device.alternate(before, after, rounds)
-
-    def is_steady(self) -> bool:
-        return self._device.is_steady()
-
-    def settle(self) -> None:
-        self._device.settle()
-
-
 class _Sharing:
     def __init__(
         self,
@@ -123,7 +67,7 @@ class _Sharing:
         for position, (serial, device) in enumerate(devices.items()):
             own = replace(self._conditions, device=f"{self._conditions.device}, unit {_unit(serial)}")
             under = own if position else self._conditions
-            self._phones.append(_Phone(serial, device, under, self._given_up))
+            self._phones.append(SharingPhone(serial, device, under, self._given_up))
         self._first = self._phones[0]
         self._changed = threading.Condition()
         self._waiting: list[list[str]] = []
@@ -173,7 +117,7 @@ class _Sharing:
             except DeviceError as error:
                 phone.share.problem = error.message
 
-    def _measure(self, phone: _Phone, keys: Sequence[str]) -> dict[str, KernelMeasurement]:
+    def _measure(self, phone: SharingPhone, keys: Sequence[str]) -> dict[str, KernelMeasurement]:
         def tell(done: int, total: int, _: str) -> None:
             if self._on_progress and phone is self._first:
                 self._on_progress("compare the phones", done, total)
@@ -186,7 +130,7 @@ class _Sharing:
         return found
 
     def _judge(
-        self, phone: _Phone, own: Mapping[str, KernelMeasurement], others: Mapping[str, KernelMeasurement]
+        self, phone: SharingPhone, own: Mapping[str, KernelMeasurement], others: Mapping[str, KernelMeasurement]
     ) -> None:
         steady = [kernel for key, kernel in own.items() if not kernel.flags and not others[key].flags]
         chosen = anchors(steady, self._types)
@@ -219,7 +163,7 @@ class _Sharing:
         self._done = len(finished)
         self._waiting = [share for share in self._waiting if not finished.issuperset(share)]
 
-    def _work(self, phone: _Phone) -> None:
+    def _work(self, phone: SharingPhone) -> None:
         while (share := self._take(phone)) is not None:
             again = []
             try:
@@ -237,7 +181,7 @@ class _Sharing:
                     self._at_work -= 1
                     self._changed.notify_all()
 
-    def _take(self, phone: _Phone) -> list[str] | None:
+    def _take(self, phone: SharingPhone) -> list[str] | None:
         """The phone's next share: one it has begun, else one that nobody has. None when all are done."""
         with self._changed:
             # A phone at work may yet fail and leave its share.
@@ -250,12 +194,12 @@ class _Sharing:
             self._at_work += 1
             return self._waiting.pop(ranks.index(min(ranks)))
 
-    def _begun(self, phone: _Phone) -> set[str]:
+    def _begun(self, phone: SharingPhone) -> set[str]:
         """The kernels that the phone has passes of, and the table no final ones."""
         own = set(self._table.passes(phone.conditions(), self._requests))
         return own - self._finished(self._first, list(own))
 
-    def _do(self, phone: _Phone, share: Sequence[str]) -> None:
+    def _do(self, phone: SharingPhone, share: Sequence[str]) -> None:
         guard = self._guard(phone)
         if phone is not self._first:
             held = self._table.passes(self._conditions, share)
@@ -273,22 +217,18 @@ class _Sharing:
                 self._table.adopt(self._conditions, phone.conditions(), finished, phone.share.ratio or 1.0)
             phone.share.kernels += len(finished - before)
 
-    def _guard(self, phone: _Phone) -> str | None:
+    def _guard(self, phone: SharingPhone) -> str | None:
         """A kernel that the phone was compared by: what it took then is the level for all that follows."""
         keys = candidates(list(self._requests), self._types)
-        distances = {
-            key: abs(math.log(low_ms([one.samples_ms for one in passes]) / GUARD_MS))
-            for key, passes in self._table.passes(phone.conditions(), keys).items()
-            if self._config.is_kernel_done(passes)
-        }
-        return min(distances, key=distances.__getitem__, default=None)
+        stored = self._table.passes(phone.conditions(), keys)
+        return best_anchor({key: passes for key, passes in stored.items() if self._config.is_kernel_done(passes)})
 
-    def _finished(self, phone: _Phone, keys: Sequence[str]) -> set[str]:
+    def _finished(self, phone: SharingPhone, keys: Sequence[str]) -> set[str]:
         stored = self._table.passes(phone.conditions(), keys)
         config = self._config_of(phone)
         return {key for key, passes in stored.items() if config.is_kernel_done(passes)}
 
-    def _config_of(self, phone: _Phone) -> ProtocolConfig:
+    def _config_of(self, phone: SharingPhone) -> ProtocolConfig:
         # What agrees has to agree when it is multiplied, too.
         return replace(self._config, agreement_us=self._config.agreement_us / (phone.share.ratio or 1.0))
 

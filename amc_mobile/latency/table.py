@@ -7,9 +7,7 @@ on with what is missing.
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -30,34 +28,18 @@ from amc_mobile.latency.measurement import (
     model_key,
 )
 from amc_mobile.latency.storage import DELETE_IT, FORMAT_VERSION, open_storage
+from amc_mobile.latency.table_rows import (
+    Contents,
+    add_contents,
+    read_adoptions,
+    read_contents,
+    read_pass,
+    read_widths,
+)
 
 KEYS_PER_QUERY = 500  # SQLite's oldest limit on parameters is 999
 
 _conditions, _kernel, _model, _sample = storage.conditions, storage.kernel, storage.model, storage.sample
-
-
-@dataclass(frozen=True)
-class StoredPass:
-    """A pass with everything that the table keeps of it. `conditions`, `subject`: keys."""
-
-    conditions: str
-    subject: str
-    one: Pass
-    warmup_runs: int
-    created: str
-
-
-@dataclass(frozen=True)
-class Contents:
-    """Everything in a table, or a part of it to be added to another.
-
-    `kernels`: key -> (label, document); `models`: key -> (template, widths).
-    """
-
-    conditions: Mapping[str, Conditions]
-    kernels: Mapping[str, tuple[str, Mapping[str, Any]]]
-    models: Mapping[str, tuple[str, tuple[int, ...]]]
-    passes: Sequence[StoredPass]
 
 
 class LatencyTable:
@@ -134,7 +116,7 @@ class LatencyTable:
                     _sample.c.subject.in_(wanted[start : start + KEYS_PER_QUERY]),
                 )
                 for subject, samples, busy in connection.execute(query.order_by(_sample.c.id)):
-                    found.setdefault(subject, []).append(self._pass(samples, busy))
+                    found.setdefault(subject, []).append(read_pass(self._storage, samples, busy))
         return {key: tuple(passes) for key, passes in found.items()}
 
     def kernels(self, conditions: Conditions) -> dict[str, KernelMeasurement]:
@@ -148,7 +130,7 @@ class LatencyTable:
         found: dict[str, tuple[str, list[Pass]]] = {}
         with self._storage.transaction() as connection:
             for key, label, samples, busy in connection.execute(query):
-                found.setdefault(key, (label, []))[1].append(self._pass(samples, busy))
+                found.setdefault(key, (label, []))[1].append(read_pass(self._storage, samples, busy))
         return {key: KernelMeasurement(key, label, tuple(passes), conditions) for key, (label, passes) in found.items()}
 
     def kernel_documents(self) -> dict[str, dict[str, Any]]:
@@ -171,9 +153,9 @@ class LatencyTable:
         found: dict[str, tuple[int, list[Pass]]] = {}
         with self._storage.transaction() as connection:
             for widths, samples, busy, warmup_runs in connection.execute(query):
-                found.setdefault(widths, (warmup_runs, []))[1].append(self._pass(samples, busy))
+                found.setdefault(widths, (warmup_runs, []))[1].append(read_pass(self._storage, samples, busy))
         return [
-            (self._widths(widths), ModelMeasurement(tuple(passes), conditions, warmup_runs))
+            (read_widths(self._storage, widths), ModelMeasurement(tuple(passes), conditions, warmup_runs))
             for widths, (warmup_runs, passes) in found.items()
         ]
 
@@ -187,7 +169,9 @@ class LatencyTable:
             rows = connection.execute(query.order_by(_sample.c.id)).all()
         if not rows:
             return None
-        return ModelMeasurement(tuple(self._pass(row[0], row[1]) for row in rows), conditions, int(rows[0][2]))
+        return ModelMeasurement(
+            tuple(read_pass(self._storage, row[0], row[1]) for row in rows), conditions, int(rows[0][2])
+        )
 
     def conditions(self) -> list[Conditions]:
         """All conditions that something was measured under, oldest first."""
@@ -227,69 +211,15 @@ class LatencyTable:
     def contents(self) -> Contents:
         """All rows, the passes in the order made."""
         known = {conditions.key: conditions for conditions in self.conditions()}
-        with self._storage.transaction() as connection:
-            kernels = connection.execute(sa.select(_kernel.c.key, _kernel.c.label, _kernel.c.document)).all()
-            models = connection.execute(sa.select(_model.c.key, _model.c.template, _model.c.widths)).all()
-            columns = (
-                _sample.c.conditions, _sample.c.subject, _sample.c.samples_ms, _sample.c.busy, _sample.c.warmup_runs,
-                _sample.c.created,
-            )  # fmt: skip
-            rows = connection.execute(sa.select(*columns).order_by(_sample.c.id)).all()
-        try:
-            documents = {key: (label, dict(json.loads(document))) for key, label, document in kernels}
-        except (TypeError, ValueError) as error:
-            raise self._storage.corrupt(f"unreadable kernels ({error})", next_step=DELETE_IT) from error
-        return Contents(
-            known,
-            documents,
-            {key: (template, tuple(self._widths(widths).tolist())) for key, template, widths in models},
-            [StoredPass(r[0], r[1], self._pass(r[2], r[3]), int(r[4]), r[5]) for r in rows],
-        )
+        return read_contents(self._storage, known)
 
     def add_contents(self, contents: Contents) -> int:
         """Adds what the table lacks, all or nothing; returns how many passes were new.
 
-        A pass with the samples of one that is there is the same pass, each counted once. Raises InvalidInput for
-        passes whose conditions or subject are not part of `contents`.
+        A pass with the samples of one that is there is the same pass, each counted once; an adoption on record stays
+        as it is. Raises InvalidInput for passes and adoptions whose conditions or subject are not part of `contents`.
         """
-        for one in contents.passes:
-            if one.conditions not in contents.conditions:
-                raise InvalidInput(f"a pass was measured under unknown conditions {one.conditions[:12]!r}")
-            if one.subject not in contents.kernels and one.subject not in contents.models:
-                raise InvalidInput(f"a pass is of an unknown kernel or model {one.subject[:12]!r}")
-        tables: list[tuple[sa.Table, list[dict[str, Any]]]] = [
-            (
-                _conditions,
-                [{"key": k, "document": json.dumps(c.to_document())} for k, c in contents.conditions.items()],
-            ),
-            (_kernel, [{"key": k, "label": v[0], "document": json.dumps(v[1])} for k, v in contents.kernels.items()]),
-            (_model, [{"key": k, "template": v[0], "widths": json.dumps(v[1])} for k, v in contents.models.items()]),
-        ]
-        with self._storage.transaction(write=True) as connection:
-            for table, rows in tables:
-                if rows:
-                    connection.execute(self._storage.insert_ignoring(table), rows)
-            stored = sa.select(_sample.c.conditions, _sample.c.subject, _sample.c.samples_ms)
-            known = Counter(tuple(row) for row in connection.execute(stored))
-            fresh = []
-            for one in contents.passes:
-                samples = json.dumps(one.one.samples_ms)
-                if known[one.conditions, one.subject, samples] > 0:
-                    known[one.conditions, one.subject, samples] -= 1
-                    continue
-                fresh.append(
-                    {
-                        "conditions": one.conditions,
-                        "subject": one.subject,
-                        "samples_ms": samples,
-                        "busy": one.one.busy,
-                        "warmup_runs": one.warmup_runs,
-                        "created": one.created,
-                    }
-                )
-            if fresh:
-                connection.execute(sa.insert(_sample), fresh)
-        return len(fresh)
+        return add_contents(self._storage, contents)
 
     # Adoption of kernels that were measured under other conditions
 
@@ -316,24 +246,5 @@ class LatencyTable:
 
     def adoptions(self) -> dict[tuple[str, str], float]:
         """(Key of conditions, key of those that some of its kernels were measured under) -> the ratio applied."""
-        table = storage.adoption
         with self._storage.transaction() as connection:
-            rows = connection.execute(sa.select(table.c.conditions, table.c.source, table.c.ratio)).all()
-        return {(conditions, source): float(ratio) for conditions, source, ratio in rows}
-
-    # Rows as they are stored
-
-    def _pass(self, samples: str, busy: bool) -> Pass:
-        try:
-            return Pass(tuple(json.loads(samples)), bool(busy))
-        except (TypeError, ValueError, InvalidInput) as error:
-            raise self._storage.corrupt(f"unreadable samples ({error})", next_step=DELETE_IT) from error
-
-    def _widths(self, document: str) -> NDArray[np.int64]:
-        try:
-            widths = json.loads(document)
-            if not isinstance(widths, list) or not all(type(w) is int for w in widths):
-                raise ValueError(document)
-        except (TypeError, ValueError) as error:
-            raise self._storage.corrupt(f"unreadable widths ({error})", next_step=DELETE_IT) from error
-        return np.array(widths, dtype=np.int64)
+            return {(one.conditions, one.source): one.ratio for one in read_adoptions(connection)}

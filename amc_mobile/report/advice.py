@@ -9,6 +9,7 @@ ENOUGH_AGREEMENT = 0.99  # share of images on which an exported file and torch n
 SLOWER_THAN_MACS = 0.5  # of the saving in MACs, seen in latency
 FLAG_ADVICE = {
     "NOISY": "passes disagree: close other programs and measure again",
+    "BUSY": "other programs took time: end them and measure again",
     "FEW_RUNS": "too few runs for a narrow interval: measure longer",
     "CLOCK_CHANGED": "the clock changed between passes: fix the clock frequency or measure again",
     "THERMAL": "the device throttled: let it cool and measure again",

@@ -20,25 +20,35 @@ from amc_mobile.errors import (
 from amc_mobile.search.budget import Budget, Unit, format_cost, joined, rescaled
 from amc_mobile.search.reward import MeasuredCost
 from amc_mobile.workflows.latency_model import LatencyModel, latency_model
-from amc_mobile.workflows.measuring import chosen_runtime, open_device
+from amc_mobile.workflows.measuring import RecordedDevice, chosen_runtime, open_device
 from amc_mobile.workflows.network import Network
 from amc_mobile.workflows.offline import recorded
 from amc_mobile.workflows.plans import Plans
 from amc_mobile.workflows.progress import Progress
+from amc_mobile.workflows.runs import Run
 from amc_mobile.workflows.workspace import Settings, Workspace
 
 Widths = NDArray[np.int64]
 Measure = Callable[[Widths], MeasuredCost]
+TOLD_DRIFT = 0.05
 
 
 @dataclass(eq=False)
 class Part:
-    """One budget, named as the user put it. `measure`: on its device, None where only the table tells."""
+    """One budget, named as the user put it. `measure`: on its device, None where only the table tells.
+
+    `reference_ms`: the original's p50 there when the run began.
+    """
 
     budget: Budget
     latency: LatencyModel | None = None
     device: str = ""
+    reference_ms: float = 0.0
     measure: Measure | None = None
+
+    @property
+    def is_attached(self) -> bool:
+        return self.latency is not None and not isinstance(self.latency.device, RecordedDevice)
 
     def document(self, widths: Widths) -> dict[str, Any]:
         """What a plan costs there: predicted, without the band that the search adds; measured where it can be."""
@@ -54,6 +64,7 @@ class Part:
             "runtime": self.latency.template.runtime if self.latency is not None else "",
             "predicted_cost": predicted, "measured_ms": found.measured if found else None,
             "ci_high_ms": found.ci_high if found else None, "verdict": verdict,
+            "drift": self.latency.drift if self.latency is not None else 1.0,
         }  # fmt: skip
 
 
@@ -145,6 +156,20 @@ def on_device(
     return Part(Budget(latency.safe_p50_ms, limit_ms, own.grids, "ms", f"also {device}:{limit_ms:g}"), latency, device)
 
 
+def fix_reference(part: Part, network: Network, run: Run, progress: Progress) -> None:
+    """Measures how long the original takes on a further device now; kept in the run's folder from its beginning on."""
+    if part.latency is None or not part.is_attached:
+        return
+    name = f"budget-{part.device}"
+    known = run.read(name) if run.has(name) else {}
+    if known.get("asked") != part.budget.label:
+        drift = part.latency.measure_drift(progress)
+        reference_ms = reference_p50_ms(part.latency, network)
+        known = {"asked": part.budget.label, "reference_ms": reference_ms, "drift": drift}
+        run.write(name, known)
+    part.latency.drift, part.reference_ms = float(known["drift"]), float(known["reference_ms"])
+
+
 def reference_p50_ms(latency: LatencyModel, network: Network) -> float:
     """The original's p50: as measured while profiling, else predicted. The full width is a calibration model."""
     full = network.groups.sizes
@@ -152,9 +177,17 @@ def reference_p50_ms(latency: LatencyModel, network: Network) -> float:
     return measured.get(tuple(int(w) for w in full), float(latency.p50_ms(full[None])[0]))
 
 
+def told_drift(drift: float) -> str:
+    """Empty where the device is as fast as at the profile, or nearly."""
+    return f"the original takes {drift:.2f} times as long as at the profile" if abs(drift - 1) > TOLD_DRIFT else ""
+
+
 def told(row: dict[str, Any]) -> str:
     """One further budget in a line."""
+    drift = f"; there {text}" if (text := told_drift(row["drift"])) else ""
     where = f" on {row['device']}" if row["device"] else ""
     measured = f", measured {row['measured_ms']:.3f} ms" if row["measured_ms"] is not None else ""
     cost = f"{'predicted ' if row['unit'] == 'ms' else ''}{format_cost(row['predicted_cost'], row['unit'])}{measured}"
-    return f"  budget {format_cost(row['limit'], row['unit'])} ({row['asked']}){where}: {cost}: {row['verdict']}\n"
+    return (
+        f"  budget {format_cost(row['limit'], row['unit'])} ({row['asked']}){where}: {cost}: {row['verdict']}{drift}\n"
+    )

@@ -11,7 +11,8 @@ from amc_mobile.device.adb import AdbPhone
 from amc_mobile.device.adb_server import AdbServer, AttachedPhone, remedy
 from amc_mobile.device.bench import runner_program
 from amc_mobile.device.clock_mode import give_back_left_over
-from amc_mobile.device.phone_facts import PhoneFacts, read_facts
+from amc_mobile.device.neighbours import Neighbours
+from amc_mobile.device.phone_facts import PhoneFacts, read_facts, read_neighbours
 from amc_mobile.device.profile import DeviceProfile, load_profiles, matching_profiles
 from amc_mobile.device.runtime_library import (
     BENCHMARK_MODEL,
@@ -86,6 +87,7 @@ def _phone(
         adb = AdbPhone(server, attached)
         give_back_left_over(adb)
         facts = read_facts(adb)
+        neighbours = read_neighbours(adb)
     except DeviceError as error:
         document["problems"].append(_problem(NO_ANSWER, error.message, error.next_step))
         return document
@@ -102,11 +104,17 @@ def _phone(
         "celsius": state.celsius,
         "battery_percent": state.battery.percent,
         "free_bytes": facts.free_bytes,
+        "neighbours": neighbours.to_document() if neighbours else None,
         "profiles": [profile.name for profile in fitting],
         "runtimes": [library.label for library in libraries if library.abi in facts.abis],
     }
-    document["problems"] += _phone_problems(facts, fitting[0] if fitting else None, libraries)
+    document["problems"] += _phone_problems(facts, fitting[0] if fitting else None, libraries) + _busy(neighbours)
     return document
+
+
+def _busy(found: Neighbours | None) -> list[dict[str, str]]:
+    busy = found is not None and found.is_busy
+    return [_problem(health.BUSY, found.text(), health.REMEDIES[health.BUSY])] if found and busy else []
 
 
 def _phone_problems(
@@ -173,14 +181,26 @@ def _phone_row(phone: Mapping[str, Any]) -> list[str]:
 
 
 def _problem_lines(document: Mapping[str, Any]) -> list[str]:
-    found = [("", problem) for problem in document["problems"]]
-    found += [(f"{phone['serial']}: ", problem) for phone in document["phones"] for problem in phone["problems"]]
-    return [f"{owner}{problem['what']} [{problem['name']}]\n  next: {problem['remedy']}" for owner, problem in found]
+    lines = _lines_of("", document["problems"])
+    for phone in document["phones"]:
+        lines += _lines_of(f"{phone['serial']}: ", phone["problems"])
+    return lines
+
+
+def _lines_of(owner: str, problems: Sequence[Mapping[str, str]]) -> list[str]:
+    return [f"{owner}{problem['what']} [{problem['name']}]\n  next: {problem['remedy']}" for problem in problems]
 
 
 def doctor() -> dict[str, Any]:
-    """As `list_devices`, with `ok`: whether a phone is there and nothing is wrong with any of them."""
-    document = list_devices()
+    """As `list_devices`, with `ok`: whether a phone is there and nothing is wrong with any of them.
+
+    `this_computer`: the other programs on it; they do not disturb a phone.
+    """
+    from amc_mobile.device.host_neighbours import HostNeighbours
+
+    found = HostNeighbours().look()
+    here = {"neighbours": found.to_document() if found else None, "problems": _busy(found)}
+    document = list_devices() | {"this_computer": here}
     phones = document["phones"]
     if not phones and not document["problems"]:
         document["problems"].append(_problem(NOT_READY, "adb sees no phone", PLUG_IN))
@@ -190,4 +210,5 @@ def doctor() -> dict[str, Any]:
 
 def doctor_text(document: dict[str, Any]) -> str:
     verdict = "all is well" if document["ok"] else "what to mend is listed last"
-    return f"{devices_text(document)}\n\n{verdict}"
+    here = _lines_of("this computer: ", document["this_computer"]["problems"])
+    return "\n\n".join([devices_text(document), *here, verdict])

@@ -18,6 +18,7 @@ from amc_mobile.export.precision import FLOAT32
 from amc_mobile.kernels.cache import load_or_build
 from amc_mobile.kernels.template import Template
 from amc_mobile.latency import calibration
+from amc_mobile.latency.anchor import best_anchor
 from amc_mobile.latency.calibration import WholeModel
 from amc_mobile.latency.measurement import BUSY, NOISY, KernelRequest, ModelMeasurement, ModelRequest
 from amc_mobile.latency.predictor import LatencyPredictor
@@ -68,6 +69,7 @@ class ModelPoint:
     low_weight: float = 1.0
     p50_weight: float = 1.0
     searched: bool = False
+    busy: bool = False
 
     @classmethod
     def profiled(cls, widths: Sequence[int] | Widths, measured: ModelMeasurement) -> ModelPoint:
@@ -77,6 +79,7 @@ class ModelPoint:
             measured.p50_ms,
             low_weight=UNTRUSTED if NOISY in measured.flags else 1.0,
             p50_weight=UNTRUSTED if BUSY in measured.flags else 1.0,
+            busy=measured.is_busy,
         )
 
     @classmethod
@@ -120,11 +123,18 @@ class LatencyModel:
             self.device,
             {plan.key: plan for plan in plans},
             table=self.table,
+            anchor=self._anchor(points),
             on_result=lambda done, total, _: progress("measure whole models", done, total),
             config=self.protocol,
         )
         self._predictor = self._calibration = None
         return len(points)
+
+    def _anchor(self, places: Mapping[str, tuple[int, Widths]]) -> KernelRequest | None:
+        """A kernel whose latency the table knows: the models are measured on the device that the kernels were."""
+        stored = self.table.passes(self.conditions, places)
+        key = best_anchor({key: [one for one in passes if not one.busy] for key, passes in stored.items()})
+        return self.kernel_requests([places[key]])[key] if key else None
 
     def calibration_requests(self) -> list[ModelRequest]:
         return [
@@ -177,8 +187,10 @@ class LatencyModel:
                 self._predictor = ShapePredictor(self.template, self.grids, rows)
                 return self._predictor
             lows = {key: kernel.low_ms for key, kernel in measured.items()}
-            # Of plans that were measured, the very kernels may be in the table too: those seen quiet are taken.
-            exact = {key: kernel.low_ms for key, kernel in measured.items() if not kernel.flags}
+            # Of plans that were measured, the very kernels may be in the table too. Those seen quiet are taken; where
+            # the device never was, all are slowed alike.
+            harmless = {BUSY} if all(kernel.is_busy for kernel in measured.values()) else set()
+            exact = {key: kernel.low_ms for key, kernel in measured.items() if not set(kernel.flags) - harmless}
             plans = [np.array(point.widths, dtype=np.int64) for point in self.points()]
             self._predictor = LatencyPredictor(
                 self.template, self.grids, lows, sampled=self.sampled, measured_plans=plans, exact_ms=exact
@@ -239,7 +251,7 @@ class LatencyModel:
         return [
             WholeModel(
                 float(sums[i]), point.low_ms, point.p50_ms, float(weights[i]), float(boundaries[i]),
-                point.low_weight, point.p50_weight, point.searched,
+                point.low_weight, point.p50_weight, point.searched, point.busy,
             )
             for i, point in enumerate(points)
         ]  # fmt: skip

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from amc_mobile.device.health import BUSY, REMEDIES
+from amc_mobile.device.neighbours import Neighbours
 from amc_mobile.errors import InvalidConfig, InvalidInput
 from amc_mobile.latency.measurement import ModelMeasurement
 from amc_mobile.latency.protocol import measure_model
@@ -28,12 +30,17 @@ def measurement_text(measurement: ModelMeasurement) -> str:
 class MeasureResult:
     file: str
     measurement: ModelMeasurement
+    neighbours: Neighbours | None  # the most that it was measured beside
 
     def document(self) -> dict[str, Any]:
-        return {"file": self.file, **self.measurement.to_document()}
+        known = self.neighbours.to_document() if self.neighbours else None
+        return {"file": self.file, **self.measurement.to_document(), "neighbours": known}
 
     def text(self) -> str:
-        return f"{self.file}\n  {measurement_text(self.measurement)}"
+        lines = [self.file, measurement_text(self.measurement)]
+        if self.neighbours and self.neighbours.is_busy:
+            lines += [f"Warning: {self.neighbours.text()} [{BUSY}]", f"next: {REMEDIES[BUSY]}"]
+        return "\n  ".join(lines)
 
 
 def measure_file(file: Path, settings: Settings, *, progress: Progress) -> MeasureResult:
@@ -51,6 +58,7 @@ def measure_file(file: Path, settings: Settings, *, progress: Progress) -> Measu
             f"{settings.runtime} does not run {file.suffix} files", next_step=f"leave --runtime out, or use {runtime}"
         )
     progress("measure", 0, 1)
-    measurement = measure_model(open_device(settings, runtime, progress), file.read_bytes())
+    device = open_device(settings, runtime, progress)
+    measurement = measure_model(device, file.read_bytes())
     progress("measure", 1, 1)
-    return MeasureResult(str(file), measurement)
+    return MeasureResult(str(file), measurement, device.most_neighbours())

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 
 from amc_mobile.device.conditions import Conditions
 from amc_mobile.device.host import HostDevice, installed_runtimes
+from amc_mobile.device.neighbours import Neighbours
 from amc_mobile.device.profile import DeviceProfile, load_profiles, profile_named
 from amc_mobile.device.runtime_library import BENCHMARK_MODEL
 from amc_mobile.device.timing import Device, Job, SamplesMs
@@ -47,8 +48,18 @@ def chosen_runtime(settings: Settings) -> str:
 def open_device(settings: Settings, runtime: str, progress: Progress) -> Device:
     """Raises DeviceUnavailable saying what adb sees, InvalidInput when the phone lacks a library for `runtime`."""
     profile = profile_of(settings)
+
+    def on_neighbours(found: Neighbours, waited_s: float) -> None:
+        progress("wait for other programs to end", int(waited_s), int(profile.quiet_wait_s), found.text())
+
     if profile.is_host:
-        return HostDevice(runtime, settings.threads)
+        return HostDevice(
+            runtime,
+            settings.threads,
+            patience_s=profile.quiet_wait_s,
+            waived=settings.waived,
+            on_wait=on_neighbours,
+        )
     # Only now: this computer can measure where adb is not installed.
     from amc_mobile.device.bench import runner_program
     from amc_mobile.device.benchmark_model_passes import BenchmarkModelPasses
@@ -81,6 +92,7 @@ def open_device(settings: Settings, runtime: str, progress: Progress) -> Device:
         mode=settings.clock_mode,
         waived=settings.waived,
         on_wait=on_wait,
+        on_neighbours=on_neighbours,
     )
     return BenchmarkModelPasses(phone) if is_program else PhonePasses(phone)
 
@@ -110,6 +122,12 @@ class RecordedDevice:
 
     def settle(self) -> None:
         raise self._error()
+
+    def neighbours(self) -> Neighbours | None:
+        return None
+
+    def most_neighbours(self) -> Neighbours | None:
+        return None
 
     def _error(self) -> DeviceError:
         return DeviceError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -34,16 +35,23 @@ class GridMultiple:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """`kernels`: how many were measured, by this probe or before it."""
+    """`kernels`: how many were measured, by this probe or before it; `new_kernels`: by this one, which took `wall_s`.
+
+    `cpu_s`: of this process, loading the network and its export included.
+    """
 
     conditions: dict[str, Any]
     steps: list[dict[str, Any]]
     kernels: int
+    new_kernels: int
+    wall_s: float
+    cpu_s: float
     multiple: GridMultiple
 
     def document(self) -> dict[str, Any]:
         return {
-            "conditions": self.conditions, "kernels": self.kernels, "steps": self.steps,
+            "conditions": self.conditions, "kernels": self.kernels, "new_kernels": self.new_kernels,
+            "wall_s": self.wall_s, "cpu_s": self.cpu_s, "steps": self.steps,
             "multiple": self.multiple.used, "multiple_why": self.multiple.why,
         }  # fmt: skip
 
@@ -51,7 +59,8 @@ class ProbeResult:
         where = self.conditions
         return (
             f"{where['device']} ({where['soc']}), {where['runtime']} {where['runtime_version']}, "
-            f"{where['threads']} thread(s): {self.kernels} kernels around multiples of 4 to 64 channels\n"
+            f"{where['threads']} thread(s): {self.kernels} kernels around multiples of 4 to 64 channels, "
+            f"{self.new_kernels} of them measured now, in {self.wall_s:.0f} s ({self.cpu_s:.0f} s of CPU time)\n"
             f"{steps_text(self.steps)}\nin a search, {self.multiple.text()}"
         )
 
@@ -61,6 +70,7 @@ def probe_device(space: Workspace, settings: Settings, *, progress: Progress) ->
 
     Raises InvalidInput where the network's groups are too narrow to tell anything.
     """
+    started, cpu_started = time.monotonic(), time.process_time()
     network = load_network(space, settings)
     with closing(latency_model(space, settings, network, default_grids(network), progress)) as latency:
         points = probe_points(latency.template)
@@ -68,12 +78,16 @@ def probe_device(space: Workspace, settings: Settings, *, progress: Progress) ->
             raise InvalidInput(
                 "no kernel of this network has channels enough to be probed", next_step="probe with a wider network"
             )
+        known = latency.table.kernels(latency.conditions)
         latency.measure_kernels_at(points, progress)
         steps = stored_steps(latency.table, latency.conditions)
         result = ProbeResult(
             latency.conditions.to_document(),
             [one.to_document() for one in steps],
             len(points),
+            len(latency.table.kernels(latency.conditions).keys() - known.keys()),
+            time.monotonic() - started,
+            time.process_time() - cpu_started,
             probed_multiple(latency),
         )
     space.remember(settings)

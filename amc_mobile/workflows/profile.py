@@ -8,14 +8,41 @@ from typing import Any
 
 import numpy as np
 
+from amc_mobile.device.health import BUSY, REMEDIES
+from amc_mobile.device.neighbours import Neighbours
 from amc_mobile.errors import DeviceError, InvalidConfig
 from amc_mobile.latency.calibration import Calibration
-from amc_mobile.latency.sharing import PhoneShare, share_kernels
+from amc_mobile.latency.sharing import share_kernels
+from amc_mobile.latency.sharing_phone import PhoneShare
 from amc_mobile.workflows.latency_model import LatencyModel, default_grids, latency_model
 from amc_mobile.workflows.measuring import chosen_runtime, open_device, profile_of
 from amc_mobile.workflows.network import load_network
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.workspace import Settings, Workspace
+
+
+@dataclass(frozen=True)
+class BesideOthers:
+    """What the table holds only from moments when other programs ran. `neighbours`: the most that were seen now."""
+
+    neighbours: Neighbours | None
+    kernels: int
+    models: int
+
+    def document(self) -> dict[str, Any]:
+        known = self.neighbours.to_document() if self.neighbours else None
+        return {"neighbours": known, "kernels": self.kernels, "models": self.models}
+
+    def lines(self) -> list[str]:
+        if not self.kernels and not self.models:
+            return []
+        seen = f": {self.neighbours.text()}" if self.neighbours and self.neighbours.is_busy else ""
+        what = f"{self.kernels} kernels and {self.models} whole models were measured on a busy device"
+        return [
+            f"Warning: {what}{seen} [{BUSY}]",
+            *(["the error band is widened for that"] if self.models else []),
+            f"next: {REMEDIES[BUSY]}",
+        ]
 
 
 @dataclass(frozen=True)
@@ -27,13 +54,14 @@ class ProfileResult:
     original_p50_ms: float
     fastest_p50_ms: float
     calibration: Calibration
+    busy: BesideOthers
     phones: Sequence[PhoneShare] = ()  # that shared the work
 
     def document(self) -> dict[str, Any]:
         return {
             "model": self.model, "precision": self.precision, "conditions": self.conditions, "kernels": self.kernels,
             "original_p50_ms": self.original_p50_ms, "fastest_p50_ms": self.fastest_p50_ms,
-            "calibration": self.calibration.to_document(),
+            "calibration": self.calibration.to_document(), "busy": self.busy.document(),
             "phones": [phone.to_document() for phone in self.phones],
         }  # fmt: skip
 
@@ -47,7 +75,7 @@ class ProfileResult:
             f"  original p50 {self.original_p50_ms:.3f} ms, smallest plan {self.fastest_p50_ms:.3f} ms (predicted)\n"
             f"  prediction error {c.loo_mape:.1%} (leave one out), band {c.band:.1%}"
         )
-        return "\n  ".join([text, *(f"phone {phone.text()}" for phone in self.phones)])
+        return "\n  ".join([text, *(f"phone {phone.text()}" for phone in self.phones), *self.busy.lines()])
 
 
 def profile_result(settings: Settings, latency: LatencyModel, kernels: int) -> ProfileResult:
@@ -61,6 +89,16 @@ def profile_result(settings: Settings, latency: LatencyModel, kernels: int) -> P
         float(ends[0]),
         float(ends[1]),
         latency.calibration,
+        _beside_others(latency),
+    )
+
+
+def _beside_others(latency: LatencyModel) -> BesideOthers:
+    kernels = latency.table.passes(latency.conditions, latency.kernel_places())
+    models = latency.table.passes(latency.conditions, [plan.key for plan in latency.calibration_requests()])
+    return BesideOthers(
+        latency.device.most_neighbours(),
+        *(sum(all(one.busy for one in passes) for passes in found.values()) for found in (kernels, models)),
     )
 
 

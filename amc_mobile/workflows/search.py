@@ -2,54 +2,45 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from amc_mobile.data import DataSplit
-from amc_mobile.errors import InvalidInput, MissingLatency
-from amc_mobile.latency.probe import LEAST_MULTIPLE
+from amc_mobile.errors import MissingLatency
 from amc_mobile.models.evaluation import evaluate
 from amc_mobile.pruning.matrices import Matrices
 from amc_mobile.search.budget import Budget, Unit, format_cost
 from amc_mobile.search.episode_log import EpisodeLog, EpisodeRow
 from amc_mobile.search.guarantee import AccuracyGuarantee
 from amc_mobile.search.loop import run_search
-from amc_mobile.search.policies import make_policy
-from amc_mobile.search.policy import Policy
 from amc_mobile.workflows.budgets import (
     Part,
     asked_devices,
+    fix_reference,
     further_counts,
     measured_together,
     met_together,
     on_device,
-    reference_p50_ms,
     told,
+    told_drift,
 )
 from amc_mobile.workflows.latency_model import LatencyModel, latency_model
-from amc_mobile.workflows.measuring import RecordedDevice
-from amc_mobile.workflows.network import Network
 from amc_mobile.workflows.offline import recorded
 from amc_mobile.workflows.plan_measurer import PlanMeasurer
 from amc_mobile.workflows.plan_scorer import PlanScorer
-from amc_mobile.workflows.plans import ChannelPlans, Plans, WeightPlans
+from amc_mobile.workflows.plans import ChannelPlans
 from amc_mobile.workflows.preparation import Preparations
-from amc_mobile.workflows.probe import GridMultiple, probed_multiple
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.runs import Run, precision_part, run_name
 from amc_mobile.workflows.search_config import SearchConfig
+from amc_mobile.workflows.search_setup import cost_of, identity_of, limit_of, multiple_of, plans_of, policy_of
 from amc_mobile.workflows.workspace import Settings, Workspace
 
 Widths = NDArray[np.int64]
-TOLD = 0.05  # drift beyond this is told
 
 
 @dataclass(frozen=True)
@@ -64,8 +55,7 @@ class SearchOutcome:
         s = self.search
         unit: Unit = s["budget"]["unit"]
         measured = f", measured {s['measured_ms']:.3f} ms" if s["measured_ms"] is not None else ""
-        drift = s["budget"]["drift"]
-        drifted = f"  the original takes {drift:.2f} times as long as at the profile\n" if abs(drift - 1) > TOLD else ""
+        drift = told_drift(s["budget"]["drift"])
         if s["offline"]:
             measured = f"; PREDICTED, NOT MEASURED: by the table of {s['conditions']['device']}, without the device"
         sources = ", ".join(f"{len(sites)} {source}" for source, sites in s["kernel_sources"].items() if sites)
@@ -76,7 +66,7 @@ class SearchOutcome:
             f"run {self.run}: {s['policy']}, {s['episodes']} episodes, reward {s['reward']:.4f}\n"
             f"  budget {format_cost(s['budget']['limit'], unit)} ({s['budgets'][0]['asked']}): "
             f"predicted {format_cost(s['predicted_cost'], unit)}{measured}\n"
-            + drifted
+            + (f"  {drift}\n" if drift else "")
             + "".join(told(row) for row in s["budgets"][1:])
             + f"  kept channels are multiples of {s['multiple']['used']}: {s['multiple']['why']}\n"
             + (f"  kernels of the prediction: {sources}\n" if s["offline"] else "")
@@ -112,25 +102,26 @@ def search_plan(
     if settings.offline and wanted.unit == "ms":
         device, settings = recorded(space, settings)
     data = network.split(calibration=wanted.calibration_images, reward=wanted.reward_images, seed=settings.seed)
-    plans = _plans(network, wanted)
+    plans = plans_of(network, wanted)
     torch.manual_seed(settings.seed)
     latency = None
     parts: list[Part] = []
     if wanted.unit == "ms":
         latency = latency_model(space, settings, network, list(plans.grids), progress, device=device)
     try:
-        multiple = _multiple(folder, wanted, latency)
+        multiple = multiple_of(folder, wanted, latency)
         wanted = replace(wanted, multiple=multiple.used)
-        plans = _plans(network, wanted)
+        plans = plans_of(network, wanted)
         if latency is not None:
             latency.grids = list(plans.grids)
-        limit, reference_ms = _limit(folder, wanted, network, plans, latency, progress)
-        cost = _cost(wanted.unit, plans, latency)
+        limit, reference_ms = limit_of(folder, wanted, network, plans, latency, progress)
+        cost = cost_of(wanted.unit, plans, latency)
         own = Budget(cost, limit, tuple(plans.grids), wanted.unit, wanted.asked_of_model[0])
-        parts.append(Part(own, latency, settings.device if latency else ""))
+        parts.append(Part(own, latency, settings.device if latency else "", reference_ms))
         parts += further_counts(own, plans, macs=wanted.macs_ratio, parameters=wanted.params_ratio)
         for further, ms in asked_devices(wanted.also):
             parts.append(on_device(space, remembered, network, own, further, ms, progress))
+            fix_reference(parts[-1], network, folder, progress)
         budget = met_together(parts)
         budget.check()
         folder.begin(settings, asdict(wanted))
@@ -144,16 +135,14 @@ def search_plan(
                 )
             )  # fmt: skip
             for part in parts:
-                if part.latency is not None and not isinstance(part.latency.device, RecordedDevice):
-                    mine = part.latency is latency
-                    reference = reference_ms if mine else reference_p50_ms(part.latency, network)
-                    named = "measured" if mine else f"measured-{part.device}"
-                    part.measure = PlanMeasurer(part.latency, folder, plans, reference, named)
+                if part.latency is not None and part.is_attached:
+                    named = "measured" if part.latency is latency else f"measured-{part.device}"
+                    part.measure = PlanMeasurer(part.latency, folder, plans, part.reference_ms, named)
         measure = measured_together(parts)
         started = time.process_time()
         scorer = PlanScorer(network, data, plans, wanted.reward)
         scorer.unit, scorer.cost_of = wanted.unit, own.cost_of
-        policy = _policy(wanted, budget, plans, seed=settings.seed)
+        policy = policy_of(wanted, budget, plans, seed=settings.seed)
         set_up_s = plans.set_up_s + time.process_time() - started
         episodes = min(wanted.episodes, policy.episodes_per_round or wanted.episodes)
 
@@ -166,7 +155,7 @@ def search_plan(
             note = f"reward {row.reward:.4f}, predicted {format_cost(row.predicted_cost, wanted.unit)}{shown}"
             progress("search", row.episode + 1, episodes, note)
 
-        log = EpisodeLog(folder.folder / "episodes.csv", identity=_identity(settings, wanted, data))
+        log = EpisodeLog(folder.folder / "episodes.csv", identity=identity_of(settings, wanted, data))
         result = run_search(
             policy, budget, scorer, episodes=episodes, log=log, on_episode=on_episode, measure=measure,
             measure_every=wanted.measure_every if measure else 0, measured_reward=scorer.measured_reward,
@@ -221,43 +210,6 @@ def search_plan(
                 opened.close()
 
 
-def _plans(network: Network, wanted: SearchConfig) -> ChannelPlans | WeightPlans:
-    if wanted.granularity == "weight":
-        return WeightPlans(network, min_density=wanted.min_keep_ratio, keep=wanted.keep)
-    multiple = wanted.multiple or LEAST_MULTIPLE
-    return ChannelPlans(network, multiple=multiple, min_keep_ratio=wanted.min_keep_ratio, keep=wanted.keep)
-
-
-def _multiple(run: Run, wanted: SearchConfig, latency: LatencyModel | None) -> GridMultiple:
-    if wanted.multiple is not None:
-        return GridMultiple(wanted.multiple, "--multiple")
-    if run.has("multiple"):  # a probe in between must not make it another search
-        known = run.read("multiple")
-        return GridMultiple(int(known["used"]), str(known["why"]))
-    found = probed_multiple(latency) if latency is not None else GridMultiple(LEAST_MULTIPLE, "the default")
-    run.write("multiple", asdict(found))
-    return found
-
-
-def _policy(wanted: SearchConfig, budget: Budget, plans: Plans, *, seed: int) -> Policy:
-    """The policy asked for; `from-file:PATH` reads the plan of another search or of a file."""
-    name, _, path = wanted.policy.partition(":")
-    return make_policy(
-        name, plans.facts(), budget, seed=seed, episodes=wanted.episodes,
-        errors=plans.errors(),
-        given=[plan_from_file(Path(path), plans)] if path else [],
-    )  # fmt: skip
-
-
-def plan_from_file(path: Path, plans: Plans) -> Widths:
-    """Widths (groups,) of a plan in JSON, alone or as the `plan` of a search. Raises InvalidInput."""
-    try:
-        document = json.loads(path.expanduser().read_text())
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"{path} holds no plan: {error}", next_step="name a run's search.json") from error
-    return plans.from_document(document.get("plan", document) if isinstance(document, dict) else {})
-
-
 def _predicted(widths: Widths, budget: Budget, latency: LatencyModel | None) -> float:
     """In the budget's unit; a latency without the error band that the search adds to it."""
     return float(latency.p50_ms(widths[None])[0]) if latency is not None else budget.cost_of(widths)
@@ -271,44 +223,3 @@ def _sources(widths: Widths, latency: LatencyModel | None) -> dict[str, list[str
         for index, prediction in latency.predictor.explain(widths).items():
             found.setdefault(prediction.source, []).append(names[index])
     return found
-
-
-def _cost(unit: Unit, plans: Plans, latency: LatencyModel | None) -> Callable[[Widths], NDArray[np.float64]]:
-    if latency is not None:
-        return latency.safe_p50_ms
-    return plans.macs if unit == "macs" else plans.parameters
-
-
-def _limit(
-    run: Run, wanted: SearchConfig, network: Network, plans: Plans, latency: LatencyModel | None, progress: Progress
-) -> tuple[float, float]:
-    """(limit in the budget's unit, the original's p50 in ms or 0); fixed when the run starts."""
-    if run.has("budget"):
-        known = run.read("budget")
-        if known["asked"] == wanted.asked:
-            if latency is not None:
-                latency.drift = float(known.get("drift", 1.0))
-            return float(known["limit"]), float(known["reference_ms"])
-    full = plans.sizes
-    reference_ms = 0.0
-    if latency is not None:
-        if wanted.latency_ms is not None:  # is held against the device of now, a ratio against both alike
-            latency.measure_drift(progress)
-        reference_ms = reference_p50_ms(latency, network)
-        limit = wanted.latency_ms if wanted.latency_ms is not None else (wanted.latency_ratio or 1.0) * reference_ms
-    elif wanted.macs_ratio is not None:
-        limit = wanted.macs_ratio * float(plans.macs(full))
-    else:
-        limit = (wanted.params_ratio or 1.0) * float(plans.parameters(full))
-    drift = latency.drift if latency is not None else 1.0
-    run.write("budget", {"asked": wanted.asked, "limit": limit, "reference_ms": reference_ms, "drift": drift})
-    return limit, reference_ms
-
-
-def _identity(settings: Settings, wanted: SearchConfig, data: DataSplit) -> dict[str, Any]:
-    document = data.document()
-    return {
-        "model": settings.model, "data": settings.data, "split": document["sizes"], "train": document["train_sha256"],
-        **({"precision": precision_part(settings)} if precision_part(settings) else {}),
-        **{f"search.{key}": value for key, value in asdict(wanted).items()},
-    }  # fmt: skip

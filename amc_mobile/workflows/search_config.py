@@ -20,7 +20,7 @@ class SearchConfig:
     latency_ratio: float | None = None
     macs_ratio: float | None = None
     params_ratio: float | None = None
-    policy: str = "ddpg"
+    policy: str = "critic"
     reward: str = "fidelity"
     episodes: int = 300
     channel_choice: str = "backward"

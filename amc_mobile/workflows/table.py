@@ -18,7 +18,8 @@ from amc_mobile.latency import bundle
 from amc_mobile.latency.adoption import Verdict, anchors, judge
 from amc_mobile.latency.measurement import KernelMeasurement, KernelRequest
 from amc_mobile.latency.protocol import measure_kernels
-from amc_mobile.latency.table import Contents, LatencyTable
+from amc_mobile.latency.table import LatencyTable
+from amc_mobile.latency.table_rows import Contents
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.workspace import Settings, Workspace
 
@@ -213,7 +214,7 @@ def _adoptable(table: LatencyTable, now: Conditions) -> Conditions:
 def _counts(contents: Contents) -> dict[str, Any]:
     return {
         "conditions": len(contents.conditions), "kernels": len(contents.kernels), "models": len(contents.models),
-        "passes": len(contents.passes),
+        "passes": len(contents.passes), "adoptions": len(contents.adoptions),
     }  # fmt: skip
 
 

@@ -108,6 +108,9 @@ def settings_from_toml(path: Path) -> dict[str, Any]:
     return document
 
 
+BEGUN = "settings.json"  # of a run's folder; a search that no plan can satisfy ends before it is written
+
+
 @dataclass(frozen=True)
 class Workspace:
     """Paths of one workspace and what it remembers between commands."""
@@ -174,10 +177,11 @@ class Workspace:
         """The folder of the named run, or of the last one. Raises InvalidConfig when there is none."""
         chosen = name or str(self._remembered().get("last_run", ""))
         folder = self.runs / chosen
-        if not chosen or chosen in (".", "..") or "/" in chosen or not folder.is_dir():
-            known = sorted(p.name for p in self.runs.iterdir()) if self.runs.is_dir() else []
+        if not chosen or chosen in (".", "..") or "/" in chosen or not (folder / BEGUN).exists():
+            known = sorted(path.parent.name for path in self.runs.glob(f"*/{BEGUN}"))
+            missing = f"no run {chosen!r} in {self.runs}" if chosen else f"no run yet in {self.runs}"
             raise InvalidConfig(
-                f"no run {chosen!r} in {self.runs}" if chosen else f"no run yet in {self.runs}",
-                next_step=f"runs there: {', '.join(known)}" if known else "run `amc-mobile search` first",
+                f"{self.folder} remembers no last run" if known and not chosen else missing,
+                next_step=f"pass --run with one of: {', '.join(known)}" if known else "run `amc-mobile search` first",
             )
         return folder

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import platform
 import random
@@ -38,6 +37,7 @@ from onnx import TensorProto, helper
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
+from figures import print_document
 from phone_fake.phone import FakePhone, PrivateAdbServer
 
 from amc_mobile.device.adb import AdbPhone, choose_phone
@@ -204,8 +204,7 @@ def main() -> None:
     figures |= {"kernels": count, "rounds": ROUNDS}
     conditions = {"machine": platform.machine(), "cores": os.cpu_count(), "config": asdict(CONFIG)}
     if arguments.json:
-        document = {"name": "adb_overhead", "figures": figures, "baselines": baselines, "conditions": conditions}
-        print(json.dumps(document, indent=1))
+        print_document("adb_overhead", figures, conditions, baselines)
         return
     for name, value in {**figures, **baselines}.items():
         print(f"{name:44} {value:.3f}" if isinstance(value, float) else f"{name:44} {value}")

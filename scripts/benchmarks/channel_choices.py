@@ -9,7 +9,6 @@ weights are read from the folder that AMC_MOBILE_DATA names. --quick: ResNet-20,
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from figures import print_document
 
 from amc_mobile.channels.cost import CostModel
 from amc_mobile.models.evaluation import evaluate
@@ -102,7 +102,7 @@ def main() -> None:
             "machine": platform.machine(), "python": platform.python_version(), "torch": torch.__version__,
             "threads": 1, **{k: str(v) for k, v in vars(options).items() if k != "json"},
         }  # fmt: skip
-        print(json.dumps({"name": "channel_choices", "figures": figures, "conditions": conditions}, indent=1))
+        print_document("channel_choices", figures, conditions)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ With --latency-ratio this computer is profiled first. --quick: ResNet-20, unifor
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from figures import print_document
 
 from amc_mobile.terminal import progress_bars
 from amc_mobile.workflows.compare import CompareConfig, compare_policies
@@ -99,8 +99,7 @@ def main() -> None:
         "test_images": 500, **{k: str(v) for k, v in vars(options).items() if k not in ("json", "workspace")},
     }  # fmt: skip
     if options.json:
-        document = {"name": "compare_cifar", "figures": figures, "baselines": PAPER, "conditions": conditions}
-        print(json.dumps(document, indent=1))
+        print_document("compare_cifar", figures, conditions, PAPER)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ the default reward on each of the disjoint sets of so many images that there are
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import tempfile
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from figures import print_document
 from scipy.stats import spearmanr
 
 from amc_mobile.channels.cost import CostModel
@@ -184,8 +184,7 @@ def main() -> None:
         "policy": options.policy, "episodes": episodes, "ranked_plans": plans,
     }  # fmt: skip
     if options.json:
-        document = {"name": "episode_cost", "figures": figures, "baselines": OFFICIAL, "conditions": conditions}
-        print(json.dumps(document, indent=1))
+        print_document("episode_cost", figures, conditions, OFFICIAL)
         return
     for key, value in {**figures, **OFFICIAL}.items():
         print(f"{key:45} {value:10.4f}")

@@ -11,7 +11,6 @@ density, 12 episodes.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from figures import print_document
 
 from amc_mobile.models.evaluation import evaluate
 from amc_mobile.report.charts import density_bars
@@ -114,7 +114,7 @@ def main() -> None:
             "machine": platform.machine(), "python": platform.python_version(), "torch": torch.__version__,
             "threads": 1, **{k: str(v) for k, v in vars(options).items() if k not in ("json", "workspace", "svg")},
         }  # fmt: skip
-        print(json.dumps({"name": "fine_grained", "figures": figures, "conditions": conditions}, indent=1))
+        print_document("fine_grained", figures, conditions)
         return
     rows = [
         [

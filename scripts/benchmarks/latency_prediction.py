@@ -34,11 +34,12 @@ from torch import Tensor, nn
 
 from amc_mobile.channels.groups import find_groups
 from amc_mobile.channels.plan import grid
+from amc_mobile.device.health import BUSY
 from amc_mobile.device.host import HostDevice, installed_runtimes
 from amc_mobile.export.precision import FLOAT32, PRECISIONS
 from amc_mobile.kernels.cache import load_or_build
 from amc_mobile.latency import calibration
-from amc_mobile.latency.measurement import ModelRequest
+from amc_mobile.latency.measurement import NOISY, ModelRequest
 from amc_mobile.latency.protocol import measure_models
 from amc_mobile.latency.protocol_config import ProtocolConfig
 from amc_mobile.latency.table import LatencyTable
@@ -155,7 +156,8 @@ def measure(
     grids = [grid(int(channels)) for channels in groups.sizes]
     held_out = random_plans(groups.sizes, grids, plans, 1000 + seed)
     template = load_or_build(model, groups, runtime, folder, precision=precision)
-    device = HostDevice(runtime)
+    # What is predicted and what is true are measured beside the same programs, unless the question is another.
+    device = HostDevice(runtime, waived=() if busy else (BUSY,))
     suffix = "" if precision == FLOAT32 else f" {precision}"
     with LatencyTable(folder / f"{'cpu' if config.cpu_time else 'wall'}.sqlite") as table:
         latency = LatencyModel(template, device, table, grids, grids, f"benchmark{suffix}", config)
@@ -187,9 +189,10 @@ def measure(
         facts = {
             "kernels": float(kernels),
             "kernel_passes": float(sum(len(k.passes) for k in stored.values())),
-            "noisy_kernels": float(sum(bool(k.flags) for k in stored.values())),
+            "noisy_kernels": float(sum(NOISY in k.flags for k in stored.values())),
+            "neighbour_cores": most.cores if (most := device.most_neighbours()) else 0.0,
             "busy_passes": float(sum(one.busy for k in stored.values() for one in k.passes)),
-            "noisy_models": float(sum("NOISY" in measured[r.key].flags for r in requests)),
+            "noisy_models": float(sum(NOISY in measured[r.key].flags for r in requests)),
             "fastest_ms": float(true.min()), "slowest_ms": float(true.max()),
         }  # fmt: skip
     return found, facts

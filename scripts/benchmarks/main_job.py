@@ -1,8 +1,8 @@
-"""The main job on real images, the agent beside the uniform control: latency and accuracy of every stage.
+"""The main job on real images: the default search beside the paper's agent and the uniform plan, stage by stage.
 
 Runs `train`, `profile`, and for each policy `search`, `finetune`, `export` and `report` in one workspace, then prints
-the README's table, or with --json one document: name, figures, baselines (the uniform plan), conditions. Goes on where
-it was killed. --quick: digits and a few episodes.
+latency and accuracy as the README's table, or with --json one document: name, figures, baselines (the other policies),
+conditions. Goes on where it was killed. --quick: digits and a few episodes.
 
 Example: scripts/benchmarks/main_job.py --data imagefolder:tiny_imagenet_20.zip --workspace tiny
 """
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-POLICIES = ("ddpg", "uniform")
+POLICIES = ("critic", "ddpg", "uniform")  # the first is the default
 FULL = {"width": "0.5", "size": "64", "epochs": "24", "episodes": "300", "finetune": "10"}
 QUICK = {"width": "0.25", "size": "32", "epochs": "4", "episodes": "12", "finetune": "1"}
 
@@ -108,9 +108,9 @@ def main() -> None:
     conditions = {policy: run.pop("conditions") for policy, run in results.items()}
     document = {
         "name": "main_job",
-        "figures": results["ddpg"],
-        "baselines": {"uniform": results["uniform"]},
-        "conditions": {"data": chosen.data, "latency_ratio": float(chosen.latency_ratio), **conditions["ddpg"]},
+        "figures": results[POLICIES[0]],
+        "baselines": {policy: results[policy] for policy in POLICIES[1:]},
+        "conditions": {"data": chosen.data, "latency_ratio": float(chosen.latency_ratio), **conditions[POLICIES[0]]},
     }
     print(json.dumps(document, indent=1) if chosen.json else table(results))
 

@@ -8,16 +8,14 @@ with --json one document: name, figures, baselines (the same sums by one diction
 from __future__ import annotations
 
 import argparse
-import json
 import platform
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from figures import print_document, process_s
 
 from amc_mobile.channels.groups import find_groups
 from amc_mobile.channels.plan import grid
@@ -32,17 +30,6 @@ BATCH = 100_000
 
 def roofline_ms(kernel: Kernel) -> float:
     return 0.001 + kernel.macs * 3e-8 + (kernel.weight_bytes + kernel.activation_bytes) * 1e-7
-
-
-def seconds(run: Callable[[], object], repeats: int) -> float:
-    """Median process time of one call: other programs on the machine count little."""
-    run()
-    samples = []
-    for _ in range(repeats):
-        start = time.process_time()
-        run()
-        samples.append(time.process_time() - start)
-    return statistics.median(samples)
 
 
 def main() -> None:
@@ -77,22 +64,21 @@ def main() -> None:
             sum(known[tuple(widths[g] for g in site.group_indices)] for site, known in sites)
 
     figures = {
-        "plans_per_s": BATCH / seconds(lambda: predictor.sum_ms(plans), 9),
-        "us_per_plan": seconds(lambda: [predictor.sum_ms(one) for _ in range(calls)], 9) / calls * 1e6,
+        "plans_per_s": BATCH / process_s(lambda: predictor.sum_ms(plans), 9),
+        "us_per_plan": process_s(lambda: [predictor.sum_ms(one) for _ in range(calls)], 9) / calls * 1e6,
         "bytes_per_kernel": predictor.held_bytes / len(template.sites),
         "build_s": build_s,
         "kernels_in_network": float(len(template.sites)),
         "kernels_measured": float(len(points)),
     }
-    baselines = {"us_per_plan": seconds(by_dictionary, 9) / 20 * 1e6}
+    baselines = {"us_per_plan": process_s(by_dictionary, 9) / 20 * 1e6}
     conditions = {
         "machine": platform.machine(), "processor": platform.processor(), "python": platform.python_version(),
         "numpy": np.__version__, "threads": 1, "network": f"mobilenet_v2 x{width} @{size}", "batch": BATCH,
         "clock": "process time",
     }  # fmt: skip
     if options.json:
-        document = {"name": "plan_rate", "figures": figures, "baselines": baselines, "conditions": conditions}
-        print(json.dumps(document, indent=1))
+        print_document("plan_rate", figures, conditions, baselines)
         return
     for key, value in figures.items():
         print(f"{key:24} {value:16,.3f}")

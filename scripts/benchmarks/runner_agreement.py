@@ -9,7 +9,6 @@ goal is 0.05. Prints a table, or with --json one document: name, figures, baseli
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import statistics
@@ -20,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from figures import print_document
 
 from amc_mobile.device.bench import (
     BenchManifest,
@@ -124,8 +124,7 @@ def main() -> None:
         "rounds": rounds, "samples": TIMING.samples, "versions": versions,
     }  # fmt: skip
     if options.json:
-        document = {"name": "runner_agreement", "figures": figures, "baselines": baselines, "conditions": conditions}
-        print(json.dumps(document, indent=1))
+        print_document("runner_agreement", figures, conditions, baselines)
         return
     for key, value in {**figures, **baselines}.items():
         print(f"{key:60} {value:12.5f}")

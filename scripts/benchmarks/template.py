@@ -7,34 +7,21 @@ conditions. --quick measures a narrow MobileNetV2 only.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
+from figures import print_document, process_s
 
 from amc_mobile.channels import surgery
 from amc_mobile.channels.groups import find_groups
 from amc_mobile.channels.prove import random_kept
 from amc_mobile.kernels.cache import EXPORTERS, load_or_build
 from amc_mobile.models.registry import MODELS
-
-
-def timed_ms(run: Callable[[], object], repeats: int) -> float:
-    """Median process time of one call, ms: other programs on the machine count little."""
-    run()
-    samples = []
-    for _ in range(repeats):
-        start = time.process_time()
-        run()
-        samples.append((time.process_time() - start) * 1e3)
-    return statistics.median(samples)
 
 
 def measure(name: str, width: float, size: int, runtime: str) -> tuple[dict[str, float], dict[str, float]]:
@@ -60,10 +47,10 @@ def measure(name: str, width: float, size: int, runtime: str) -> tuple[dict[str,
         template.kernels(plan)
     fresh_us = (time.process_time() - start) / len(plans) / len(sites) * 1e6
     figures = {
-        "ms_per_plan": timed_ms(lambda: template.model_at(kept), 15),
-        "ms_per_kernel": timed_ms(lambda: [template.cut_at_widths(i, widths) for i in sites], 5) / len(sites),
+        "ms_per_plan": process_s(lambda: template.model_at(kept), 15) * 1e3,
+        "ms_per_kernel": process_s(lambda: [template.cut_at_widths(i, widths) for i in sites], 5) / len(sites) * 1e3,
         "us_per_new_kernel_key": fresh_us,
-        "us_per_known_kernel_key": timed_ms(lambda: template.kernels(widths), 15) / len(sites) * 1e3,
+        "us_per_known_kernel_key": process_s(lambda: template.kernels(widths), 15) / len(sites) * 1e6,
         "s_per_load": decode_s,
         "kernels": float(len(sites)),
     }
@@ -92,8 +79,7 @@ def main() -> None:
         "cases": [f"{name} x{width} @{size}" for name, width, size in cases], "headline": preferred.rstrip("."),
     }  # fmt: skip
     if options.json:
-        document = {"name": "template", "figures": figures, "baselines": baselines, "conditions": conditions}
-        print(json.dumps(document, indent=1))
+        print_document("template", figures, conditions, baselines)
         return
     for key, value in {**figures, **baselines}.items():
         print(f"{key:55} {value:12.3f}")

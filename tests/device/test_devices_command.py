@@ -69,6 +69,22 @@ def test_a_new_user_is_led_to_a_phone_that_measures(
         assert word in well.stdout
 
 
+def test_doctor_tells_of_other_programs_on_a_phone_and_on_this_computer(
+    amc: Callable[..., subprocess.CompletedProcess[str]], phone: FakePhone, tmp_path: Path
+) -> None:
+    amc("runtime", "add", str(aar(tmp_path)))
+    document = json.loads(amc("doctor", "--json").stdout)
+    assert document["phones"][0]["neighbours"] is None
+    here = document["this_computer"]
+    busy = here["neighbours"] is not None and here["neighbours"]["cores"] > 0.25
+    assert [problem["name"] for problem in here["problems"]] == (["BUSY"] if busy else [])
+    phone.sandbox.set_neighbours(60)
+    done = amc("doctor")
+    assert done.returncode == 1
+    assert f"{phone.serial}: other programs take 0.60 processor cores [BUSY]" in done.stdout
+    assert "--waive BUSY" in done.stdout
+
+
 def test_devices_says_what_is_wrong_with_each_phone(
     amc: Callable[..., subprocess.CompletedProcess[str]],
     new_phone: Callable[..., FakePhone],

@@ -78,6 +78,24 @@ def test_a_file_is_measured_on_the_phone(command: Callable[..., subprocess.Popen
     assert phone.sandbox.wait_until_idle() == []
 
 
+def test_a_busy_phone_is_measured_with_a_warning(
+    command: Callable[..., subprocess.Popen[str]], phone: FakePhone, home: Path
+) -> None:
+    profiles = home / "device_profiles"
+    profiles.mkdir(exist_ok=True)
+    own = (ROOT / "amc_mobile" / "device_profiles" / "pixel.toml").read_text()
+    (profiles / "pixel.toml").write_text("quiet_wait_s = 0.1\n" + own)
+    phone.sandbox.set_neighbours(90)
+    code, out, err = finish(command())
+    assert code == 0, err
+    document = json.loads(out)
+    assert document["neighbours"] == {"cores": 0.9, "program": None}
+    assert "BUSY" in document["flags"]
+    code, out, err = finish(command("--waive", "BUSY"))
+    assert code == 0, err
+    assert json.loads(out)["neighbours"] is None
+
+
 FAULTS: dict[str, tuple[Callable[[FakePhone], object], str]] = {
     "a cable pulled in an answer": (
         lambda phone: phone.faults.add("disconnect", "sleep.*tail -c", after_bytes=90),

@@ -71,6 +71,13 @@ def test_two_phones_share_a_profile(phones: list[FakePhone], tmp_path: Path) -> 
     # The next steps are the first phone's.
     assert json.loads((here / "amc-workspace/workspace.json").read_text())["settings"]["serial"] == first
 
+    # The ratio goes where the table is taken: nothing is left to compare or to measure there.
+    assert amc.document("table", "export", "table.jsonl")["adoptions"] == 1
+    (here / "amc-workspace/table.sqlite").unlink()
+    amc.document("table", "import", "table.jsonl")
+    again = amc.document(*WORDS, "--serial", first, "--serial", second)
+    assert [(phone["ratio"], phone["kernels"]) for phone in again["phones"]] == [(1.0, 0), (pytest.approx(0.8), 0)]
+
     phones[1].sandbox.edit("getprop.txt", "[ro.build.fingerprint]: [", "[ro.build.fingerprint]: [other/")
     refused = amc(*WORDS, "--serial", first, "--serial", second)
     assert refused.returncode == 1

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from amc_mobile.device.conditions import Conditions
+from amc_mobile.device.neighbours import Neighbours
 from amc_mobile.device.timing import SessionDevice
 from amc_mobile.kernels.expression import Expression
 from amc_mobile.kernels.kernel import Kernel, Operator
@@ -34,6 +35,7 @@ class ToyDevice(SessionDevice):
     jobs_per_batch: int = 1
     held: list[str] = field(default_factory=list)  # "taken", "given back", "settled"
     hot: Callable[[int], bool] = lambda opens: False
+    beside: Callable[[int], Neighbours | None] = lambda opens: None
 
     def conditions(self) -> Conditions:
         return self.measured_under
@@ -61,6 +63,9 @@ class ToyDevice(SessionDevice):
 
     def settle(self) -> None:
         self.held.append("settled")
+
+    def neighbours(self) -> Neighbours | None:
+        return self.beside(len(self.opened))
 
     def clock(self) -> SimpleNamespace:
         """Stands in for the module `time` of the code that times sessions."""

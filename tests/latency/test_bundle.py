@@ -15,6 +15,7 @@ from amc_mobile.latency.shape_predictor import timed_shapes
 from amc_mobile.latency.shapes import KernelShape
 from amc_mobile.latency.table import LatencyTable
 
+UNIT, THIRD = replace(CONDITIONS, device=f"{CONDITIONS.device}, unit 1f"), conv(32, 8)
 BUNDLE, CSV = Path("table.jsonl"), Path("layers.csv")
 PHONE = foreign_conditions("slate5", soc="Slate", threads=1)
 LAYERS = "net,run,layer,cin,ms\nbig,1,c0,3,4.25\nbig,1,c1,32,2.5\nbig,2,c0,3,4.5\nbig,2,c1,32,2.25\n"
@@ -48,6 +49,62 @@ def test_what_is_there_already_is_left_out(table: LatencyTable) -> None:
     table.add_passes(CONDITIONS, [(conv(8, 16).key, Pass((7.0,)))], warmup_runs=4)
     lines = to_lines(table.contents())
     assert table.add_contents(from_lines(BUNDLE, lines)) == 0
+
+
+@pytest.fixture
+def shared(table: LatencyTable) -> LatencyTable:
+    """The table with kernels taken over from another phone of the kind."""
+    table.add_passes(UNIT, [(THIRD.key, Pass((2.0, 2.5)))], warmup_runs=4)
+    table.add_kernels([THIRD])
+    table.adopt(CONDITIONS, UNIT, [THIRD.key], 0.98)
+    return table
+
+
+def test_ratios_of_phones_that_share_a_table_come_along(shared: LatencyTable, tmp_path: Path) -> None:
+    lines = to_lines(shared.contents())
+    with LatencyTable(tmp_path / "other.sqlite") as other:
+        for _ in range(2):
+            other.add_contents(from_lines(BUNDLE, lines))
+            assert other.adoptions() == {(CONDITIONS.key, UNIT.key): 0.98}
+        assert to_lines(other.contents()) == lines
+
+
+def test_a_ratio_on_record_stays(shared: LatencyTable) -> None:
+    lines = to_lines(shared.contents())
+    assert json.loads(lines[-2])["ratio"] == 0.98
+    shared.add_contents(from_lines(BUNDLE, rebuilt(lines, {"ratio": 0.5}, len(lines) - 3)))
+    assert shared.adoptions() == {(CONDITIONS.key, UNIT.key): 0.98}
+
+
+def test_a_bundle_from_before_there_were_ratios_is_read(table: LatencyTable) -> None:
+    lines = to_lines(table.contents())
+    lines[0] = lines[0].replace('"format_version": 2', '"format_version": 1')
+    assert from_lines(BUNDLE, lines) == table.contents()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"ratio": 0}, "times 0"), ({"ratio": "1"}, "times '1'"), ({"ratio": True}, "times True"),
+        ({"source": ""}, "does not belong"), ({"source": None, "ratio": None}, "times None"),
+    ],
+)  # fmt: skip
+def test_impossible_ratios_are_refused_with_their_line(
+    shared: LatencyTable, change: dict[str, object], why: str
+) -> None:
+    lines = to_lines(shared.contents())
+    with pytest.raises(CorruptFile, match=why) as caught:
+        from_lines(BUNDLE, rebuilt(lines, change, len(lines) - 3))
+    assert f"line {len(lines) - 1}" in caught.value.message
+
+
+def test_a_ratio_for_unknown_conditions_is_refused(shared: LatencyTable, tmp_path: Path) -> None:
+    lines = to_lines(shared.contents())
+    wrong = from_lines(BUNDLE, rebuilt(lines, {"conditions": "ab"}, len(lines) - 3))
+    with LatencyTable(tmp_path / "other.sqlite") as other:
+        with pytest.raises(InvalidInput, match="unknown conditions 'ab'"):
+            other.add_contents(wrong)
+        assert other.contents().passes == []
 
 
 def test_runs_that_took_equally_long_are_all_kept(tmp_path: Path) -> None:
@@ -109,8 +166,8 @@ def test_cut_off_edited_foreign_and_newer_bundles_are_refused(table: LatencyTabl
         (lines[:-1], "cut off"), (lines[:4] + lines[-1:], "cut off"), ([], "no bundle"), (["{}"], "no bundle"),
         (["hello"], "not JSON"), (["[1]"], "not an object"),
         ([lines[0], lines[1].replace("toy", "tay"), *lines[2:]], "changed after"),
-        ([lines[0].replace('"format_version": 1', '"format_version": 2'), *lines[1:]], "format 2"),
-        ([lines[0].replace('"format_version": 1', '"format_version": 0'), *lines[1:]], "format 0"),
+        ([lines[0].replace('"format_version": 2', '"format_version": 3'), *lines[1:]], "format 3"),
+        ([lines[0].replace('"format_version": 2', '"format_version": 0'), *lines[1:]], "format 0"),
     ):  # fmt: skip
         with pytest.raises(CorruptFile, match=why):
             from_lines(BUNDLE, wrong)

@@ -7,6 +7,7 @@ import pytest
 
 from amc_mobile.latency.calibration import (
     BAND_FLOOR,
+    BUSY_ERROR,
     Calibration,
     WholeModel,
     error_band,
@@ -166,3 +167,19 @@ def test_few_models_give_a_wide_band() -> None:
 def test_a_calibration_shows_its_numbers() -> None:
     document = fit(profiled()).to_document()
     assert {"offset_ms", "scale", "p50_ratio", "band", "loo_mape", "models"} <= set(document)
+
+
+def test_models_that_a_neighbour_slowed_alike_get_a_band_that_holds_the_truth() -> None:
+    """The network's small plans hardly feel the neighbour, its large ones by 7 %."""
+    slowed = [replace(m, low_ms=m.low_ms * (1 + 0.07 * m.sum_ms / 4), busy=True) for m in profiled()]
+    found = fit(slowed)
+    sums = np.linspace(1.0, 3.2, 50)
+    errors = np.abs(found.low_ms(sums) / (0.2 + 0.9 * sums) - 1)
+    assert (errors <= found.band).mean() >= 0.9
+    assert (errors <= found.band - BUSY_ERROR).mean() < 0.7
+    assert fit([replace(m, busy=False) for m in slowed]).band == pytest.approx(found.band - BUSY_ERROR)
+
+
+def test_models_measured_in_a_search_since_narrow_the_band_of_a_busy_profile() -> None:
+    busy = [replace(m, busy=True) for m in profiled()]
+    assert fit(busy + searched(12, level=1.0)).band < fit(busy).band - BUSY_ERROR / 4

@@ -13,10 +13,12 @@ from latency_toys import CONDITIONS, ToyDevice, add, conv, request
 
 from amc_mobile.device.timing import Job, SamplesMs
 from amc_mobile.errors import DeviceError
+from amc_mobile.latency.bundle import from_lines, to_lines
 from amc_mobile.latency.measurement import KernelRequest
 from amc_mobile.latency.protocol import measure_kernels
 from amc_mobile.latency.protocol_config import ProtocolConfig
-from amc_mobile.latency.sharing import PhoneShare, share_kernels
+from amc_mobile.latency.sharing import share_kernels
+from amc_mobile.latency.sharing_phone import PhoneShare
 from amc_mobile.latency.table import LatencyTable
 
 MS = {f"conv {n}": 0.5 - 0.008 * n for n in range(48)} | {f"add {n}": 0.2 - 0.01 * n for n in range(12)}
@@ -152,6 +154,24 @@ def test_a_killed_run_goes_on_and_no_kernel_is_measured_again(tmp_path: Path) ->
         assert a.problem == b.problem == ""
         for conditions in table.conditions():
             assert all(len(kernel.passes) == 3 for kernel in table.kernels(conditions).values())
+
+
+def test_the_work_goes_on_with_a_table_that_was_taken_elsewhere(tmp_path: Path) -> None:
+    with LatencyTable(tmp_path / "t.sqlite") as table, LatencyTable(tmp_path / "elsewhere.sqlite") as other:
+        with pytest.raises(Killed):
+            shared(table, two(factor=lambda name: 1.25, fails=Killed(), after=MID_SHARE))
+        other.add_contents(from_lines(tmp_path / "t.jsonl", to_lines(table.contents())))
+        finished = {key for key, kernel in table.kernels(CONDITIONS).items() if len(kernel.passes) == 3}
+        phones = two(factor=lambda name: 1.25)
+        for phone in phones.values():
+            phone.meet = None
+        _, b = shared(other, phones)
+        assert b.ratio == pytest.approx(0.8)
+        assert other.adoptions() == table.adoptions()
+        assert set(lows(other)) == set(REQUESTS)
+        for phone in phones.values():
+            again = {REQUESTS[key].model().decode() for key in finished} & set(phone.opened)
+            assert len(again) <= 1  # the guard: the phones are not compared again
 
 
 def test_phones_under_unlike_conditions_are_refused_by_name(tmp_path: Path) -> None:

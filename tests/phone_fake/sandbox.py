@@ -18,7 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 STATE = Path(__file__).parent / "state"
-PHONE_PATHS = re.compile(r"(?<![\w/.-])/(data/local/tmp|sys/devices/system/cpu|proc/cpuinfo|proc/sys/kernel/random)\b")
+PHONE_PATHS = re.compile(
+    r"(?<![\w/.-])/(data/local/tmp|sys/devices/system/cpu|proc/cpuinfo|proc/stat|proc/sys/kernel/random)\b"
+)
 PROGRAMS = {
     "getprop": 'exec cat "$PHONE/state/getprop.txt"',
     "dumpsys": 'file="$PHONE/state/dumpsys_$1.txt"\n[ ! -e "$file" ] || exec cat "$file"\n'
@@ -82,6 +84,23 @@ class Sandbox:
             self.write(f"{policy}/scaling_governor", "schedutil\n")
             for name in ("cpuinfo_max_freq", "scaling_max_freq"):
                 self.write(f"{policy}/{name}", f"{max_khz}\n")
+
+    def set_neighbours(self, percent: int) -> None:
+        """What another program takes of the second of two cores from now on; time goes by whenever a shell sleeps."""
+        (self.state / "neighbours").write_text(f"{percent}\n")
+        program = self.folder / "bin" / "sleep"
+        program.write_text(
+            "#!/bin/sh\n"
+            'read -r percent <"$PHONE/state/neighbours"; read -r cpu busy rest <"$PHONE/state/second" || busy=0\n'
+            'read -r passed <"$PHONE/state/passed" || passed=0\n'
+            "passed=$((passed + 100)); busy=$((busy + percent))\n"
+            'echo $passed >"$PHONE/state/passed"; echo "cpu1 $busy 0 0 $((passed - busy)) 0" >"$PHONE/state/second"\n'
+            'echo "cpu0 0 0 0 $passed 0" | cat - "$PHONE/state/second" >"$PHONE/proc/stat.new"\n'
+            'mv "$PHONE/proc/stat.new" "$PHONE/proc/stat"; exec /usr/bin/sleep "$@"\n'
+        )
+        program.chmod(0o755)
+        if not self.local("/proc/stat").exists():
+            self.write("proc/stat", "cpu0 0 0 0 0 0\ncpu1 0 0 0 0 0\n")
 
     def new_boot_id(self) -> None:
         self.write("proc/sys/kernel/random/boot_id", f"{uuid.uuid4()}\n")

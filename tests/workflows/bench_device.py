@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import onnx
 
 from amc_mobile.device.conditions import Conditions
+from amc_mobile.device.neighbours import Neighbours
 from amc_mobile.device.timing import Job, SamplesMs
 
 NETWORK = """
@@ -41,6 +42,7 @@ class Bench:
     slowdown: Callable[[str], float] = lambda label: 1.0
     cost: Callable[[int, int], float] = conv_ms
     jobs_per_batch: int = 1
+    others: Neighbours | None = None
 
     def conditions(self) -> Conditions:
         return self.now
@@ -70,3 +72,9 @@ class Bench:
 
     def settle(self) -> None:
         raise AssertionError("nothing here gets hot")
+
+    def neighbours(self) -> Neighbours | None:
+        return self.others
+
+    def most_neighbours(self) -> Neighbours | None:
+        return self.others

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from bench_device import Bench, conv_ms
+from bench_device import CONDITIONS, Bench, conv_ms
 
 Amc = Callable[..., tuple[int, str, str]]
 SEARCH = ("search", "--policy", "random", "--episodes", "6", "--calibration-images", "64", "--reward-images", "32")
+PROFILE = """
+summary = "a phone with ONNX Runtime"
+priority = 1
+runtime = "onnxruntime"
+threads = 1
+max_celsius = 35.0
+
+[[match]]
+"ro.product.model" = "Abacus"
+"""
 ORIGINAL_MS = 0.05 + conv_ms(3, 32) + conv_ms(32, 64)
 
 
@@ -44,3 +55,42 @@ def test_a_ratio_is_of_the_original_at_any_speed(amc: Amc, bench: Bench) -> None
     code, out, err = amc("export", "--onnx", "--json", "--quiet")
     assert code == 0, err
     assert json.loads(out)["gate"]["limit"] == pytest.approx(0.7 * ORIGINAL_MS * 1.25)
+
+
+def test_a_further_device_that_became_slower_is_held_to_its_budget(
+    amc: Amc, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profiles = tmp_path / "home/device_profiles"
+    profiles.mkdir(parents=True)
+    (profiles / "onnx_phone.toml").write_text(PROFILE)
+    monkeypatch.setenv("AMC_MOBILE_HOME", str(tmp_path / "home"))
+    slowdown, original_ms = 1.25, 2 * ORIGINAL_MS - 0.05
+    other = Bench(replace(CONDITIONS, device="another bench"), cost=lambda *channels: 2 * conv_ms(*channels))
+    benches = {"host": bench, "onnx_phone": other}
+    for module in ("latency_model", "budgets", "export"):
+        monkeypatch.setattr(f"amc_mobile.workflows.{module}.open_device", lambda settings, *_: benches[settings.device])
+    code, _, err = amc("profile", "--device", "onnx_phone", "--quiet")
+    assert code == 0, err
+    other.slowdown = lambda label: slowdown
+    limit = 0.7 * original_ms
+    search = (*SEARCH, "--device", "host", "--runtime", "onnxruntime", "--latency-ms", "100", "--run", "two",
+              "--also", f"onnx_phone:{limit:.6f}", "--quiet")  # fmt: skip
+    code, out, err = amc(*search)
+    assert code == 0, err
+    assert f"within; there the original takes {slowdown:.2f} times as long as at the profile" in out
+    found = json.loads(Path("amc-workspace/runs/two/search.json").read_text())
+    own, further = found["budgets"]
+    assert own["drift"] == found["budget"]["drift"] == pytest.approx(1.0)
+    assert further["drift"] == pytest.approx(slowdown)
+    assert further["measured_ms"] == pytest.approx(further["predicted_cost"], rel=0.02)
+    assert further["measured_ms"] <= limit
+    code, out, err = amc("export", "--onnx", "--json", "--quiet")
+    assert code == 0, err
+    (gate,) = json.loads(out)["gate"]["further"]
+    assert gate["passed"]
+    assert gate["cost"] == pytest.approx(further["measured_ms"], rel=0.001)
+    # The same search again reads what it knows, also of a device that has become fast again.
+    other.slowdown = lambda label: 1.0
+    code, out, err = amc(*search, "--json")
+    assert code == 0, err
+    assert json.loads(out)["budgets"] == found["budgets"]

@@ -40,6 +40,8 @@ def test_the_probe_finds_tiles_shows_them_and_goes_on_where_it_was(amc: Amc, ben
     }  # fmt: skip
     assert document["kernels"] >= len(probe_widths(64)) + 2 * len(probe_widths(32))
     assert document["multiple"] == 8
+    assert 0 < document["new_kernels"] < document["kernels"]  # the profile had some of them
+    assert document["wall_s"] > 0 and document["cpu_s"] > 0
     shown = answer(amc, "table", "show", "--json")
     assert shown["conditions"][0]["steps"] == document["steps"]
     assert "multiples of 16" in amc("table", "show")[1]
@@ -47,6 +49,7 @@ def test_the_probe_finds_tiles_shows_them_and_goes_on_where_it_was(amc: Amc, ben
     code, out, err = amc("table", "probe", "--quiet")
     assert code == 0, err
     assert "filled up to" in out
+    assert f"{document['kernels']} kernels around multiples of 4 to 64 channels, 0 of them measured now, in " in out
     assert "kept channels are multiples of 8: the probe found no kernel that is slower" in out
 
 

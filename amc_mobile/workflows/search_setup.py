@@ -1,0 +1,112 @@
+"""What a search starts from: its plans, what they cost, the limit and the policy. Fixed when the run starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amc_mobile.data import DataSplit
+from amc_mobile.errors import InvalidInput
+from amc_mobile.latency.probe import LEAST_MULTIPLE
+from amc_mobile.search.budget import Budget, Unit
+from amc_mobile.search.policies import make_policy
+from amc_mobile.search.policy import Policy
+from amc_mobile.workflows.budgets import reference_p50_ms
+from amc_mobile.workflows.latency_model import LatencyModel
+from amc_mobile.workflows.network import Network
+from amc_mobile.workflows.plans import ChannelPlans, Plans, WeightPlans
+from amc_mobile.workflows.probe import GridMultiple, probed_multiple
+from amc_mobile.workflows.progress import Progress
+from amc_mobile.workflows.runs import Run, precision_part
+from amc_mobile.workflows.search_config import SearchConfig
+from amc_mobile.workflows.workspace import Settings
+
+Widths = NDArray[np.int64]
+
+
+def plans_of(network: Network, wanted: SearchConfig) -> ChannelPlans | WeightPlans:
+    """The plans that may be proposed, in the granularity asked for."""
+    if wanted.granularity == "weight":
+        return WeightPlans(network, min_density=wanted.min_keep_ratio, keep=wanted.keep)
+    multiple = wanted.multiple or LEAST_MULTIPLE
+    return ChannelPlans(network, multiple=multiple, min_keep_ratio=wanted.min_keep_ratio, keep=wanted.keep)
+
+
+def multiple_of(run: Run, wanted: SearchConfig, latency: LatencyModel | None) -> GridMultiple:
+    """What kept channels are multiples of: as asked, as the run has it, or as the device was found to prefer."""
+    if wanted.multiple is not None:
+        return GridMultiple(wanted.multiple, "--multiple")
+    if run.has("multiple"):  # a probe in between must not make it another search
+        known = run.read("multiple")
+        return GridMultiple(int(known["used"]), str(known["why"]))
+    found = probed_multiple(latency) if latency is not None else GridMultiple(LEAST_MULTIPLE, "the default")
+    run.write("multiple", asdict(found))
+    return found
+
+
+def limit_of(
+    run: Run, wanted: SearchConfig, network: Network, plans: Plans, latency: LatencyModel | None, progress: Progress
+) -> tuple[float, float]:
+    """(limit in the budget's unit, the original's p50 in ms or 0); fixed when the run starts."""
+    if run.has("budget"):
+        known = run.read("budget")
+        if known["asked"] == wanted.asked:
+            if latency is not None:
+                latency.drift = float(known.get("drift", 1.0))
+            return float(known["limit"]), float(known["reference_ms"])
+    full = plans.sizes
+    reference_ms = 0.0
+    if latency is not None:
+        if wanted.latency_ms is not None:  # is held against the device of now, a ratio against both alike
+            latency.measure_drift(progress)
+        reference_ms = reference_p50_ms(latency, network)
+        limit = wanted.latency_ms if wanted.latency_ms is not None else (wanted.latency_ratio or 1.0) * reference_ms
+    elif wanted.macs_ratio is not None:
+        limit = wanted.macs_ratio * float(plans.macs(full))
+    else:
+        limit = (wanted.params_ratio or 1.0) * float(plans.parameters(full))
+    drift = latency.drift if latency is not None else 1.0
+    run.write("budget", {"asked": wanted.asked, "limit": limit, "reference_ms": reference_ms, "drift": drift})
+    return limit, reference_ms
+
+
+def cost_of(unit: Unit, plans: Plans, latency: LatencyModel | None) -> Callable[[Widths], NDArray[np.float64]]:
+    """What plans cost, in `unit`; of a latency with its error band on top."""
+    if latency is not None:
+        return latency.safe_p50_ms
+    return plans.macs if unit == "macs" else plans.parameters
+
+
+def policy_of(wanted: SearchConfig, budget: Budget, plans: Plans, *, seed: int) -> Policy:
+    """The policy asked for; `from-file:PATH` reads the plan of another search or of a file."""
+    name, _, path = wanted.policy.partition(":")
+    return make_policy(
+        name, plans.facts(), budget, seed=seed, episodes=wanted.episodes,
+        errors=plans.errors(),
+        given=[plan_from_file(Path(path), plans)] if path else [],
+    )  # fmt: skip
+
+
+def plan_from_file(path: Path, plans: Plans) -> Widths:
+    """Widths (groups,) of a plan in JSON, alone or as the `plan` of a search. Raises InvalidInput."""
+    try:
+        document = json.loads(path.expanduser().read_text())
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{path} holds no plan: {error}", next_step="name a run's search.json") from error
+    return plans.from_document(document.get("plan", document) if isinstance(document, dict) else {})
+
+
+def identity_of(settings: Settings, wanted: SearchConfig, data: DataSplit) -> dict[str, Any]:
+    """What makes two searches the same: the log of one cannot go on as the other."""
+    document = data.document()
+    return {
+        "model": settings.model, "data": settings.data, "split": document["sizes"], "train": document["train_sha256"],
+        **({"precision": precision_part(settings)} if precision_part(settings) else {}),
+        **{f"search.{key}": value for key, value in asdict(wanted).items()},
+    }  # fmt: skip
