@@ -64,7 +64,7 @@ def figures(options: argparse.Namespace) -> dict[str, float]:
             figures[f"{name}.original_p50_ms"] = pair["before"]["p50_ms"]
             figures[f"{name}.pruned_p50_ms"] = pair["after"]["p50_ms"]
             figures[f"{name}.speedup"] = pair["speedup"]
-    return {name: round(value, 5) for name, value in figures.items()}
+    return {name: float(f"{value:.5g}") for name, value in figures.items()}
 
 
 def main() -> None:
@@ -88,7 +88,7 @@ def main() -> None:
         print(json.dumps({"machine": platform.processor() or platform.machine(), "figures": found}, indent=1))
         return
     for name, value in found.items():
-        print(f"{name:28} {value:10.4f}")
+        print(f"{name:28} {value:10.4g}")
 
 
 if __name__ == "__main__":
