@@ -54,7 +54,7 @@ def search(
         ),
     ] = None,
     images: ImageFlags,
-    max_loss: Annotated[float | None, typer.Option(help="Cheapest plan that loses at most so much top-1.")] = None,
+    max_loss: Annotated[float | None, typer.Option(help="Cheapest plan that loses at most so much accuracy.")] = None,
     keep: KeepFlag = "",
     offline: OfflineFlag = False,
     conditions: ConditionsFlag = None,

@@ -28,7 +28,9 @@ def train(
     model: ModelFlag = None,
     data: DataFlag = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 30,
-    learning_rate: Annotated[float, typer.Option(help="Peak rate of the cosine schedule.")] = 0.1,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak rate of the cosine schedule, e.g. 0.05. Default: 0.1; of detectors 0.01.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
     variant: VariantFlags,
     bf16: Bf16Flag = False,
@@ -60,7 +62,10 @@ def train(
 def finetune(
     *,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 10,
-    learning_rate: Annotated[float, typer.Option(help="Peak rate of the cosine schedule.")] = 0.02,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="Peak rate of the cosine schedule, e.g. 0.01. Default: 0.02; of detectors 0.002."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
     ema: Annotated[float, typer.Option(help="Keep a moving average of the weights, e.g. 0.999; 0: the last.")] = 0.0,
     bf16: Bf16Flag = False,

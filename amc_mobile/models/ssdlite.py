@@ -15,6 +15,9 @@ from amc_mobile.models.detection_boxes import ASPECT_RATIOS, SsdAnchors
 from amc_mobile.models.mobilenet_v2 import InvertedResidual, mobilenet_v2
 
 EXTRA_CHANNELS = (512, 256, 256, 128)
+# The spread that suits ReLUs, of the few outputs here, would start with offsets and logits far off: a loss of 80, whose
+# gradients spoil the backbone.
+HEAD_STD = 0.01
 TAPPED_BLOCK = 14  # its expansion is the first map: the last one of half the backbone's stride
 
 
@@ -45,6 +48,8 @@ class SsdLite(nn.Module):
             _head(c, anchors * 4, size) for c, size in zip(channels, sizes, strict=True)
         )
         initialise(self)
+        for head in (*self.classification_heads, *self.regression_heads):
+            nn.init.normal_(head[-1].weight, std=HEAD_STD)
         self.task = Detection(SsdAnchors(tuple(sizes)).boxes(), num_classes)
 
     def forward(self, images: Tensor) -> Tensor:

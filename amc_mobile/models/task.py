@@ -28,6 +28,10 @@ class Task(Protocol):
     def of_single_images(self) -> bool:
         """Whether `accuracy` is the share of the images that are right, so that parts of a set can be added up."""
 
+    @property
+    def learning_rate(self) -> float:
+        """That training from scratch does well with, at its highest, unless told otherwise."""
+
     def num_classes(self, outputs: Tensor) -> int:
         """Raises InvalidInput when the outputs have not the shape that the task reads."""
 
@@ -60,6 +64,7 @@ class Classification:
 
     metric = "top-1"
     of_single_images = True
+    learning_rate = 0.1
 
     def num_classes(self, outputs: Tensor) -> int:
         if outputs.ndim != 2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from amc_mobile.report.content import Report
-from amc_mobile.report.quantities import against_limit, change, ms, percent, printable
+from amc_mobile.report.quantities import against_limit, change, compared, ms, percent, printable
 
 ENOUGH_AGREEMENT = 0.99  # share of images on which an exported file and torch name the same class
 SLOWER_THAN_MACS = 0.5  # of the saving in MACs, seen in latency
@@ -62,8 +62,8 @@ def _flags(report: Report) -> list[str]:
 def _parity(report: Report) -> list[str]:
     return [
         f"{printable(stage.name)} names another class than torch on {percent(1 - stage.parity.top1_agreement)} of "
-        f"{stage.parity.samples} images (largest logit difference {stage.parity.max_abs:.2g}): check the export "
-        "before use."
+        f"{compared(stage.parity.samples, report.metric)} images (largest difference "
+        f"{stage.parity.max_abs:.2g}): check the export before use."
         for stage in report.stages
         if stage.parity is not None and stage.parity.top1_agreement < ENOUGH_AGREEMENT
     ]

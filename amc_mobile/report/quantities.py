@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from amc_mobile.report.content import Accuracy, Latency, Unit
+from amc_mobile.report.content import TOP1, Accuracy, Latency, Unit
 
 NOTHING = "-"  # where a step has not run
 
@@ -91,6 +91,11 @@ def accuracy(value: Accuracy | None) -> str:
     return percent(value.top1) + (
         f" (95 % CI {100 * interval[0]:.1f} to {100 * interval[1]:.1f})" if interval is not None else ""
     )
+
+
+def compared(samples: int, metric: str) -> str:
+    """What a file and torch were compared on: one class an image, in a detector one an anchor."""
+    return f"{samples}" if metric == TOP1 else f"the anchors of {samples}"
 
 
 def p50_with_interval(latency: Latency | None) -> str:

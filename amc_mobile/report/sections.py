@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from amc_mobile.report.content import LayerRow, Report
+from amc_mobile.report.content import TOP1, LayerRow, Report
 from amc_mobile.report.prediction_quality import prediction_quality
 from amc_mobile.report.quantities import (
     NOTHING,
     accuracy,
     change,
+    compared,
     cost,
     count,
     ms,
@@ -84,13 +85,17 @@ def stages(report: Report) -> Section:
             accuracy(stage.accuracy),
             points(first, stage.accuracy) if stage.accuracy is not first else NOTHING,
             f"{stage.accuracy.images or '?'} {stage.accuracy.split}" if stage.accuracy else NOTHING,
-            f"{percent(stage.parity.top1_agreement)} of {stage.parity.samples}" if stage.parity else NOTHING,
+            f"{percent(stage.parity.top1_agreement)} of {compared(stage.parity.samples, report.metric)}"
+            if stage.parity
+            else NOTHING,
             f"{stage.parity.max_abs:.2g}" if stage.parity else NOTHING,
             stage.note,
         )
         for stage in report.stages
     )
-    headers = ("stage", report.metric, "change", "images", "same class as torch", "largest logit difference", "note")
+    # A detector's outputs are offsets of boxes too.
+    largest = f"largest {'logit ' if report.metric == TOP1 else ''}difference"
+    headers = ("stage", report.metric, "change", "images", "same class as torch", largest, "note")
     used = [i for i in range(len(headers)) if i < 4 or any(row[i] not in ("", NOTHING) for row in rows)]
     return Section(
         "stages", "Accuracy of each stage", tuple(headers[i] for i in used),

@@ -90,6 +90,6 @@ def reward_of(
     if name.startswith("error-log-") and name in REWARDS and top1 is not None:
         return -(1 - top1) * math.log(max(cost * 1000 if unit == "ms" else cost, 1.0))
     if name in REWARDS:
-        needed = {"fidelity": "fidelity", "macs": "the MACs kept"}.get(name, "top-1")
+        needed = {"fidelity": "fidelity", "macs": "the MACs kept"}.get(name, "accuracy")
         raise InvalidConfig(f"the reward {name!r} needs {needed}, not scored")
     raise InvalidConfig(f"no reward {name!r}", next_step=f"use one of: {', '.join(REWARDS)}")

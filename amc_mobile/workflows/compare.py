@@ -36,7 +36,7 @@ class CompareConfig:
     seeds: tuple[int, ...] = (0,)
     budgets: tuple[float, ...] = ()
     finetune_epochs: int = 0
-    finetune_learning_rate: float = 0.02
+    finetune_learning_rate: float | None = None  # None: what `finetune` takes
 
     def __post_init__(self) -> None:
         if not self.policies or not self.seeds:

@@ -23,6 +23,7 @@ from amc_mobile.export.to_onnx import to_onnx
 from amc_mobile.export.to_tflite import to_tflite
 from amc_mobile.models.evaluation import logits
 from amc_mobile.models.task import Task
+from amc_mobile.report.content import TOP1
 from amc_mobile.store import write_bytes
 from amc_mobile.workflows.gate import all_of, further_gate, measured_pair, own_gate
 from amc_mobile.workflows.measuring import chosen_runtime, open_device
@@ -45,16 +46,19 @@ class ExportResult:
 
     def text(self) -> str:
         lines = [f"run {self.run}: exported the {self.result['stage']} network"]
+        metric = self.result["metric"]
+        compared = "" if metric == TOP1 else " of the anchors"
         for file in self.result["files"]:
             lines.append(
-                f"  {file['path']}  {file['bytes'] / 1e6:.3f} MB  {self.result['metric']} {file['test_top1']:.1%} "
+                f"  {file['path']}  {file['bytes'] / 1e6:.3f} MB  {metric} {file['test_top1']:.1%} "
                 f"on {self.result['accuracy_on']}  parity: "
-                f"max difference {file['parity']['max_abs']:.1e}, same class {file['parity']['top1_agreement']:.1%}"
+                f"max difference {file['parity']['max_abs']:.1e}, "
+                f"same class {file['parity']['top1_agreement']:.1%}{compared}"
             )
             if file["float32"]:
                 lines.append(
                     f"    {file['precision']}, SQNR {file['sqnr_db']:.1f} dB; before: "
-                    f"{file['float32']['bytes'] / 1e6:.3f} MB  top-1 {file['float32']['test_top1']:.1%}"
+                    f"{file['float32']['bytes'] / 1e6:.3f} MB  {metric} {file['float32']['test_top1']:.1%}"
                 )
             if file["not_delegated"]:
                 lines.append(f"    not taken by XNNPACK: {', '.join(file['not_delegated'])}")

@@ -18,6 +18,7 @@ from amc_mobile.workflows.runs import Run
 from amc_mobile.workflows.workspace import Workspace, check_settings
 
 DISTILL_WEIGHT = 0.7  # share of the loss that follows the original network
+SLOWER = 5  # the learning rate, than for training from scratch
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def finetune_run(
     *,
     run: str | None,
     epochs: int,
-    learning_rate: float,
+    learning_rate: float | None = None,
     batch_size: int,
     bf16: bool = False,
     ema_decay: float = 0.0,
@@ -61,6 +62,8 @@ def finetune_run(
     wanted = folder.read("settings")["search"]
     network = load_network(space, settings)
     data = network.split(calibration=wanted["calibration_images"], reward=wanted["reward_images"], seed=settings.seed)
+    if learning_rate is None:
+        learning_rate = network.task.learning_rate / SLOWER
     model = folder.load_pruned(network, "pruned")
     before, outputs = evaluate(model, data.test, task=network.task), logits(model, data.reward)
     right = network.task.right(outputs, data.reward.labels)

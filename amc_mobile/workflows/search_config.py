@@ -29,7 +29,7 @@ class SearchConfig:
     multiple: int | None = None  # of kept channels; None: what the device was found to prefer
     calibration_images: int = 1500
     reward_images: int | None = None  # None: those that `train` leaves out
-    max_loss: float | None = None  # of top-1 on the reward images; the cheapest plan that loses no more is wanted
+    max_loss: float | None = None  # of accuracy on the reward images; the cheapest plan that loses no more is wanted
     granularity: str = "channel"  # or "weight": single weights of a layer, the smallest first
     keep: str = ""  # groups that stay whole: patterns of names, or "residual", separated by commas
     also: str = ""  # budgets on further devices, DEVICE:MS separated by commas

@@ -44,7 +44,7 @@ def train_network(
     settings: Settings,
     *,
     epochs: int,
-    learning_rate: float,
+    learning_rate: float | None = None,
     batch_size: int,
     bf16: bool = False,
     progress: Progress,
@@ -66,8 +66,9 @@ def train_network(
         seed=settings.seed,
     )
     config = TrainConfig(
-        epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, bf16=bf16, seed=settings.seed
-    )
+        epochs=epochs, learning_rate=loaded.task.learning_rate if learning_rate is None else learning_rate,
+        batch_size=batch_size, bf16=bf16, seed=settings.seed,
+    )  # fmt: skip
     state = space.folder / "train.safetensors"
     train(
         loaded.module,

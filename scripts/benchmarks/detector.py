@@ -26,6 +26,8 @@ from amc_mobile.workflows.search_config import SearchConfig
 from amc_mobile.workflows.train import train_network
 from amc_mobile.workflows.workspace import Settings, Workspace
 
+BATCH_SIZE = 16  # the training set is small: more steps an epoch
+
 
 def figures(options: argparse.Namespace) -> dict[str, float]:
     space = Workspace(options.workspace)
@@ -38,12 +40,12 @@ def figures(options: argparse.Namespace) -> dict[str, float]:
     run = run_name("detector", search.asked, options.runtime)
     with progress_bars(options.json) as progress:
         if not space.trained_checkpoint.exists():
-            train_network(space, settings, epochs=options.epochs, learning_rate=0.05, batch_size=32, progress=progress)
+            train_network(space, settings, epochs=options.epochs, batch_size=BATCH_SIZE, progress=progress)
         if options.latency_ratio:
             profile_device(space, settings, progress=progress)
         found = search_plan(space, settings, search, run=run, progress=progress).search
         tuned = finetune_run(
-            space, run=run, epochs=options.finetune_epochs, learning_rate=0.02, batch_size=32, progress=progress
+            space, run=run, epochs=options.finetune_epochs, batch_size=BATCH_SIZE, progress=progress
         ).result
         exported = export_run(space, run=run, formats=["tflite", "onnx"], progress=progress).result
         report_run(space, run=run)
@@ -62,14 +64,14 @@ def figures(options: argparse.Namespace) -> dict[str, float]:
             figures[f"{name}.original_p50_ms"] = pair["before"]["p50_ms"]
             figures[f"{name}.pruned_p50_ms"] = pair["after"]["p50_ms"]
             figures[f"{name}.speedup"] = pair["speedup"]
-    return {name: round(value, 5) for name, value in figures.items()}
+    return {name: float(f"{value:.5g}") for name, value in figures.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--finetune-epochs", type=int, default=5)
     parser.add_argument("--episodes", type=int, default=40)
     parser.add_argument("--macs-ratio", type=float, default=0.5)
@@ -86,7 +88,7 @@ def main() -> None:
         print(json.dumps({"machine": platform.processor() or platform.machine(), "figures": found}, indent=1))
         return
     for name, value in found.items():
-        print(f"{name:28} {value:10.4f}")
+        print(f"{name:28} {value:10.4g}")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ def test_a_detector_goes_through_every_command(tmp_path: Path, command: Callable
     assert "mAP@0.5 on 20 test images: original" in searched
     tuned = json.loads(command("finetune", "--epochs", "1", "--batch-size", "30", "--json"))
     assert tuned["metric"] == "mAP@0.5"
+    assert tuned["learning_rate"] == 0.002
     assert tuned["epoch_reports"][0]["train_top1"] is None
     exported = json.loads(command("export", "--onnx", "--offline", "--json"))
     parity = exported["files"][0]["parity"]
