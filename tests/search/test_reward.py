@@ -46,7 +46,7 @@ def test_it_prefers_less_latency_even_below_one_millisecond():
 
 
 def test_a_reward_without_what_it_needs_is_refused():
-    with pytest.raises(InvalidConfig, match="top-1"):
+    with pytest.raises(InvalidConfig, match="accuracy"):
         reward_of("top1", top1=None, fidelity=0.5, cost=1, unit="ms")
     with pytest.raises(InvalidConfig, match="no reward 'f1'"):
         reward_of("f1", top1=0.5, fidelity=0.5, cost=1, unit="ms")
