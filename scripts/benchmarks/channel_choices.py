@@ -9,7 +9,6 @@ weights are read from the folder that AMC_MOBILE_DATA names. --quick: ResNet-20,
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import sys
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cifar import data_folder, pretrained
 from figures import print_document
 
 from amc_mobile.channels.cost import CostModel
@@ -30,18 +30,14 @@ from amc_mobile.report.tables import render_rows
 from amc_mobile.search.budget import Budget
 from amc_mobile.workflows.latency_model import default_grids
 from amc_mobile.workflows.network import load_network
-from amc_mobile.workflows.workspace import Settings, Workspace
+from amc_mobile.workflows.workspace import Workspace
 
-WEIGHTS = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}
 STAGES = ("cut", "one_shot", "sequential")
 
 
 def measured(model: str, data: Path, choices: list[str], options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """By choice: top-1 of each stage, the CPU seconds of ordering; "original" has its top-1 alone."""
-    folder = data / "cifar10"
-    settings = Settings(
-        model=model, checkpoint=str(folder / WEIGHTS[model]), data=f"cifar10:{folder / 'cifar10_lossless.npz'}"
-    )
+    settings = pretrained(model, data)
     with tempfile.TemporaryDirectory() as space:
         network = load_network(Workspace(Path(space)), settings)
     images = network.split(calibration=options.calibration_images, reward=128, seed=options.seed)
@@ -80,14 +76,13 @@ def main() -> None:
     parser.add_argument("--calibration-images", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    if not (root := os.environ.get("AMC_MOBILE_DATA")):
-        sys.exit("set AMC_MOBILE_DATA to the folder with cifar10/cifar10_lossless.npz and the pretrained ResNets")
+    root = data_folder()
     if options.quick:
         options.models, options.choices = "resnet20", "backward,lasso,l1"
     torch.set_num_threads(1)
     figures: dict[str, float] = {}
     for model in options.models.split(","):
-        found = measured(model, Path(root), options.choices.split(","), options)
+        found = measured(model, root, options.choices.split(","), options)
         figures |= {f"{model}.{c}.{k}": round(v, 5) for c, values in found.items() for k, v in values.items()}
         if not options.json:
             rows = [

@@ -8,13 +8,12 @@ With --latency-ratio this computer is profiled first. --quick: ResNet-20, unifor
 from __future__ import annotations
 
 import argparse
-import os
 import platform
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from cifar import data_folder, pretrained
 from figures import print_document
 
 from amc_mobile.terminal import progress_bars
@@ -22,18 +21,14 @@ from amc_mobile.workflows.compare import CompareConfig, compare_policies
 from amc_mobile.workflows.comparison import Comparison
 from amc_mobile.workflows.profile import profile_device
 from amc_mobile.workflows.search_config import SearchConfig
-from amc_mobile.workflows.workspace import Settings, Workspace
+from amc_mobile.workflows.workspace import Workspace
 
-WEIGHTS = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}
 # Top-1 before fine-tuning at 50 % MACs that the AMC paper gives for ResNet-56 (of an original with 92.8 %).
 PAPER = {"resnet56.uniform": 0.875, "resnet56.deep": 0.884, "resnet56.amc": 0.902}
 
 
 def compared(model: str, data: Path, options: argparse.Namespace) -> Comparison:
-    folder = data / "cifar10"
-    settings = Settings(
-        model=model, checkpoint=str(folder / WEIGHTS[model]), data=f"cifar10:{folder / 'cifar10_lossless.npz'}"
-    )
+    settings = pretrained(model, data)
     space = Workspace(options.workspace / model)
     latency = options.latency_ratio is not None
     search = SearchConfig(
@@ -83,14 +78,13 @@ def main() -> None:
     parser.add_argument("--keep", default="residual", help="groups that stay whole; the paper cuts inner channels only")
     parser.add_argument("--workspace", type=Path, default=Path("amc-workspace/compare-cifar"))
     options = parser.parse_args()
-    if not (root := os.environ.get("AMC_MOBILE_DATA")):
-        sys.exit("set AMC_MOBILE_DATA to the folder with cifar10/cifar10_lossless.npz and the pretrained ResNets")
+    root = data_folder()
     if options.quick:
         options.models, options.policies, options.episodes, options.seeds = "resnet20", "uniform,critic", 12, 1
     torch.set_num_threads(1)
     figures: dict[str, float] = {}
     for model in options.models.split(","):
-        comparison = compared(model, Path(root), options)
+        comparison = compared(model, root, options)
         figures |= figures_of(model, comparison)
         if not options.json:
             print(comparison.text(), flush=True)

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cifar import pretrained
 from figures import print_document
 from scipy.stats import spearmanr
 
@@ -45,11 +46,10 @@ from amc_mobile.workflows.plans import ChannelPlans
 from amc_mobile.workflows.preparation import Preparations
 from amc_mobile.workflows.progress import silent
 from amc_mobile.workflows.search_config import SearchConfig
-from amc_mobile.workflows.workspace import Settings, Workspace
+from amc_mobile.workflows.workspace import Workspace
 
 # CPU seconds per episode of the public implementations for this network, 3000 images and reward, on a like machine.
 OFFICIAL = {"official_amc": 16.7, "nni": 14.4, "nni_speedup": 63.0}
-WEIGHTS = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}
 POINTS = 10
 FEW = held_out_count(10**9)  # images of the default reward, where there are enough
 RANKED_PLANS = 24
@@ -114,10 +114,7 @@ def episode_cost(network: Network, data: DataSplit, reward: str, policy: str, ep
 
 def rank_correlations(model: str, root: Path, paper_images: int, plans: int) -> dict[str, float]:
     """Spearman's correlation of rewards with the test top-1, and the accuracies' range."""
-    folder = root / "cifar10"
-    settings = Settings(
-        model=model, checkpoint=str(folder / WEIGHTS[model]), data=f"cifar10:{folder / 'cifar10_lossless.npz'}"
-    )
+    settings = pretrained(model, root)
     network = load_network(Workspace(Path("amc-workspace")), settings)
     assert network.dataset is not None
     data = split(network.dataset, calibration=900, reward=paper_images, seed=0)

@@ -11,13 +11,13 @@ density, 12 episodes.
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from cifar import WEIGHTS, data_folder, pretrained
 from figures import print_document
 
 from amc_mobile.models.evaluation import evaluate
@@ -32,7 +32,6 @@ from amc_mobile.workflows.search import search_plan
 from amc_mobile.workflows.search_config import SearchConfig
 from amc_mobile.workflows.workspace import Settings, Workspace
 
-WEIGHTS = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}
 EQUAL = 0.005  # top-1 that may be lost on the reward images
 # Colours of the picture, which has no page around it.
 STYLE = "<style>text{font:11px sans-serif}.name,.value{fill:#333}.bar{fill:#9bb5d6}.bar.after{fill:#20508c}</style>"
@@ -79,16 +78,11 @@ def main() -> None:
     parser.add_argument("--svg", type=Path, default=Path("amc-workspace/fine-grained.svg"))
     parser.add_argument("--workspace", type=Path, default=Path("amc-workspace/fine-grained"))
     options = parser.parse_args()
-    if not (root := os.environ.get("AMC_MOBILE_DATA")):
-        sys.exit("set AMC_MOBILE_DATA to the folder with cifar10/cifar10_lossless.npz and the pretrained ResNets")
+    root = data_folder()
     if options.quick:
         options.model, options.densities, options.episodes = "resnet20", "0.5", 12
     torch.set_num_threads(1)
-    folder = Path(root) / "cifar10"
-    settings = Settings(
-        model=options.model, checkpoint=str(folder / WEIGHTS[options.model]),
-        data=f"cifar10:{folder / 'cifar10_lossless.npz'}",
-    )  # fmt: skip
+    settings = pretrained(options.model, root)
     prepared = Preparations()
     policies = options.policies.split(",")
     runs = [
