@@ -1,4 +1,4 @@
-"""Batches for the stand-in runner."""
+"""A network, and batches for the stand-in runner."""
 
 from __future__ import annotations
 
@@ -11,6 +11,17 @@ from phone_fake import fake_runner_source
 from phone_fake.phone import FakePhone
 
 from amc_mobile.device.phone import InstalledFile
+
+NETWORK = """
+from torch import nn
+
+
+def build(num_classes=10):
+    layers = [nn.Conv2d(3, 48, 3, padding=1), nn.ReLU()]
+    for _ in range(3):
+        layers += [nn.Conv2d(48, 48, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, num_classes))
+"""
 
 
 def fake_runner(folder: Path) -> Path:

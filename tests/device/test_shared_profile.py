@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from benches import fake_runner
+from benches import NETWORK, fake_runner
 from command_line import CommandLine
 from phone_fake.phone import FakePhone
 
@@ -16,16 +16,6 @@ from amc_mobile.device.bench import locate_library
 from amc_mobile.device.runtime_library import add_library
 from amc_mobile.latency.table import LatencyTable
 
-NETWORK = """
-from torch import nn
-
-
-def build(num_classes=10):
-    layers = [nn.Conv2d(3, 48, 3, padding=1), nn.ReLU()]
-    for _ in range(3):
-        layers += [nn.Conv2d(48, 48, 3, padding=1), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, num_classes))
-"""
 WORDS = ("profile", "--device", "pixel", "--model", "net.py:build", "--input-size", "32", "--data", "digits",
          "--runtime", "onnxruntime", "--quiet")  # fmt: skip
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
-from benches import fake_runner, installed, manifest, results, runners
+from benches import NETWORK, fake_runner, installed, manifest, results, runners
 from phone_fake.phone import FakePhone
 from stored_passes import stored_passes
 
@@ -27,16 +27,6 @@ from amc_mobile.device.runtime_library import add_library
 MODELS = {f"m{n}": f"ms={n + 1}.5 wait=0.1" for n in range(4)}
 WANTED = [(name, n + 1.5) for n, name in enumerate(MODELS)]
 PROGRAM = "from amc_mobile.cli import main; main()"
-NETWORK = """
-from torch import nn
-
-
-def build(num_classes=10):
-    layers = [nn.Conv2d(3, 48, 3, padding=1), nn.ReLU()]
-    for _ in range(3):
-        layers += [nn.Conv2d(48, 48, 3, padding=1), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, num_classes))
-"""
 
 
 @pytest.fixture
