@@ -103,6 +103,9 @@ def test_every_flag_gets_a_next_step() -> None:
 def test_an_export_that_decides_otherwise_is_named() -> None:
     stage = Stage("tflite", Accuracy(0.9, 100), Parity(0.4, 0.93, 200))
     assert "tflite names another class than torch on 7.0 % of 200 images" in advice(replace(REPORT, stages=(stage,)))[0]
+    detector = ModelColumn(accuracy=Accuracy(0.9, 100, metric="mAP@0.5"))
+    remark = advice(replace(REPORT, stages=(stage,), original=detector))[0]
+    assert "tflite names another class than torch on 7.0 % of the anchors of 200 images" in remark
 
 
 def test_macs_saved_without_time_saved_are_pointed_out() -> None:

@@ -41,7 +41,15 @@ def test_a_detector_goes_through_every_command(tmp_path: Path, command: Callable
     assert kept["classification_heads.0.1"] == kept["regression_heads.2.1"] == "network output"
     page = (tmp_path / "amc-workspace/runs/cut/report.html").read_text()
     assert "mAP@0.5 on held-out images" in page
+    assert "of the anchors of 20" in page
     assert "top-1" not in page
+    quantised = command("export", "--onnx", "--int8", "--offline")
+    assert quantised.count("mAP@0.5") == 2
+    assert "% of the anchors\n" in quantised
+    assert "top-1" not in quantised
+    alone = command("sensitivity", "--ratios", "0.5", "--reward-images", "20", "--channel-choice", "l1")
+    assert "original mAP@0.5" in alone
+    assert "top-1" not in alone + (tmp_path / "amc-workspace/sensitivity.html").read_text()
 
 
 def test_a_detector_is_not_trained_on_classes_of_images(command: Callable[..., str]) -> None:
