@@ -77,12 +77,13 @@ class MissingDependency(AmcMobileError):
 
 
 class MissingLatency(AmcMobileError):
-    """The latency table has no entry for some kernels; lists them all at once."""
+    """The latency table has no entry for some kernels; lists them all at once. `because`: the cause, where known."""
 
-    def __init__(self, kernels: Sequence[str]) -> None:
+    def __init__(self, kernels: Sequence[str], *, because: str = "") -> None:
         shown = ", ".join(kernels[:5]) + (f" and {len(kernels) - 5} more" if len(kernels) > 5 else "")
+        count = f"{len(kernels)} kernel{'s' if len(kernels) > 1 else ''}"
         super().__init__(
-            f"no latency for {len(kernels)} kernels: {shown}",
+            f"no latency for {count}: {shown}" + (f" ({because})" if because else ""),
             next_step="run `amc-mobile profile` for this model and device",
         )
         self.kernels = tuple(kernels)

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from amc_mobile.device.conditions import Conditions
-from amc_mobile.errors import InvalidInput
+from amc_mobile.errors import InvalidInput, MissingLatency
 from amc_mobile.latency import storage
 from amc_mobile.latency.measurement import (
     KernelInfo,
@@ -183,6 +183,16 @@ class LatencyTable:
             return [Conditions.from_document(json.loads(document)) for document in documents]
         except (ValueError, InvalidInput) as error:
             raise self._storage.corrupt(f"unreadable conditions ({error})", next_step=DELETE_IT) from error
+
+    def nothing_under(self, conditions: Conditions) -> MissingLatency:
+        """The error for conditions that nothing was measured under: tells how the nearest ones in the table differ."""
+        known = [other.differences(conditions) for other in self.conditions()]
+        nearest = min(known, key=len, default={})
+        because = ", ".join(f"{name} was {before}, is {now}" for name, (before, now) in nearest.items())
+        return MissingLatency(
+            [f"any kernel under {conditions.runtime}, {conditions.threads} thread(s)"],
+            because=f"measured when {because}" if because else "",
+        )
 
     def summary(self) -> dict[str, Any]:
         """For `table show`: per conditions, the kernels (slowest first) and the number of whole models."""

@@ -179,9 +179,7 @@ class LatencyModel:
         if self._predictor is None:
             measured = self.table.kernels(self.conditions)
             if not measured:
-                raise MissingLatency(
-                    [f"any kernel under {self.conditions.runtime}, {self.conditions.threads} thread(s)"]
-                )
+                raise self.table.nothing_under(self.conditions)
             if self.conditions.is_foreign:
                 rows = timed_shapes(measured, self.table.kernel_documents())
                 self._predictor = ShapePredictor(self.template, self.grids, rows)

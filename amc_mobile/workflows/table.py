@@ -13,7 +13,7 @@ import numpy as np
 
 from amc_mobile import store
 from amc_mobile.device.conditions import Conditions
-from amc_mobile.errors import DeviceError, InvalidInput, MissingLatency
+from amc_mobile.errors import DeviceError, InvalidInput
 from amc_mobile.latency import bundle
 from amc_mobile.latency.adoption import Verdict, anchors, judge
 from amc_mobile.latency.measurement import KernelMeasurement, KernelRequest
@@ -107,7 +107,7 @@ def verify_table(space: Workspace, settings: Settings, *, progress: Progress) ->
     with _latency(space, settings, progress) as latency:
         known = latency.table.kernels(latency.conditions)
         if not known:
-            raise MissingLatency([f"any kernel under {latency.conditions.runtime}, {settings.threads} thread(s)"])
+            raise latency.table.nothing_under(latency.conditions)
         verdict = _judged(latency, list(known.values()), progress)
     if verdict.action != "accept":
         raise DeviceError(

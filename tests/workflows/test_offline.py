@@ -77,7 +77,7 @@ def test_a_kernel_that_was_never_measured_is_named_with_the_command_that_measure
         database.execute("DELETE FROM sample WHERE subject = (SELECT key FROM kernel WHERE label LIKE '%16->32%')")
     code, _, err = amc("search", "--latency-ms", "1", "--device", "pixel", "--offline", *net(recorded))
     assert code == 1
-    assert "no latency for 1 kernels: 2: Conv+Relu 3x3/2 16->32" in err
+    assert "no latency for 1 kernel: 2: Conv+Relu 3x3/2 16->32" in err
     assert "`amc-mobile profile --device pixel --model" in err
 
 

@@ -45,6 +45,16 @@ def test_verify_ends_with_exit_1_where_the_device_no_longer_agrees(amc: Amc, ben
     assert "median 1.200" in err
 
 
+def test_a_search_under_other_conditions_tells_how_they_differ(amc: Amc, bench: Bench) -> None:
+    bench.now = replace(CONDITIONS, cores="2-3")
+    code, out, err = amc("search", "--latency-ratio", "0.7", "--quiet")
+    assert (code, out) == (1, "")
+    assert (
+        "no latency for 1 kernel: any kernel under onnxruntime, 1 thread(s) (measured when cores was 0, is 2-3)" in err
+    )
+    assert "next: run `amc-mobile profile`" in err
+
+
 @pytest.mark.parametrize(("change", "shown"), [
     ({"runtime_version": "1.1", "library_sha256": "cd"}, "runtime_version: 1.0 -> 1.1"), ({"os": "One 2"}, "os: One 1"),
 ])  # fmt: skip
