@@ -113,7 +113,7 @@ class _Overlay:
         axis = node.attributes.get("axis", 1)
         shape = node.constants[0].shape
         for slot, array in node.constants.items():
-            if slot and isinstance(axis, int) and array.shape == shape[axis : axis + 1]:
+            if slot and array.shape and isinstance(axis, int) and array.shape == shape[axis : axis + 1]:
                 self._labels.constants[index, slot] = ConstantLabel((label.dims[axis],), (label.vectors[axis],))
 
     def _require(self, fits: bool, index: int) -> None:
