@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,12 +83,6 @@ def test_a_waived_neighbour_is_neither_waited_for_nor_flagged(
         assert device.neighbours() is None
 
 
-def measured(made: Iterator[tuple[float, ...]], then: Callable[[], object]) -> list[float]:
-    first = next(made)
-    then()
-    return [first[0], *(samples[0] for samples in made)]
-
-
 def test_a_program_that_comes_while_a_batch_is_measured_is_told_from_the_runner(
     passes: Callable[..., PhonePasses], phone: FakePhone
 ) -> None:
@@ -98,9 +92,13 @@ def test_a_program_that_comes_while_a_batch_is_measured_is_told_from_the_runner(
     with device.session():
         assert device.is_steady()
         phone.sandbox.write("proc/stat", "cpu0 0 0 0 1000 0\ncpu1 0 0 0 1000 0\n")
-        made = device.passes(jobs("ms=1.5 wait=0.2", "ms=2.5 wait=0.3"))
-        later = "cpu0 0 0 0 11000 0\ncpu1 4000 0 0 7000 0\n"
-        assert measured(made, lambda: stat.write_text(later)) == [1.5, 2.5]
+        made = device.passes(jobs("ms=1.5", "ms=2.5"))
+        pause_at = phone.sandbox.state / "pause_at"
+        pause_at.write_text("1")  # without it, the phone might tell of both only when the runner has ended
+        first = next(made)
+        stat.write_text("cpu0 0 0 0 11000 0\ncpu1 4000 0 0 7000 0\n")
+        pause_at.unlink()
+        assert [samples[0] for samples in (first, *made)] == [1.5, 2.5]
         assert not device.is_steady()
         found = device.neighbours()
         assert found is not None
