@@ -15,21 +15,15 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from amc_mobile.device.timing import Device, Job, ResumableDevice, SamplesMs, Timing
 from amc_mobile.latency.anchor import Anchor, best_anchor
-from amc_mobile.latency.measurement import (
-    KernelMeasurement,
-    KernelRequest,
-    ModelMeasurement,
-    ModelRequest,
-    PairMeasurement,
-    Pass,
-)
+from amc_mobile.latency.measurement import KernelMeasurement, ModelMeasurement, PairMeasurement, Pass
 from amc_mobile.latency.protocol_config import ProtocolConfig
+from amc_mobile.latency.requests import KernelRequest, ModelRequest, Request
 from amc_mobile.latency.statistics import pass_low_ms
 from amc_mobile.latency.stretch_plan import StoredStretches, StretchPlan
 from amc_mobile.latency.table import LatencyTable
@@ -145,22 +139,13 @@ def _is_busy(device: Device) -> bool:
     return found is not None and found.is_busy
 
 
-class _Request(Protocol):
-    @property
-    def key(self) -> str: ...
-    @property
-    def label(self) -> str: ...
-    @property
-    def model(self) -> Callable[[], bytes]: ...
-
-
 class _Run:
     """One call of the protocol over many requests."""
 
     def __init__(
         self,
         device: Device,
-        requests: Mapping[str, _Request],
+        requests: Mapping[str, Request],
         table: LatencyTable | None,
         config: ProtocolConfig,
         on_result: OnResult | None,
@@ -187,7 +172,7 @@ class _Run:
         timing: Timing,
         is_done: Callable[[Sequence[Pass]], bool],
         at_least: int,
-        anchor_request: _Request | None,
+        anchor_request: Request | None,
     ) -> dict[str, list[Pass]]:
         """Passes by key, until `is_done` of each; `at_least`: no key is done with fewer."""
         passes = self._passes
@@ -239,7 +224,7 @@ class _Run:
             self._has_beside = False
             self._outdatings_left -= 1
 
-    def _unfinished(self, anchor: _Request | None) -> StretchPlan | None:
+    def _unfinished(self, anchor: Request | None) -> StretchPlan | None:
         """What a killed process left on the device, where it is a part of the present work."""
         if self._table is None or not isinstance(self._device, ResumableDevice):
             return None
@@ -252,7 +237,7 @@ class _Run:
         self._in_a_row, self._repeats_left = plan.in_a_row, plan.repeats_left
         return plan
 
-    def _anchor(self, request: _Request | None, todo: Sequence[str], plan: StretchPlan | None) -> Anchor | None:
+    def _anchor(self, request: Request | None, todo: Sequence[str], plan: StretchPlan | None) -> Anchor | None:
         if plan is not None and not plan.anchor:
             return None
         if plan is None and len(todo) < 2 and request is None:

@@ -20,10 +20,11 @@ from amc_mobile.kernels.template import Template
 from amc_mobile.latency import calibration
 from amc_mobile.latency.anchor import best_anchor
 from amc_mobile.latency.calibration import WholeModel
-from amc_mobile.latency.measurement import BUSY, NOISY, KernelRequest, ModelMeasurement, ModelRequest
+from amc_mobile.latency.measurement import BUSY, NOISY, ModelMeasurement
 from amc_mobile.latency.predictor import LatencyPredictor
 from amc_mobile.latency.protocol import measure_kernels, measure_model, measure_models
 from amc_mobile.latency.protocol_config import ProtocolConfig
+from amc_mobile.latency.requests import KernelRequest, ModelRequest
 from amc_mobile.latency.sampling import calibration_widths, kernel_points
 from amc_mobile.latency.shape_predictor import ShapePredictor, timed_shapes
 from amc_mobile.latency.table import LatencyTable

@@ -16,8 +16,9 @@ from amc_mobile.device.conditions import Conditions
 from amc_mobile.errors import DeviceError, InvalidInput
 from amc_mobile.latency import bundle
 from amc_mobile.latency.adoption import Verdict, anchors, judge
-from amc_mobile.latency.measurement import KernelMeasurement, KernelRequest
+from amc_mobile.latency.measurement import KernelMeasurement
 from amc_mobile.latency.protocol import measure_kernels
+from amc_mobile.latency.requests import KernelRequest
 from amc_mobile.latency.table import LatencyTable
 from amc_mobile.latency.table_rows import Contents
 from amc_mobile.workflows.progress import Progress

@@ -39,9 +39,10 @@ from amc_mobile.device.host import HostDevice, installed_runtimes
 from amc_mobile.export.precision import FLOAT32, PRECISIONS
 from amc_mobile.kernels.cache import load_or_build
 from amc_mobile.latency import calibration
-from amc_mobile.latency.measurement import NOISY, ModelRequest
+from amc_mobile.latency.measurement import NOISY
 from amc_mobile.latency.protocol import measure_models
 from amc_mobile.latency.protocol_config import ProtocolConfig
+from amc_mobile.latency.requests import ModelRequest
 from amc_mobile.latency.table import LatencyTable
 from amc_mobile.models.registry import MODELS
 from amc_mobile.workflows.latency_model import LatencyModel
