@@ -171,8 +171,8 @@ def plot_kernel(space: Workspace, settings: Settings, kernel: str, path: Path, *
 
 def _latency(space: Workspace, settings: Settings, progress: Progress) -> closing[LatencyModel]:
     """The workspace's latency model, to be used as a context."""
-    from amc_mobile.workflows.latency_model import default_grids, latency_model
-    from amc_mobile.workflows.network import load_network
+    from amc_mobile.workflows.latency_model import latency_model
+    from amc_mobile.workflows.network import default_grids, load_network
 
     open_table(space).close()
     network = load_network(space, settings)
