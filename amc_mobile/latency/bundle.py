@@ -19,7 +19,8 @@ from typing import Any
 
 from amc_mobile.device.conditions import FOREIGN_PROTOCOL, Conditions
 from amc_mobile.errors import CorruptFile, InvalidInput
-from amc_mobile.latency.measurement import KernelMeasurement, Pass, model_key
+from amc_mobile.latency.measurement import KernelMeasurement, Pass
+from amc_mobile.latency.requests import model_key
 from amc_mobile.latency.shapes import KernelShape
 from amc_mobile.latency.table import LatencyTable
 from amc_mobile.latency.table_rows import Adoption, Contents, StoredPass

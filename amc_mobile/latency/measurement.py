@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -26,59 +24,6 @@ FEW_SAMPLES = 30
 FEW_PASSES = 3  # fewer do not tell how passes differ
 
 Samples = tuple[tuple[float, ...], ...]  # one tuple of milliseconds per pass, in the order run
-
-
-class KernelInfo(Protocol):
-    """What a latency table needs to know of a kernel."""
-
-    @property
-    def key(self) -> str: ...
-    @property
-    def label(self) -> str: ...
-    def to_document(self) -> dict[str, Any]: ...
-
-
-@dataclass(frozen=True)
-class KernelRequest:
-    """A kernel to measure. `model` builds the runnable one-kernel model; it is called once per pass."""
-
-    kernel: KernelInfo
-    model: Callable[[], bytes]
-
-    @property
-    def key(self) -> str:
-        return self.kernel.key
-
-    @property
-    def label(self) -> str:
-        return self.kernel.label
-
-
-@dataclass(frozen=True)
-class ModelRequest:
-    """A whole model to measure: a template at the widths of a plan.
-
-    `template` names network, weights and runtime, so that equal widths of two networks stay apart; `model` builds the
-    file and is called once per pass.
-    """
-
-    template: str
-    widths: tuple[int, ...]
-    model: Callable[[], bytes]
-
-    @property
-    def key(self) -> str:
-        return model_key(self.template, self.widths)
-
-    @property
-    def label(self) -> str:
-        return f"the whole model at {' '.join(map(str, self.widths))} channels"
-
-
-def model_key(template: str, widths: Sequence[int]) -> str:
-    """SHA-256 of the template's name and the widths."""
-    document = json.dumps([template, [int(width) for width in widths]])
-    return hashlib.sha256(document.encode()).hexdigest()
 
 
 @dataclass(frozen=True)

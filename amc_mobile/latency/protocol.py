@@ -1,9 +1,8 @@
 """How kernels and whole models are measured.
 
 Every pass opens a fresh session; the order is shuffled anew for each pass, so that drift meets all alike. Kernels stop
-when their two lowest passes agree. Between stretches of passes an anchor is read: where it has drifted, the stretch is
-thrown away and made again, a bounded number of times; after that its passes are kept and flagged busy. So are those
-made beside other programs that did not end; they are made again as soon as the device is left alone.
+when their two lowest passes agree. Passes made beside other programs that did not end are made again as soon as the
+device is left alone.
 """
 
 from __future__ import annotations
@@ -11,27 +10,20 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from amc_mobile.device.timing import Device, Job, ResumableDevice, SamplesMs, Timing
 from amc_mobile.latency.anchor import Anchor, best_anchor
-from amc_mobile.latency.measurement import (
-    KernelMeasurement,
-    KernelRequest,
-    ModelMeasurement,
-    ModelRequest,
-    PairMeasurement,
-    Pass,
-)
+from amc_mobile.latency.measurement import KernelMeasurement, ModelMeasurement, PairMeasurement, Pass
 from amc_mobile.latency.protocol_config import ProtocolConfig
+from amc_mobile.latency.requests import KernelRequest, ModelRequest, Request
 from amc_mobile.latency.statistics import pass_low_ms
 from amc_mobile.latency.stretch_plan import StoredStretches, StretchPlan
+from amc_mobile.latency.stretches import StretchMaker, is_busy
 from amc_mobile.latency.table import LatencyTable
 
 T = TypeVar("T")
@@ -135,23 +127,9 @@ def _until_steady(device: Device, config: ProtocolConfig, attempt: Callable[[], 
     for _ in range(config.anchor_repeats + 1):
         made = attempt()
         if device.is_steady():
-            return made, not _is_busy(device)
+            return made, not is_busy(device)
         device.settle()
     return made, False
-
-
-def _is_busy(device: Device) -> bool:
-    found = device.neighbours()
-    return found is not None and found.is_busy
-
-
-class _Request(Protocol):
-    @property
-    def key(self) -> str: ...
-    @property
-    def label(self) -> str: ...
-    @property
-    def model(self) -> Callable[[], bytes]: ...
 
 
 class _Run:
@@ -160,7 +138,7 @@ class _Run:
     def __init__(
         self,
         device: Device,
-        requests: Mapping[str, _Request],
+        requests: Mapping[str, Request],
         table: LatencyTable | None,
         config: ProtocolConfig,
         on_result: OnResult | None,
@@ -171,8 +149,6 @@ class _Run:
         self._config = config
         self._on_result = on_result
         self._conditions = device.conditions()
-        self._repeats_left = config.anchor_total_repeats
-        self._in_a_row = 0
         self._passes: dict[str, list[Pass]] = {key: [] for key in requests}
         if table is not None:
             for key, stored in table.passes(self._conditions, requests).items():
@@ -187,7 +163,7 @@ class _Run:
         timing: Timing,
         is_done: Callable[[Sequence[Pass]], bool],
         at_least: int,
-        anchor_request: _Request | None,
+        anchor_request: Request | None,
     ) -> dict[str, list[Pass]]:
         """Passes by key, until `is_done` of each; `at_least`: no key is done with fewer."""
         passes = self._passes
@@ -200,7 +176,8 @@ class _Run:
             todo = [key for key in passes if not is_done(self._counted(key))]
             left, total = set(todo), len(passes)
             plan = self._unfinished(anchor_request)
-            anchor = self._anchor(anchor_request, todo, plan)
+            anchor, stored = self._anchor(anchor_request, todo, plan), passes if self._table is not None else None
+            maker = StretchMaker(self._device, self._requests, timing, anchor, self._config, stored=stored, plan=plan)
             waiting: list[Sequence[str]] = list(plan.stretches) if plan else []
             old = StoredStretches(plan, {key: len(made) for key, made in passes.items()}) if plan else None
             while todo:
@@ -208,13 +185,15 @@ class _Run:
                     # Rounds that every key needs in any case can be given to the device at once.
                     rounds = max(1, at_least - max(len(self._counted(key)) for key in todo))
                     queue = [key for _ in range(rounds) for key in order.sample(todo, len(todo))]
-                    waiting = self._cut(queue)
-                for made in self._stretches(waiting, timing, anchor):
-                    if old and old.holds([key for key, _ in made]):
+                    length = self._config.anchor_every
+                    waiting = [queue[start : start + length] for start in range(0, len(queue), length)]
+                for stretch in maker.make(waiting):
+                    self._has_beside |= stretch.beside
+                    if old and old.holds([key for key, _ in stretch.passes]):
                         continue
                     if self._table is not None:
-                        self._table.add_passes(self._conditions, made, warmup_runs=timing.warmup_runs)
-                    for key, one in made:
+                        self._table.add_passes(self._conditions, stretch.passes, warmup_runs=timing.warmup_runs)
+                    for key, one in stretch.passes:
                         passes[key].append(one)
                         if key in left and is_done(self._counted(key)):
                             left.discard(key)
@@ -239,7 +218,7 @@ class _Run:
             self._has_beside = False
             self._outdatings_left -= 1
 
-    def _unfinished(self, anchor: _Request | None) -> StretchPlan | None:
+    def _unfinished(self, anchor: Request | None) -> StretchPlan | None:
         """What a killed process left on the device, where it is a part of the present work."""
         if self._table is None or not isinstance(self._device, ResumableDevice):
             return None
@@ -247,12 +226,9 @@ class _Run:
         counts = {key: len(made) for key, made in self._passes.items()}
         if plan is None or not plan.fits({*counts, anchor.key} if anchor else counts, counts):
             return None
-        if anchor is not None and anchor.key != plan.anchor:
-            return None
-        self._in_a_row, self._repeats_left = plan.in_a_row, plan.repeats_left
-        return plan
+        return plan if anchor is None or anchor.key == plan.anchor else None
 
-    def _anchor(self, request: _Request | None, todo: Sequence[str], plan: StretchPlan | None) -> Anchor | None:
+    def _anchor(self, request: Request | None, todo: Sequence[str], plan: StretchPlan | None) -> Anchor | None:
         if plan is not None and not plan.anchor:
             return None
         if plan is None and len(todo) < 2 and request is None:
@@ -269,76 +245,3 @@ class _Run:
         lowest_ms = plan.lowest_ms if plan else min((pass_low_ms(one.samples_ms) for one in known), default=math.inf)
         job = Job(request.key, "the anchor", request.model, timing)
         return Anchor(job, tolerance=self._config.anchor_drift, lowest_ms=lowest_ms)
-
-    def _cut(self, queue: Sequence[str]) -> list[Sequence[str]]:
-        length = self._config.anchor_every
-        return [queue[start : start + length] for start in range(0, len(queue), length)]
-
-    def _stretches(
-        self,
-        stretches: Sequence[Sequence[str]],
-        timing: Timing,
-        anchor: Anchor | None,
-    ) -> Iterator[list[tuple[str, Pass]]]:
-        """Makes a pass per key, and gives those between two looks at the anchor, which are a stretch, together.
-
-        What was made while the anchor drifted is made again, a bounded number of times; then it is flagged busy, as is
-        what was made beside other programs.
-        """
-        waiting = list(stretches)
-        while waiting:
-            count = max(1, self._device.jobs_per_batch // self._config.anchor_every)
-            batch, waiting = waiting[:count], waiting[count:]
-            again = []
-            for keys, samples, steady in self._batch(batch, timing, anchor):
-                self._in_a_row = 0 if steady else self._in_a_row + 1
-                if steady or self._in_a_row > self._config.anchor_repeats or self._repeats_left == 0:
-                    beside = _is_busy(self._device)
-                    self._has_beside |= beside
-                    busy = beside or not steady
-                    yield [(key, Pass(values, busy)) for key, values in zip(keys, samples, strict=True)]
-                else:
-                    self._repeats_left -= 1
-                    again.append(keys)
-            if again:
-                self._device.settle()
-                waiting = again + waiting
-
-    def _batch(
-        self,
-        stretches: Sequence[Sequence[str]],
-        timing: Timing,
-        anchor: Anchor | None,
-    ) -> Iterator[tuple[Sequence[str], list[SamplesMs], bool]]:
-        """For each stretch its keys, samples, and whether the device stayed the same meanwhile; as they come."""
-        first = anchor.first_jobs() if anchor else []
-        last = anchor.jobs() if anchor else []
-        jobs = list(first)
-        for keys in stretches:
-            requests = [self._requests[key] for key in keys]
-            jobs += [Job(request.key, request.label, request.model, timing) for request in requests] + last
-        with closing(self._start(jobs, stretches, anchor)) as made:
-            if anchor is not None:
-                anchor.see(list(islice(made, len(first))))
-            for position, keys in enumerate(stretches):
-                samples = list(islice(made, len(keys)))
-                steady = anchor.is_steady(list(islice(made, len(last)))) if anchor else True
-                # Heat shows in the anchor as well; the device itself is asked when it has nothing to do.
-                if position == len(stretches) - 1:
-                    steady = steady and self._device.is_steady()
-                yield keys, samples, steady
-
-    def _start(
-        self, jobs: Sequence[Job], stretches: Sequence[Sequence[str]], anchor: Anchor | None
-    ) -> Generator[SamplesMs, None, None]:
-        if self._table is None or not isinstance(self._device, ResumableDevice):
-            return self._device.passes(jobs)
-        plan = StretchPlan(
-            tuple(tuple(keys) for keys in stretches),
-            {key: len(self._passes[key]) for keys in stretches for key in keys},
-            anchor.key if anchor else "",
-            anchor.lowest_ms if anchor else math.inf,
-            self._in_a_row,
-            self._repeats_left,
-        )
-        return self._device.passes(jobs, plan=plan.to_text())

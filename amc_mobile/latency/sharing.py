@@ -19,9 +19,10 @@ from amc_mobile.device.timing import Device
 from amc_mobile.errors import DeviceError
 from amc_mobile.latency.adoption import ANCHORS, anchors, candidates, judge
 from amc_mobile.latency.anchor import best_anchor
-from amc_mobile.latency.measurement import KernelMeasurement, KernelRequest
+from amc_mobile.latency.measurement import KernelMeasurement
 from amc_mobile.latency.protocol import measure_kernels
 from amc_mobile.latency.protocol_config import ProtocolConfig
+from amc_mobile.latency.requests import KernelRequest
 from amc_mobile.latency.sharing_phone import PhoneShare, SharingPhone
 from amc_mobile.latency.table import LatencyTable
 

@@ -19,14 +19,8 @@ from numpy.typing import NDArray
 from amc_mobile.device.conditions import Conditions
 from amc_mobile.errors import InvalidInput, MissingLatency
 from amc_mobile.latency import storage
-from amc_mobile.latency.measurement import (
-    KernelInfo,
-    KernelMeasurement,
-    ModelMeasurement,
-    ModelRequest,
-    Pass,
-    model_key,
-)
+from amc_mobile.latency.measurement import KernelMeasurement, ModelMeasurement, Pass
+from amc_mobile.latency.requests import KernelInfo, ModelRequest, model_key
 from amc_mobile.latency.storage import DELETE_IT, FORMAT_VERSION, open_storage
 from amc_mobile.latency.table_rows import (
     Contents,

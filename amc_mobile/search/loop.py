@@ -1,4 +1,4 @@
-"""The search: propose, score, measure, observe, log; until the best plan is known to meet the budget.
+"""The search: episodes, then measurements and tighter limits, until the best plan is known to meet the budget.
 
 The control flow depends on log lines and on the cost as it is now, never on which process wrote the lines: a
 search that was killed observes its log again and goes on where it stopped.
@@ -9,20 +9,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from amc_mobile.errors import BudgetNotMet, InvalidConfig, InvalidInput, UnreachableBudget
 from amc_mobile.search.budget import Budget, Widths, format_cost
 from amc_mobile.search.episode_log import CHECK, EpisodeLog, EpisodeRow, Pending
+from amc_mobile.search.episode_runner import EpisodeRunner, Measure, Score
 from amc_mobile.search.guarantee import AccuracyGuarantee
 from amc_mobile.search.policy import Policy
-from amc_mobile.search.reward import MeasuredCost, Outcome
-from amc_mobile.search.standings import Plan, Standings
-
-Score = Callable[[Widths], Outcome]
-Measure = Callable[[Widths], MeasuredCost]
+from amc_mobile.search.reward import Outcome
+from amc_mobile.search.standings import Standings
 
 
 @dataclass(frozen=True)
@@ -90,18 +88,21 @@ def run_search(
         raise InvalidInput(
             f"{log.path} already holds {len(log.rows)} episodes", next_step="resume it or name a new run"
         )
-    search = _Search(
-        policy,
-        budget,
-        score,
-        log,
-        measure,
-        measure_every,
-        measured_reward,
-        on_episode,
-        checks or CheckConfig(),
-        guarantee,
+    standings = Standings(budget.limit)
+    if guarantee is not None:
+        standings.rank = guarantee.rank
+    runner = EpisodeRunner(
+        policy=policy,
+        budget=budget,
+        score=score,
+        log=log,
+        standings=standings,
+        measure=measure,
+        measure_every=measure_every,
+        measured_reward=measured_reward,
+        on_episode=on_episode or (lambda _: None),
     )
+    search = _Search(policy, budget, log, standings, runner, checks or CheckConfig(), guarantee)
     search.start()
     return search.finish(episodes)
 
@@ -110,12 +111,9 @@ def run_search(
 class _Search:
     policy: Policy
     budget: Budget
-    score: Score
     log: EpisodeLog
-    measure: Measure | None
-    measure_every: int
-    measured_reward: Callable[[Outcome, float], float] | None
-    on_episode: Callable[[EpisodeRow], None] | None
+    standings: Standings
+    runner: EpisodeRunner
     checks: CheckConfig
     guarantee: AccuracyGuarantee | None
 
@@ -129,13 +127,10 @@ class _Search:
             "limit": self.budget.limit,
             "unit": self.budget.unit,
             "grids": [[int(width) for width in grid] for grid in self.budget.grids],
-            "measured": self.measure is not None,
+            "measured": self.runner.measure is not None,
             "guarantee": asdict(self.guarantee) if self.guarantee is not None else None,
         }
         self.log.start(self.policy.state_document(), settings)
-        self.standings = Standings(self.budget.limit)
-        if self.guarantee is not None:
-            self.standings.rank = self.guarantee.rank
         for row in self.log.rows:
             self.standings.take(row)
             if row.policy != CHECK:
@@ -146,9 +141,9 @@ class _Search:
         if pending.limit < self.standings.search_limit:
             self.standings.tighten(pending.limit)
         if pending.policy == CHECK:
-            self._check(pending)
+            self.runner.check(pending)
         else:
-            self._episode(pending, agent_s=0.0)
+            self.runner.run(pending, agent_s=0.0)
 
     def finish(self, episodes: int) -> SearchResult:
         standings = self.standings
@@ -164,16 +159,16 @@ class _Search:
                     if standings.fastest() is None:
                         raise
                     return self._best_measured()
-                self._episode(pending, agent_s=time.process_time() - started)
-            elif self.measure is None:
+                self.runner.run(pending, agent_s=time.process_time() - started)
+            elif self.runner.measure is None:
                 best = standings.best_predicted(self.budget)
                 if best is None:
                     raise BudgetNotMet("no plan tried is within the budget by the cost model as it is now")
                 return self._result(best)
             else:
-                candidate = standings.candidate(self._current_budget())
+                candidate = standings.candidate(standings.tightened(self.budget))
                 if candidate is not None and standings.checks < self.checks.max_checks:
-                    self._check(self._pending(CHECK, candidate.widths, measuring=True))
+                    self.runner.check(self.runner.begin(CHECK, candidate.widths, measuring=True))
                 elif standings.best_measured() is None and standings.tightenings < self.checks.max_tightenings:
                     standings.tighten(self._tighter())
                 else:
@@ -192,108 +187,16 @@ class _Search:
         return self.guarantee.is_over(self.log.rows, self.budget.cost_of(self.budget.full))
 
     def _episode_budget(self) -> Budget:
-        budget = self._current_budget()
+        budget = self.standings.tightened(self.budget)
         if self.guarantee is None:
             return budget
         wanted = self.guarantee.limit(self.log.rows, budget.cost_of(budget.full))
         # Not below every plan there is: then the smallest one is proposed.
         return budget.with_limit(min(budget.limit, max(wanted, budget.cost_of(budget.smallest()))))
 
-    def _current_budget(self) -> Budget:
-        return self.budget.with_limit(self.standings.search_limit)
-
     def _proposal(self) -> Pending:
         widths = self.policy.propose(self._episode_budget())
-        return self._pending(self.policy.label, tuple(int(width) for width in widths), measuring=False)
-
-    def _pending(self, policy: str, plan: Plan, *, measuring: bool) -> Pending:
-        predicted = self.budget.cost_of(np.array(plan, dtype=np.int64))
-        pending = Pending(policy, plan, predicted, self.standings.search_limit, measuring)
-        self.log.begin(pending)
-        return pending
-
-    def _episode(self, pending: Pending, *, agent_s: float) -> None:
-        plan = pending.widths
-        known = self.standings.plans.get(plan)
-        started = time.process_time()
-        outcome = self._outcome(known, plan)
-        scored = time.process_time()
-        row = EpisodeRow(
-            episode=self.standings.episodes,
-            policy=pending.policy,
-            reward=outcome.reward,
-            top1=outcome.top1,
-            fidelity=outcome.fidelity,
-            predicted_cost=pending.predicted_cost,
-            limit=pending.limit,
-            measured_ms=known.measured_ms if known else None,
-            ci_high_ms=known.ci_high_ms if known else None,
-            macs=outcome.macs,
-            parameters=outcome.parameters,
-            reconstruction_s=outcome.seconds.get("reconstruction", 0.0),
-            evaluation_s=outcome.seconds.get("evaluation", 0.0 if outcome.seconds else scored - started),
-            agent_s=agent_s,
-            latency_s=0.0,
-            widths=plan,
-        )
-        if self.measure is not None and row.ci_high_ms is None and (pending.measuring or self._is_to_measure(row)):
-            if not pending.measuring:
-                self.log.begin(replace(pending, measuring=True))
-            row = self._measured(row, self.measure)
-        started = time.process_time()
-        self.policy.observe(np.array(plan, dtype=np.int64), row.reward)
-        self._write(replace(row, agent_s=agent_s + time.process_time() - started))
-
-    def _outcome(self, known: EpisodeRow | None, plan: Plan) -> Outcome:
-        if known is not None:
-            nothing = {"reconstruction": 0.0, "evaluation": 0.0}
-            return Outcome(known.reward, known.top1, known.fidelity, known.macs, known.parameters, nothing)
-        outcome = self.score(np.array(plan, dtype=np.int64))
-        if not math.isfinite(outcome.reward):
-            raise InvalidInput(f"the plan {list(plan)} scored a reward of {outcome.reward}")
-        return outcome
-
-    def _is_to_measure(self, row: EpisodeRow) -> bool:
-        """Whether this is a new best, or its turn has come."""
-        if self.measure_every > 0 and (row.episode + 1) % self.measure_every == 0:
-            return True
-        best = self.standings.best_standing(self._current_budget())
-        return best is None or self.standings.rank(row) > self.standings.rank(best)
-
-    def _check(self, pending: Pending) -> None:
-        """Measures a plan that an earlier episode scored."""
-        assert self.measure is not None
-        row = replace(
-            self.standings.plans[pending.widths],
-            policy=CHECK,
-            predicted_cost=pending.predicted_cost,
-            limit=pending.limit,
-            reconstruction_s=0.0,
-            evaluation_s=0.0,
-            agent_s=0.0,
-        )
-        self._write(self._measured(row, self.measure))
-
-    def _measured(self, row: EpisodeRow, measure: Measure) -> EpisodeRow:
-        started = time.perf_counter()
-        cost = measure(np.array(row.widths, dtype=np.int64))
-        reward = row.reward
-        if self.measured_reward is not None:
-            outcome = Outcome(row.reward, row.top1, row.fidelity, row.macs, row.parameters)
-            reward = self.measured_reward(outcome, cost.measured)
-        return replace(
-            row,
-            reward=reward,
-            measured_ms=float(cost.measured),
-            ci_high_ms=float(cost.ci_high),
-            latency_s=time.perf_counter() - started,
-        )
-
-    def _write(self, row: EpisodeRow) -> None:
-        self.log.append(row)
-        self.standings.take(row)
-        if self.on_episode is not None:
-            self.on_episode(row)
+        return self.runner.begin(self.policy.label, tuple(int(width) for width in widths), measuring=False)
 
     def _tighter(self) -> float:
         """The next limit: the budget over the observed ratio, and below the last one, but not below every plan."""

@@ -52,6 +52,10 @@ class Standings:
         self.checks = 0
         self.overs = 0
 
+    def tightened(self, budget: Budget) -> Budget:
+        """`budget` at the limit that plans are held to now."""
+        return budget.with_limit(self.search_limit)
+
     def best_measured(self) -> EpisodeRow | None:
         """The best among the plans measured within the budget."""
         return self._best([row for row in self.plans.values() if self._measured_within(row)])

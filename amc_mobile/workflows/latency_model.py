@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -10,84 +9,33 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from amc_mobile.channels.plan import grid
 from amc_mobile.device.conditions import Conditions
 from amc_mobile.device.timing import Device
-from amc_mobile.errors import InvalidConfig, MissingLatency
+from amc_mobile.errors import MissingLatency
 from amc_mobile.export.precision import FLOAT32
 from amc_mobile.kernels.cache import load_or_build
 from amc_mobile.kernels.template import Template
-from amc_mobile.latency import calibration
+from amc_mobile.latency import calibration_fit
 from amc_mobile.latency.anchor import best_anchor
-from amc_mobile.latency.calibration import WholeModel
-from amc_mobile.latency.measurement import BUSY, NOISY, KernelRequest, ModelMeasurement, ModelRequest
+from amc_mobile.latency.calibration import Calibration
+from amc_mobile.latency.measurement import BUSY
 from amc_mobile.latency.predictor import LatencyPredictor
 from amc_mobile.latency.protocol import measure_kernels, measure_model, measure_models
 from amc_mobile.latency.protocol_config import ProtocolConfig
+from amc_mobile.latency.requests import KernelRequest, ModelRequest
 from amc_mobile.latency.sampling import calibration_widths, kernel_points
 from amc_mobile.latency.shape_predictor import ShapePredictor, timed_shapes
 from amc_mobile.latency.table import LatencyTable
+from amc_mobile.latency.whole_models import ModelPoint, WholeModel
 from amc_mobile.workflows.measuring import RecordedDevice, chosen_runtime, open_device
-from amc_mobile.workflows.network import Network
+from amc_mobile.workflows.network import Network, default_grids
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.workspace import Settings, Workspace
 
 Widths = NDArray[np.int64]
 Floats = NDArray[np.float64]
 MIN_CALIBRATION_MODELS = 4
-UNTRUSTED = 0.2  # weight of a number that other work on the machine may have spoilt
 DRIFT_ATTEMPTS = 3  # a busy moment must not pass for a slower device
-
-
-def default_grids(
-    network: Network, *, multiple: int = 8, min_keep_ratio: float = 0.2, keep: str = ""
-) -> list[NDArray[np.int64]]:
-    """The widths each group may take. `keep`: groups that stay whole, as patterns of their names separated by commas,
-    or "residual": those that more than one layer writes, which shortcuts add up. Raises InvalidConfig."""
-    patterns = [pattern for pattern in keep.replace(" ", "").split(",") if pattern]
-    for pattern in patterns:
-        if pattern != "residual" and not fnmatch.filter(network.groups.names, pattern):
-            raise InvalidConfig(
-                f"--keep {pattern!r} names no channel group", next_step=f"groups: {', '.join(network.groups.names)}"
-            )
-    grids = []
-    for group in network.groups.groups:
-        whole = any(fnmatch.fnmatchcase(group.name, pattern) for pattern in patterns)
-        whole |= "residual" in patterns and len(group.producers) > 1
-        lowest = 1.0 if whole else min_keep_ratio
-        grids.append(grid(group.channels, multiple=multiple, min_keep_ratio=lowest))
-    return grids
-
-
-@dataclass(frozen=True)
-class ModelPoint:
-    """A whole model in the calibration: its plan, lowest p20 and p50 in ms, and the trust in each, 0 to 1."""
-
-    widths: tuple[int, ...]
-    low_ms: float
-    p50_ms: float
-    low_weight: float = 1.0
-    p50_weight: float = 1.0
-    searched: bool = False
-    busy: bool = False
-
-    @classmethod
-    def profiled(cls, widths: Sequence[int] | Widths, measured: ModelMeasurement) -> ModelPoint:
-        return cls(
-            tuple(int(w) for w in widths),
-            measured.low_ms,
-            measured.p50_ms,
-            low_weight=UNTRUSTED if NOISY in measured.flags else 1.0,
-            p50_weight=UNTRUSTED if BUSY in measured.flags else 1.0,
-            busy=measured.is_busy,
-        )
-
-    @classmethod
-    def from_search(cls, widths: Sequence[int], row: Mapping[str, float]) -> ModelPoint:
-        """`row`: what the search keeps of a plan; the wider its interval, the less it counts."""
-        sigma = row["ci_high_ms"] / row["measured_ms"] - 1
-        sure = calibration.trust(sigma)
-        return cls(tuple(int(w) for w in widths), row["low_ms"], row["measured_ms"], sure, sure, searched=True)
 
 
 @dataclass
@@ -112,7 +60,7 @@ class LatencyModel:
     def __post_init__(self) -> None:
         self.conditions: Conditions = self.device.conditions()
         self._predictor: LatencyPredictor | None = None
-        self._calibration: tuple[int, calibration.Calibration] | None = None
+        self._calibration: tuple[int, Calibration] | None = None
 
     def measure_missing(self, progress: Progress) -> int:
         """Measures the kernels and calibration models that the table lacks; returns the number of kernels needed."""
@@ -231,14 +179,14 @@ class LatencyModel:
         return found
 
     @property
-    def calibration(self) -> calibration.Calibration:
+    def calibration(self) -> Calibration:
         if isinstance(self.predictor, ShapePredictor):
             return self.predictor.calibration
         if self._calibration is None or self._calibration[0] != len(self.extra):
             points = self.points()
             if len(points) < MIN_CALIBRATION_MODELS:
                 raise MissingLatency(["whole models for the calibration"])
-            fitted = calibration.fit(self._whole_models(points))
+            fitted = calibration_fit.fit(self._whole_models(points))
             self._calibration = (len(self.extra), fitted)
         return self._calibration[1]
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import fnmatch
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from amc_mobile.channels.groups import find_groups
+from amc_mobile.channels.plan import grid
 from amc_mobile.channels.prove import prove
 from amc_mobile.channels.structure import ChannelGroups
 from amc_mobile.data import Dataset, DataSplit, held_out_count, load_dataset, split
-from amc_mobile.errors import InvalidInput
+from amc_mobile.errors import InvalidConfig, InvalidInput
 from amc_mobile.models.loading import LoadedModel, load_model
 from amc_mobile.models.task import Task
 from amc_mobile.workflows.workspace import Settings, Workspace
@@ -108,3 +112,23 @@ def load_network(space: Workspace, settings: Settings) -> Network:
     groups = find_groups(loaded.module, example)
     prove(loaded.module, groups, example)
     return Network(loaded, dataset, groups)
+
+
+def default_grids(
+    network: Network, *, multiple: int = 8, min_keep_ratio: float = 0.2, keep: str = ""
+) -> list[NDArray[np.int64]]:
+    """The widths each group may take. `keep`: groups that stay whole, as patterns of their names separated by commas,
+    or "residual": those that more than one layer writes, which shortcuts add up. Raises InvalidConfig."""
+    patterns = [pattern for pattern in keep.replace(" ", "").split(",") if pattern]
+    for pattern in patterns:
+        if pattern != "residual" and not fnmatch.filter(network.groups.names, pattern):
+            raise InvalidConfig(
+                f"--keep {pattern!r} names no channel group", next_step=f"groups: {', '.join(network.groups.names)}"
+            )
+    grids = []
+    for group in network.groups.groups:
+        whole = any(fnmatch.fnmatchcase(group.name, pattern) for pattern in patterns)
+        whole |= "residual" in patterns and len(group.producers) > 1
+        lowest = 1.0 if whole else min_keep_ratio
+        grids.append(grid(group.channels, multiple=multiple, min_keep_ratio=lowest))
+    return grids

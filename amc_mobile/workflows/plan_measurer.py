@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amc_mobile.latency.protocol import measure_pair
+from amc_mobile.latency.whole_models import ModelPoint
 from amc_mobile.search.reward import MeasuredCost
-from amc_mobile.workflows.latency_model import LatencyModel, ModelPoint
+from amc_mobile.workflows.latency_model import LatencyModel
 from amc_mobile.workflows.plans import ChannelPlans
 from amc_mobile.workflows.progress import silent
 from amc_mobile.workflows.runs import Run

@@ -27,8 +27,7 @@ from amc_mobile.pruning.reconstruction import Reconstructor
 from amc_mobile.pruning.refit import refit
 from amc_mobile.search.features import GroupFacts
 from amc_mobile.search.reward import fidelity
-from amc_mobile.workflows.latency_model import default_grids
-from amc_mobile.workflows.network import Network
+from amc_mobile.workflows.network import Network, default_grids
 from amc_mobile.workflows.preparation import Statistics
 
 Widths = NDArray[np.int64]

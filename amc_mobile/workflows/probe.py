@@ -15,9 +15,9 @@ from amc_mobile.latency.probe import (
     probe_points,
     stored_steps,
 )
-from amc_mobile.workflows.latency_model import LatencyModel, default_grids, latency_model
+from amc_mobile.workflows.latency_model import LatencyModel, latency_model
 from amc_mobile.workflows.listing import steps_text
-from amc_mobile.workflows.network import load_network
+from amc_mobile.workflows.network import default_grids, load_network
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.workspace import Settings, Workspace
 

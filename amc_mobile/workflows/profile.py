@@ -14,9 +14,9 @@ from amc_mobile.errors import DeviceError, InvalidConfig
 from amc_mobile.latency.calibration import Calibration
 from amc_mobile.latency.sharing import share_kernels
 from amc_mobile.latency.sharing_phone import PhoneShare
-from amc_mobile.workflows.latency_model import LatencyModel, default_grids, latency_model
+from amc_mobile.workflows.latency_model import LatencyModel, latency_model
 from amc_mobile.workflows.measuring import chosen_runtime, open_device, profile_of
-from amc_mobile.workflows.network import load_network
+from amc_mobile.workflows.network import default_grids, load_network
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.workspace import Settings, Workspace
 

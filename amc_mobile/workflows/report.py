@@ -15,6 +15,7 @@ from amc_mobile import __version__
 from amc_mobile.device.conditions import Conditions
 from amc_mobile.export.precision import FLOAT32
 from amc_mobile.latency.measurement import ModelMeasurement
+from amc_mobile.latency.whole_models import ModelPoint
 from amc_mobile.report.content import (
     TOP1,
     Accuracy,
@@ -38,9 +39,9 @@ from amc_mobile.report.content import (
 from amc_mobile.report.files import report_document, write_report
 from amc_mobile.report.text import render_text
 from amc_mobile.search.episode_log import EpisodeLog
-from amc_mobile.workflows.latency_model import LatencyModel, ModelPoint, default_grids, latency_model
+from amc_mobile.workflows.latency_model import LatencyModel, latency_model
 from amc_mobile.workflows.measuring import RecordedDevice, chosen_runtime
-from amc_mobile.workflows.network import Network, load_network
+from amc_mobile.workflows.network import Network, default_grids, load_network
 from amc_mobile.workflows.progress import silent
 from amc_mobile.workflows.runs import Run
 from amc_mobile.workflows.workspace import Settings, Workspace

@@ -16,8 +16,9 @@ from amc_mobile.device.conditions import Conditions
 from amc_mobile.errors import DeviceError, InvalidInput
 from amc_mobile.latency import bundle
 from amc_mobile.latency.adoption import Verdict, anchors, judge
-from amc_mobile.latency.measurement import KernelMeasurement, KernelRequest
+from amc_mobile.latency.measurement import KernelMeasurement
 from amc_mobile.latency.protocol import measure_kernels
+from amc_mobile.latency.requests import KernelRequest
 from amc_mobile.latency.table import LatencyTable
 from amc_mobile.latency.table_rows import Contents
 from amc_mobile.workflows.progress import Progress
@@ -170,8 +171,8 @@ def plot_kernel(space: Workspace, settings: Settings, kernel: str, path: Path, *
 
 def _latency(space: Workspace, settings: Settings, progress: Progress) -> closing[LatencyModel]:
     """The workspace's latency model, to be used as a context."""
-    from amc_mobile.workflows.latency_model import default_grids, latency_model
-    from amc_mobile.workflows.network import load_network
+    from amc_mobile.workflows.latency_model import latency_model
+    from amc_mobile.workflows.network import default_grids, load_network
 
     open_table(space).close()
     network = load_network(space, settings)

@@ -48,9 +48,9 @@ from amc_mobile.device.phone_device import PhoneDevice
 from amc_mobile.device.phone_passes import PhonePasses
 from amc_mobile.device.profile import load_profiles
 from amc_mobile.device.runtime_library import RuntimeLibrary
-from amc_mobile.latency.measurement import KernelRequest
 from amc_mobile.latency.protocol import measure_kernels
 from amc_mobile.latency.protocol_config import ProtocolConfig
+from amc_mobile.latency.requests import KernelRequest
 from amc_mobile.latency.table import LatencyTable
 
 KERNELS, ROUNDS = 350, 3

@@ -28,8 +28,7 @@ from amc_mobile.pruning.reconstruction import Reconstructor
 from amc_mobile.pruning.refit import refit
 from amc_mobile.report.tables import render_rows
 from amc_mobile.search.budget import Budget
-from amc_mobile.workflows.latency_model import default_grids
-from amc_mobile.workflows.network import load_network
+from amc_mobile.workflows.network import default_grids, load_network
 from amc_mobile.workflows.workspace import Workspace
 
 STAGES = ("cut", "one_shot", "sequential")

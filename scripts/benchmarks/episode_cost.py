@@ -39,8 +39,7 @@ from amc_mobile.search.episode_log import EpisodeLog
 from amc_mobile.search.loop import run_search
 from amc_mobile.search.policies import make_policy
 from amc_mobile.search.reward import fidelity
-from amc_mobile.workflows.latency_model import default_grids
-from amc_mobile.workflows.network import Network, load_network
+from amc_mobile.workflows.network import Network, default_grids, load_network
 from amc_mobile.workflows.plan_scorer import PlanScorer
 from amc_mobile.workflows.plans import ChannelPlans
 from amc_mobile.workflows.preparation import Preparations

@@ -22,9 +22,9 @@ from amc_mobile.device.profile import load_profiles
 from amc_mobile.device.runtime_library import RuntimeLibrary
 from amc_mobile.device.timing import Job, Timing
 from amc_mobile.latency.measurement import BUSY as FLAG
-from amc_mobile.latency.measurement import ModelRequest
 from amc_mobile.latency.protocol import measure_models
 from amc_mobile.latency.protocol_config import ProtocolConfig
+from amc_mobile.latency.requests import ModelRequest
 
 TIMING = Timing(samples=4, min_sample_ms=0.1, warmup_runs=1, max_s=1.0)
 

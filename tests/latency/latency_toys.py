@@ -16,7 +16,8 @@ from amc_mobile.kernels.expression import Expression
 from amc_mobile.kernels.kernel import Kernel, Operator
 from amc_mobile.kernels.onnx_layout import Border
 from amc_mobile.kernels.template import KernelSite
-from amc_mobile.latency.measurement import KernelRequest, Pass
+from amc_mobile.latency.measurement import Pass
+from amc_mobile.latency.requests import KernelRequest
 
 CONDITIONS = Conditions(
     device="toy", soc="Abacus 9", os="none", runtime="tflite", runtime_version="1.0", library_sha256="ab",

@@ -5,17 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from amc_mobile.latency.calibration import (
-    BAND_FLOOR,
-    BUSY_ERROR,
-    CONVERTING_BAND_FLOOR,
-    Calibration,
-    WholeModel,
-    error_band,
-    fit,
-    trust,
-    weighted_quantile,
-)
+from amc_mobile.latency.calibration import BAND_FLOOR, Calibration, error_band
+from amc_mobile.latency.calibration_fit import BUSY_ERROR, CONVERTING_BAND_FLOOR, fit, weighted_quantile
+from amc_mobile.latency.whole_models import WholeModel, trust
 
 SUMS = np.linspace(1.0, 4.0, 12)
 

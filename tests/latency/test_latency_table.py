@@ -16,7 +16,8 @@ import pytest
 from latency_toys import CONDITIONS, conv, passes
 
 from amc_mobile.errors import CorruptFile, InvalidInput
-from amc_mobile.latency.measurement import ModelMeasurement, Pass, model_key
+from amc_mobile.latency.measurement import ModelMeasurement, Pass
+from amc_mobile.latency.requests import model_key
 from amc_mobile.latency.storage import APPLICATION_ID, FORMAT_VERSION
 from amc_mobile.latency.table import LatencyTable
 

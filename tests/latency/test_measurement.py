@@ -12,11 +12,10 @@ from amc_mobile.latency.measurement import (
     NOISY,
     KernelMeasurement,
     ModelMeasurement,
-    ModelRequest,
     PairMeasurement,
     Pass,
-    model_key,
 )
+from amc_mobile.latency.requests import ModelRequest, model_key
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0, 0.0, True, "1.0", None])

@@ -14,9 +14,9 @@ from latency_toys import CONDITIONS, ToyDevice, add, conv, request
 from amc_mobile.device.timing import Job, SamplesMs
 from amc_mobile.errors import DeviceError
 from amc_mobile.latency.bundle import from_lines, to_lines
-from amc_mobile.latency.measurement import KernelRequest
 from amc_mobile.latency.protocol import measure_kernels
 from amc_mobile.latency.protocol_config import ProtocolConfig
+from amc_mobile.latency.requests import KernelRequest
 from amc_mobile.latency.sharing import share_kernels
 from amc_mobile.latency.sharing_phone import PhoneShare
 from amc_mobile.latency.table import LatencyTable
