@@ -29,7 +29,7 @@ from amc_mobile.workflows.budgets import (
     told_drift,
 )
 from amc_mobile.workflows.latency_model import LatencyModel, latency_model
-from amc_mobile.workflows.offline import recorded
+from amc_mobile.workflows.offline import not_measured, recorded
 from amc_mobile.workflows.plan_measurer import PlanMeasurer
 from amc_mobile.workflows.plan_scorer import PlanScorer
 from amc_mobile.workflows.plans import ChannelPlans
@@ -57,7 +57,7 @@ class SearchOutcome:
         measured = f", measured {s['measured_ms']:.3f} ms" if s["measured_ms"] is not None else ""
         drift = told_drift(s["budget"]["drift"])
         if s["offline"]:
-            measured = f"; PREDICTED, NOT MEASURED: by the table of {s['conditions']['device']}, without the device"
+            measured = f"; {not_measured(s['conditions']['device'])}"
         sources = ", ".join(f"{len(sites)} {source}" for source, sites in s["kernel_sources"].items() if sites)
         guessed = s["kernel_sources"].get("extrapolated")
         sources += f" (beyond what was measured: {', '.join(guessed)})" if guessed else ""
