@@ -21,21 +21,16 @@ from amc_mobile.report.content import (
     Accuracy,
     Budget,
     DataFacts,
-    EpisodePoint,
-    EpochAccuracy,
     FileRow,
     FurtherBudget,
-    KeptGroup,
     Latency,
-    LayerRow,
     ModelColumn,
     Parity,
-    PredictionPoint,
-    Predictions,
     Ratio,
     Report,
     Stage,
 )
+from amc_mobile.report.details import EpisodePoint, EpochAccuracy, KeptGroup, LayerRow, PredictionPoint, Predictions
 from amc_mobile.report.files import report_document, write_report
 from amc_mobile.report.text import render_text
 from amc_mobile.search.episode_log import EpisodeLog

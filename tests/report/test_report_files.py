@@ -14,7 +14,8 @@ from report_example import finished_report
 
 from amc_mobile.errors import CorruptFile
 from amc_mobile.report import content
-from amc_mobile.report.content import EpisodePoint, LayerRow, Report
+from amc_mobile.report.content import Report
+from amc_mobile.report.details import EpisodePoint, LayerRow
 from amc_mobile.report.files import (
     LAYER_COLUMNS,
     layers_csv,
