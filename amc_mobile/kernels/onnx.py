@@ -11,9 +11,9 @@ import onnx
 from onnx import helper, numpy_helper
 
 from amc_mobile.errors import UnsupportedLayer
+from amc_mobile.kernels.cut import Cut
 from amc_mobile.kernels.expression import Expression
 from amc_mobile.kernels.graph import Array, Graph, Node, Value
-from amc_mobile.kernels.labels import Cut
 from amc_mobile.kernels.onnx_layout import Border
 from amc_mobile.kernels.onnx_layout import borders as layout_borders
 from amc_mobile.kernels.onnx_units import BLOCK, fused_units
