@@ -9,21 +9,25 @@ import typer
 
 from amc_mobile.cli_flags import (
     DEFAULT_WORKSPACE,
+    AlsoFlag,
     ChannelChoiceFlag,
+    ConditionsFlag,
     ConfigFlag,
     DeviceFlag,
     KeepFlag,
     MemoryFlag,
     MultipleFlag,
+    OfflineFlag,
     RewardFlag,
-    RuntimeFlag,
     SeedFlag,
+    SerialFlag,
     ThreadsFlag,
     WorkspaceFlag,
 )
 from amc_mobile.cli_groups import (
     BudgetFlags,
     ImageFlags,
+    MeasuringFlags,
     NetworkFlags,
     OutputFlags,
     PrecisionFlags,
@@ -41,7 +45,10 @@ Number = TypeVar("Number", int, float)
 def compare(
     *,
     limits: BudgetFlags,
-    budgets: Annotated[str, typer.Option(help="Several ratios of that kind for the front, e.g. 0.3,0.5,0.7.")] = "",
+    also: AlsoFlag = None,
+    budgets: Annotated[
+        str, typer.Option(help="Ratios in place of the first budget's, for the front, e.g. 0.3,0.5,0.7.")
+    ] = "",
     policies: Annotated[
         str,
         typer.Option(
@@ -57,9 +64,12 @@ def compare(
     images: ImageFlags,
     keep: KeepFlag = "",
     finetune_epochs: Annotated[int, typer.Option(help="Fine-tune every plan so long; 0: not.")] = 0,
+    offline: OfflineFlag = False,
+    conditions: ConditionsFlag = None,
     network: NetworkFlags,
     device: DeviceFlag = None,
-    runtime: RuntimeFlag = None,
+    serial: SerialFlag = None,
+    measuring: MeasuringFlags,
     precision: PrecisionFlags,
     threads: ThreadsFlag = None,
     memory_mb: MemoryFlag = None,
@@ -71,17 +81,23 @@ def compare(
     """Compare policies at equal evaluations. Writes compare.html, .json, .csv and the pictures as .svg; resumable.
 
     Example: amc-mobile compare --macs-ratio 0.5 --policies uniform,random,ddpg,critic --seeds 0,1,2
+
+    Plans for two phones: amc-mobile compare --latency-ms 30 --device pixel --also galaxy:35 --macs-ratio 0.6
+
+    With tables that were measured before, and no phone: the same with --offline; every latency is then predicted.
     """
     from amc_mobile.workflows.compare import CompareConfig, compare_policies
     from amc_mobile.workflows.search_config import SearchConfig
 
     space, settings = opened(
-        workspace, config, **vars(network), **vars(variant), precision=precision.chosen(), device=device,
-        runtime=runtime, threads=threads, memory_mb=memory_mb,
+        workspace, config, **vars(network), **vars(variant), **vars(measuring), precision=precision.chosen(),
+        device=device, serial=serial, threads=threads, memory_mb=memory_mb, offline=offline or None,
+        conditions=conditions,
     )  # fmt: skip
     search = SearchConfig(
-        **vars(limits), **vars(pruning), **vars(images), reward=reward, episodes=episodes, multiple=multiple, keep=keep
-    )
+        **vars(limits), **vars(pruning), **vars(images), reward=reward, episodes=episodes, multiple=multiple,
+        keep=keep, also=",".join(also or []),
+    )  # fmt: skip
     wanted = CompareConfig(
         search, tuple(_items(policies)), tuple(_numbers(seeds, int, "--seeds")),
         tuple(_numbers(budgets, float, "--budgets")), finetune_epochs,

@@ -72,7 +72,7 @@ def measure_models(
     if table is not None:
         table.add_models(requests.values())
     made = _Run(device, requests, table, config, on_result).all_passes(
-        config.model_timing, lambda passes: len(passes) >= config.model_passes, config.model_passes, anchor
+        config.model_timing, config.is_model_done, config.model_passes, anchor
     )
     conditions = device.conditions()
     return {key: ModelMeasurement(tuple(made[key]), conditions, config.warmup_runs) for key in requests}

@@ -23,6 +23,7 @@ class ProtocolConfig:
     agreement_us: float = 0.1  # or this close: a kernel of a few microseconds cannot do better
     kernel_pass_s: float = 1.0  # slow kernels take fewer samples
     model_passes: int = 10
+    busy_factor: int = 3  # times as many passes beside other programs: one of them will be nearly undisturbed
     model_samples: int = 20
     model_sample_ms: float = 0.2  # longer models: a sample is one inference
     model_pass_s: float = 1.0
@@ -38,8 +39,8 @@ class ProtocolConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            "kernel_samples", "min_passes", "max_passes", "model_passes", "model_samples", "warmup_runs",
-            "pair_rounds", "anchor_every",
+            "kernel_samples", "min_passes", "max_passes", "model_passes", "busy_factor", "model_samples",
+            "warmup_runs", "pair_rounds", "anchor_every",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise InvalidConfig(f"{name} = {getattr(self, name)} must be at least 1")
@@ -70,3 +71,8 @@ class ProtocolConfig:
             return len(passes) >= self.max_passes
         lows = sorted(pass_low_ms(one.samples_ms) for one in passes)
         return len(lows) < 2 or lows[1] - lows[0] <= max(lows[0] * self.agreement, self.agreement_us / 1000)
+
+    def is_model_done(self, passes: Sequence[Pass]) -> bool:
+        """`model_passes` on a device left alone, or `busy_factor` times as many in all."""
+        quiet = sum(not one.busy for one in passes)
+        return quiet >= self.model_passes or len(passes) >= self.busy_factor * self.model_passes

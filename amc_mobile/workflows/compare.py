@@ -15,10 +15,11 @@ from amc_mobile.store import write_json, write_text
 from amc_mobile.workflows.comparison import CUTS, Comparison, summaries
 from amc_mobile.workflows.comparison_page import comparison_page
 from amc_mobile.workflows.finetune import finetune_run
+from amc_mobile.workflows.offline import not_measured, recorded
 from amc_mobile.workflows.plans import keep_ratios
 from amc_mobile.workflows.preparation import Preparations
 from amc_mobile.workflows.progress import Progress, silent
-from amc_mobile.workflows.runs import Run, precision_part, run_name
+from amc_mobile.workflows.runs import Run, place_part, precision_part, run_name
 from amc_mobile.workflows.search import search_plan
 from amc_mobile.workflows.search_config import SearchConfig
 from amc_mobile.workflows.workspace import Settings, Workspace
@@ -29,7 +30,7 @@ SMALL_BATCH = 64  # images per step of a fine-tuning
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """`search` is what all runs share; its policy is not looked at. `budgets`: further ratios of the same kind."""
+    """`search` is what all runs share; its policy is not looked at. `budgets`: ratios in place of its first one."""
 
     search: SearchConfig
     policies: tuple[str, ...] = ("uniform", "random", "ddpg", "evolution", "critic", "dp")
@@ -94,10 +95,16 @@ def compared_run(settings: Settings, search: SearchConfig, seed: int) -> str:
     """The run folder's name: everything that distinguishes two runs of one comparison, or of two."""
     policy, _, file = search.policy.partition(":")
     granularity = "" if search.granularity == "channel" else search.granularity
-    parts = ("compare", Path(settings.model).stem, precision_part(settings), search.asked, granularity, policy,
-             Path(file).stem,
-             f"e{search.episodes}", "" if search.reward == "fidelity" else search.reward, f"s{seed}")  # fmt: skip
+    offline = "offline" if _is_offline(settings, search) else ""
+    parts = ("compare", Path(settings.model).stem, precision_part(settings), place_part(settings, search.unit), offline,
+             search.asked, granularity, policy, Path(file).stem, f"e{search.episodes}",
+             "" if search.reward == "fidelity" else search.reward, f"s{seed}")  # fmt: skip
     return run_name(*parts)
+
+
+def _is_offline(settings: Settings, search: SearchConfig) -> bool:
+    """MACs and parameters are counted without a device in any case."""
+    return settings.offline and search.unit == "ms"
 
 
 def _run(
@@ -109,7 +116,8 @@ def _run(
         "run": name, "budget": search.asked, "policy": search.policy, "seed": settings.seed, "unit": search.unit,
     }  # fmt: skip
     if folder.has("search"):
-        _check_same(folder, settings, search)
+        begun = recorded(space, settings)[1] if _is_offline(settings, search) else settings
+        _check_same(folder, begun, search)
     else:
         try:
             search_plan(space, settings, search, run=name, progress=progress, prepared=prepared)
@@ -128,8 +136,9 @@ def _check_same(folder: Run, settings: Settings, search: SearchConfig) -> None:
     # What a run of an earlier version does not name had its default then.
     defaults = {field.name: field.default for kind in (Settings, SearchConfig) for field in fields(kind)}
     known = {**defaults, **folder.read("settings")["settings"], **folder.read("settings")["search"]}
+    free = {"workers", "waive"} if search.unit == "ms" else {"workers", "waive", "offline", "conditions"}
     for key, value in {**asdict(settings), **asdict(search)}.items():
-        if key != "workers" and known.get(key) != value:
+        if key not in free and known.get(key) != value:
             raise InvalidInput(
                 f"run {folder.folder.name} was made with {key} {known.get(key)!r}, not {value!r}",
                 next_step="compare in another workspace, or delete that run",
@@ -155,7 +164,10 @@ def run_results(folder: Run) -> dict[str, Any]:
     rewards = [row.reward for row in log.rows if row.policy != CHECK]
     finetuned = folder.read("finetune")["test_top1"] if folder.has("finetune") else None
     kept, kinds = keep_ratios(search["plan"]), search.get("group_kinds", {})
+    offline = search.get("offline", False)
     return {
+        "offline": offline, **({"note": not_measured(search["conditions"]["device"])} if offline else {}),
+        "further_budgets": search.get("budgets", [])[1:],
         "reward": search["reward"], "original_top1": search["test_top1"]["original"],
         "one_shot_top1": search["test_top1"]["one-shot"], "refitted_top1": search["test_top1"]["refitted"],
         "finetuned_top1": finetuned, "macs": search["macs"], "parameters": search["parameters"],

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from amc_mobile.report.tables import render_rows
+from amc_mobile.search.budget import format_cost
 
 CUTS = (100, 200, 300)  # episodes after which the best reward is told
 
@@ -50,6 +51,29 @@ class Comparison:
         ]
         return headers, rows
 
+    def further_table(self) -> tuple[list[str], list[list[str]]]:
+        """Headers and one row per policy and budget that its plans meet besides the first; no rows without such."""
+        headers = ["budgets", "policy", "further budget", "limit", "cost", "measured", "verdict"]
+        rows = [
+            [
+                row["budget"],
+                row["policy"],
+                further["asked"],
+                format_cost(further["limit"], further["unit"]),
+                _cost(further["predicted_cost"], further["unit"]),
+                _with_spread(further["measured_ms"], 3, unit=" ms"),
+                further["verdict"],
+            ]
+            for row in self.policies
+            for further in row["further_budgets"]
+        ]
+        return headers, rows
+
+    @property
+    def warnings(self) -> list[str]:
+        """What must stand over every number: that latencies were not measured."""
+        return list(dict.fromkeys(run["note"] for run in self.runs if "note" in run))
+
     def text(self) -> str:
         failed = [f"  run {run['run']}: {run['error']}" for run in self.runs if "error" in run]
         first = next((run for run in self.runs if "error" not in run), None)
@@ -57,22 +81,26 @@ class Comparison:
         if first is not None:
             reached = f"{first['metric']} {first['original_top1']:.1%}"
             notes.append(f"original: {reached}; mean +- standard deviation over seeds")
-        return "\n".join([self.title, render_rows(*self.table()), *notes, *failed])
+        further = self.further_table()
+        tables = [render_rows(*self.table()), *([render_rows(*further)] if further[1] else [])]
+        return "\n".join([self.title, *self.warnings, *tables, *notes, *failed])
 
     def csv(self) -> str:
-        """One line per run."""
+        """One line per run; each further budget has columns of its own."""
         buffer = io.StringIO()
-        columns = [key for key in COLUMNS if any(key in run for run in self.runs)]
+        rows = [{**run, **_further_cells(run)} for run in self.runs]
+        further = dict.fromkeys(key for run in self.runs for key in _further_cells(run))
+        columns = [*(key for key in COLUMNS if any(key in run for run in self.runs)), *further]
         writer = csv.DictWriter(buffer, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(self.runs)
+        writer.writerows(rows)
         return buffer.getvalue()
 
 
 COLUMNS = (
     "run", "budget", "policy", "seed", "reward", "original_top1", "one_shot_top1", "refitted_top1", "finetuned_top1",
     "macs", "parameters", "predicted_cost", "measured_ms", "evaluations", "episodes", "cpu_s", "set_up_cpu_s",
-    *(f"best_reward_{cut}" for cut in CUTS), "error",
+    *(f"best_reward_{cut}" for cut in CUTS), "note", "error",
 )  # fmt: skip
 AVERAGED = (
     "reward", "one_shot_top1", "refitted_top1", "finetuned_top1", "macs", "parameters", "predicted_cost", "measured_ms",
@@ -88,7 +116,29 @@ def summaries(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         if mine:
             summary = {"budget": key[0], "policy": key[1], "seeds": len(mine), "unit": mine[0]["unit"]}
             averages = {name: _average([run.get(name) for run in mine]) for name in AVERAGED}
-            found.append({**summary, **averages, "runs": [run["run"] for run in mine]})
+            note = {"note": mine[0]["note"]} if "note" in mine[0] else {}
+            further = _further(mine)
+            found.append({**summary, **note, **averages, "further_budgets": further, "runs": [r["run"] for r in mine]})
+    return found
+
+
+def _further(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The further budgets of runs that had the same ones."""
+    return [
+        {
+            **{key: rows[0][key] for key in ("asked", "unit", "limit", "device")},
+            **{key: _average([row[key] for row in rows]) for key in ("predicted_cost", "measured_ms")},
+            "verdict": " / ".join(dict.fromkeys(row["verdict"] for row in rows)),
+        }
+        for rows in zip(*(run.get("further_budgets", []) for run in runs), strict=True)
+    ]
+
+
+def _further_cells(run: dict[str, Any]) -> dict[str, Any]:
+    found = {}
+    for further in run.get("further_budgets", []):
+        keys = ("predicted_cost", "measured_ms", "verdict") if further["unit"] == "ms" else ("verdict",)
+        found.update({f"{further['asked']} {key}": further[key] for key in keys})
     return found
 
 

@@ -29,7 +29,7 @@ def comparison_page(comparison: Comparison) -> SeriesPage:
     """Runs without a plan are named in the table of runs and drawn nowhere."""
     finished = [run for run in comparison.runs if "error" not in run]
     pictures: list[Picture] = []
-    notes = []
+    notes = list(comparison.warnings)
     if finished:
         first = finished[0]
         images = f"{first['test_images']} {first['accuracy_on']}"
@@ -45,26 +45,33 @@ def comparison_page(comparison: Comparison) -> SeriesPage:
     kept = [
         _kept_table([r for r in finished if r["budget"] == b], b) for b in dict.fromkeys(r["budget"] for r in finished)
     ]
+    headers, rows = comparison.further_table()
+    further = [Section("further", "Further budgets", tuple(headers), tuple(map(tuple, rows)), "")] if rows else []
     return SeriesPage(
-        f"Comparison: {comparison.title}", tuple(notes), tuple(pictures), (summary, _runs(comparison), *kept)
-    )
+        f"Comparison: {comparison.title}", tuple(notes), tuple(pictures),
+        (summary, *further, _runs(comparison), *kept),
+    )  # fmt: skip
 
 
 def _front(runs: Runs, accuracy: str) -> Picture:
-    """Over measured ms where every run was measured, else over MACs."""
-    measured = all(run["measured_ms"] is not None for run in runs)
+    """Over measured ms where every run was measured, over predicted ms without the device, else over MACs."""
+    if all(run["measured_ms"] is not None for run in runs):
+        key, full, unit, scale = "measured_ms", "original_ms", "measured p50, ms", 1.0
+    elif all(run.get("offline") for run in runs):
+        key, full, unit, scale = "predicted_cost", "original_ms", "predicted p50, ms, not measured", 1.0
+    else:
+        key, full, unit, scale = "macs", "original_macs", "MACs of one image, millions", 1e-6
     last = next(key for key in reversed(STAGES.values()) if all(run[key] is not None for run in runs))
     points = []
     for mine in _grouped(runs, "policy", "budget"):
-        seeds = tuple((run["measured_ms"] if measured else run["macs"] / 1e6, run[last]) for run in mine)
+        seeds = tuple((run[key] * scale, run[last]) for run in mine)
         cost, top1 = (Spread.of([pair[i] for pair in seeds]).mean for i in (0, 1))
         points.append(FrontPoint(mine[0]["policy"], cost, top1, seeds))
-    full = runs[0]["original_ms"] if measured else runs[0]["original_macs"] / 1e6
     # Beside the plans of one budget, the original would leave them no room.
     several = len({run["budget"] for run in runs}) > 1
-    original = FrontPoint("original", full, runs[0]["original_top1"]) if full and several else None
-    unit = "measured p50, ms" if measured else "MACs of one image, millions"
-    stage = next(name for name, key in STAGES.items() if key == last)
+    whole = runs[0][full]
+    original = FrontPoint("original", whole * scale, runs[0]["original_top1"]) if whole and several else None
+    stage = next(name for name, accuracy_key in STAGES.items() if accuracy_key == last)
     caption = (
         f"Accuracy of the {stage} networks. Markers: means over seeds, joined through the budgets; small dots: seeds; "
         "the grey steps: what no other policy beats in both."
@@ -122,7 +129,7 @@ def _runs(comparison: Comparison) -> Section:
         (
             run["run"], run["budget"], run["policy"], str(run["seed"]),
             *([number(run["reward"]), *(percent(run[key]) for key in STAGES.values()), f"{run['macs'] / 1e6:.2f} M",
-               number(run["measured_ms"]), f"{run['cpu_s']:.0f}", ""]
+               number(run["measured_ms"]), f"{run['cpu_s']:.0f}", run.get("note", "")]
               if "error" not in run else [NOTHING] * 7 + [run["error"]]),
         )
         for run in comparison.runs

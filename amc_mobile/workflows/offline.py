@@ -35,6 +35,11 @@ def recorded(space: Workspace, settings: Settings) -> tuple[RecordedDevice, Sett
     return RecordedDevice(found), replace(settings, runtime=runtime, conditions=found.key, offline=True)
 
 
+def not_measured(device: str) -> str:
+    """What every text says of latencies that only the table of `device`, as the table names it, tells."""
+    return f"PREDICTED, NOT MEASURED: by the table of {device}, without the device"
+
+
 def _exporter() -> str:
     """Where a table does not say its runtime, any export tells the kernels' shapes."""
     return "tflite" if find_spec("litert_torch") else "onnxruntime"

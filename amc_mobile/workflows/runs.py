@@ -18,6 +18,7 @@ from amc_mobile.errors import InvalidInput
 from amc_mobile.export.precision import FLOAT32
 from amc_mobile.models.loading import load_checkpoint, save_checkpoint
 from amc_mobile.pruning.magnitude import hold_masks
+from amc_mobile.search.budget import Unit
 from amc_mobile.store import read_json, replacing, write_json
 from amc_mobile.workflows.network import Network
 from amc_mobile.workflows.workspace import Settings
@@ -33,6 +34,18 @@ def run_name(*parts: object) -> str:
 def precision_part(settings: Settings) -> str:
     """Of a run's name: runs of other precisions than float32 are other runs."""
     return "" if settings.precision == FLOAT32 else settings.precision
+
+
+def place_part(settings: Settings, unit: Unit) -> str:
+    """Of a run's name: where its latency budget holds, what is the default left out; empty for other budgets."""
+    if unit != "ms":
+        return ""
+    parts = (
+        "" if settings.device == Settings.device else settings.device,
+        "" if settings.runtime in ("", "tflite") else settings.runtime,
+        "" if settings.threads == Settings.threads else f"t{settings.threads}",
+    )
+    return "-".join(filter(None, parts))
 
 
 @dataclass(frozen=True)

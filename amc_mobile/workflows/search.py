@@ -29,13 +29,13 @@ from amc_mobile.workflows.budgets import (
     told_drift,
 )
 from amc_mobile.workflows.latency_model import LatencyModel, latency_model
-from amc_mobile.workflows.offline import recorded
+from amc_mobile.workflows.offline import not_measured, recorded
 from amc_mobile.workflows.plan_measurer import PlanMeasurer
 from amc_mobile.workflows.plan_scorer import PlanScorer
 from amc_mobile.workflows.plans import ChannelPlans
 from amc_mobile.workflows.preparation import Preparations
 from amc_mobile.workflows.progress import Progress
-from amc_mobile.workflows.runs import Run, precision_part, run_name
+from amc_mobile.workflows.runs import Run, place_part, precision_part, run_name
 from amc_mobile.workflows.search_config import SearchConfig
 from amc_mobile.workflows.search_setup import cost_of, identity_of, limit_of, multiple_of, plans_of, policy_of
 from amc_mobile.workflows.workspace import Settings, Workspace
@@ -57,7 +57,7 @@ class SearchOutcome:
         measured = f", measured {s['measured_ms']:.3f} ms" if s["measured_ms"] is not None else ""
         drift = told_drift(s["budget"]["drift"])
         if s["offline"]:
-            measured = f"; PREDICTED, NOT MEASURED: by the table of {s['conditions']['device']}, without the device"
+            measured = f"; {not_measured(s['conditions']['device'])}"
         sources = ", ".join(f"{len(sites)} {source}" for source, sites in s["kernel_sources"].items() if sites)
         guessed = s["kernel_sources"].get("extrapolated")
         sources += f" (beyond what was measured: {', '.join(guessed)})" if guessed else ""
@@ -92,7 +92,10 @@ def search_plan(
     Raises UnreachableBudget before searching, MissingLatency when the device has not been profiled, BudgetNotMet.
     """
     granularity = "" if wanted.granularity == "channel" else wanted.granularity
-    words = (settings.model, precision_part(settings), wanted.asked, granularity, wanted.policy, f"s{settings.seed}")
+    place = place_part(settings, wanted.unit)
+    words = (
+        settings.model, precision_part(settings), place, wanted.asked, granularity, wanted.policy, f"s{settings.seed}"
+    )  # fmt: skip
     name = run_name(run or "", *(() if run else words))
     folder = Run(space.runs / name)
     folder.folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +117,7 @@ def search_plan(
         plans = plans_of(network, wanted)
         if latency is not None:
             latency.grids = list(plans.grids)
-        limit, reference_ms = limit_of(folder, wanted, network, plans, latency, progress)
+        limit, reference_ms = limit_of(folder, wanted, place, network, plans, latency, progress)
         cost = cost_of(wanted.unit, plans, latency)
         own = Budget(cost, limit, tuple(plans.grids), wanted.unit, wanted.asked_of_model[0])
         parts.append(Part(own, latency, settings.device if latency else "", reference_ms))

@@ -51,12 +51,22 @@ def multiple_of(run: Run, wanted: SearchConfig, latency: LatencyModel | None) ->
 
 
 def limit_of(
-    run: Run, wanted: SearchConfig, network: Network, plans: Plans, latency: LatencyModel | None, progress: Progress
-) -> tuple[float, float]:
-    """(limit in the budget's unit, the original's p50 in ms or 0); fixed when the run starts."""
+    run: Run, wanted: SearchConfig, place: str, network: Network, plans: Plans, latency: LatencyModel | None,
+    progress: Progress,
+) -> tuple[float, float]:  # fmt: skip
+    """(limit in the budget's unit, the original's p50 in ms or 0); fixed when the run starts.
+
+    Raises InvalidInput for a run that began at another `place`: device, runtime and threads, as in a run's name.
+    """
     if run.has("budget"):
         known = run.read("budget")
         if known["asked"] == wanted.asked:
+            if (before := known.get("place", place)) != place:
+                there, here = (name or "this computer" for name in (before, place))
+                raise InvalidInput(
+                    f"run {run.folder.name} has its latency budget on {there}, not on {here}",
+                    next_step="pass another name with --run, or that --device, --runtime and --threads",
+                )
             if latency is not None:
                 latency.drift = float(known.get("drift", 1.0))
             return float(known["limit"]), float(known["reference_ms"])
@@ -72,7 +82,8 @@ def limit_of(
     else:
         limit = (wanted.params_ratio or 1.0) * float(plans.parameters(full))
     drift = latency.drift if latency is not None else 1.0
-    run.write("budget", {"asked": wanted.asked, "limit": limit, "reference_ms": reference_ms, "drift": drift})
+    fixed = {"asked": wanted.asked, "place": place, "limit": limit, "reference_ms": reference_ms, "drift": drift}
+    run.write("budget", fixed)
     return limit, reference_ms
 
 

@@ -109,6 +109,18 @@ def test_a_neighbour_that_comes_and_goes_does_not_take_for_ever(device: ToyDevic
     assert sum(opened(device).values()) < 4 * 3 * 4
 
 
+def test_models_beside_a_neighbour_are_measured_more_often_until_it_has_gone(device: ToyDevice) -> None:
+    device.slowdown = lambda opens: 1.2 if opens < 20 else 1.01
+    models = {r.key: r for r in (ModelRequest("net", (n,), name.encode) for n, name in enumerate("ab"))}
+    found = measure_models(device, models, config=CONFIG)
+    assert {len(model.passes) for model in found.values()} == {3 * 3}
+    assert [model.low_ms for model in found.values()] == pytest.approx([0.101, 0.202])
+
+    device.beside = lambda opens: QUIET_NOW
+    again = measure_models(device, models, config=CONFIG)
+    assert {len(model.passes) for model in again.values()} == {3}
+
+
 def test_the_drift_of_an_anchor_alone_does_not_start_over(device: ToyDevice) -> None:
     device.beside = lambda opens: QUIET_NOW
     device.slowdown = lambda opens: 1.0 if opens <= READINGS else 2.0

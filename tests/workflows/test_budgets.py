@@ -149,6 +149,20 @@ def test_the_device_itself_is_no_further_device(amc: CommandLine) -> None:
     assert code == 1 and "--also pixel is the --device itself" in err
 
 
+def test_a_latency_ratio_is_of_the_device_that_it_was_asked_for(amc: CommandLine) -> None:
+    found = {}
+    for device in ("pixel", "galaxy"):
+        code, out, err = searching(amc, "--latency-ratio", "0.7", "--policy", "uniform", "--device", device)
+        assert code == 0, err
+        found[device] = json.loads(out)
+        assert found[device]["budget"]["limit"] == pytest.approx(0.7 * found[device]["budget"]["reference_ms"])
+    assert found["galaxy"]["budget"]["limit"] > 2.5 * found["pixel"]["budget"]["limit"]
+    assert "-galaxy-latency-ratio-0.7-" in found["galaxy"]["run"] and found["galaxy"]["run"] != found["pixel"]["run"]
+    code, _, err = searching(amc, "--latency-ratio", "0.7", "--policy", "uniform", "--run", found["galaxy"]["run"])
+    assert code == 1
+    assert "has its latency budget on galaxy, not on pixel" in err and "another name with --run" in err
+
+
 def test_a_device_that_is_there_is_measured_and_one_that_is_not_stays_predicted(amc: CommandLine) -> None:
     space, settings = small_net(amc.folder)
     record(space, settings, HostDevice("onnxruntime", 1).conditions())

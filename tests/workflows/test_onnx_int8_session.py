@@ -25,7 +25,7 @@ def test_the_whole_job_in_int8(amc: Amc) -> None:
     assert any(label.startswith("Conv 3x3 3->") and label.endswith(" uint8") for label in labels)
 
     found = document(*SEARCH)
-    assert found["run"] == "net.py-build-int8-latency-ratio-0.7-random-s0"
+    assert found["run"] == "net.py-build-int8-onnxruntime-latency-ratio-0.7-random-s0"
     assert found["measured_ms"] <= found["budget"]["limit"]
     assert found["predicted_cost"] == pytest.approx(found["measured_ms"], rel=0.02)
 
