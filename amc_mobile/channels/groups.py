@@ -16,6 +16,7 @@ from amc_mobile.channels.plan import MIN_CHANNELS
 from amc_mobile.channels.prove import later_half, prove
 from amc_mobile.channels.structure import ChannelGroup, ChannelGroups, KeptGroup, Layer
 from amc_mobile.channels.trace import IdTrace
+from amc_mobile.channels.trace_record import TraceRecord
 from amc_mobile.channels.traced import Parameter, TracedLayer
 from amc_mobile.errors import UnsupportedLayer
 
@@ -41,7 +42,7 @@ def find_groups(model: nn.Module, example: Tensor) -> ChannelGroups:
     return groups
 
 
-def _traced(model: nn.Module, program: torch.export.ExportedProgram, *, rigid: bool) -> IdTrace:
+def _traced(model: nn.Module, program: torch.export.ExportedProgram, *, rigid: bool) -> TraceRecord:
     signature = program.graph_signature
     # A tensor that two modules share has two names; the first stands for both.
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
@@ -62,11 +63,11 @@ def _traced(model: nn.Module, program: torch.export.ExportedProgram, *, rigid: b
         arguments.append(Parameter(canonical.get(name, name), shape) if name else image)
     for output in trace.run(*arguments, enable_io_processing=False):
         if isinstance(output, Tensor):
-            trace.fixed.append((np.unique(output.numpy()), "network output"))
-    return trace
+            trace.record.fix(output, "network output")
+    return trace.record
 
 
-def _grouped(model: nn.Module, trace: IdTrace, input_shape: tuple[int, ...]) -> ChannelGroups:
+def _grouped(model: nn.Module, trace: TraceRecord, input_shape: tuple[int, ...]) -> ChannelGroups:
     united = trace.ids.roots()  # before anything is fixed: tells apart why
     reasons: dict[int, str] = {}
     for ids, why in trace.fixed:
@@ -116,7 +117,7 @@ def _grouped(model: nn.Module, trace: IdTrace, input_shape: tuple[int, ...]) -> 
     return ChannelGroups(tuple(groups), tuple(kept.values()), parameters, layers, input_shape)
 
 
-def _members(trace: IdTrace, roots: Ids) -> list[list[int]]:
+def _members(trace: TraceRecord, roots: Ids) -> list[list[int]]:
     """The roots of each group: those that occur equally often in exactly the same dimensions of parameters."""
     occurrences: dict[int, list[tuple[str, int, int]]] = {}
     for name, dims in trace.parameters.items():

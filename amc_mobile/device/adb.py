@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from amc_mobile.device import remote_files
-from amc_mobile.device.adb_server import CABLE, AdbServer, AttachedPhone
+from amc_mobile.device.adb_server import CABLE, AdbServer
 from amc_mobile.device.adb_shell import RunningShell, ShellOutput, command_line, run_shell
+from amc_mobile.device.attached_phone import AttachedPhone
 from amc_mobile.device.deadline import Deadline
 from amc_mobile.errors import (
     AmbiguousDevice,

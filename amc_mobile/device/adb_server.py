@@ -12,54 +12,18 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import adbutils
 from adbutils import AdbClient, AdbConnection
 
+from amc_mobile.device.attached_phone import AttachedPhone, parse_devices, remedy
 from amc_mobile.device.deadline import Deadline
-from amc_mobile.errors import DeviceDisconnected, DeviceError, DeviceUnauthorized, DeviceUnavailable
+from amc_mobile.errors import DeviceDisconnected, DeviceError, DeviceUnavailable
 
 START_TIMEOUT_S = 20.0  # a cold start of the server scans for emulators first
 LIST_TIMEOUT_S = 10.0
 SETTLE_S = 3.0
 INSTALL_ADB = "install Android's platform-tools, or pip install adbutils, which carries adb"
-
-
-@dataclass(frozen=True)
-class AttachedPhone:
-    """A line of `adb devices -l`. `path`: where it is plugged in, such as `usb:1-4`, empty for wireless ones."""
-
-    serial: str
-    state: str
-    transport_id: int
-    path: str = ""
-
-    @property
-    def is_ready(self) -> bool:
-        return self.state == "device"
-
-    def raise_unless_ready(self) -> None:
-        if self.state == "unauthorized":
-            raise DeviceUnauthorized(self.serial)
-        if not self.is_ready:
-            raise DeviceUnavailable(
-                f"the phone {self.serial} cannot be used (adb says {self.state})", next_step=remedy(self.state)
-            )
-
-
-def remedy(state: str) -> str:
-    """What to do about a phone in a state that adb reports."""
-    return {
-        "unauthorized": "unlock the phone and accept the dialog 'Allow USB debugging?'",
-        "offline": "plug the cable in again, or switch USB debugging off and on; wireless: adb connect again",
-        "authorizing": "wait a moment: adb and the phone are still agreeing on a key",
-        "connecting": "wait a moment: adb is still connecting",
-        "no": "this user may not open the USB device: install udev rules for Android (the line says no permissions)",
-        "recovery": "start the phone into Android: adb reboot",
-        "sideload": "start the phone into Android: adb reboot",
-        "bootloader": "start the phone into Android: fastboot reboot",
-    }.get(state, "start Android on the phone and switch on USB debugging in its developer options")
 
 
 class AdbServer:
@@ -242,17 +206,3 @@ def _read_block(connection: socket.socket, deadline: Deadline) -> str:
 def _request(connection: AdbConnection, request: str, deadline: Deadline) -> str:
     _send_request(connection, request, deadline)
     return _read_block(connection.conn, deadline)
-
-
-def parse_devices(answer: str) -> list[AttachedPhone]:
-    """The lines of `adb devices -l`; lines in another form are left out."""
-    found = []
-    for line in answer.splitlines():
-        # Serials may hold blanks at the end only as adb prints them, padded: fields are what blanks leave.
-        words = line.split()
-        tags = dict(word.split(":", 1) for word in words[2:] if ":" in word)
-        if len(words) < 2 or not tags.get("transport_id", "").isdecimal():
-            continue
-        path = next((word for word in words[2:] if word.startswith("usb:")), "")
-        found.append(AttachedPhone(words[0], words[1], int(tags["transport_id"]), path))
-    return found

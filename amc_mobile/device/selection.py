@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from amc_mobile.device.adb import AdbPhone, choose_phone
-from amc_mobile.device.adb_server import AdbServer, AttachedPhone, remedy
+from amc_mobile.device.adb_server import AdbServer
+from amc_mobile.device.attached_phone import AttachedPhone, remedy
 from amc_mobile.device.phone_facts import read_properties
 from amc_mobile.device.profile import DeviceProfile, matching_profiles
 from amc_mobile.errors import AmbiguousDevice, DeviceError, DeviceUnavailable

@@ -9,7 +9,7 @@ from itertools import zip_longest
 import numpy as np
 from numpy.typing import NDArray
 
-from amc_mobile.kernels.kernel import Attribute, Shape
+from amc_mobile.kernels.operator import Attribute, Shape
 
 Value = Hashable  # what a file calls a tensor: TFLite an index, ONNX a name
 Array = NDArray[np.generic]

@@ -6,7 +6,7 @@ network's parameters, equals the array of every pruned file bit for bit. What do
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING
@@ -187,7 +187,7 @@ class _Decoder:
         ]
         for vectors in product(*options):
             if all(
-                _identical(_take(original, vectors, survivors), array)
+                _identical(take(original, vectors, survivors), array)
                 for survivors, array in zip(self.survivors, arrays[1:], strict=True)
             ):
                 return ConstantLabel(dims, tuple(vectors))
@@ -198,7 +198,8 @@ class _Decoder:
         )
 
 
-def _take(array: Array, vectors: Sequence[int | None], survivors: Mapping[int, Ids] | Sequence[Ids]) -> Array:
+def take(array: Array, vectors: Sequence[int | None], survivors: Mapping[int, Ids] | Sequence[Ids]) -> Array:
+    """`array` cut along the id vectors of its axes. `survivors`: per vector, which of its positions stay."""
     for axis, vector in enumerate(vectors):
         if vector is not None and len(survivors[vector]) != array.shape[axis]:
             array = array.take(survivors[vector], axis)
@@ -207,47 +208,3 @@ def _take(array: Array, vectors: Sequence[int | None], survivors: Mapping[int, I
 
 def _identical(a: Array, b: Array) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
-
-
-class Cut:
-    """A labelled graph at one plan. `kept`: per group the channels that stay."""
-
-    def __init__(self, graph: Graph, labels: Labels, vocabulary: Vocabulary, kept: Sequence[Ids]) -> None:
-        self._graph, self._labels, self._vocabulary = graph, labels, vocabulary
-        self.widths = [len(indices) for indices in kept]
-        self._alive = vocabulary.alive(kept)
-        self._survivors: dict[int, Ids] = {}
-
-    def shape(self, value: Value) -> tuple[int, ...]:
-        return tuple(e.at(self.widths) if e.terms else e.constant for e in self._labels.shapes[value])
-
-    def changed_attributes(self, index: int) -> dict[str, int | tuple[int, ...]]:
-        return {
-            name: label.at(self.widths) if isinstance(label, Expression) else tuple(e.at(self.widths) for e in label)
-            for name, label in self._labels.attributes.get(index, {}).items()
-        }
-
-    def identity(self, index: int, slot: int) -> Hashable:
-        """Equal for constants that are one tensor in the original and are cut alike."""
-        label = self._labels.constants[index, slot]
-        return (self._graph.nodes[index].inputs[slot], label.vectors, label.values)
-
-    def constant(self, index: int, slot: int) -> Array:
-        label = self._labels.constants[index, slot]
-        array = self._graph.nodes[index].constants[slot]
-        if label.values is not None:
-            values = [e.at(self.widths) for e in label.values]
-            return np.array(values, dtype=array.dtype).reshape(array.shape)
-        for vector in label.vectors:
-            self._know(vector)
-        return _take(array, label.vectors, self._survivors)
-
-    def along(self, index: int, slot: int, axis: int, numbers: Array) -> Array:
-        """`numbers`, one per position of a constant's `axis` (its scales, say), cut as the constant is."""
-        vector = self._labels.constants[index, slot].vectors[axis]
-        self._know(vector)
-        return _take(numbers, (vector,), self._survivors)
-
-    def _know(self, vector: int | None) -> None:
-        if vector is not None and vector not in self._survivors:
-            self._survivors[vector] = np.flatnonzero(self._alive[self._vocabulary.vectors[vector]])

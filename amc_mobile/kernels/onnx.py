@@ -11,13 +11,13 @@ import onnx
 from onnx import helper, numpy_helper
 
 from amc_mobile.errors import UnsupportedLayer
+from amc_mobile.kernels.cut import Cut
 from amc_mobile.kernels.expression import Expression
 from amc_mobile.kernels.graph import Array, Graph, Node, Value
-from amc_mobile.kernels.kernel import CONVERSIONS, Attribute
-from amc_mobile.kernels.labels import Cut
 from amc_mobile.kernels.onnx_layout import Border
 from amc_mobile.kernels.onnx_layout import borders as layout_borders
 from amc_mobile.kernels.onnx_units import BLOCK, fused_units
+from amc_mobile.kernels.operator import CONVERSIONS, Attribute
 from amc_mobile.kernels.template import Template
 
 EIGHT_BITS = (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from amc_mobile.kernels.graph import Graph, Node, Value
-from amc_mobile.kernels.kernel import CONVERSIONS
+from amc_mobile.kernels.operator import CONVERSIONS
 
 # What it fuses into the convolution or the matrix product before it.
 AFTER_PRODUCT = {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid"}

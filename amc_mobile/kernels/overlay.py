@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from amc_mobile.errors import UnsupportedLayer
 from amc_mobile.kernels.expression import Expression
 from amc_mobile.kernels.graph import Graph, Value
-from amc_mobile.kernels.kernel import CONVERSIONS
 from amc_mobile.kernels.labels import ConstantLabel, Labels
+from amc_mobile.kernels.operator import CONVERSIONS
 
 ABSORBED = ("Relu", "Clip")  # by the range of the quantised values
 QDQ_SUFFIX = "_QuantizeLinear_Input"  # of a network's output, which is converted back

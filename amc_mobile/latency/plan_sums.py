@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from amc_mobile.latency.site_fit import axis_values
+from amc_mobile.latency.roofline import axis_values
 
 if TYPE_CHECKING:  # templates need torch; tables do not
     from amc_mobile.kernels.expression import Expression

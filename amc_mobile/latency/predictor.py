@@ -12,17 +12,9 @@ from numpy.typing import NDArray
 
 from amc_mobile.errors import MissingLatency
 from amc_mobile.latency.plan_sums import Grid, PlanSums
+from amc_mobile.latency.roofline import SitePoints, Steps, axis_values, basis, bilinear
 from amc_mobile.latency.sampling import points_per_axis, site_points
-from amc_mobile.latency.site_fit import (
-    SiteModel,
-    SitePoints,
-    Steps,
-    axis_values,
-    basis,
-    bilinear,
-    choose_steps,
-    fit_site,
-)
+from amc_mobile.latency.site_fit import SiteModel, choose_steps, fit_site
 
 if TYPE_CHECKING:  # templates need torch; tables do not
     from amc_mobile.kernels.template import KernelSite, Template

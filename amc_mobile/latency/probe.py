@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amc_mobile.device.conditions import Conditions
-from amc_mobile.kernels.kernel import Kernel, Shape
+from amc_mobile.kernels.kernel import Kernel
+from amc_mobile.kernels.operator import Shape
 from amc_mobile.latency.site_fit import LEAST_SIGMA, clearly_best, left_out_errors
 from amc_mobile.latency.table import LatencyTable
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from amc_mobile.latency.site_fit import have_own_groups
+from amc_mobile.latency.roofline import have_own_groups
 
 if TYPE_CHECKING:  # templates need torch; tables do not
     from amc_mobile.kernels.expression import Expression

@@ -14,9 +14,9 @@ from amc_mobile.latency.calibration import Calibration
 from amc_mobile.latency.measurement import KernelMeasurement
 from amc_mobile.latency.plan_sums import Grid, PlanSums
 from amc_mobile.latency.predictor import EXACT_SIGMA, EXTRAPOLATION, LatencyPredictor, Prediction, Source
+from amc_mobile.latency.roofline import axis_values
 from amc_mobile.latency.shape_fit import Channels, ShapeFit, TimedShape
 from amc_mobile.latency.shapes import KernelShape
-from amc_mobile.latency.site_fit import axis_values
 
 if TYPE_CHECKING:  # templates need torch; tables do not
     from amc_mobile.kernels.template import KernelSite, Template

@@ -7,14 +7,12 @@ table keeps on record. Where they do not, that phone is left out.
 
 from __future__ import annotations
 
-import hashlib
 import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from amc_mobile.device.conditions import Conditions
 from amc_mobile.device.timing import Device
 from amc_mobile.errors import DeviceError
 from amc_mobile.latency.adoption import ANCHORS, anchors, candidates, judge
@@ -23,7 +21,7 @@ from amc_mobile.latency.measurement import KernelMeasurement
 from amc_mobile.latency.protocol import measure_kernels
 from amc_mobile.latency.protocol_config import ProtocolConfig
 from amc_mobile.latency.requests import KernelRequest
-from amc_mobile.latency.sharing_phone import PhoneShare, SharingPhone
+from amc_mobile.latency.sharing_phone import PhoneShare, SharingPhone, sharing_phones
 from amc_mobile.latency.table import LatencyTable
 
 RESIDUAL = 0.03  # of any anchor's ratio from their median
@@ -62,14 +60,10 @@ class _Sharing:
     ) -> None:
         self._requests, self._types, self._table = requests, types, table
         self._on_progress, self._config = on_progress, config
-        self._conditions = _common_conditions(devices)
         self._given_up = threading.Event()
-        self._phones = []
-        for position, (serial, device) in enumerate(devices.items()):
-            own = replace(self._conditions, device=f"{self._conditions.device}, unit {_unit(serial)}")
-            under = own if position else self._conditions
-            self._phones.append(SharingPhone(serial, device, under, self._given_up))
+        self._phones = sharing_phones(devices, self._given_up)
         self._first = self._phones[0]
+        self._conditions = self._first.conditions()
         self._changed = threading.Condition()
         self._waiting: list[list[str]] = []
         self._at_work = 0
@@ -238,20 +232,3 @@ class _Sharing:
             self._done += 1
             if self._on_progress:
                 self._on_progress("measure kernels", self._done, len(self._requests))
-
-
-def _unit(serial: str) -> str:
-    return hashlib.sha256(serial.encode()).hexdigest()[:8]
-
-
-def _common_conditions(devices: Mapping[str, Device]) -> Conditions:
-    (first, device), *others = devices.items()
-    conditions = device.conditions()
-    for serial, other in others:
-        if differences := conditions.differences(other.conditions()):
-            told = "; ".join(f"{name} {own} on {first}, {its} on {serial}" for name, (own, its) in differences.items())
-            raise DeviceError(
-                f"the phones cannot share the work: {told}",
-                next_step=f"bring them to the same state, or measure on one: --serial {first}",
-            )
-    return conditions

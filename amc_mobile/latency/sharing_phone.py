@@ -1,11 +1,12 @@
-"""One of several phones that share the work: its device, and what it did."""
+"""The phones that share the work: the device of each, its conditions, and what it did."""
 
 from __future__ import annotations
 
+import hashlib
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from amc_mobile.device.conditions import Conditions
@@ -71,3 +72,23 @@ class SharingPhone:
 
     def most_neighbours(self) -> Neighbours | None:
         return self._device.most_neighbours()
+
+
+def sharing_phones(devices: Mapping[str, Device], given_up: threading.Event) -> list[SharingPhone]:
+    """The first under the conditions that all have, every other under the same with its name. `devices`: by serial.
+
+    Raises DeviceError for phones under unlike conditions.
+    """
+    (first, device), *others = devices.items()
+    common = device.conditions()
+    phones = [SharingPhone(first, device, common, given_up)]
+    for serial, other in others:
+        if differences := common.differences(other.conditions()):
+            told = "; ".join(f"{name} {own} on {first}, {its} on {serial}" for name, (own, its) in differences.items())
+            raise DeviceError(
+                f"the phones cannot share the work: {told}",
+                next_step=f"bring them to the same state, or measure on one: --serial {first}",
+            )
+        unit = hashlib.sha256(serial.encode()).hexdigest()[:8]
+        phones.append(SharingPhone(serial, other, replace(common, device=f"{common.device}, unit {unit}"), given_up))
+    return phones

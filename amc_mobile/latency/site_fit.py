@@ -1,10 +1,7 @@
 """The latency of one kernel site at any widths: a roofline on widths filled up to tiles, times a residual.
 
-Vector units work on tiles of channels: a kernel costs what the next multiple of the tile costs, or widths that are no
-multiple run slower code. Which of these, and which tile, differs between operator types and is found by leaving
-measured points out. On filled widths a + sum b_i x_i + sum c_ij x_i x_j
-holds launch cost, bytes and MACs, which are linear and bilinear in the channels. What remains is interpolated between
-the logarithms of the residuals.
+Which tile, or whether widths that are no multiple run slower code, differs between operator types and is found by
+leaving measured points out. What the roofline leaves is interpolated between the logarithms of the residuals.
 """
 
 from __future__ import annotations
@@ -12,87 +9,26 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from amc_mobile.latency.roofline import NO_STEPS, SitePoints, Steps, axis_values, have_own_groups
+
 if TYPE_CHECKING:  # templates need torch; tables do not
-    from amc_mobile.kernels.kernel import Kernel
-    from amc_mobile.kernels.onnx_layout import Border
     from amc_mobile.kernels.template import KernelSite
 
 Widths = NDArray[np.int64]
 Floats = NDArray[np.float64]
-Role = Literal["in", "out", "other"]
 S = TypeVar("S")
 
-
-@dataclass(frozen=True, order=True)
-class Steps:
-    """How the latency of an operator type climbs with its channels; 1 means no steps.
-
-    `tile_in`, `tile_out`: channels are filled up to a multiple of these. `aligned`: channels that are no multiple of
-    this run slower code.
-    """
-
-    tile_in: int = 1
-    tile_out: int = 1
-    aligned: int = 1
-
-
-NO_STEPS = Steps()
 STEPS = (*itertools.starmap(Steps, itertools.product((1, 8, 16), (1, 8, 16, 32))), Steps(1, 1, 16), Steps(1, 1, 32))
 STEPS_GAIN = 0.9  # steps must lower the left-out error at least to this share of the error without
 MERGED_SPREAD = 0.05  # relative; measured points further apart than this do not cost the same, whatever the tile
 UNKNOWN_SIGMA = 0.05  # of interpolation where no point can be left out
 LEAST_SIGMA = 0.005
-
-
-@dataclass(frozen=True)
-class SitePoints:
-    """The measured points of one site. `values`: (points, axes)."""
-
-    site: KernelSite
-    values: Floats
-    measured_ms: Floats
-    kernels: tuple[Kernel, ...]
-    channels_per_unit: tuple[float, ...]  # per axis: what one unit of it is worth in channels
-    roles: tuple[Role, ...]
-
-    @classmethod
-    def collect(cls, site: KernelSite, widths: Widths, kernels: Sequence[Kernel], measured_ms: Floats) -> SitePoints:
-        values = axis_values(site, widths)
-        read = [_role(values[:, axis], kernels) for axis in range(values.shape[1])]
-        scales, roles = tuple(scale for _, scale in read), tuple(role for role, _ in read)
-        return cls(site, values, measured_ms, tuple(kernels), scales, roles)
-
-    def filled(self, values: Floats, steps: Steps) -> Floats:
-        """(N, axes): every axis raised to the next multiple of its role's tile; not where code for fewer runs."""
-        filled = values.copy()
-        for axis, (role, scale) in enumerate(zip(self.roles, self.channels_per_unit, strict=True)):
-            step = {"in": steps.tile_in, "out": steps.tile_out, "other": 1}[role] / scale
-            if step > 1 / scale:
-                tiled = values[:, axis] >= self.site.other_code_from.get(axis, 0)
-                filled[tiled, axis] = np.ceil(values[tiled, axis] / step - 1e-9) * step
-        return filled
-
-    def terms(self, values: Floats, scale: Floats, steps: Steps) -> Floats:
-        """(N, axes) -> (N, terms): the basis of filled and scaled axes, and per axis the work on unaligned channels."""
-        filled = self.filled(values, steps) / scale
-        columns = [basis(filled)]
-        for axis, start in self.site.other_code_from.items():  # other slopes below
-            below = values[:, axis] < start
-            others = np.delete(filled, axis, axis=1).prod(axis=1)
-            columns += [(below * others)[:, None], (below * others * filled[:, axis])[:, None]]
-        if steps.aligned > 1:
-            work = filled.prod(axis=1)
-            for axis, (role, per_unit) in enumerate(zip(self.roles, self.channels_per_unit, strict=True)):
-                if role != "other":
-                    off = np.abs(np.remainder(values[:, axis] * per_unit + 0.5, steps.aligned) - 0.5) > 1e-6
-                    columns.append((work * off)[:, None])
-        return np.concatenate(columns, axis=1)
 
 
 @dataclass(frozen=True)
@@ -152,24 +88,6 @@ class SiteModel:
         return np.asarray(residual)
 
 
-def axis_values(site: KernelSite | Border, widths: Widths) -> Floats:
-    """(N, axes): the value of each axis of a site at each plan."""
-    columns = [axis.evaluate(widths).astype(float) for axis in site.axes]
-    return np.stack(columns, axis=1) if columns else np.zeros((len(widths), 0))
-
-
-def basis(x: Floats) -> Floats:
-    """(N, axes) -> (N, terms): 1, every axis, every product of two."""
-    pairs = [x[:, i] * x[:, j] for i, j in itertools.combinations(range(x.shape[1]), 2)]
-    return np.stack([np.ones(len(x)), *x.T, *pairs], axis=1)
-
-
-def have_own_groups(site: KernelSite) -> bool:
-    """Whether a site has at most two axes and they can be moved apart, so that its points form a grid."""
-    groups = [group for axis in site.axes for group, _ in axis.terms]
-    return len(site.axes) <= 2 and len(groups) == len(set(groups))
-
-
 def choose_steps(sites: Sequence[SitePoints]) -> dict[str, Steps]:
     """Operator type -> steps. None unless some predict left-out points clearly better."""
     errors: dict[tuple[str, Steps], list[Floats]] = {}
@@ -216,21 +134,6 @@ def fit_site(points: SitePoints, steps: Steps, also_measured: Mapping[tuple[floa
         return SiteModel(points, steps, coefficients, scale, None, residuals, UNKNOWN_SIGMA, exact)
     grid = total / count
     return SiteModel(points, steps, coefficients, scale, corners, grid, _interpolation_sigma(corners, grid), exact)
-
-
-def bilinear(points: SitePoints, amounts: Floats) -> Floats:
-    """Coefficients in `basis(values)` of an amount that is bilinear in the axes, as bytes are. `amounts`: (points,)."""
-    return np.asarray(np.linalg.lstsq(basis(points.values), amounts, rcond=None)[0])
-
-
-def _role(values: Floats, kernels: Sequence[Kernel]) -> tuple[Role, float]:
-    """What an axis stands for, and how many channels one unit of it is."""
-    roles: tuple[Role, Role] = ("out", "in")
-    for role in roles:
-        channels = np.array([getattr(kernel.main, f"{role}_channels") for kernel in kernels], dtype=np.float64)
-        if len(values) > 1 and np.ptp(values) and np.allclose(channels * values[0], values * channels[0]):
-            return role, float(channels[0] / values[0])
-    return "other", 1.0
 
 
 def _merged_spread(points: SitePoints, steps: Steps) -> float:

@@ -22,14 +22,7 @@ from amc_mobile.latency import storage
 from amc_mobile.latency.measurement import KernelMeasurement, ModelMeasurement, Pass
 from amc_mobile.latency.requests import KernelInfo, ModelRequest, model_key
 from amc_mobile.latency.storage import DELETE_IT, FORMAT_VERSION, open_storage
-from amc_mobile.latency.table_rows import (
-    Contents,
-    add_contents,
-    read_adoptions,
-    read_contents,
-    read_pass,
-    read_widths,
-)
+from amc_mobile.latency.table_rows import Contents, add_contents, read_adoptions, read_contents, read_pass, read_widths
 
 KEYS_PER_QUERY = 500  # SQLite's oldest limit on parameters is 999
 
@@ -201,12 +194,9 @@ class LatencyTable:
             with self._storage.transaction() as connection:
                 models = int(connection.execute(count).scalar_one())
             rows = [
-                {
-                    "key": k.key, "label": k.label, "low_ms": k.low_ms, "passes": len(k.passes),
-                    "flags": list(k.flags),
-                }
+                {"key": k.key, "label": k.label, "low_ms": k.low_ms, "passes": len(k.passes), "flags": list(k.flags)}
                 for k in kernels
-            ]  # fmt: skip
+            ]
             entries.append({"conditions": conditions.to_document(), "kernels": rows, "model_measurements": models})
         return {"path": self.name, "format_version": FORMAT_VERSION, "conditions": entries}
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from amc_mobile.channels.ids import DimensionIds, Ids
 from amc_mobile.channels.structure import ChannelGroups, Layer
 from amc_mobile.pruning.matrices import Matrices
-from amc_mobile.pruning.program import LayerStep, Program, Run, batches_within
+from amc_mobile.pruning.program import LayerStep, Program
+from amc_mobile.pruning.program_run import Run, batches_within
 from amc_mobile.pruning.rows import output_positions, read_at, sample_positions
 
 # One matrix of this many columns takes 0.5 GB and one elimination about a minute.

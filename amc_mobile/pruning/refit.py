@@ -16,7 +16,8 @@ from amc_mobile.channels.operators import operator_name
 from amc_mobile.channels.structure import ChannelGroups
 from amc_mobile.pruning.gram import ACTIVATION_BYTES, ROWS_PER_COLUMN
 from amc_mobile.pruning.least_squares import DEFAULT_RIDGE, Moments
-from amc_mobile.pruning.program import NormStep, Program, Run, batches_within, peak_bytes
+from amc_mobile.pruning.program import NormStep, Program
+from amc_mobile.pruning.program_run import Run, batches_within, peak_bytes
 from amc_mobile.pruning.refit_tasks import LayerTask, NormTask, find_tasks
 from amc_mobile.pruning.rows import output_positions, read_at, sample_positions, written_at
 

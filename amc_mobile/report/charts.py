@@ -9,7 +9,8 @@ from typing import TypeGuard
 
 from markupsafe import Markup
 
-from amc_mobile.report.content import TOP1, Budget, EpisodePoint, EpochAccuracy, LayerRow, Predictions
+from amc_mobile.report.content import TOP1, Budget
+from amc_mobile.report.details import EpisodePoint, EpochAccuracy, LayerRow, Predictions
 from amc_mobile.report.quantities import number, shortened
 from amc_mobile.report.svg import (
     Scale,

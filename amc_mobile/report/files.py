@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from amc_mobile.errors import CorruptFile, InvalidInput
-from amc_mobile.report.content import FORMAT_VERSION, LayerRow, Report
+from amc_mobile.report.content import FORMAT_VERSION, Report
+from amc_mobile.report.details import LayerRow
 from amc_mobile.report.document import from_document, to_document
 from amc_mobile.report.html import render_html
 from amc_mobile.report.quantities import printable

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from amc_mobile.report.content import Predictions
+from amc_mobile.report.details import Predictions
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from amc_mobile.report.content import TOP1, LayerRow, Report
+from amc_mobile.report.content import TOP1, Report
+from amc_mobile.report.details import LayerRow
 from amc_mobile.report.prediction_quality import prediction_quality
 from amc_mobile.report.quantities import (
     NOTHING,

@@ -8,7 +8,8 @@ from typing import Any
 
 from amc_mobile.device import health
 from amc_mobile.device.adb import AdbPhone
-from amc_mobile.device.adb_server import AdbServer, AttachedPhone, remedy
+from amc_mobile.device.adb_server import AdbServer
+from amc_mobile.device.attached_phone import AttachedPhone, remedy
 from amc_mobile.device.bench import runner_program
 from amc_mobile.device.clock_mode import give_back_left_over
 from amc_mobile.device.neighbours import Neighbours

@@ -9,39 +9,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from amc_mobile import __version__
 from amc_mobile.device.conditions import Conditions
 from amc_mobile.export.precision import FLOAT32
 from amc_mobile.latency.measurement import ModelMeasurement
-from amc_mobile.latency.whole_models import ModelPoint
 from amc_mobile.report.content import (
     TOP1,
     Accuracy,
     Budget,
     DataFacts,
-    EpisodePoint,
-    EpochAccuracy,
     FileRow,
     FurtherBudget,
-    KeptGroup,
     Latency,
-    LayerRow,
     ModelColumn,
     Parity,
-    PredictionPoint,
-    Predictions,
     Ratio,
     Report,
     Stage,
 )
+from amc_mobile.report.details import KeptGroup, LayerRow, Predictions
 from amc_mobile.report.files import report_document, write_report
 from amc_mobile.report.text import render_text
-from amc_mobile.search.episode_log import EpisodeLog
-from amc_mobile.workflows.latency_model import LatencyModel, latency_model
+from amc_mobile.workflows import report_details
+from amc_mobile.workflows.latency_model import latency_model
 from amc_mobile.workflows.measuring import RecordedDevice, chosen_runtime
-from amc_mobile.workflows.network import Network, default_grids, load_network
+from amc_mobile.workflows.network import default_grids, load_network
 from amc_mobile.workflows.progress import silent
 from amc_mobile.workflows.runs import Run
 from amc_mobile.workflows.workspace import Settings, Workspace
@@ -79,8 +71,8 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
         layers: tuple[LayerRow, ...] = ()
         predictions = Predictions()
         if latency is not None:
-            layers = _layers(latency, folder, network)
-            predictions = _predictions(latency, folder)
+            layers = report_details.layers(latency, folder, network)
+            predictions = report_details.predictions(latency, folder)
     finally:
         if latency is not None:
             latency.close()
@@ -118,8 +110,8 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
         speedup=Ratio(pair["speedup"], pair["speedup_ci_low"], pair["speedup_ci_high"]) if pair else None,
         stages=_stages(folder, search, export, seen),
         layers=layers,
-        episodes=_episodes(folder, search),
-        finetuning=_finetuning(folder),
+        episodes=report_details.episodes(folder, search),
+        finetuning=report_details.finetuning(folder),
         predictions=predictions,
         conditions=pair["after"]["conditions"] if pair else search["conditions"] if offline else {},
         flags=tuple(pair["after"]["flags"]) if pair else (),
@@ -196,15 +188,6 @@ def _stages(
     return tuple(stages)
 
 
-def _finetuning(run: Run) -> tuple[EpochAccuracy, ...]:
-    """Empty before fine-tuning, and for runs of versions that did not look at the held-out images."""
-    tuned = run.read("finetune") if run.has("finetune") else {}
-    if not tuned.get("epoch_reports"):
-        return ()
-    later = (EpochAccuracy(report["epoch"], report["validation_top1"]) for report in tuned["epoch_reports"])
-    return (EpochAccuracy(0, tuned["held_out_top1_before"]), *later)
-
-
 def _files(export: dict[str, Any] | None) -> tuple[FileRow, ...]:
     return tuple(
         FileRow(
@@ -215,48 +198,3 @@ def _files(export: dict[str, Any] | None) -> tuple[FileRow, ...]:
         )
         for file in (export or {}).get("files", [])
     )  # fmt: skip
-
-
-def _episodes(run: Run, search: dict[str, Any]) -> tuple[EpisodePoint, ...]:
-    return tuple(
-        EpisodePoint(
-            row.episode, row.reward, row.predicted_cost, row.measured_ms, row.policy,
-            is_best=row.episode == search["episode"],
-        )
-        for row in EpisodeLog(run.folder / "episodes.csv").rows
-    )  # fmt: skip
-
-
-def _layers(latency: LatencyModel, run: Run, network: Network) -> tuple[LayerRow, ...]:
-    full, widths = network.groups.sizes, run.plan().widths
-    before, after = latency.predictor.site_ms(full), latency.predictor.site_ms(widths)
-    rows = []
-    for site in latency.template.sites:
-        old, new = latency.template.kernel_at(site.index, full), latency.template.kernel_at(site.index, widths)
-        axis = -1 if latency.template.runtime == "tflite" else 1
-        shapes = [k.operators[-1].outputs[0] for k in (old, new)]
-        channels = [int(shape[axis]) if len(shape) > 1 else None for shape in shapes]
-        rows.append(
-            LayerRow(
-                site.name, old.label, new.label, channels[0], channels[1], before[site.index], after[site.index],
-                old.macs, new.macs,
-            )
-        )  # fmt: skip
-    return tuple(rows)
-
-
-def _predictions(latency: LatencyModel, run: Run) -> Predictions:
-    points = [(point, "calibration") for point in latency.points()]
-    measured = run.read("measured")["plans"] if run.has("measured") else {}
-    for key, row in measured.items():
-        point = ModelPoint.from_search([int(w) for w in key.split(",")], row)
-        latency.extra.append(point)
-        points.append((point, "search"))
-    if not points:
-        return Predictions((), latency.calibration.band, latency.calibration.loo_mape)
-    predicted = latency.p50_ms(np.array([point.widths for point, _ in points], dtype=np.int64))
-    shown = tuple(
-        PredictionPoint(float(p), point.p50_ms, "search" if kind == "search" else "calibration")
-        for p, (point, kind) in zip(predicted, points, strict=True)
-    )
-    return Predictions(shown, latency.calibration.band, latency.calibration.loo_mape)

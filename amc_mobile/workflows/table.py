@@ -14,7 +14,7 @@ import numpy as np
 from amc_mobile import store
 from amc_mobile.device.conditions import Conditions
 from amc_mobile.errors import DeviceError, InvalidInput
-from amc_mobile.latency import bundle
+from amc_mobile.latency import bundle, csv_table
 from amc_mobile.latency.adoption import Verdict, anchors, judge
 from amc_mobile.latency.measurement import KernelMeasurement
 from amc_mobile.latency.protocol import measure_kernels
@@ -55,7 +55,7 @@ def export_table(space: Workspace, path: Path) -> TableResult:
         raise InvalidInput(f"{path}: not a .csv or .jsonl file", next_step="end the name with .jsonl or .csv")
     with open_table(space) as table:
         contents = table.contents()
-        text = bundle.to_csv(table) if path.suffix == ".csv" else "\n".join(bundle.to_lines(contents)) + "\n"
+        text = csv_table.to_csv(table) if path.suffix == ".csv" else "\n".join(bundle.to_lines(contents)) + "\n"
     store.write_text(path, text)
     facts = _counts(contents) | {"path": str(path), "bytes": len(text.encode())}
     return TableResult(f"wrote {path}: {facts['kernels']} kernels, {facts['passes']} passes", facts)
@@ -82,9 +82,9 @@ def import_csv(
     **known: Any,
 ) -> TableResult:
     """Adds a table of another tool, one line per kernel, under conditions that say how little is known of them."""
-    conditions = bundle.foreign_conditions(device, **known)
+    conditions = csv_table.foreign_conditions(device, **known)
     text = "\n".join(bundle.read_lines(path))
-    contents = bundle.from_csv(path, text, conditions, kernel=kernel, ms=ms, run=run, shape=shape, network=network)
+    contents = csv_table.from_csv(path, text, conditions, kernel=kernel, ms=ms, run=run, shape=shape, network=network)
     with open_table(space, must_exist=False) as table:
         new = table.add_contents(contents)
     return _added(path, contents, new)

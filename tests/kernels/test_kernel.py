@@ -5,7 +5,8 @@ import json
 import pytest
 
 from amc_mobile.errors import InvalidInput
-from amc_mobile.kernels.kernel import Kernel, Operator
+from amc_mobile.kernels.kernel import Kernel
+from amc_mobile.kernels.operator import Operator
 
 CONV = Operator(
     "CONV_2D",

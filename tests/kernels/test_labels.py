@@ -10,9 +10,10 @@ from torch import nn
 
 from amc_mobile.channels.groups import ChannelGroups, find_groups
 from amc_mobile.errors import UnsupportedLayer
+from amc_mobile.kernels.cut import Cut
 from amc_mobile.kernels.expression import Expression
 from amc_mobile.kernels.graph import Graph, Node, differences
-from amc_mobile.kernels.labels import Cut, Labels, Vocabulary, decode
+from amc_mobile.kernels.labels import Labels, Vocabulary, decode
 from amc_mobile.kernels.template import independent
 from amc_mobile.kernels.width_code import WidthCode
 

@@ -11,7 +11,7 @@ from template_subjects import subject
 
 from amc_mobile.kernels.expression import Expression
 from amc_mobile.kernels.onnx_layout import ALWAYS, Border, Demand
-from amc_mobile.latency.site_fit import axis_values
+from amc_mobile.latency.roofline import axis_values
 
 A, B, C = (Expression(0, ((group, 1),)) for group in range(3))
 SIZES = np.array([64, 64, 64], dtype=np.int64)

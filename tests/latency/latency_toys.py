@@ -13,8 +13,9 @@ from amc_mobile.device.conditions import Conditions
 from amc_mobile.device.neighbours import Neighbours
 from amc_mobile.device.timing import SessionDevice
 from amc_mobile.kernels.expression import Expression
-from amc_mobile.kernels.kernel import Kernel, Operator
+from amc_mobile.kernels.kernel import Kernel
 from amc_mobile.kernels.onnx_layout import Border
+from amc_mobile.kernels.operator import Operator
 from amc_mobile.kernels.template import KernelSite
 from amc_mobile.latency.measurement import Pass
 from amc_mobile.latency.requests import KernelRequest

@@ -8,7 +8,8 @@ import pytest
 from latency_toys import CONDITIONS, conv, passes
 
 from amc_mobile.errors import CorruptFile, InvalidInput
-from amc_mobile.latency.bundle import foreign_conditions, from_csv, from_lines, read_lines, to_csv, to_lines
+from amc_mobile.latency.bundle import from_lines, read_lines, to_lines
+from amc_mobile.latency.csv_table import foreign_conditions, from_csv, to_csv
 from amc_mobile.latency.measurement import ModelMeasurement, Pass
 from amc_mobile.latency.shape_fit import TimedShape
 from amc_mobile.latency.shape_predictor import timed_shapes

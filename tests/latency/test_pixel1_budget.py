@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from amc_mobile.latency.bundle import foreign_conditions, from_csv
+from amc_mobile.latency.csv_table import foreign_conditions, from_csv
 from amc_mobile.latency.shape_fit import ShapeFit
 from amc_mobile.latency.shape_predictor import timed_shapes
 from amc_mobile.latency.table import LatencyTable

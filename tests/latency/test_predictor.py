@@ -12,8 +12,9 @@ from amc_mobile.kernels.expression import Expression
 from amc_mobile.kernels.kernel import Kernel
 from amc_mobile.kernels.onnx_layout import ALWAYS, Border, Demand
 from amc_mobile.latency.predictor import LatencyPredictor
+from amc_mobile.latency.roofline import NO_STEPS, Steps
 from amc_mobile.latency.sampling import kernel_points, site_points
-from amc_mobile.latency.site_fit import NO_STEPS, Steps, fit_site
+from amc_mobile.latency.site_fit import fit_site
 
 COSTS = [smooth_ms, stepped_ms]
 

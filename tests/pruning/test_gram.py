@@ -9,7 +9,8 @@ from traced_networks import subject
 
 from amc_mobile.channels.groups import find_groups
 from amc_mobile.pruning.gram import collect_gram, readable_layers
-from amc_mobile.pruning.program import Program, Run, equal_batches
+from amc_mobile.pruning.program import Program
+from amc_mobile.pruning.program_run import Run, equal_batches
 
 
 class Geometries(nn.Module):

@@ -8,18 +8,8 @@ from report_example import finished_report
 
 from amc_mobile.errors import InvalidInput
 from amc_mobile.report.advice import advice
-from amc_mobile.report.content import (
-    Accuracy,
-    Budget,
-    FurtherBudget,
-    KeptGroup,
-    Latency,
-    ModelColumn,
-    Parity,
-    Predictions,
-    Report,
-    Stage,
-)
+from amc_mobile.report.content import Accuracy, Budget, FurtherBudget, Latency, ModelColumn, Parity, Report, Stage
+from amc_mobile.report.details import KeptGroup, Predictions
 from amc_mobile.report.prediction_quality import prediction_quality
 from amc_mobile.report.verdict import verdict_line
 

@@ -11,21 +11,8 @@ from markupsafe import Markup
 from report_example import finished_report
 
 from amc_mobile.report import charts
-from amc_mobile.report.content import (
-    Accuracy,
-    Budget,
-    DataFacts,
-    EpisodePoint,
-    EpochAccuracy,
-    FileRow,
-    KeptGroup,
-    LayerRow,
-    ModelColumn,
-    PredictionPoint,
-    Predictions,
-    Report,
-    Stage,
-)
+from amc_mobile.report.content import Accuracy, Budget, DataFacts, FileRow, ModelColumn, Report, Stage
+from amc_mobile.report.details import EpisodePoint, EpochAccuracy, KeptGroup, LayerRow, PredictionPoint, Predictions
 from amc_mobile.report.html import render_html
 from amc_mobile.report.svg import Scale, scale_over
 from amc_mobile.report.text import render_text
