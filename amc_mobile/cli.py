@@ -174,7 +174,7 @@ for command in (compare, sensitivity, models, train, profile, search, finetune, 
 def main() -> None:
     """Runs the command line; turns our errors into `error: ...` and their exit code."""
     try:
-        app()
+        app(prog_name="amc-mobile")  # also for `python -m amc_mobile`
     except AmcMobileError as error:
         print(f"error: {error.message}", file=sys.stderr)
         if error.next_step:

@@ -12,6 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "amc_mobile"
 COMMANDS = ("cli_compare", "cli_device", "cli_search", "cli_table", "cli_train")
 FLOORS = {
+    "__main__": 7,
     **dict.fromkeys(("cli", *COMMANDS, "cli_groups", "cli_flags", "terminal"), 6),
     "workflows": 5,
     "search": 4, "report": 4,

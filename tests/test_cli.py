@@ -52,6 +52,18 @@ def test_help_has_an_example_and_needs_nothing_heavy(command: str, tmp_path: Pat
     assert done.stdout.splitlines()[-1] == "set()"
 
 
+def test_the_package_runs_as_the_command_does(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    done = [
+        subprocess.run([sys.executable, "-m", "amc_mobile", *words], cwd=tmp_path, env=environment,
+                       capture_output=True, text=True)
+        for words in (("--help",), ("report",))
+    ]  # fmt: skip
+    assert done[0].returncode == 0, done[0].stderr
+    assert "Usage: amc-mobile [OPTIONS] COMMAND" in done[0].stdout
+    assert_clear_error(done[1], "no run yet in amc-workspace")
+
+
 def test_every_command_is_in_the_readme() -> None:
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     assert [command for command in COMMANDS if f"`{command}" not in readme] == []

@@ -82,7 +82,7 @@ class Comparison:
             reached = f"{first['metric']} {first['original_top1']:.1%}"
             notes.append(f"original: {reached}; mean +- standard deviation over seeds")
         further = self.further_table()
-        tables = [render_rows(*self.table()), *([render_rows(*further)] if further[1] else [])]
+        tables = [render_rows(*self.table()), *(["", render_rows(*further)] if further[1] else [])]
         return "\n".join([self.title, *self.warnings, *tables, *notes, *failed])
 
     def csv(self) -> str:

@@ -6,6 +6,9 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+from bench_device import Bench
+
 LOADER = """
 from amc_mobile.data import load_dataset
 
@@ -50,6 +53,31 @@ def test_a_detector_goes_through_every_command(tmp_path: Path, command: Callable
     alone = command("sensitivity", "--ratios", "0.5", "--reward-images", "20", "--channel-choice", "l1")
     assert "original mAP@0.5" in alone
     assert "top-1" not in alone + (tmp_path / "amc-workspace/sensitivity.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_detector_is_searched_in_int8(
+    tmp_path: Path, command: Callable[..., str], bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("latency_model", "export"):
+        monkeypatch.setattr(f"amc_mobile.workflows.{module}.open_device", lambda *_: bench)
+    (tmp_path / "boxes.py").write_text(LOADER)
+    command("train", *NETWORK, "--data", "boxes.py:few", "--epochs", "1", "--batch-size", "30")
+    assert command("profile", "--int8", "--runtime", "onnxruntime").startswith("ssdlite_mobilenet_v2 (int8) on bench")
+    found = json.loads(command("search", "--latency-ratio", "0.7", "--policy", "random", "--episodes", "2",
+                               "--reward-images", "20", "--channel-choice", "l1", "--json"))  # fmt: skip
+    assert found["metric"] == "mAP@0.5"
+    assert found["measured_ms"] <= found["budget"]["limit"] < 0.71 * found["budget"]["reference_ms"]
+    assert found["predicted_cost"] == pytest.approx(found["measured_ms"], rel=0.02)
+    command("finetune", "--epochs", "1", "--batch-size", "30")
+    exported = json.loads(command("export", "--onnx", "--json"))
+    assert (exported["precision"], exported["gate"]["passed"]) == ("int8", True)
+    (file,) = exported["files"]
+    assert file["sqnr_db"] > 15
+    assert file["parity"]["top1_agreement"] > 0.95
+    report = json.loads(command("report"))
+    assert [stage["name"] for stage in report["stages"]][-2:] == ["onnx float32", "onnx int8"]
+    assert report["pruned"]["accuracy"]["metric"] == "mAP@0.5"
 
 
 def test_a_detector_is_not_trained_on_classes_of_images(command: Callable[..., str]) -> None:
