@@ -66,8 +66,13 @@ class ProtocolConfig:
         )
 
     def is_kernel_done(self, passes: Sequence[Pass]) -> bool:
-        """The stop rule: the two lowest of at least `min_passes` passes agree, or `max_passes` were made."""
-        if len(passes) < self.min_passes or len(passes) >= self.max_passes:
+        """The stop rule: the two lowest of at least `min_passes` passes agree, or `max_passes` were made.
+
+        Beside other programs `busy_factor` times as many passes are the least: a slow phase may hold for a few.
+        """
+        quiet = sum(not one.busy for one in passes)
+        fewest = self.min_passes * (1 if quiet >= self.min_passes else self.busy_factor)
+        if len(passes) < fewest or len(passes) >= self.max_passes:
             return len(passes) >= self.max_passes
         lows = sorted(pass_low_ms(one.samples_ms) for one in passes)
         return len(lows) < 2 or lows[1] - lows[0] <= max(lows[0] * self.agreement, self.agreement_us / 1000)
