@@ -47,10 +47,10 @@ class CriticPolicy(SearchingPolicy):
 
     def _actions(self, budget: Budget, rng: np.random.Generator) -> Widths:
         """Plans within the budget that have not been tried, (N, G)."""
-        parents = self.best(PARENTS)
+        parents = self.best(PARENTS, budget)
         # The best plan most often: a parent's rank is the whole part of an exponential draw.
         ranks = np.minimum(rng.exponential(size=ACTIONS).astype(np.int64), len(parents) - 1)
-        drawn = moved(budget, np.stack([parents[rank] for rank in ranks]), rng)
+        drawn = moved(budget, parents[ranks], rng)
         unseen = {tuple(plan.tolist()): None for plan in drawn if tuple(plan.tolist()) not in self.known}
         return np.array(list(unseen), dtype=np.int64).reshape(-1, drawn.shape[1])
 

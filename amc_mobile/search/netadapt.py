@@ -30,7 +30,7 @@ class NetAdaptPolicy(SearchingPolicy):
         base = self._base(budget)
         finished, group = divmod(len(self._scores), self.features.groups)
         if finished >= self.rounds or budget.allows(base):
-            return budget.fit(self.best(1)[0])
+            return budget.fit(self.best(1, budget)[0])
         return budget.scale(_cut(budget, base, group, self._step(budget)) / budget.full)
 
     def _observe(self, widths: Widths, reward: float, rng: np.random.Generator) -> None:

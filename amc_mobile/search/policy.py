@@ -7,7 +7,7 @@ moment; nothing else. So a log of plans and rewards, observed again, is all it t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -155,7 +155,11 @@ class SearchingPolicy(Policy):
         self.rewards.append(reward)
         self.known[plan] = reward
 
-    def best(self, count: int) -> list[Widths]:
-        """The best different plans, best first; the earlier of two equal ones."""
-        ranked: Sequence[tuple[int, ...]] = sorted(self.known, key=lambda plan: -self.known[plan])
-        return [np.array(plan, dtype=np.int64) for plan in ranked[:count]]
+    def best(self, count: int, budget: Budget) -> Widths:
+        """The best different plans that are within the budget as it is now, (up to `count`, G), best first.
+
+        Where none is, the best of all; the earlier of two equal ones.
+        """
+        plans = np.array(sorted(self.known, key=lambda plan: -self.known[plan]), dtype=np.int64)
+        within: Widths = plans[budget.cost(plans) <= budget.limit]
+        return (within if len(within) else plans)[:count]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from amc_mobile.errors import InvalidConfig
-from amc_mobile.search.critic import GaussianProcess
+from amc_mobile.search.critic import CriticPolicy, GaussianProcess
 from amc_mobile.search.moves import moved
 from amc_mobile.search.netadapt import NetAdaptPolicy
 from amc_mobile.search.policies import make_policy
@@ -41,6 +41,24 @@ def test_learning_beats_random_search_at_equal_evaluations(name: str) -> None:
 
 def test_the_critic_is_no_worse_than_evolution_at_equal_evaluations() -> None:
     assert median_loss("critic") <= median_loss("evolution")
+
+
+def test_the_best_plans_are_those_within_the_budget_as_it_is_now() -> None:
+    policy, wide = toy.policy("critic", episodes=30), toy.budget()
+    assert isinstance(policy, CriticPolicy)
+    for limit in (7.0, 5.0) * 15:
+        widths = policy.propose(toy.budget(limit))
+        policy.observe(widths, toy.score(widths).reward)
+    rewards = [policy.known[tuple(plan)] for plan in policy.best(4, wide).tolist()]
+    assert rewards == sorted(policy.known.values(), reverse=True)[:4]
+
+    narrow = toy.budget(5.0)
+    best = policy.best(4, narrow)
+    assert len(best) == 4 and (narrow.cost(best) <= 5.0).all()
+    within = [reward for plan, reward in policy.known.items() if narrow.allows(np.array(plan))]
+    assert policy.known[tuple(best[0].tolist())] == max(within) < max(policy.known.values())
+
+    assert policy.best(1, toy.budget(0.1)).tolist() == policy.best(1, wide).tolist()  # none is within: the best of all
 
 
 def test_moves_spend_the_budget_and_change_few_groups() -> None:
