@@ -25,14 +25,14 @@ GATE_CODES = (0, 3)  # 3: the exported file misses its budget, as it may on a bu
 def run_main_job(amc: CommandLine, runtime: str, *device: str) -> None:
     """`device`: the flags that name the phone. Each step's document is checked for what the next one builds on."""
     (amc.folder / "net.py").write_text(NETWORK)
-    network = ("--model", "net.py:build", "--input-size", "16", "--data", "digits", "--runtime", runtime)
+    network = ("--model", "net.py:build", "--input-size", "32", "--data", "digits", "--runtime", runtime)
     profiled = amc.document("profile", *device, *network, "--quiet")
     conditions = profiled["conditions"]
     assert conditions["os"].startswith("Android ")
     assert profiled["kernels"] > 0
     assert 0 < profiled["fastest_p50_ms"] < profiled["original_p50_ms"]
 
-    found = amc.document("search", "--latency-ratio", "0.5", *SEARCH, "--quiet")
+    found = amc.document("search", "--latency-ratio", "0.7", *SEARCH, "--quiet")
     assert found["measured_ms"] > 0
     assert found["macs"] < found["original_macs"]
 
