@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from amc_mobile.device.conditions import Conditions
@@ -35,6 +36,9 @@ def phone(device: str = "Google Pixel 8", **facts: object) -> Conditions:
     return Conditions(device, **{**values, **facts})  # type: ignore[arg-type]
 
 
+GALAXY = phone("samsung SM-S911B", os="Android 14 samsung/dm1qxxx/dm1q:14/UP1A/3:user/release-keys")
+
+
 def small_net(folder: Path) -> tuple[Workspace, Settings]:
     """A network of two convolutions and its settings, as `cwd`-relative flags would give them."""
     (folder / "net.py").write_text(SMALL_NET)
@@ -55,6 +59,13 @@ def record(space: Workspace, settings: Settings, conditions: Conditions, *, ns_p
         table.add_models(requests)
         wholes = [(r.key, Pass((whole_ms(latency, r.widths, ns_per_mac),) * 40)) for r in requests]
         table.add_passes(conditions, wholes, warmup_runs=5)
+
+
+def record_two_phones(folder: Path) -> None:
+    """A workspace with the tables of two phones, `pixel` and `galaxy`, of which the second is three times slower."""
+    space, settings = small_net(folder)
+    record(space, settings, phone())
+    record(space, replace(settings, device="galaxy"), GALAXY, ns_per_mac=3.0)
 
 
 def kernel_ms(kernel: Kernel, ns_per_mac: float) -> float:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from in_process import CommandLine
-from recorded_tables import phone, record, small_net
+from recorded_tables import record, record_two_phones, small_net
 
 from amc_mobile.device.host import HostDevice
 from amc_mobile.errors import InvalidConfig
@@ -18,7 +17,6 @@ from amc_mobile.search.reward import MeasuredCost
 from amc_mobile.workflows.budgets import Part, asked_devices, measured_together
 from amc_mobile.workflows.search_config import SearchConfig
 
-GALAXY = phone("samsung SM-S911B", os="Android 14 samsung/dm1qxxx/dm1q:14/UP1A/3:user/release-keys")
 QUICK = ("--episodes", "6", "--calibration-images", "16", "--reward-images", "8", "--quiet", "--json")
 GRIDS = (np.array([8, 16, 24, 32]),)
 
@@ -72,11 +70,8 @@ def test_budgets_that_cannot_be_are_refused(flags: dict[str, object], why: str) 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with the tables of two phones, of which the second is three times slower."""
     folder = tmp_path_factory.mktemp("two_phones")
-    space, settings = small_net(folder)
-    record(space, settings, phone())
-    record(space, replace(settings, device="galaxy"), GALAXY, ns_per_mac=3.0)
+    record_two_phones(folder)
     return folder
 
 

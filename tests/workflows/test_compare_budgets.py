@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from in_process import CommandLine
-from recorded_tables import phone, record, small_net
+from recorded_tables import record_two_phones
 
-GALAXY = phone("samsung SM-S911B", os="Android 14 samsung/dm1qxxx/dm1q:14/UP1A/3:user/release-keys")
 LABEL = "PREDICTED, NOT MEASURED: by the table of Google Pixel 8, without the device"
 FURTHER = ("--also", "galaxy:3", "--macs-ratio", "0.9")
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with the tables of two phones, of which the second is three times slower."""
     folder = tmp_path_factory.mktemp("two_phones")
-    space, settings = small_net(folder)
-    record(space, settings, phone())
-    record(space, replace(settings, device="galaxy"), GALAXY, ns_per_mac=3.0)
+    record_two_phones(folder)
     return folder
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from in_process import CommandLine
-from recorded_tables import phone, record, small_net
+from recorded_tables import GALAXY, phone, record, small_net
 
 from amc_mobile.errors import InvalidInput
 from amc_mobile.workflows.offline import SHOWN_KEY, choose_conditions
@@ -18,7 +18,6 @@ from amc_mobile.workflows.workspace import Settings
 
 BUSY = phone(runtime="tflite", threads=4, cores="4-7")
 OLD = phone(os="Android 14 google/shiba/shiba:14/UP1A/2:user/release-keys")
-GALAXY = phone("samsung SM-S911B", os="Android 14 samsung/dm1qxxx/dm1q:14/UP1A/3:user/release-keys")
 QUICK = ("--episodes", "3", "--policy", "uniform", "--calibration-images", "16", "--reward-images", "8", "--quiet")
 
 
