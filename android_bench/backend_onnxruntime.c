@@ -22,6 +22,7 @@ enum {
     CREATE_ENV = 3,
     CREATE_SESSION = 7,
     CREATE_SESSION_OPTIONS = 10,
+    SET_OPTIMIZED_MODEL_PATH = 11,
     SET_LOG_SEVERITY = 22,
     SET_GRAPH_OPTIMIZATION = 23,
     SET_INTRA_OP_THREADS = 24,
@@ -93,14 +94,16 @@ static bool ok(OrtStatus *status, const char *what, Message *why) {
     return false;
 }
 
-static bool create_options(int threads, Message *why) {
+static bool create_options(int threads, const char *graph_path, Message *why) {
     typedef OrtStatus *(*AddEntry)(void *, const char *, const char *);
+    typedef OrtStatus *(*SetPath)(void *, const char *);
     if (!ok(CALL(CREATE_SESSION_OPTIONS, OneArgument)(&ort.options), "session options", why) ||
         !ok(CALL(SET_LOG_SEVERITY, SetNumber)(ort.options, LOG_ERROR), "log level", why) ||
         !ok(CALL(SET_GRAPH_OPTIMIZATION, SetNumber)(ort.options, OPTIMIZE_ALL), "graph optimization", why) ||
         !ok(CALL(SET_INTRA_OP_THREADS, SetNumber)(ort.options, threads), "threads", why) ||
         !ok(CALL(SET_INTER_OP_THREADS, SetNumber)(ort.options, 1), "threads", why))
         return false;
+    if (graph_path && !ok(CALL(SET_OPTIMIZED_MODEL_PATH, SetPath)(ort.options, graph_path), "graph_path", why)) return false;
     return threads > 1 || ok(CALL(ADD_CONFIG_ENTRY, AddEntry)(ort.options, "session.intra_op.allow_spinning", "0"),
                              "session options", why);
 }
@@ -119,7 +122,7 @@ static bool load(void *library, const Manifest *manifest, Message *why) {
            ok(CALL(GET_DEFAULT_ALLOCATOR, OneArgument)(&ort.allocator), "allocator", why) &&
            ok(CALL(CREATE_CPU_MEMORY_INFO, CreateMemoryInfo)(ARENA_ALLOCATOR, MEMORY_DEFAULT, &ort.memory), "memory",
               why) &&
-           create_options(manifest->threads, why);
+           create_options(manifest->threads, manifest->graph_path, why);
 }
 
 static const char *version(void) { return ort.version; }

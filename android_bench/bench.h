@@ -17,7 +17,7 @@
 #define RUNNER_VERSION "1"
 #define FORMAT_VERSION 1 /* 1: manifest keys and result lines as in README.md */
 #define MAX_ID 80
-#define MAX_TENSORS 64
+#define MAX_TENSORS 512
 #define MAX_RANK 16
 
 typedef struct {
@@ -35,6 +35,7 @@ typedef struct {
 
 void text_add(Text *text, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void text_add_json_string(Text *text, const char *value);
+void text_add_base64(Text *text, const char *bytes, size_t length);
 void text_free(Text *text);
 
 /* ---- manifest.c */
@@ -52,7 +53,7 @@ typedef struct {
 
 typedef struct {
     char runtime[16], runtime_version[32], delegate[16], cores[256];
-    char *library;
+    char *library, *graph_path; /* graph_path: NULL where the graphs are not asked for */
     int threads, deadline_s;
     Entry *entries;
     size_t count, capacity;

@@ -9,6 +9,8 @@
 
 static const Backend *const BACKENDS[] = {&ONNXRUNTIME, &TFLITE, &LITERT};
 
+#define MAX_GRAPH (2u << 20) /* bytes; with a third on top a line stays below what readers take */
+
 enum { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_BAD_MANIFEST = 2 };
 
 static void begin(Text *line, const char *event) {
@@ -76,6 +78,24 @@ static void write_error(size_t index, const Entry *entry, const char *message) {
     finish(&line);
 }
 
+/* The graph that the runtime made of the model it has just loaded. */
+static void write_graph(size_t index, const Entry *entry, const char *path) {
+    Text line = {0}, content = {0};
+    Message why = {""};
+    if (!read_file(path, MAX_GRAPH, &content, &why)) {
+        log_line("%s", why.text);
+        return;
+    }
+    begin(&line, "graph");
+    text_add(&line, ",\"index\":%zu", index);
+    add_string(&line, "id", entry->id);
+    text_add(&line, ",\"base64\":\"");
+    text_add_base64(&line, content.bytes, content.length);
+    text_add(&line, "\"");
+    text_free(&content);
+    finish(&line);
+}
+
 static int measure_all(const Backend *backend, const Manifest *manifest) {
     for (size_t index = 0; index < manifest->count;) {
         const Entry *entry = &manifest->entries[index];
@@ -86,6 +106,7 @@ static int measure_all(const Backend *backend, const Manifest *manifest) {
         bool good = entry->starts_pair ? measure_pair(backend, entry, measured, &why)
                                        : measure(backend, entry, measured, &why);
         for (size_t i = 0; i < count; i++) {
+            if (good && manifest->graph_path && count == 1) write_graph(index, entry, manifest->graph_path);
             if (good) write_result(index + i, &entry[i], &measured[i]);
             else if (why.text[0]) write_error(index + i, &entry[i], why.text);
             free(measured[i].samples_ms);

@@ -118,6 +118,7 @@ static bool set_global(Reader *reader, const char *key, const char *value, bool 
     else if (!strcmp(key, "threads")) *good = parse_int(value, 1, 256, &manifest->threads);
     else if (!strcmp(key, "deadline_s")) *good = parse_int(value, 1, 1000000, &manifest->deadline_s);
     else if (!strcmp(key, "library")) *good = *value && (manifest->library = resolve(reader, value)) != NULL;
+    else if (!strcmp(key, "graph_path")) *good = *value && (manifest->graph_path = resolve(reader, value)) != NULL;
     else return false;
     return true;
 }
@@ -147,6 +148,7 @@ static bool is_complete(Manifest *manifest, Message *why) {
     if (!manifest->library) return fail(why, "no library");
     if (!manifest->threads) return fail(why, "no threads");
     if (!manifest->deadline_s) return fail(why, "no deadline_s");
+    if (manifest->graph_path && (tflite || litert)) return fail(why, "only onnxruntime writes the graphs it made");
     if (litert && !manifest->runtime_version[0]) return fail(why, "litert needs its runtime_version");
     if (manifest->delegate[0] && !tflite) return fail(why, "only tflite takes a delegate");
     if (!manifest->delegate[0] && tflite) snprintf(manifest->delegate, sizeof manifest->delegate, "xnnpack");

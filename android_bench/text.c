@@ -70,6 +70,23 @@ void text_add_json_string(Text *text, const char *value) {
     text_add(text, "\"");
 }
 
+void text_add_base64(Text *text, const char *bytes, size_t length) {
+    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    const unsigned char *at = (const unsigned char *)bytes;
+    reserve(text, (length + 2) / 3 * 4);
+    for (size_t i = 0; i < length; i += 3) {
+        size_t left = length - i;
+        unsigned triple = (unsigned)at[i] << 16 | (left > 1 ? (unsigned)at[i + 1] << 8 : 0) | (left > 2 ? at[i + 2] : 0);
+        char *to = text->bytes + text->length;
+        to[0] = digits[triple >> 18];
+        to[1] = digits[triple >> 12 & 63];
+        to[2] = left > 1 ? digits[triple >> 6 & 63] : '=';
+        to[3] = left > 2 ? digits[triple & 63] : '=';
+        text->length += 4;
+    }
+    text->bytes[text->length] = 0;
+}
+
 void text_free(Text *text) {
     free(text->bytes);
     memset(text, 0, sizeof *text);

@@ -84,7 +84,8 @@ class BenchManifest:
     """What the runner is asked to do. Raises InvalidConfig for what the runner would refuse.
 
     `cores`: in the kernel's list form, "" for all; `runtime_version`: needed for litert, whose ABI depends on it;
-    `delegate`: xnnpack or none, for tflite only.
+    `delegate`: xnnpack or none, for tflite only; `graph_path`: where onnxruntime writes the graph that it made of each
+    model, for the runner to send; "": nowhere.
     """
 
     runtime: str
@@ -96,6 +97,7 @@ class BenchManifest:
     runtime_version: str = ""
     cores: str = ""
     delegate: str = ""
+    graph_path: str = ""
 
     def __post_init__(self) -> None:
         if self.runtime not in RUNTIMES:
@@ -117,6 +119,10 @@ class BenchManifest:
             raise InvalidConfig(f"cores {self.cores!r} is not a list such as 4-5,7")
         if self.delegate and (self.runtime != "tflite" or self.delegate not in ("xnnpack", "none")):
             raise InvalidConfig(f"delegate {self.delegate!r} is not allowed for {self.runtime}")
+        if self.graph_path:
+            _check_path(self.graph_path)
+            if self.runtime != "onnxruntime":
+                raise InvalidConfig(f"{self.runtime} writes no graph that it made", next_step="leave out graph_path")
 
     @property
     def models(self) -> tuple[BenchModel, ...]:
@@ -129,7 +135,7 @@ class BenchManifest:
     def text(self) -> str:
         """The manifest as the runner reads it."""
         lines = [f"amc_bench_manifest {MANIFEST_VERSION}", f"runtime {self.runtime}", f"library {self.library}"]
-        for key in ("runtime_version", "cores", "delegate"):
+        for key in ("runtime_version", "cores", "delegate", "graph_path"):
             if getattr(self, key):
                 lines.append(f"{key} {getattr(self, key)}")
         lines += [f"threads {self.threads}", f"deadline_s {self.deadline_s}"]

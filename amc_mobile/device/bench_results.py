@@ -6,6 +6,7 @@ bounded, every value checked, and a result counts only when it names the model t
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 
 from amc_mobile.errors import DeviceError
 
-FORMAT_VERSION = 1  # 1: start, result, error and end lines
+FORMAT_VERSION = 1  # 1: start, graph, result, error and end lines
 MAX_LINE_BYTES = 4 << 20
 MAX_SAMPLES = 100_000
 MAX_TEXT = 1000
@@ -49,6 +50,15 @@ class BenchResult:
 
 
 @dataclass(frozen=True)
+class BenchGraph:
+    """The .onnx file of the graph that the runtime made of a model; comes before the model's result."""
+
+    index: int
+    id: str
+    file: bytes
+
+
+@dataclass(frozen=True)
 class BenchError:
     """One model failed; the run goes on."""
 
@@ -67,7 +77,7 @@ class BenchEnd:
     message: str
 
 
-BenchEvent = BenchStart | BenchResult | BenchError | BenchEnd
+BenchEvent = BenchStart | BenchResult | BenchGraph | BenchError | BenchEnd
 
 
 def _bad(why: str) -> DeviceError:
@@ -135,6 +145,17 @@ def _error(document: dict[str, Any]) -> BenchError:
     return BenchError(_integer(document, "index"), _text(document, "id"), _text(document, "message"))
 
 
+def _graph(document: dict[str, Any]) -> BenchGraph:
+    encoded = document.get("base64")
+    try:
+        file = base64.b64decode(encoded if isinstance(encoded, str) else "", validate=True)
+    except ValueError as error:
+        raise _bad("a graph is not in base64") from error
+    if not file:
+        raise _bad("a graph is empty")
+    return BenchGraph(_integer(document, "index"), _text(document, "id"), file)
+
+
 def _end(document: dict[str, Any]) -> BenchEnd:
     status = _text(document, "status")
     if status not in ("done", "deadline", "error"):
@@ -145,6 +166,7 @@ def _end(document: dict[str, Any]) -> BenchEnd:
 _PARSERS: dict[str, Callable[[dict[str, Any]], BenchEvent]] = {
     "start": _start,
     "result": _result,
+    "graph": _graph,
     "error": _error,
     "end": _end,
 }
@@ -230,4 +252,5 @@ class ResultStream:
                 raise _bad(f"line {event.index} is of {event.id[:80]!r}, which is not the model that was asked for")
             if event.index in self._answered:
                 raise _bad(f"model {event.index} is answered twice")
-            self._answered.add(event.index)
+            if not isinstance(event, BenchGraph):  # its result is still to come
+                self._answered.add(event.index)

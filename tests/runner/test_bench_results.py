@@ -14,6 +14,7 @@ from amc_mobile.device.bench_results import (
     MAX_LINE_BYTES,
     BenchEnd,
     BenchError,
+    BenchGraph,
     BenchResult,
     BenchStart,
     ResultStream,
@@ -92,6 +93,26 @@ def test_unknown_keys_and_unknown_events_are_ignored() -> None:
 def test_a_wrong_value_is_named(changed: dict[str, Any], why: str) -> None:
     with pytest.raises(DeviceError, match=why):
         parse_line(line(**changed))
+
+
+def graph(**changes: Any) -> bytes:
+    document = {"format_version": 1, "event": "graph", "index": 0, "id": "conv.16x16", "base64": "T05OWA=="}
+    return json.dumps(document | changes).encode() + b"\n"
+
+
+def test_a_graph_comes_before_the_result_of_its_model() -> None:
+    start, result = RECORDED.splitlines()[:2]
+    stream = ResultStream(IDS)
+    events = stream.feed(start + b"\n" + graph() + result + b"\n")
+    assert events[1] == BenchGraph(0, "conv.16x16", b"ONNX")
+    assert isinstance(events[2], BenchResult)
+    assert stream.missing == (1, 2)
+
+
+@pytest.mark.parametrize("text", ["", None, 7, "a", "????", "T05OWA==\n"])
+def test_a_graph_that_is_none_is_refused(text: object) -> None:
+    with pytest.raises(DeviceError, match="a graph is"):
+        parse_line(graph(base64=text))
 
 
 @pytest.mark.parametrize(

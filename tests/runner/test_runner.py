@@ -248,6 +248,7 @@ HEAD = "amc_bench_manifest 1\nruntime tflite\nlibrary l.so\nthreads 1\ndeadline_
         (HEAD + "samples 99999999999999999999\nmodel m p\n", "is not allowed"),
         (HEAD + "max_s nan\nmodel m p\n", "max_s nan is not allowed"),
         (HEAD + "min_sample_ms -1\nmodel m p\n", "min_sample_ms -1 is not allowed"),
+        (HEAD + "graph_path g\nmodel m p\n", "only onnxruntime writes"),
         (HEAD + "delegate gpu\nmodel m p\n", "delegate gpu is not xnnpack or none"),
         (HEAD.replace("tflite", "litert") + "model m p\n", "litert needs its runtime_version"),
         (HEAD.replace("tflite", "torch") + "model m p\n", 'runtime "torch" is not'),
