@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
+from amc_mobile.device.layout import OnnxLayout
 from amc_mobile.errors import InvalidInput
 
 # 1: fresh session per pass, shuffled passes, samples of repeated calls in wall time, single inferences for whole models
@@ -21,7 +22,8 @@ class Conditions:
     """Everything that changes a latency besides the model.
 
     `library_sha256`: of the runtime's library, since two builds of one version differ by more than 50 %; `cores`: those
-    the process may use, as in `0-3,6`; `clock_mode`: the governors of the cores, or "unknown".
+    the process may use, as in `0-3,6`; `clock_mode`: the governors of the cores, or "unknown"; `layout`: how the
+    runtime rewrites graphs on this processor, as `OnnxLayout.text` gives it, "" where that is not known.
     """
 
     device: str
@@ -35,6 +37,7 @@ class Conditions:
     cores: str
     clock_mode: str
     protocol_version: int = PROTOCOL_VERSION
+    layout: str = ""
 
     @cached_property
     def key(self) -> str:
@@ -47,23 +50,34 @@ class Conditions:
         return self.protocol_version == FOREIGN_PROTOCOL
 
     def to_document(self) -> dict[str, Any]:
-        return asdict(self)
+        document = asdict(self)
+        if not self.layout:
+            del document["layout"]  # as in documents that know of none
+        return document
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Conditions:
         """Raises InvalidInput when a field is missing, unknown or of the wrong type."""
         wanted = {field.name: int if field.name in ("threads", "protocol_version") else str for field in fields(cls)}
-        if not isinstance(document, Mapping) or set(document) != set(wanted):
+        if not isinstance(document, Mapping) or set(document) | {"layout"} != set(wanted):
             raise InvalidInput(f"not the conditions of a measurement: {document!r}")
-        for name, kind in wanted.items():
-            if type(document[name]) is not kind:
-                raise InvalidInput(f"conditions: {name} = {document[name]!r} is not of type {kind.__name__}")
+        for name, value in document.items():
+            if type(value) is not wanted[name]:
+                raise InvalidInput(f"conditions: {name} = {value!r} is not of type {wanted[name].__name__}")
+        OnnxLayout.parse(document.get("layout", ""))
         return cls(**document)
 
     def differences(self, other: Conditions) -> dict[str, tuple[Any, Any]]:
         """The fields in which the two differ: name -> (own value, other value)."""
         own, others = self.to_document(), other.to_document()
-        return {name: (own[name], others[name]) for name in own if own[name] != others[name]}
+        names = [field.name for field in fields(self)]
+        return {name: (own.get(name, ""), others.get(name, "")) for name in names if own.get(name) != others.get(name)}
+
+
+def readable(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document of conditions for people: of the layout only what it comes to."""
+    layout = document.get("layout")
+    return {**document, "layout": OnnxLayout.parse(layout).summary} if isinstance(layout, str) else dict(document)
 
 
 def core_ranges(cores: tuple[int, ...]) -> str:

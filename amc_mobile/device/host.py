@@ -122,6 +122,7 @@ class HostDevice(SessionDevice):
             threads=self.threads,
             cores=core_ranges(cores),
             clock_mode=clock_mode(cores),
+            layout=self._runtime.layout(),
         )
 
     def open(self, model: bytes) -> Session:

@@ -6,17 +6,20 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from amc_mobile import store
 from amc_mobile.device import health
 from amc_mobile.device.adb import AdbPhone
 from amc_mobile.device.batch_scripts import CLEAN_UP
 from amc_mobile.device.bench_manifest import BenchManifest, BenchModel, BenchPair, BenchTiming
-from amc_mobile.device.bench_results import BenchEvent, BenchStart, ResultStream
+from amc_mobile.device.bench_results import BenchEvent, BenchGraph, BenchStart, ResultStream
 from amc_mobile.device.clock_mode import UNLOCKED, clock_mode, held_mode
 from amc_mobile.device.conditions import Conditions, core_ranges
+from amc_mobile.device.layout import OnnxLayout, questions
+from amc_mobile.device.layout import read as read_layout
 from amc_mobile.device.neighbours import Neighbourhood, OnNeighbours
 from amc_mobile.device.phone import InstalledFile, PhoneRunner
 from amc_mobile.device.phone_facts import PhoneFacts, PhoneState, read_facts, read_neighbours, read_state
@@ -24,12 +27,15 @@ from amc_mobile.device.phone_lock import phone_lock
 from amc_mobile.device.phone_output import parse_core_list
 from amc_mobile.device.profile import DeviceProfile
 from amc_mobile.device.runtime_library import BENCHMARK_MODEL, RuntimeLibrary
-from amc_mobile.device.user_folder import locks_folder, profiles_folder
-from amc_mobile.errors import DeviceError, InvalidConfig, RunnerFailed
+from amc_mobile.device.user_folder import layouts_folder, locks_folder, profiles_folder
+from amc_mobile.errors import CorruptFile, DeviceError, InvalidConfig, InvalidInput, RunnerFailed
 
 DELEGATES = {
     "tflite": "XNNPACK", "litert": "XNNPACK", "onnxruntime": "CPUExecutionProvider", BENCHMARK_MODEL: "XNNPACK",
 }  # fmt: skip
+LAYOUT = "layout"  # the model and the file that tell it
+LAYOUT_FORMAT_VERSION = 1  # 1: the text of an OnnxLayout
+LAYOUT_DEADLINE_S = 60
 STATE_VALID_S = 3.0  # what was just read with the facts is not read again
 OnWait = Callable[[PhoneState, float], None]
 
@@ -72,6 +78,8 @@ class PhoneDevice:
         self._facts_read_s = -math.inf
         self._baseline: PhoneState | None = None
         self._paths: dict[str, str] = {}  # of models on the phone
+        self._layout: str | None = None
+        self._is_held = False  # a session is under way
         self.neighbourhood = Neighbourhood(lambda: read_neighbours(adb), profile.quiet_wait_s, on_neighbours)
 
     @property
@@ -96,6 +104,8 @@ class PhoneDevice:
             stack.enter_context(phone_lock(self.adb.serial, locks_folder()))
             facts = self.facts
             self._baseline = None
+            self._is_held = True
+            stack.callback(setattr, self, "_is_held", False)
             state = self.cool_down()
             health.require_fit(health.problems(facts, state, self.profile), self._waived)
             held = stack.enter_context(
@@ -124,11 +134,13 @@ class PhoneDevice:
         *,
         deadline_s: int,
         plan: str = "",
+        graph_path: str = "",
     ) -> Generator[BenchEvent, None, None]:
         """Measures models and yields what the runner tells as it comes: start, results, models that failed, end.
 
         `files`: the models, by the paths in `entries`. A path means the same model throughout a session: `files` is not
-        asked for one that is on the phone already. `plan`: kept on the phone for `unfinished`. Raises DeviceError where
+        asked for one that is on the phone already. `plan`: kept on the phone for `unfinished`. `graph_path`: see
+        BenchManifest. Raises DeviceError where
         the kernel did not grant the cores, RunnerFailed when the runner ended early, and what PhoneRunner.run raises.
         """
         paths = self._paths_on_phone(files)
@@ -141,6 +153,7 @@ class PhoneDevice:
             timing=timing,
             runtime_version=self.library.version,
             cores=core_ranges(self.cores),
+            graph_path=graph_path,
         )
         stream = ResultStream([model.id for model in manifest.models])
         for line in self._runner.run(manifest.text(), deadline_s=deadline_s, plan=plan):
@@ -212,6 +225,40 @@ class PhoneDevice:
         found = health.drift(self._runner.taken_over or self._baseline, state, self.cores, self.profile)
         health.require_fit(found, self._waived)
 
+    def layout(self) -> str:
+        """How ONNX Runtime rewrites graphs on this phone, as `OnnxLayout.text` gives it; "" for other runtimes, and
+        where the library cannot write its graph. Asked of each build of library, runner and system once."""
+        if self._layout is None:
+            self._layout = self._known_layout() if self.library.runtime == "onnxruntime" else ""
+        return self._layout
+
+    def _known_layout(self) -> str:
+        facts = self.facts
+        build = [self.library.sha256, self._runner_sha256, facts.soc, facts.properties.get("ro.build.fingerprint", "")]
+        path = layouts_folder() / f"{hashlib.sha256(repr(build).encode()).hexdigest()[:32]}.json"
+        if path.exists():
+            with suppress(InvalidInput, CorruptFile):
+                document = store.read_json(path, format_version=LAYOUT_FORMAT_VERSION)
+                return OnnxLayout.parse(str(document.get("layout"))).text()
+        text = self._asked_layout()
+        if text:
+            store.write_json(path, {"layout": text}, format_version=LAYOUT_FORMAT_VERSION)
+        return text
+
+    def _asked_layout(self) -> str:
+        with ExitStack() as stack:
+            if not self._is_held:  # nothing is timed: neither heat nor clocks matter
+                stack.enter_context(phone_lock(self.adb.serial, locks_folder()))
+                self._runner.open()
+                self._paths.clear()
+            timing = BenchTiming(warmup_runs=0, samples=1, min_samples=1)
+            asked = [BenchModel(LAYOUT, LAYOUT)]
+            told = self.bench(
+                asked, {LAYOUT: questions()}, timing, deadline_s=LAYOUT_DEADLINE_S, graph_path=f"{LAYOUT}.onnx"
+            )
+            graphs = [event.file for event in told if isinstance(event, BenchGraph)]
+        return read_layout(graphs[0]).text() if graphs else ""
+
     def conditions(self) -> Conditions:
         """The library's hash covers the runner too: a latency is bound to both."""
         facts = self.facts
@@ -228,6 +275,7 @@ class PhoneDevice:
             threads=self.threads,
             cores=core_ranges(self.cores) or "any",
             clock_mode=" ".join([held_mode(self._wanted_mode, facts.sdk), *sorted(governors)]),
+            layout=self.layout(),
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from amc_mobile.device import layout
 from amc_mobile.errors import DeviceError, InvalidInput
 
 INPUT_SEED = 0
@@ -51,6 +53,10 @@ class Runtime(ABC):
         folders = list(spec.submodule_search_locations or ()) if spec else []
         libraries = sorted(path for folder in folders for path in Path(folder).glob(self.library_pattern))
         return _sha256(tuple(libraries)) if libraries else ""
+
+    def layout(self) -> str:
+        """How the runtime rewrites graphs on this processor, see `OnnxLayout.text`; "" where it tells nothing."""
+        return ""
 
     @abstractmethod
     def load(self, model: bytes, threads: int) -> RuntimeSession:
@@ -118,6 +124,9 @@ class OnnxRuntime(Runtime):
     delegate = "CPUExecutionProvider"
     library_pattern = "capi/onnxruntime_pybind11_state*"
 
+    def layout(self) -> str:
+        return _layout_here()
+
     def load(self, model: bytes, threads: int) -> RuntimeSession:
         import onnxruntime
         from onnxruntime.capi import onnxruntime_pybind11_state as state
@@ -162,6 +171,20 @@ class OnnxRuntime(Runtime):
         return RuntimeSession(lambda: run_bound(bound), (session, binding, *values))
 
 
+@lru_cache(maxsize=1)
+def _layout_here() -> str:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # it warns that the file is bound to this processor, which is the point
+    options.intra_op_num_threads = 1
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimised.onnx"
+        options.optimized_model_filepath = str(path)
+        onnxruntime.InferenceSession(layout.questions(), options, providers=["CPUExecutionProvider"])
+        return layout.read(path.read_bytes()).text()
+
+
 def _onnx_dtype(name: str) -> np.dtype[Any]:
     """`tensor(float)` -> float32. Raises InvalidInput for strings, sequences and maps."""
     names = {"float": "float32", "double": "float64", "float16": "float16", "bool": "bool"}
@@ -178,6 +201,11 @@ def _first_line(error: Exception) -> str:
 
 
 RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in (Tflite(), OnnxRuntime())}
+
+
+def layout_here(runtime: str) -> str:
+    """What a runtime does with graphs on this computer; "" where it is not installed or tells nothing."""
+    return RUNTIMES[runtime].layout() if RUNTIMES[runtime].is_installed() else ""
 
 
 def installed_runtimes() -> tuple[str, ...]:

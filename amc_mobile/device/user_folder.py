@@ -28,6 +28,10 @@ def held_settings_folder() -> Path:
     return user_folder() / "held_settings"
 
 
+def layouts_folder() -> Path:
+    return user_folder() / "layouts"
+
+
 def phone_file_stem(serial: str) -> str:
     """A phone's serial as a part of a file name: serials of wireless phones hold colons."""
     return re.sub(r"[^A-Za-z0-9.-]", lambda match: f"_{ord(match[0]):x}", serial)[:100]

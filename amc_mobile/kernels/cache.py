@@ -19,6 +19,7 @@ from amc_mobile import store
 from amc_mobile.channels import surgery
 from amc_mobile.channels.groups import ChannelGroups
 from amc_mobile.channels.ids import Ids
+from amc_mobile.device.layout import OnnxLayout
 from amc_mobile.errors import CorruptFile, InvalidConfig, UnsupportedLayer
 from amc_mobile.export.precision import FLOAT32
 from amc_mobile.export.quantize import QUANTIZERS, stand_in_images
@@ -43,14 +44,16 @@ def load_or_build(
     folder: Path,
     *,
     precision: str = FLOAT32,
+    layout: str = "",
     progress: Progress | None = None,
 ) -> Template:
     """The template of `model` for a runtime and a precision; exports only what `folder` does not hold yet.
 
     Files of other precisions are the float32 file quantised with stand-in images: for latency, not for accuracy.
     The exported files are kept whole and decoded anew at each load, so that nothing but them has to be trusted.
-    `progress`: called with a stage, how many exports are done and how many there will be. Raises UnsupportedLayer,
-    naming the operator, when the exported graph cannot be decoded, and what the exporter raises.
+    `layout`: what ONNX Runtime does with graphs on the device, as in its conditions. `progress`: called with a stage,
+    how many exports are done and how many there will be. Raises UnsupportedLayer, naming the operator, when the
+    exported graph cannot be decoded, and what the exporter raises.
     """
     if runtime not in EXPORTERS:
         raise InvalidConfig(f"runtime {runtime!r} has no template", next_step="use tflite or onnxruntime")
@@ -63,7 +66,7 @@ def load_or_build(
             raise UnsupportedLayer("", str(error), next_step="prune a smaller part of the network") from error
         files = _Files(model, groups, runtime, folder, code)
         try:
-            return _decoded(groups, runtime, vocabulary, files, precision, progress)
+            return _decoded(groups, runtime, vocabulary, files, precision, OnnxLayout.parse(layout), progress)
         except AmbiguousError as error:
             traces = code.traces + 1
             if traces > MAX_TRACES:
@@ -76,6 +79,7 @@ def _decoded(
     vocabulary: Vocabulary,
     files: _Files,
     precision: str,
+    layout: OnnxLayout,
     progress: Progress | None,
 ) -> Template:
     form = file_format(runtime)
@@ -101,7 +105,7 @@ def _decoded(
         return TfliteTemplate(model, groups, graph, labels, vocabulary)
     from amc_mobile.kernels.onnx import OnnxTemplate
 
-    return OnnxTemplate(model, groups, graph, labels, vocabulary)
+    return OnnxTemplate(model, layout, groups, graph, labels, vocabulary)
 
 
 def file_format(runtime: str) -> ModuleType:

@@ -10,13 +10,14 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from amc_mobile.device.layout import OnnxLayout
 from amc_mobile.errors import UnsupportedLayer
 from amc_mobile.kernels.cut import Cut
 from amc_mobile.kernels.expression import Expression
 from amc_mobile.kernels.graph import Array, Graph, Node, Value
 from amc_mobile.kernels.onnx_layout import Border
 from amc_mobile.kernels.onnx_layout import borders as layout_borders
-from amc_mobile.kernels.onnx_units import BLOCK, fused_units
+from amc_mobile.kernels.onnx_units import fused_units
 from amc_mobile.kernels.operator import CONVERSIONS, Attribute
 from amc_mobile.kernels.template import Template
 
@@ -80,32 +81,46 @@ def _attribute(node: Any, attribute: Any) -> Attribute:
 
 
 class OnnxTemplate(Template):
-    """An .onnx file whose every width follows the plan. `_source`: the parsed original."""
+    """An .onnx file whose every width follows the plan. `source`: the parsed original; `layout`: what ONNX Runtime does
+    with its graph on the device."""
 
     runtime = "onnxruntime"
 
-    def __init__(self, source: Any, *facts: Any) -> None:
-        self._source = source
+    def __init__(self, source: Any, layout: OnnxLayout, *facts: Any) -> None:
+        self._source, self._layout = source, layout
         self._element_types = {value.name: value.type.tensor_type.elem_type for value in _values(source)}
         super().__init__(*facts)
 
     def units(self) -> list[list[int]]:
-        return fused_units(self._graph)
+        return fused_units(self._graph, self._layout)
 
     def other_code_from(self, nodes: Sequence[int], axes: Sequence[Expression]) -> dict[int, int]:
         """Convolutions in float read blocks of channels where there are enough to fill one, else plain channels."""
         found = dict[int, int]()
+        if not self._layout.block:
+            return found
         for index in nodes:
             node = self._graph.nodes[index]
             if node.operator == "Conv" and node.attributes.get("group", 1) == 1 and not self._graph.quantised:
                 channels = self._labels.of_input(self._graph, index, 0)
-                found |= {place: BLOCK for place, axis in enumerate(axes) if channels and axis == channels[1]}
+                found |= {
+                    place: self._layout.dense_from
+                    for place, axis in enumerate(axes)
+                    if channels and axis == channels[1]
+                }
         return found
+
+    @property
+    def converts_layouts(self) -> bool:
+        layout = self._layout
+        return (
+            layout.integer_channels_last if self._graph.quantised else bool(layout.block or layout.float_channels_last)
+        )
 
     @cached_property
     def borders(self) -> tuple[Border, ...]:
         units = [site.nodes for site in self.sites]
-        return layout_borders(self._graph, self._labels.shapes, units, self.sizes)
+        return layout_borders(self._graph, self._labels.shapes, units, self.sizes, self._layout)
 
     def build(self, cut: Cut, nodes: Sequence[int] | None) -> bytes:
         source = self._source
@@ -154,7 +169,8 @@ class OnnxTemplate(Template):
                 outputs = ()
         graph.input.extend(self._value(value, cut) for value in inputs)
         graph.output.extend(self._value(value, cut) for value in outputs)
-        if nodes is not None and any(node.op_type == "Conv" for node in graph.node):
+        convolves = any(node.op_type == "Conv" for node in graph.node)
+        if nodes is not None and convolves and self._layout.integer_channels_last:
             _channels_last(graph)
         return bytes(model.SerializeToString())
 

@@ -1,8 +1,8 @@
 """What ONNX Runtime's CPU provider converts between layouts in kernels cut out, and not in the whole model.
 
-Its float convolutions work on blocks of channels. A kernel cut out gets plain values and gives plain values, so it
-converts at its borders; in the whole model neighbours hand each other blocks. Which of them do depends on the widths:
-a convolution that reads fewer channels than a block holds wants them plain.
+Where it lays images out in blocks of channels, its float convolutions work on these. A kernel cut out gets plain values
+and gives plain values, so it converts at its borders; in the whole model neighbours hand each other blocks. Which of
+them do depends on the widths: a convolution that reads fewer channels than a block holds wants them plain.
 """
 
 from __future__ import annotations
@@ -15,29 +15,29 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from amc_mobile.device.layout import POOLS, SUMS, OnnxLayout
 from amc_mobile.kernels.expression import Expression
 from amc_mobile.kernels.graph import Graph, Node, Value
-from amc_mobile.kernels.onnx_units import BLOCK, BLOCKWISE, WHOLE_BLOCKS
 
 Widths = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-ALIGNMENT = 4  # channels that are no multiple of this are never converted; plans keep to it where the original does
 ITEM_BYTES = 4  # only float32 is laid out in blocks
 MOST_GROUPS = 2  # that a table of plans is looked up by
 
 
 class Demand(NamedTuple):
-    """That there are channels for a block, or with `whole` for whole blocks only."""
+    """That there are at least so many channels, and a multiple of that."""
 
     channels: Expression
-    whole: bool = False
+    at_least: int = 1
+    multiple: int = 1
 
     def is_met(self, widths: Widths) -> Flags:
         """(N, groups) -> (N,)."""
         count = self.channels.evaluate(widths)
-        return np.asarray(count % BLOCK == 0 if self.whole else count >= BLOCK)
+        return np.asarray((count >= self.at_least) & (count % self.multiple == 0))
 
 
 Demands = frozenset[Demand] | None  # all must be met; None: never
@@ -52,6 +52,7 @@ class Border:
     more than MOST_GROUPS, only the number of channels follows the plan: what is converted is taken as in the original.
     """
 
+    block: int  # channels
     channels: Expression
     bytes_per_channel: int
     sizes: Widths  # (groups,), of the original
@@ -84,7 +85,7 @@ class Border:
         else:
             widths[:, list(self.group_indices)] = values
             channels = self.channels.evaluate(widths)
-        filled = np.ceil(channels / BLOCK) * BLOCK
+        filled = np.ceil(channels / self.block) * self.block
         return np.asarray(self._conversions_spared(widths) * filled * (self.bytes_per_channel / 1e6))
 
     def _conversions_spared(self, widths: Widths) -> Widths:
@@ -106,11 +107,15 @@ def _are_met(demands: Demands, widths: Widths) -> Flags:
 
 
 def borders(
-    graph: Graph, shapes: Mapping[Value, tuple[Expression, ...]], units: Sequence[Sequence[int]], sizes: Widths
+    graph: Graph,
+    shapes: Mapping[Value, tuple[Expression, ...]],
+    units: Sequence[Sequence[int]],
+    sizes: Widths,
+    layout: OnnxLayout,
 ) -> tuple[Border, ...]:
-    """Every image that crosses the border of a kernel where something may be spared. Files in QDQ form have none:
-    their integer convolutions are laid out otherwise."""
-    return () if graph.quantised else _Layouts(graph, shapes, units, sizes).borders()
+    """Every image that crosses the border of a kernel where something may be spared. There are none without blocks, nor
+    in files in QDQ form: their integer convolutions are laid out otherwise."""
+    return () if graph.quantised or not layout.block else _Layouts(graph, shapes, units, sizes, layout).borders()
 
 
 class _Layouts:
@@ -120,8 +125,9 @@ class _Layouts:
         shapes: Mapping[Value, tuple[Expression, ...]],
         units: Sequence[Sequence[int]],
         sizes: Widths,
+        layout: OnnxLayout,
     ) -> None:
-        self._graph, self._shapes, self._sizes = graph, shapes, sizes
+        self._graph, self._shapes, self._sizes, self._layout = graph, shapes, sizes, layout
         self._units = units
         self._unit_of = {node: place for place, unit in enumerate(units) for node in unit}
         self._makers = {value: index for index, node in enumerate(graph.nodes) for value in node.outputs}
@@ -153,6 +159,7 @@ class _Layouts:
         if given_alone is None and not any(demands is not None for demands in (*alone, self._given[value])):
             return None
         return Border(
+            block=self._layout.block,
             channels=channels,
             bytes_per_channel=ITEM_BYTES * math.prod(size.at(self._sizes.tolist()) for size in others),
             sizes=self._sizes,
@@ -183,8 +190,8 @@ class _Layouts:
             return None, None
         if node.operator == "Conv":
             return self._of_convolution(node)
-        if node.operator in WHOLE_BLOCKS - {"Concat"}:
-            whole = frozenset({Demand(self._shapes[images[0]][1], whole=True)})
+        if node.operator in POOLS and (multiple := self._layout.part_multiple(node.operator)):
+            whole = frozenset({Demand(self._shapes[images[0]][1], multiple=multiple)})
             return whole, whole
         return None, None
 
@@ -192,12 +199,16 @@ class _Layouts:
         weight, groups = node.constants.get(1), int(str(node.attributes.get("group", 1)))
         if weight is None:
             return None, None
-        made, read = weight.shape[:2]
+        layout, (made, read) = self._layout, weight.shape[:2]
         if groups == 1:
-            if read >= BLOCK and read % ALIGNMENT:
+            # The original decides: plans keep to the multiples that it has.
+            if read >= layout.dense_from and not _fits(read, layout.dense_multiple):
                 return None, None
-            return frozenset({Demand(self._shapes[_data(node)[0]][1])}), ALWAYS
-        fits = made % ALIGNMENT == 0 if (read, made) == (1, groups) else read % BLOCK == made // groups % BLOCK == 0
+            return frozenset({Demand(self._shapes[_data(node)[0]][1], at_least=layout.dense_from)}), ALWAYS
+        if (read, made) == (1, groups):
+            fits = _fits(made, layout.depthwise_multiple)
+        else:
+            fits = _fits(read, layout.grouped_multiple) and _fits(made // groups, layout.grouped_multiple)
         return (ALWAYS, ALWAYS) if fits else (None, None)
 
     def _demands(self, index: int, node: Node) -> tuple[Demands, Demands]:
@@ -213,13 +224,20 @@ class _Layouts:
         maker = self._makers.get(data[0], index)
         fused = maker != index and self._unit_of[maker] == self._unit_of[index] and len(data) == 1
         if node.operator == "Concat":
-            every |= {Demand(self._shapes[value][1], whole=True) for value in data}
-        elif node.operator in ("Add", "Mul") and not node.constants:
-            if any(self._shapes[value] != self._shapes[data[0]] for value in data):
+            if not self._layout.concat_multiple:
                 return None, None
-        elif not fused and node.operator not in BLOCKWISE:
+            every |= {Demand(self._shapes[value][1], multiple=self._layout.concat_multiple) for value in data}
+        elif node.operator in SUMS and not node.constants:
+            alike = all(self._shapes[value] == self._shapes[data[0]] for value in data)
+            if not alike or node.operator not in self._layout.on_blocks:
+                return None, None
+        elif not fused and (node.operator in SUMS or node.operator not in self._layout.on_blocks):
             return None, None
         return (every, every) if self._is_image(node.outputs[0]) else (None, None)
+
+
+def _fits(channels: int, multiple: int) -> bool:
+    return multiple > 0 and channels % multiple == 0
 
 
 def _data(node: Node) -> list[Value]:

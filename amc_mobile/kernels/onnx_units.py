@@ -1,33 +1,22 @@
-"""Which nodes of an .onnx file ONNX Runtime's CPU provider executes as one kernel."""
+"""Which nodes of an .onnx file ONNX Runtime's CPU provider executes as one kernel, by the layout read on the device."""
 
 from __future__ import annotations
 
+from amc_mobile.device.layout import SUMS, OnnxLayout
 from amc_mobile.kernels.graph import Graph, Node, Value
 from amc_mobile.kernels.operator import CONVERSIONS
 
-# What it fuses into the convolution or the matrix product before it.
-AFTER_PRODUCT = {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid"}
-ACTIVATIONS = {"Conv": AFTER_PRODUCT | {"Clip", "HardSwish"}, "Gemm": AFTER_PRODUCT, "MatMul": AFTER_PRODUCT}
-# Arithmetic with constants that it folds into their weights.
-FOLDED = {"Conv": {"BatchNormalization", "Mul", "Add"}, "Gemm": set[str](), "MatMul": {"Add"}}
-PADDED = {"Conv", "AveragePool", "MaxPool"}  # take the Pad before them
 SHAPE_ONLY = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"}
 
-# Convolutions give their output in blocks of this many channels (AVX-512; 8 on older processors), and what can work on
-# blocks does: only there are sums fused into a convolution.
-BLOCK = 16
-BLOCKWISE = {"BatchNormalization", "Relu", "Sigmoid", "Tanh"}
-WHOLE_BLOCKS = {"Concat", "MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool"}  # none of them part filled
 
-
-def fused_units(graph: Graph) -> list[list[int]]:
+def fused_units(graph: Graph, layout: OnnxLayout) -> list[list[int]]:
     """Groups of nodes that are executed as one, in order of their last node.
 
     Padding, convolution, the sum it ends in and the activation; or a matrix product and the activation. Nodes that
     only rename a shape belong to the node that reads them: they copy nothing. In QDQ files conversions belong to the
     unit between them; a converted activation that several units read belongs to each, as ONNX Runtime duplicates it.
     """
-    return _with_conversions(graph, _Fusion(graph).units())
+    return _with_conversions(graph, _Fusion(graph, layout).units())
 
 
 def _with_conversions(graph: Graph, units: list[list[int]]) -> list[list[int]]:
@@ -47,8 +36,8 @@ def _with_conversions(graph: Graph, units: list[list[int]]) -> list[list[int]]:
 
 
 class _Fusion:
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
+    def __init__(self, graph: Graph, layout: OnnxLayout) -> None:
+        self._graph, self._layout = graph, layout
         self._readers = graph.consumers()
         self._makers = {value: index for index, node in enumerate(graph.nodes) for value in node.outputs}
         self._unit: dict[int, list[int]] = {}
@@ -70,14 +59,14 @@ class _Fusion:
     def _gives_blocks(self, node: Node) -> bool:
         """Whether a node's output is laid out in blocks of channels."""
         if node.operator == "Conv":
-            return len(self._graph.shapes[node.outputs[0]]) == 4
+            return bool(self._layout.block) and len(self._graph.shapes[node.outputs[0]]) == 4
         data = [value for slot, value in enumerate(node.inputs) if value is not None and slot not in node.constants]
         if not data or not all(value in self._blocked for value in data):
             return False
-        if node.operator in WHOLE_BLOCKS:
-            return all(self._graph.shapes[value][1] % BLOCK == 0 for value in data)
+        if multiple := self._layout.part_multiple(node.operator):
+            return all(self._graph.shapes[value][1] % multiple == 0 for value in data)
         # With a constant summand or factor they leave the blocks.
-        return node.operator in BLOCKWISE or (node.operator in ("Add", "Mul") and not node.constants)
+        return node.operator in self._layout.on_blocks and not (node.operator in SUMS and node.constants)
 
     def _only_reader(self, index: int) -> tuple[int, str] | tuple[None, str]:
         """The node that alone reads what `index` makes, and its operator."""
@@ -93,32 +82,44 @@ class _Fusion:
         reader, kind = self._only_reader(index)
         if reader is None:
             return []
-        if operator in SHAPE_ONLY or (operator == "Pad" and kind in PADDED):
+        if operator in SHAPE_ONLY or (operator == "Pad" and kind in self._layout.pads_fused):
             return [reader]
-        if operator == "Sigmoid" and kind == "Mul":  # x * sigmoid(x), one operator of its own
+        if operator == "Sigmoid" and kind == "Mul" and self._layout.gated_sigmoid:
             return [reader] if node.inputs[0] in self._graph.nodes[reader].inputs else []
         if operator == "BatchNormalization" and node.inputs[0] in self._blocked:
             # On blocks it becomes a depthwise convolution.
-            return [reader] if kind in ACTIVATIONS["Conv"] else []
-        return self._fused_after_product(index) if operator in ACTIVATIONS else []
+            return [reader] if kind in self._layout.fused_after["Conv"] else []
+        return self._fused_after_product(index) if operator in self._layout.fused_after else []
 
     def _fused_after_product(self, index: int) -> list[int]:
         nodes = self._graph.nodes
         operator, fused = nodes[index].operator, list[int]()
         last, (reader, kind) = index, self._only_reader(index)
-        while reader is not None and kind in FOLDED[operator] and nodes[reader].constants:
+        while reader is not None and kind in self._layout.folded_after[operator] and nodes[reader].constants:
             fused.append(reader)
             last, (reader, kind) = reader, self._only_reader(reader)
-        if reader is not None and kind == "Add" and operator == "Conv" and self._takes_sum(last, reader):
-            fused.append(reader)
-            reader, kind = self._only_reader(reader)
-        if reader is not None and kind in ACTIVATIONS[operator]:
+        bare = self._layout.sums_need_bias and len(nodes[index].inputs) < 3 and not fused
+        if reader is not None and kind == "Add" and operator == "Conv" and not bare and self._adds(last, reader):
+            following, kind = self._only_reader(reader)
+            taken = self._layout.sums_fused_before
+            if following is not None and kind in taken:
+                return [*fused, reader, following]
+            return [*fused, reader] if "" in taken else fused
+        # A matrix product with a summand is a Gemm.
+        product = "Gemm" if operator == "MatMul" and fused else operator
+        if reader is not None and kind in self._layout.fused_after[product]:
             fused.append(reader)
         return fused
 
-    def _takes_sum(self, last: int, reader: int) -> bool:
-        """Whether the convolution that ends at `last` also adds: it is the later summand and the other is in blocks."""
-        node = self._graph.nodes[reader]
-        if node.constants or max(self._makers.get(value, -1) for value in node.inputs) != last:
+    def _adds(self, last: int, reader: int) -> bool:
+        """Whether the convolution that ends at `last` may add what `reader` sums: nothing else is left to do first."""
+        node, nodes = self._graph.nodes[reader], self._graph.nodes
+        makers = [self._makers.get(value, -1) for value in node.inputs]
+        if node.constants:
             return False
-        return all(value in self._blocked or self._makers.get(value) == last for value in node.inputs)
+        if self._layout.block:
+            # It is the later summand, and the other one is in blocks.
+            others = [value for value in node.inputs if self._makers.get(value) != last]
+            return max(makers) == last and all(value in self._blocked for value in others)
+        # Of two convolutions the later one adds.
+        return not any(nodes[maker].operator == "Conv" for maker in makers if maker > last)

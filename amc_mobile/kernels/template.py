@@ -71,6 +71,11 @@ class Template(ABC):
         """Axis of a kernel -> the value from which on the runtime runs other code."""
         return {}
 
+    @property
+    def converts_layouts(self) -> bool:
+        """Whether kernels cut out may convert between layouts where the whole model does not."""
+        return False
+
     @cached_property
     def borders(self) -> tuple[Border, ...]:
         """The values whose conversion between layouts the whole model may spare its kernels; empty: not known."""

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from amc_mobile.channels.groups import find_groups
 from amc_mobile.channels.plan import grid
+from amc_mobile.device.conditions import readable
 from amc_mobile.device.health import BUSY
 from amc_mobile.device.host import HostDevice, installed_runtimes
 from amc_mobile.export.precision import FLOAT32, PRECISIONS
@@ -150,16 +151,16 @@ def measure(
     folder: Path,
     busy: str,
     precision: str,
-) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+) -> tuple[dict[str, dict[str, float]], dict[str, float | str]]:
     """Method -> figures, and facts of the measuring."""
     torch.manual_seed(0)
     model = build().eval()
     groups = find_groups(model, torch.zeros(1, 3, size, size))
     grids = [grid(int(channels)) for channels in groups.sizes]
     held_out = random_plans(groups.sizes, grids, plans, 1000 + seed)
-    template = load_or_build(model, groups, runtime, folder, precision=precision)
     # What is predicted and what is true are measured beside the same programs, unless the question is another.
     device = HostDevice(runtime, waived=() if busy else (BUSY,))
+    template = load_or_build(model, groups, runtime, folder, precision=precision, layout=device.conditions().layout)
     suffix = "" if precision == FLOAT32 else f" {precision}"
     with LatencyTable(folder / f"{'cpu' if config.cpu_time else 'wall'}.sqlite") as table:
         latency = LatencyModel(template, device, table, grids, grids, f"benchmark{suffix}", config)
@@ -188,7 +189,10 @@ def measure(
                 [WholeModel(float(s * unit), p.low_ms, p.low_ms) for s, p in zip(sums, points, strict=True)]
             )
             found[method] = judged(other.low_ms(total(widths) * unit), true, other.band)
-        facts = {
+        facts: dict[str, float | str] = {
+            "processor": latency.conditions.soc,
+            "layout": str(readable(latency.conditions.to_document()).get("layout", "")),
+            "corrections": ", ".join(f"{term.name}: {'used' if term.kept else 'not used'}" for term in fitted.terms),
             "kernels": float(kernels),
             "kernel_passes": float(sum(len(k.passes) for k in stored.values())),
             "noisy_kernels": float(sum(NOISY in k.flags for k in stored.values())),
@@ -219,7 +223,7 @@ def main() -> None:
     cases = QUICK if options.quick else {k: v for k, v in CASES.items() if options.only in (None, k)}
     figures: dict[str, float] = {}
     baselines: dict[str, float] = {}
-    facts: dict[str, dict[str, float]] = {}
+    facts: dict[str, dict[str, float | str]] = {}
     for name, (build, size) in cases.items():
         for runtime in [r for r in installed_runtimes() if options.runtime in (None, r)]:
             with tempfile.TemporaryDirectory() as temporary:
@@ -249,8 +253,9 @@ def main() -> None:
         print(json.dumps(document, indent=1))
 
 
-def show(title: str, found: dict[str, dict[str, float]], facts: dict[str, float]) -> None:
-    print(f"{title}: {', '.join(f'{key} {value:g}' for key, value in facts.items())}")
+def show(title: str, found: dict[str, dict[str, float]], facts: dict[str, float | str]) -> None:
+    told = [f"{key} {value if isinstance(value, str) else format(value, 'g')}" for key, value in facts.items()]
+    print(f"{title}: {', '.join(told)}")
     print(f"  {'%':16}" + "".join(f"{key:>10}" for key in found["ours"]))
     for method, numbers in found.items():
         print(f"  {method:16}" + "".join(f"{value:10.2f}" for value in numbers.values()))

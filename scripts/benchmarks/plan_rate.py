@@ -19,6 +19,7 @@ from figures import print_document, process_s
 
 from amc_mobile.channels.groups import find_groups
 from amc_mobile.channels.plan import grid
+from amc_mobile.device.runtimes import layout_here
 from amc_mobile.kernels.cache import load_or_build
 from amc_mobile.kernels.kernel import Kernel
 from amc_mobile.latency.predictor import LatencyPredictor
@@ -42,7 +43,7 @@ def main() -> None:
     model = MODELS["mobilenet_v2"].factory(num_classes=1000, width_multiplier=width, input_size=size).eval()
     groups = find_groups(model, torch.zeros(1, 3, size, size))
     with tempfile.TemporaryDirectory() as folder:
-        template = load_or_build(model, groups, "onnxruntime", Path(folder))
+        template = load_or_build(model, groups, "onnxruntime", Path(folder), layout=layout_here("onnxruntime"))
     grids = [grid(int(channels)) for channels in groups.sizes]
     points = kernel_points(template, grids)
     lows = {key: roofline_ms(template.kernel_at(site, widths)) for key, (site, widths, _) in points.items()}

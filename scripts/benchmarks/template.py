@@ -20,6 +20,7 @@ from figures import print_document, process_s
 from amc_mobile.channels import surgery
 from amc_mobile.channels.groups import find_groups
 from amc_mobile.channels.prove import random_kept
+from amc_mobile.device.runtimes import layout_here
 from amc_mobile.kernels.cache import EXPORTERS, load_or_build
 from amc_mobile.models.registry import MODELS
 
@@ -37,7 +38,7 @@ def measure(name: str, width: float, size: int, runtime: str) -> tuple[dict[str,
         export_s = time.process_time() - start
         load_or_build(model, groups, runtime, Path(folder))
         start = time.process_time()
-        template = load_or_build(model, groups, runtime, Path(folder))
+        template = load_or_build(model, groups, runtime, Path(folder), layout=layout_here(runtime))
         decode_s = time.process_time() - start
     sites = range(len(template.sites))
     rng = np.random.default_rng(0)

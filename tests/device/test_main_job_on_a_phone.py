@@ -22,6 +22,7 @@ from stored_passes import stored_passes
 
 from amc_mobile.device.bench import build_host_runner, locate_library
 from amc_mobile.device.runtime_library import add_library
+from amc_mobile.device.runtimes import layout_here
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler (cc)")
 NETWORK = """
@@ -66,6 +67,9 @@ def test_profile_search_export_measure_and_report_run_on_the_phone(
     profiled = ok(amc("profile", "--device", "pixel", *network, "--json", "--quiet"))
     assert profiled["conditions"]["device"] == "Google Pixel 8"  # type: ignore[index]
     assert profiled["conditions"]["os"].startswith("Android 14")  # type: ignore[index]
+    # Asked through the runner once, for all steps, and of the library that is on the phone.
+    assert profiled["conditions"]["layout"] == layout_here("onnxruntime")  # type: ignore[index]
+    assert len(list((tmp_path / "home" / "layouts").iterdir())) == 1
     found = ok(amc("search", "--latency-ratio", "0.6", *SMALL, "--json", "--quiet"))
     assert found["measured_ms"] is not None
     exported = amc("export", "--onnx", "--json", "--quiet")

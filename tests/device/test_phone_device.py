@@ -19,6 +19,7 @@ from amc_mobile.device.bench_manifest import BenchModel, BenchTiming
 from amc_mobile.device.bench_results import BenchResult, BenchStart
 from amc_mobile.device.clock_mode import FIXED
 from amc_mobile.device.conditions import Conditions
+from amc_mobile.device.layout import questions, read
 from amc_mobile.device.phone import FOLDER
 from amc_mobile.device.phone_device import PhoneDevice
 from amc_mobile.device.phone_passes import PhonePasses
@@ -57,6 +58,41 @@ def test_a_session_measures_and_gives_everything_back(device: PhoneDevice, phone
     assert phone.sandbox.wait_until_idle() == []
     assert not list(phone.sandbox.local(FOLDER).glob("[!k]*"))
     assert (phone.sandbox.state / "fixed_performance").read_text() == "false\n"
+
+
+def onnx_phone(adb: AdbPhone, library: RuntimeLibrary, folder: Path) -> PhoneDevice:
+    return PhoneDevice(adb, PROFILES["pixel_8"], replace(library, runtime="onnxruntime"), fake_runner(folder))
+
+
+def test_the_layout_is_asked_of_each_build_once(
+    adb: AdbPhone, library: RuntimeLibrary, phone: FakePhone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMC_MOBILE_HOME", str(tmp_path / "home"))
+    (phone.sandbox.state / "graph").write_bytes(questions())
+    first = onnx_phone(adb, library, tmp_path)
+    assert first.conditions().layout == read(questions()).text()
+    with first.session():
+        assert first.conditions().layout == first.layout()
+    (phone.sandbox.state / "graph").unlink()  # what is known is not asked again
+    assert onnx_phone(adb, library, tmp_path).layout() == first.layout()
+    other = replace(library, sha256="cd" * 32)
+    assert onnx_phone(adb, other, tmp_path).layout() == ""  # this build writes no graph
+
+
+def test_the_layout_can_be_asked_within_a_session(
+    adb: AdbPhone, library: RuntimeLibrary, phone: FakePhone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMC_MOBILE_HOME", str(tmp_path / "home"))
+    (phone.sandbox.state / "graph").write_bytes(questions())
+    device = onnx_phone(adb, library, tmp_path)
+    with device.session():
+        assert device.layout() == read(questions()).text()
+        (result,) = [
+            event
+            for event in device.bench([BenchModel("a", "a")], {"a": b"ms=1.5"}, BenchTiming(), deadline_s=60)
+            if isinstance(event, BenchResult)
+        ]
+    assert result.samples_ms[0] == 1.5
 
 
 def test_conditions_say_all_that_changes_a_latency(device: PhoneDevice) -> None:

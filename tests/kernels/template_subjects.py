@@ -16,6 +16,7 @@ from amc_mobile.channels import surgery
 from amc_mobile.channels.groups import ChannelGroups, find_groups
 from amc_mobile.channels.ids import Ids
 from amc_mobile.channels.prove import random_kept
+from amc_mobile.device.runtimes import layout_here
 from amc_mobile.kernels import cache
 from amc_mobile.kernels.graph import Graph
 from amc_mobile.kernels.template import Template
@@ -67,7 +68,7 @@ class Subject:
 @functools.cache
 def subject(name: str, runtime: str) -> Subject:
     model, groups = network(name)
-    template = cache.load_or_build(model, groups, runtime, FOLDER)
+    template = cache.load_or_build(model, groups, runtime, FOLDER, layout=layout_here(runtime))
     kept = random_kept(groups, np.random.default_rng(7))
     pruned = surgery.apply(model, groups, kept)
     path = FOLDER / f"{name}_pruned{cache.SUFFIXES[runtime]}"

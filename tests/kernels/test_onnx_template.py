@@ -12,6 +12,8 @@ from torch import nn
 
 from amc_mobile.channels.cost import CostModel
 from amc_mobile.channels.groups import find_groups
+from amc_mobile.device.layout import OnnxLayout
+from amc_mobile.device.runtimes import layout_here
 from amc_mobile.errors import InvalidInput
 from amc_mobile.export.interpret import run_onnx
 from amc_mobile.kernels.cache import load_or_build
@@ -103,13 +105,14 @@ def test_units_are_what_onnx_runtime_executes(name: str, tmp_path: Path) -> None
     whole = it.template.model_at({})
     # Conversions of the layout belong to no operator of ours; renaming a shape is free.
     free = ("ReorderInput", "ReorderOutput", "Reshape")
-    assert len(fused_units(graph_of(whole, RUNTIME))) == sum(name not in free for name, _ in executed(whole, tmp_path))
+    units = fused_units(graph_of(whole, RUNTIME), OnnxLayout.parse(layout_here(RUNTIME)))
+    assert len(units) == sum(name not in free for name, _ in executed(whole, tmp_path))
 
 
 def test_a_hard_swish_is_cut_out_as_it_is_fused_in_the_whole(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Hardswish(), nn.Conv2d(16, 32, 1), nn.AdaptiveAvgPool2d(1))
     groups = find_groups(model.eval(), torch.zeros(1, 3, 8, 8))
-    template = load_or_build(model, groups, RUNTIME, tmp_path)
+    template = load_or_build(model, groups, RUNTIME, tmp_path, layout=layout_here(RUNTIME))
     assert [kernel.label.split()[0] for kernel in template.kernels(template.sizes)][:2] == ["Conv+HardSwish", "Conv"]
     alone, whole = (executed(file, tmp_path) for file in (template.cut(0, {}), template.model_at({})))
     assert [one for one in alone if one[0] == "Conv"] == [one for one in whole if one[0] == "Conv"][:1]

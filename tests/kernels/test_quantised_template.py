@@ -15,6 +15,7 @@ import pytest
 from template_subjects import ALL, FOLDER, Subject, graph_of, subject
 
 from amc_mobile.device.host import HostDevice
+from amc_mobile.device.runtimes import layout_here
 from amc_mobile.errors import InvalidConfig, UnsupportedLayer
 from amc_mobile.export.interpret import not_delegated, run_onnx, run_tflite, tflite_interpreter
 from amc_mobile.export.parity import sqnr_db
@@ -41,7 +42,7 @@ RUN = {"tflite": run_tflite, "onnxruntime": run_onnx}
 @cache
 def quantised(name: str, runtime: str, precision: str) -> tuple[Subject, Template]:
     it = subject(name, runtime)
-    return it, load_or_build(it.model, it.groups, runtime, FOLDER, precision=precision)
+    return it, load_or_build(it.model, it.groups, runtime, FOLDER, precision=precision, layout=layout_here(runtime))
 
 
 def without_requantising(graph: Graph) -> Graph:

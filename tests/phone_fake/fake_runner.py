@@ -4,9 +4,10 @@ A model is a text of words: `ms=1.5` is its latency, `wait=0.2` the seconds it t
 `garbage` writes bytes that are no text, `fail` is a model that does not load. Any other file's latency follows from its
 size, times what the phone's file `slowness` says, if it is there. What was reported stands in `reported` beside the
 phone's other answers, a latency a line; the runner stops there when it has as many lines as `pause_at` says, until that
-file is gone.
+file is gone. `graph` beside them, if it is there, is the graph that a runtime makes of any model.
 """
 
+import base64
 import json
 import os
 import sys
@@ -53,6 +54,9 @@ def measured(index, identifier, path, values):
         emit("error", index=index, id=identifier, message="not a model")
         return False
     pause()
+    graph = STATE / "graph"
+    if "graph_path" in values and graph.exists():
+        emit("graph", index=index, id=identifier, base64=base64.b64encode(graph.read_bytes()).decode())
     ms = float(words["ms"])
     emit(
         "result", index=index, id=identifier, load_ms=1.0, first_ms=ms, warmup_runs=4, runs_per_sample=1,
