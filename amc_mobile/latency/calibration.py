@@ -19,11 +19,25 @@ UNKNOWN_ERROR = 0.1  # where nothing can be left out
 
 
 @dataclass(frozen=True)
+class Term:
+    """A correction that had to earn its place: mean relative leave-one-out errors of the table's whole models.
+
+    `kept`: it predicts with it; then `error_with` is the lower one, and what it corrects has the sign that its cause
+    allows.
+    """
+
+    name: str
+    kept: bool
+    error_with: float
+    error_without: float
+
+
+@dataclass(frozen=True)
 class Calibration:
     """`p50 = (offset + scale x sum + hinge + boundary) x p50_ratio`, each term of the whole model in ms.
 
     `hinge_ms_per_mb` counts for weights beyond `hinge_mb`. `band`: relative error that a prediction stays within, see
-    `error_band`.
+    `error_band`. `terms`: the corrections that were tried.
     """
 
     offset_ms: float
@@ -35,6 +49,7 @@ class Calibration:
     hinge_mb: float = 0.0
     hinge_ms_per_mb: float = 0.0
     boundary_ms_per_mb: float = 0.0
+    terms: tuple[Term, ...] = ()
 
     @property
     def needs_weights(self) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from amc_mobile.latency.calibration import BAND_FLOOR, UNKNOWN_ERROR, Calibration, error_band
+from amc_mobile.latency.calibration import BAND_FLOOR, UNKNOWN_ERROR, Calibration, Term, error_band
 from amc_mobile.latency.whole_models import WholeModel
 
 Floats = NDArray[np.float64]
@@ -23,22 +23,25 @@ BUSY_ERROR = 0.05  # what a neighbour that was there all the time added at most,
 HALF_LIFE = 10  # a model measured in a search counts half after this many newer ones
 PROFILED_LEVEL_WEIGHT = 2.0  # in the level, all profiled models together count as this many new ones
 HINGES_MB = (6.0, 8.0, 10.0)  # weights beyond about this size leave the processor's cache
+BOUNDARY, HINGE = "layout conversions", "weights beyond the cache"
 TERM_PENALTY = 1.1  # a further term must lower the leave-one-out error by this factor
 MIN_MODELS_PER_TERM = 4
 
 
 def fit(models: Sequence[WholeModel]) -> Calibration:
-    """Fits every form that the models can support and keeps the one with the lowest leave-one-out error.
-
-    The boundary term has a known cause: it stays unless it raises that error clearly, or has the wrong sign.
-    """
+    """Fits every form that the models can support and keeps the one with the lowest leave-one-out error."""
     data = _Data(models)
-    best = _with_boundary(data, 0.0)
-    for hinge_mb in _hinges(data):
-        found = _with_boundary(data, hinge_mb)
+    terms = list[Term]()
+    best = _with_boundary(data, 0.0, terms)
+    hinged = [_with_boundary(data, hinge_mb, []) for hinge_mb in _hinges(data)]
+    if hinged:
+        steepest = min(hinged, key=_Fit.score)
         # More weights never make a model faster: a falling hinge has fitted noise.
-        if found.coefficients[2] >= 0 and found.score() * TERM_PENALTY < best.score() * _penalty(best):
-            best = found
+        rising = [found for found in hinged if found.coefficients[2] >= 0]
+        chosen = min(rising, key=_Fit.score, default=best)
+        kept = chosen.score() * TERM_PENALTY < best.score()
+        terms.append(Term(HINGE, kept, (chosen if rising else steepest).score(), best.score()))
+        best = chosen if kept else best
     floor = CONVERTING_BAND_FLOOR if data.boundary_mb.any() else BAND_FLOOR
     offset, scale, hinge, boundary_slope = best.coefficients
     absolute = np.abs(best.errors)
@@ -53,6 +56,7 @@ def fit(models: Sequence[WholeModel]) -> Calibration:
         hinge_mb=best.hinge_mb,
         hinge_ms_per_mb=hinge,
         boundary_ms_per_mb=boundary_slope,
+        terms=tuple(terms),
     )
 
 
@@ -168,17 +172,18 @@ class _Fit:
         return np.asarray(solved * units + np.array([0.0, 1.0, 0.0, 0.0]))
 
 
-def _with_boundary(data: _Data, hinge_mb: float) -> _Fit:
-    """The fit with the boundary term, or without where that explains nothing: what is spared makes no model slower."""
+def _with_boundary(data: _Data, hinge_mb: float, terms: list[Term]) -> _Fit:
+    """The fit with the boundary term, or without where that explains nothing: what is spared makes no model slower.
+
+    What was tried is added to `terms`.
+    """
     plain = _Fit(data, hinge_mb, False)
     if not data.boundary_mb.any() or _terms(data) < 1 + (hinge_mb > 0):
         return plain
     found = _Fit(data, hinge_mb, True)
-    return found if found.coefficients[3] < 0 and found.score() < plain.score() * TERM_PENALTY else plain
-
-
-def _penalty(found: _Fit) -> float:
-    return TERM_PENALTY if found.hinge_mb > 0 else 1.0
+    kept = found.coefficients[3] < 0 and found.score() < plain.score()
+    terms.append(Term(BOUNDARY, kept, found.score(), plain.score()))
+    return found if kept else plain
 
 
 def _terms(data: _Data) -> int:

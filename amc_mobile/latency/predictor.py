@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from amc_mobile.errors import MissingLatency
 from amc_mobile.latency.plan_sums import Grid, PlanSums
-from amc_mobile.latency.roofline import SitePoints, Steps, axis_values, basis, bilinear
+from amc_mobile.latency.roofline import NO_STEPS, SitePoints, Steps, axis_values, basis, bilinear
 from amc_mobile.latency.sampling import points_per_axis, site_points
 from amc_mobile.latency.site_fit import SiteModel, choose_steps, fit_site
 
@@ -46,7 +46,8 @@ class LatencyPredictor:
 
     `lows_ms`: kernel key -> ms. `sampled`: the grids whose points were measured, where plans may take other widths than
     those. `measured_plans`: plans, each (groups,), whose very kernels are taken from `exact_ms` (default: `lows_ms`)
-    where it has them. Raises MissingLatency naming every kernel of the sampled points that has not been measured.
+    where it has them. `plain`: measured points are interpolated, without rooflines and steps. Raises MissingLatency
+    naming every kernel of the sampled points that has not been measured.
     """
 
     def __init__(
@@ -58,14 +59,17 @@ class LatencyPredictor:
         sampled: Sequence[Widths] | None = None,
         measured_plans: Sequence[Widths] = (),
         exact_ms: Mapping[str, float] | None = None,
+        plain: bool = False,
     ) -> None:
         self._grid = Grid(grids)
         self._borders = template.borders
         points = _collect(template, sampled or grids, lows_ms)
-        self.steps: dict[str, Steps] = choose_steps(points)
+        self.plain = plain
+        self.steps: dict[str, Steps] = choose_steps([] if plain else points)
         known = _also_measured(template, measured_plans, lows_ms if exact_ms is None else exact_ms)
         self.sites: dict[int, SiteModel] = {
-            p.site.index: fit_site(p, self.steps[p.site.operator_type], known[p.site.index]) for p in points
+            p.site.index: fit_site(p, self.steps.get(p.site.operator_type, NO_STEPS), known[p.site.index], plain=plain)
+            for p in points
         }
         self._sums = PlanSums(self._grid, template.sites, [self.sites[s.index].predict_at for s in template.sites])
 

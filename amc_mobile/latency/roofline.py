@@ -30,12 +30,13 @@ class Steps:
     """How the latency of an operator type climbs with its channels; 1 means no steps.
 
     `tile_in`, `tile_out`: channels are filled up to a multiple of these. `aligned`: channels that are no multiple of
-    this run slower code.
+    this run slower code. `split`: where the runtime runs other code for few channels, latency climbs otherwise there.
     """
 
     tile_in: int = 1
     tile_out: int = 1
     aligned: int = 1
+    split: bool = False
 
 
 NO_STEPS = Steps()
@@ -65,7 +66,7 @@ class SitePoints:
         for axis, (role, scale) in enumerate(zip(self.roles, self.channels_per_unit, strict=True)):
             step = {"in": steps.tile_in, "out": steps.tile_out, "other": 1}[role] / scale
             if step > 1 / scale:
-                tiled = values[:, axis] >= self.site.other_code_from.get(axis, 0)
+                tiled = values[:, axis] >= (self.site.other_code_from.get(axis, 0) if steps.split else 0)
                 filled[tiled, axis] = np.ceil(values[tiled, axis] / step - 1e-9) * step
         return filled
 
@@ -73,7 +74,7 @@ class SitePoints:
         """(N, axes) -> (N, terms): the basis of filled and scaled axes, and per axis the work on unaligned channels."""
         filled = self.filled(values, steps) / scale
         columns = [basis(filled)]
-        for axis, start in self.site.other_code_from.items():  # other slopes below
+        for axis, start in self.site.other_code_from.items() if steps.split else ():  # other slopes below
             below = values[:, axis] < start
             others = np.delete(filled, axis, axis=1).prod(axis=1)
             columns += [(below * others)[:, None], (below * others * filled[:, axis])[:, None]]

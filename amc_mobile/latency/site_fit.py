@@ -1,7 +1,8 @@
 """The latency of one kernel site at any widths: a roofline on widths filled up to tiles, times a residual.
 
 Which tile, or whether widths that are no multiple run slower code, differs between operator types and is found by
-leaving measured points out. What the roofline leaves is interpolated between the logarithms of the residuals.
+leaving measured points out. What the roofline leaves is interpolated between the logarithms of the residuals. The plain
+form, for devices on which that does no better, interpolates the measured points themselves.
 """
 
 from __future__ import annotations
@@ -35,15 +36,16 @@ LEAST_SIGMA = 0.005
 class SiteModel:
     """What `fit_site` found. `sigma`: relative error to expect between measured points.
 
-    `exact`: axis values -> ms of kernels that were measured themselves.
+    `coefficients`: of the roofline's terms; None: the plain form. `exact`: axis values -> ms of kernels that were
+    measured themselves.
     """
 
     points: SitePoints
     steps: Steps
-    coefficients: Floats
+    coefficients: Floats | None
     scale: Floats  # (axes,)
     corners: tuple[Floats, ...] | None  # per axis ascending, where the points form a grid; None: scattered
-    log_residuals: Floats  # over the grid of corners, else (points,)
+    residuals: Floats  # logarithms over the grid of corners, else (points,); in the plain form ms
     sigma: float
     exact: Mapping[tuple[float, ...], float]
 
@@ -57,8 +59,11 @@ class SiteModel:
 
     def predict_at(self, values: Floats) -> Floats:
         """(N, axes) -> ms (N,)."""
-        terms, filled = self.points.terms(values, self.scale, self.steps), self.points.filled(values, self.steps)
-        predicted = terms @ self.coefficients * np.exp(self._residual(filled))
+        residual = self._residual(self.points.filled(values, self.steps))
+        if self.coefficients is None:
+            predicted = residual.copy()
+        else:
+            predicted = self.points.terms(values, self.scale, self.steps) @ self.coefficients * np.exp(residual)
         for known, measured_ms in self.exact.items():
             predicted[(values == known).all(axis=1)] = measured_ms
         return np.asarray(predicted)
@@ -77,8 +82,8 @@ class SiteModel:
             known = self.points.filled(self.points.values, self.steps) / self.scale
             distances = ((filled[:, None] / self.scale - known[None]) ** 2).sum(-1)
             weights = 1.0 / (distances + 1e-9) ** 2
-            return np.asarray((weights * self.log_residuals).sum(1) / weights.sum(1))
-        residual = np.broadcast_to(self.log_residuals, (len(filled), *self.log_residuals.shape))
+            return np.asarray((weights * self.residuals).sum(1) / weights.sum(1))
+        residual = np.broadcast_to(self.residuals, (len(filled), *self.residuals.shape))
         for axis, corners in enumerate(self.corners):
             low, share = _between(corners, filled[:, axis])
             rows = np.arange(len(filled))
@@ -91,10 +96,18 @@ class SiteModel:
 def choose_steps(sites: Sequence[SitePoints]) -> dict[str, Steps]:
     """Operator type -> steps. None unless some predict left-out points clearly better."""
     errors: dict[tuple[str, Steps], list[Floats]] = {}
+    splitting = {points.site.operator_type for points in sites if points.site.other_code_from}
     for points in {tuple(k.key for k in p.kernels): p for p in sites}.values():  # equal layers once
+        kind = points.site.operator_type
         if points.values.shape[1] and len(points.values) > 2:
             for steps in STEPS:
-                errors.setdefault((points.site.operator_type, steps), []).append(_left_out_errors(points, steps))
+                found = _left_out_errors(points, steps)
+                errors.setdefault((kind, steps), []).append(found)
+                if kind in splitting:
+                    split = replace(steps, split=True)
+                    if points.site.other_code_from:
+                        found = _left_out_errors(points, split)
+                    errors.setdefault((kind, split), []).append(found)
     chosen = {points.site.operator_type: NO_STEPS for points in sites}
     for kind in chosen:
         means = {steps: float(np.concatenate(found).mean()) for (k, steps), found in errors.items() if k == kind}
@@ -109,8 +122,15 @@ def clearly_best(errors: Mapping[S, float], simplest: S) -> S:
     return best if errors[best] < STEPS_GAIN * errors[simplest] else simplest
 
 
-def fit_site(points: SitePoints, steps: Steps, also_measured: Mapping[tuple[float, ...], float]) -> SiteModel:
-    """Fits one site to its points, each counting by its relative error. `also_measured` is taken as it is."""
+def fit_site(
+    points: SitePoints, steps: Steps, also_measured: Mapping[tuple[float, ...], float], *, plain: bool = False
+) -> SiteModel:
+    """Fits one site to its points, each counting by its relative error. `also_measured` is taken as it is.
+
+    `plain`: interpolates linearly between the points, where they form a grid.
+    """
+    if plain and have_own_groups(points.site):
+        return _interpolated(points, also_measured)
     bare = replace(steps, tile_in=1, tile_out=1)  # merges nothing
     weaker = (steps, replace(steps, tile_in=1), replace(steps, tile_out=1))
     steps = next((tried for tried in weaker if _merged_spread(points, tried) <= MERGED_SPREAD), bare)
@@ -134,6 +154,17 @@ def fit_site(points: SitePoints, steps: Steps, also_measured: Mapping[tuple[floa
         return SiteModel(points, steps, coefficients, scale, None, residuals, UNKNOWN_SIGMA, exact)
     grid = total / count
     return SiteModel(points, steps, coefficients, scale, corners, grid, _interpolation_sigma(corners, grid), exact)
+
+
+def _interpolated(points: SitePoints, also_measured: Mapping[tuple[float, ...], float]) -> SiteModel:
+    corners = tuple(np.unique(points.values[:, axis]) for axis in range(points.values.shape[1]))
+    grid = np.zeros(tuple(len(corner) for corner in corners))
+    where = tuple(np.searchsorted(corner, points.values[:, axis]) for axis, corner in enumerate(corners))
+    grid[where] = points.measured_ms if grid.ndim else points.measured_ms.mean()
+    own = {tuple(v): float(ms) for v, ms in zip(points.values.tolist(), points.measured_ms, strict=True)}
+    sigma = _interpolation_sigma(corners, np.log(grid))
+    scale = points.values.max(axis=0) if grid.ndim else np.zeros(0)
+    return SiteModel(points, NO_STEPS, None, scale, corners, grid, sigma, {**also_measured, **own})
 
 
 def _merged_spread(points: SitePoints, steps: Steps) -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from amc_mobile.latency.calibration import Term
+
 
 @dataclass(frozen=True)
 class LayerRow:
@@ -63,6 +65,7 @@ class Predictions:
     points: tuple[PredictionPoint, ...] = ()
     band: float | None = None  # relative half width within which 90 % of measurements should fall
     loo_error: float | None = None  # mean relative error, each calibration model left out in turn
+    terms: tuple[Term, ...] = ()  # corrections that were tried on these models
 
 
 @dataclass(frozen=True)

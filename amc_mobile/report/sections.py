@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from amc_mobile.device.conditions import readable
 from amc_mobile.report.content import TOP1, Report
 from amc_mobile.report.details import LayerRow
 from amc_mobile.report.prediction_quality import prediction_quality
@@ -177,6 +178,10 @@ def predictions(report: Report) -> Section:
         rows.append(("band", f"+-{percent(report.predictions.band)}"))
     if report.predictions.loo_error is not None:
         rows.append(("mean error, each model left out in turn", percent(report.predictions.loo_error)))
+    for term in report.predictions.terms:
+        used = "used" if term.kept else "not used"
+        errors = f"{percent(term.error_with)} with it, {percent(term.error_without)} without"
+        rows.append((f"correction for {term.name}", f"{used}: {errors}"))
     return Section(
         "predictions", "Predicted against measured", ("", ""), tuple(rows),
         "No whole model was both predicted and measured: run `amc-mobile profile`.",
@@ -240,5 +245,5 @@ def settings(report: Report) -> Section:
 
 
 def _facts(mapping: object) -> tuple[tuple[str, str], ...]:
-    pairs = dict(mapping).items() if isinstance(mapping, dict) else ()
+    pairs = readable(mapping).items() if isinstance(mapping, dict) else ()
     return tuple((key.replace("_", " "), str(value)) for key, value in pairs if value not in (None, ""))

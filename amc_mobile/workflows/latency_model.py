@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amc_mobile.device.conditions import Conditions
+from amc_mobile.device.runtimes import layout_here
 from amc_mobile.device.timing import Device
 from amc_mobile.errors import MissingLatency
 from amc_mobile.export.precision import FLOAT32
@@ -17,7 +18,7 @@ from amc_mobile.kernels.cache import load_or_build
 from amc_mobile.kernels.template import Template
 from amc_mobile.latency import calibration_fit
 from amc_mobile.latency.anchor import best_anchor
-from amc_mobile.latency.calibration import Calibration
+from amc_mobile.latency.calibration import Calibration, Term
 from amc_mobile.latency.measurement import BUSY
 from amc_mobile.latency.predictor import LatencyPredictor
 from amc_mobile.latency.protocol import measure_kernels, measure_model, measure_models
@@ -35,6 +36,7 @@ from amc_mobile.workflows.workspace import Settings, Workspace
 Widths = NDArray[np.int64]
 Floats = NDArray[np.float64]
 MIN_CALIBRATION_MODELS = 4
+ROOFLINE = "rooflines and steps of kernels"
 DRIFT_ATTEMPTS = 3  # a busy moment must not pass for a slower device
 
 
@@ -61,6 +63,7 @@ class LatencyModel:
         self.conditions: Conditions = self.device.conditions()
         self._predictor: LatencyPredictor | None = None
         self._calibration: tuple[int, Calibration] | None = None
+        self._form: Term | None = None  # why the predictor is the one that it is
 
     def measure_missing(self, progress: Progress) -> int:
         """Measures the kernels and calibration models that the table lacks; returns the number of kernels needed."""
@@ -140,10 +143,23 @@ class LatencyModel:
             plans = [np.array(point.widths, dtype=np.int64) for point in self.points()]
             # The calibration's models have the widths that are sampled, which a search's plans may not.
             grids = [np.union1d(*pair) for pair in zip(self.grids, self.sampled, strict=True)]
-            self._predictor = LatencyPredictor(
-                self.template, grids, lows, sampled=self.sampled, measured_plans=plans, exact_ms=exact
+            rich, plain = (
+                LatencyPredictor(
+                    self.template, grids, lows, sampled=self.sampled, measured_plans=plans, exact_ms=exact, plain=plain
+                )
+                for plain in (False, True)
             )
+            self._predictor = self._better_of(rich, plain)
         return self._predictor
+
+    def _better_of(self, rich: LatencyPredictor, plain: LatencyPredictor) -> LatencyPredictor:
+        """Rooflines and steps where they tell the profiled models better than the measured points alone."""
+        points = [point for point in self.points() if not point.searched]
+        if len(points) < MIN_CALIBRATION_MODELS:
+            return rich
+        errors = [calibration_fit.fit(self._whole_models(points, tried)).loo_mape for tried in (rich, plain)]
+        self._form = Term(ROOFLINE, errors[0] < errors[1], *errors)
+        return rich if self._form.kept else plain
 
     def points(self) -> list[ModelPoint]:
         """The whole models that the calibration looks at."""
@@ -186,16 +202,15 @@ class LatencyModel:
             points = self.points()
             if len(points) < MIN_CALIBRATION_MODELS:
                 raise MissingLatency(["whole models for the calibration"])
-            fitted = calibration_fit.fit(self._whole_models(points))
-            self._calibration = (len(self.extra), fitted)
+            fitted = calibration_fit.fit(self._whole_models(points, self.predictor))
+            terms = (*((self._form,) if self._form else ()), *fitted.terms)
+            self._calibration = (len(self.extra), replace(fitted, terms=terms))
         return self._calibration[1]
 
-    def _whole_models(self, points: Sequence[ModelPoint]) -> list[WholeModel]:
+    def _whole_models(self, points: Sequence[ModelPoint], predictor: LatencyPredictor) -> list[WholeModel]:
         widths = np.array([point.widths for point in points], dtype=np.int64)
-        sums, weights = self.predictor.sum_ms(widths), self.predictor.weight_mb(widths)
-        # Only ONNX Runtime converts layouts between kernels: inside, its convolutions block the channels.
-        converts = self.template.runtime == "onnxruntime"
-        boundaries = self.predictor.boundary_mb(widths) if converts else np.zeros(len(points))
+        sums, weights = predictor.sum_ms(widths), predictor.weight_mb(widths)
+        boundaries = predictor.boundary_mb(widths) if self.template.converts_layouts else np.zeros(len(points))
         return [
             WholeModel(
                 float(sums[i]), point.low_ms, point.p50_ms, float(weights[i]), float(boundaries[i]),
@@ -235,8 +250,16 @@ def latency_model(
     runtime = chosen_runtime(settings)
     # Before the template: a phone that is not there should not take a minute to be missed.
     device = device or open_device(settings, runtime, progress)
+    conditions = device.conditions()
     template = load_or_build(
-        network.module, network.groups, runtime, space.templates, precision=settings.precision, progress=progress
+        network.module,
+        network.groups,
+        runtime,
+        space.templates,
+        precision=settings.precision,
+        # Another tool's table tells no layout: its kernels are matched by what is fused here.
+        layout=layout_here(runtime) if conditions.is_foreign else conditions.layout,
+        progress=progress,
     )
     identity = f"{settings.model} x{settings.width_multiplier} {network.input_shape}"
     return LatencyModel(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from amc_mobile.device.conditions import readable
 from amc_mobile.errors import InvalidInput
 from amc_mobile.workflows.workspace import Workspace
 
@@ -49,7 +50,8 @@ def table_text(document: dict[str, Any]) -> str:
 
     parts = []
     for entry in document["conditions"]:
-        heading = ", ".join(f"{key} {value}" for key, value in entry["conditions"].items() if value not in ("", None))
+        shown = readable(entry["conditions"])
+        heading = ", ".join(f"{key} {value}" for key, value in shown.items() if value not in ("", None))
         rows = [
             [row["label"], f"{row['low_ms']:.4f}", str(row["passes"]), " ".join(row["flags"])]
             for row in entry["kernels"]

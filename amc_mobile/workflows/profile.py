@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from amc_mobile.device.conditions import readable
 from amc_mobile.device.health import BUSY, REMEDIES
 from amc_mobile.device.neighbours import Neighbours
 from amc_mobile.errors import DeviceError, InvalidConfig
@@ -70,12 +71,16 @@ class ProfileResult:
         text = (
             f"{self.model} ({self.precision}) on {self.conditions['device']} ({self.conditions['soc']}), "
             f"{self.conditions['runtime']} {self.conditions['runtime_version']}, "
-            f"{self.conditions['threads']} thread(s)\n"
+            f"{self.conditions['threads']} thread(s){self._layout()}\n"
             f"  {self.kernels} kernels and {c.models} whole models measured\n"
             f"  original p50 {self.original_p50_ms:.3f} ms, smallest plan {self.fastest_p50_ms:.3f} ms (predicted)\n"
             f"  prediction error {c.loo_mape:.1%} (leave one out), band {c.band:.1%}"
         )
         return "\n  ".join([text, *(f"phone {phone.text()}" for phone in self.phones), *self.busy.lines()])
+
+    def _layout(self) -> str:
+        layout = readable(self.conditions).get("layout")
+        return f", {layout}" if layout else ""
 
 
 def profile_result(settings: Settings, latency: LatencyModel, kernels: int) -> ProfileResult:

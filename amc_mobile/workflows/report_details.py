@@ -56,7 +56,7 @@ def predictions(latency: LatencyModel, run: Run) -> Predictions:
         PredictionPoint(float(p), point.p50_ms, "search" if point.searched else "calibration")
         for p, point in zip(predicted, points, strict=True)
     )
-    return Predictions(shown, latency.calibration.band, latency.calibration.loo_mape)
+    return Predictions(shown, latency.calibration.band, latency.calibration.loo_mape, latency.calibration.terms)
 
 
 def finetuning(run: Run) -> tuple[EpochAccuracy, ...]:

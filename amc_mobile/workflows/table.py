@@ -204,7 +204,9 @@ def _adoptable(table: LatencyTable, now: Conditions) -> Conditions:
     """The newest conditions of the same device, runtime and threads."""
     same = ("device", "soc", "runtime", "delegate", "threads", "protocol_version")
     for conditions in reversed(table.conditions()):
-        if not set(same) & set(now.differences(conditions)):
+        # Older tables do not tell their layout.
+        other_layout = conditions.layout not in ("", now.layout)
+        if not other_layout and not set(same) & set(now.differences(conditions)):
             return conditions
     raise InvalidInput(
         f"the table holds nothing of {now.device} ({now.soc}) with {now.runtime}, {now.threads} thread(s)",

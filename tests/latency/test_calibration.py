@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from amc_mobile.latency.calibration import BAND_FLOOR, Calibration, error_band
-from amc_mobile.latency.calibration_fit import BUSY_ERROR, CONVERTING_BAND_FLOOR, fit, weighted_quantile
+from amc_mobile.latency.calibration_fit import (
+    BOUNDARY,
+    BUSY_ERROR,
+    CONVERTING_BAND_FLOOR,
+    HINGE,
+    fit,
+    weighted_quantile,
+)
 from amc_mobile.latency.whole_models import WholeModel, trust
 
 SUMS = np.linspace(1.0, 4.0, 12)
@@ -204,3 +211,20 @@ def test_models_that_a_neighbour_slowed_alike_get_a_band_that_holds_the_truth() 
 def test_models_measured_in_a_search_since_narrow_the_band_of_a_busy_profile() -> None:
     busy = [replace(m, busy=True) for m in profiled()]
     assert fit(busy + searched(12, level=1.0)).band < fit(busy).band - BUSY_ERROR / 4
+
+
+def test_a_correction_that_predicts_no_better_is_not_used_and_is_named() -> None:
+    spread = np.resize([3.0, 1.0, 2.0], len(SUMS)).tolist()
+    found = fit([replace(m, boundary_mb=mb) for m, mb in zip(profiled(noise=0.02), spread, strict=True)])
+    (term,) = found.terms
+    assert (term.name, term.kept, found.needs_boundary) == (BOUNDARY, False, False)
+    assert term.error_without == pytest.approx(found.loo_mape)
+
+
+def test_a_correction_is_used_as_soon_as_it_lowers_the_left_out_error() -> None:
+    found = fit(bordered(-0.05))
+    (boundary, hinge) = found.terms
+    assert (boundary.name, boundary.kept) == (BOUNDARY, True)
+    assert boundary.error_with < boundary.error_without
+    assert (hinge.name, hinge.kept) == (HINGE, False)
+    assert found.to_document()["terms"][0]["kept"] is True

@@ -161,9 +161,9 @@ def test_other_code_for_few_channels_is_told_apart(monkeypatch: pytest.MonkeyPat
 def test_what_borders_spare_takes_the_place_of_the_bytes_that_cross_them() -> None:
     template = ToyTemplate()
     few = Border(
-        channels=Expression(0, ((1, 1),)), bytes_per_channel=256, sizes=template.sizes, is_output=False, given=ALWAYS,
-        given_alone=ALWAYS, taken=(frozenset({Demand(Expression(0, ((1, 1),)))}),),
-        taken_alone=(frozenset({Demand(Expression(0, ((1, 1),)))}),),
+        block=16, channels=Expression(0, ((1, 1),)), bytes_per_channel=256, sizes=template.sizes, is_output=False,
+        given=ALWAYS, given_alone=ALWAYS, taken=(frozenset({Demand(Expression(0, ((1, 1),)), 16)}),),
+        taken_alone=(frozenset({Demand(Expression(0, ((1, 1),)), 16)}),),
     )  # fmt: skip
     template.borders = (few,)
     made, plans = LatencyPredictor(template, GRIDS, lows(smooth_ms)), all_plans()

@@ -48,9 +48,7 @@ def small_net(folder: Path) -> tuple[Workspace, Settings]:
 
 def record(space: Workspace, settings: Settings, conditions: Conditions, *, ns_per_mac: float = 1.0) -> None:
     """Fills the workspace's table as `profile` would: 10 us for each kernel and so many ns for each MAC."""
-    network = load_network(space, settings)
-    device = RecordedDevice(conditions)
-    latency = latency_model(space, settings, network, default_grids(network), silent, device=device)
+    latency = opened(space, settings, conditions)
     with latency.table as table:
         places = latency.kernel_places()
         kernels = [latency.template.kernel_at(site, widths) for site, widths in places.values()]
@@ -59,6 +57,13 @@ def record(space: Workspace, settings: Settings, conditions: Conditions, *, ns_p
         table.add_models(requests)
         wholes = [(r.key, Pass((whole_ms(latency, r.widths, ns_per_mac),) * 40)) for r in requests]
         table.add_passes(conditions, wholes, warmup_runs=5)
+
+
+def opened(space: Workspace, settings: Settings, conditions: Conditions) -> LatencyModel:
+    """The latency model of a device that is not there, over the widths of a profile."""
+    network = load_network(space, settings)
+    device = RecordedDevice(conditions)
+    return latency_model(space, settings, network, default_grids(network), silent, device=device)
 
 
 def record_two_phones(folder: Path) -> None:
