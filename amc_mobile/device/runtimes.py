@@ -8,7 +8,7 @@ import importlib.util
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amc_mobile.device import layout
+from amc_mobile.device.layout import OnnxLayout
 from amc_mobile.errors import DeviceError, InvalidInput
 
 INPUT_SEED = 0
@@ -206,6 +207,11 @@ RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in (Tflite(), 
 def layout_here(runtime: str) -> str:
     """What a runtime does with graphs on this computer; "" where it is not installed or tells nothing."""
     return RUNTIMES[runtime].layout() if RUNTIMES[runtime].is_installed() else ""
+
+
+def assumed_layout(runtime: str) -> str:
+    """For tables and libraries that do not tell: what is fused on this computer, without its blocks of channels."""
+    return replace(OnnxLayout.parse(layout_here(runtime)), block=0).text() if runtime == "onnxruntime" else ""
 
 
 def installed_runtimes() -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amc_mobile.device.conditions import Conditions
-from amc_mobile.device.runtimes import layout_here
+from amc_mobile.device.runtimes import assumed_layout
 from amc_mobile.device.timing import Device
 from amc_mobile.errors import MissingLatency
 from amc_mobile.export.precision import FLOAT32
@@ -257,8 +257,7 @@ def latency_model(
         runtime,
         space.templates,
         precision=settings.precision,
-        # Another tool's table tells no layout: its kernels are matched by what is fused here.
-        layout=layout_here(runtime) if conditions.is_foreign else conditions.layout,
+        layout=conditions.layout or assumed_layout(runtime),
         progress=progress,
     )
     identity = f"{settings.model} x{settings.width_multiplier} {network.input_shape}"

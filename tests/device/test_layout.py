@@ -10,7 +10,7 @@ from onnx import helper, numpy_helper
 
 from amc_mobile.device.conditions import Conditions, readable
 from amc_mobile.device.layout import BLOCKS, OnnxLayout, questions, read
-from amc_mobile.device.runtimes import layout_here
+from amc_mobile.device.runtimes import assumed_layout, layout_here
 from amc_mobile.errors import InvalidInput
 
 LAYOUT = OnnxLayout(
@@ -95,3 +95,9 @@ def test_a_layout_in_conditions_has_to_be_one() -> None:
 
 def test_litert_tells_no_layout() -> None:
     assert layout_here("tflite") == ""
+
+
+def test_a_device_that_does_not_tell_is_taken_to_fuse_as_this_computer_does_without_blocks() -> None:
+    here, assumed = (OnnxLayout.parse(text) for text in (layout_here("onnxruntime"), assumed_layout("onnxruntime")))
+    assert assumed == replace(here, block=0)
+    assert assumed_layout("tflite") == ""
