@@ -13,13 +13,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from amc_mobile.device.elf import read_elf
+from amc_mobile.device.elf import ElfFacts, read_elf
 from amc_mobile.errors import CorruptFile, InvalidConfig, InvalidInput
 from amc_mobile.store import read_json, replacing, write_json
 
 FORMAT_VERSION = 1  # 1: runtime, version, abi, libc, file, sha256
 # By what each exports; a library with both of the last two is driven through the newer interface.
-EXPORTS = {"onnxruntime": b"OrtGetApiBase", "litert": b"LiteRtCreateEnvironment", "tflite": b"TfLiteInterpreterCreate"}
+EXPORTS = {"onnxruntime": "OrtGetApiBase", "litert": "LiteRtCreateEnvironment", "tflite": "TfLiteInterpreterCreate"}
 BENCHMARK_MODEL = "benchmark_model"
 # What the program prints in its two formats, and a flag that both versions take.
 _BENCHMARK_TEXTS = (b"Inference timings in us", b"BENCHMARK RESULTS")
@@ -63,14 +63,21 @@ def add_library(source: Path, folder: Path, *, version: str | None = None) -> li
     version = version or _version_in_name(source.name)
     if not re.fullmatch(r"\d{1,5}\.\d{1,5}\.\d{1,5}", version):
         raise InvalidConfig(f"version {version!r} is not of the form 1.2.3", next_step="pass --version X.Y.Z")
-    added = [
-        _store(folder, name, content, version)
-        for name, content in _libraries_in(source)
-        if _runtime_of(content) is not None
-    ]
+    added: list[RuntimeLibrary] = []
+    unreadable: list[InvalidInput] = []  # an archive may hold other libraries that can be read
+    for name, content in _libraries_in(source):
+        try:
+            elf = read_elf(content)
+        except InvalidInput as error:
+            unreadable.append(error)
+            continue
+        runtime = _runtime_of(content, elf)
+        if runtime is not None:
+            added.append(_store(folder, name, content, runtime, version, elf))
     if not added:
         raise InvalidInput(
-            f"{source}: no library of ONNX Runtime, TFLite or LiteRT in it, and no benchmark_model",
+            f"{source}: no library of ONNX Runtime, TFLite or LiteRT in it, and no benchmark_model"
+            + (f": {unreadable[0].message}" if unreadable else ""),
             next_step=f"use one of these AARs: {MAVEN}",
         )
     return added
@@ -139,20 +146,20 @@ def _libraries_in(source: Path) -> Iterator[tuple[str, bytes]]:
         raise CorruptFile(source, f"not a readable archive ({error})", next_step="download it again") from error
 
 
-def _runtime_of(content: bytes) -> str | None:
-    """By the names it exports, which stand between zeros in its table of strings; a program by what it prints."""
+def _runtime_of(content: bytes, elf: ElfFacts) -> str | None:
+    """By the symbols it defines: a JNI library only imports its runtime's. A program by what it prints."""
     looks_like_program = _BENCHMARK_FLAG in content and any(text in content for text in _BENCHMARK_TEXTS)
-    if looks_like_program and read_elf(content).is_program:
+    if looks_like_program and elf.is_program:
         return BENCHMARK_MODEL
-    return next((name for name, symbol in EXPORTS.items() if b"\0" + symbol + b"\0" in content), None)
+    return next((name for name, symbol in EXPORTS.items() if symbol in elf.exports), None)
 
 
-def _store(folder: Path, name: str, content: bytes, version: str) -> RuntimeLibrary:
-    elf = read_elf(content)
-    runtime = _runtime_of(content)
-    assert runtime is not None, "the caller has looked"
+def _store(folder: Path, name: str, content: bytes, runtime: str, version: str, elf: ElfFacts) -> RuntimeLibrary:
     file = re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".")
-    target = folder / f"{runtime}-{version}-{elf.abi}"
+    label = f"{runtime}-{version}-{elf.abi}"
+    # Other files of the same runtime and version, as of another C library, keep their entries.
+    taken = _file_of_entry(folder / label) not in ("", file)
+    target = folder / (f"{label}-{file}" if taken else label)
     target.mkdir(parents=True, exist_ok=True)
     library = RuntimeLibrary(runtime, version, elf.abi, elf.libc, target / file, hashlib.sha256(content).hexdigest())
     with replacing(library.path) as temporary:
@@ -160,6 +167,14 @@ def _store(folder: Path, name: str, content: bytes, version: str) -> RuntimeLibr
     document = {key: value for key, value in asdict(library).items() if key != "path"}
     write_json(target / "library.json", {**document, "file": file}, format_version=FORMAT_VERSION)
     return library
+
+
+def _file_of_entry(target: Path) -> str:
+    """The file name of the library that is stored in this folder; "" where there is none that can be used."""
+    try:
+        return _read(target / "library.json").path.name
+    except CorruptFile:
+        return ""
 
 
 def _read(path: Path) -> RuntimeLibrary:
@@ -172,6 +187,13 @@ def _read(path: Path) -> RuntimeLibrary:
     if not all(isinstance(value, str) for value in texts.values()) or not _VERSION.fullmatch(texts["version"]):
         raise CorruptFile(path, "holds values of a wrong kind", next_step=again)
     library = path.parent / Path(texts.pop("file")).name
-    if not library.is_file() or hashlib.sha256(library.read_bytes()).hexdigest() != texts["sha256"]:
+    content = library.read_bytes() if library.is_file() else b""
+    if hashlib.sha256(content).hexdigest() != texts["sha256"]:
         raise CorruptFile(library, "is not the library that was added", next_step=again)
+    try:
+        runtime = _runtime_of(content, read_elf(content))
+    except InvalidInput as error:
+        raise CorruptFile(library, error.message, next_step=again) from error
+    if runtime != texts["runtime"]:  # versions before stored JNI libraries as runtimes
+        raise CorruptFile(library, f"is no {texts['runtime']} library", next_step=again)
     return RuntimeLibrary(path=library, **texts)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -34,7 +40,7 @@ def test_an_aar_gives_a_library_per_processor(tmp_path: Path) -> None:
         {
             "jni/arm64-v8a/libonnxruntime.so": ORT_ARM64,
             "jni/x86_64/libonnxruntime.so": ORT_X86,
-            "jni/arm64-v8a/libonnxruntime4j_jni.so": shared_library(ARM64, ("libc.so",), ()),
+            "jni/arm64-v8a/libonnxruntime4j_jni.so": shared_library(ARM64, ("libc.so",), (), ("OrtGetApiBase",)),
             "classes.jar": b"java",
         },
     )
@@ -48,6 +54,78 @@ def test_an_aar_gives_a_library_per_processor(tmp_path: Path) -> None:
     assert added[0].path.read_bytes() == ORT_ARM64
     assert add_library(aar, folder) == added
     assert choose_library(added, "onnxruntime", ("arm64-v8a", "armeabi-v7a")) == added[0]
+
+
+COMPILER = shlex.split(os.environ.get("CC", "")) or ["cc"]
+
+
+def compiled(source: str, output: Path, *options: str) -> bytes:
+    code = output.with_suffix(".c")
+    code.write_text(source)
+    command = [*COMPILER, "-shared", "-fPIC", str(code), "-o", str(output), f"-Wl,-soname,{output.name}", *options]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    return output.read_bytes()
+
+
+@pytest.mark.skipif(shutil.which(COMPILER[0]) is None, reason=f"needs a C compiler ({COMPILER[0]})")
+@pytest.mark.parametrize("hashes", ["gnu", "sysv", "both"])
+def test_the_jni_library_of_mavens_aar_is_not_taken_for_the_runtime(tmp_path: Path, hashes: str) -> None:
+    style = f"-Wl,--hash-style={hashes}"
+    runtime = compiled("int OrtGetApiBase(void) { return 1; }", tmp_path / "libonnxruntime.so", style)
+    jni = compiled(
+        "int OrtGetApiBase(void);\nint Java_ai_onnxruntime_OnnxRuntime_init(void) { return OrtGetApiBase(); }",
+        tmp_path / "libonnxruntime4j_jni.so",
+        style, f"-L{tmp_path}", "-lonnxruntime",
+    )  # fmt: skip
+    assert b"\0OrtGetApiBase\0" in jni
+    aar = archive(
+        tmp_path / "onnxruntime-android-1.29.0.aar",
+        {
+            "AndroidManifest.xml": b"<manifest/>",
+            "classes.jar": b"java",
+            "headers/onnxruntime_c_api.h": b"// C",
+            "jni/x86_64/libonnxruntime.so": runtime,
+            "jni/x86_64/libonnxruntime4j_jni.so": jni,
+        },
+    )
+    (added,) = add_library(aar, tmp_path / "r")
+    assert added.path.name == "libonnxruntime.so"
+    assert added.path.read_bytes() == runtime
+    assert list_libraries(tmp_path / "r") == [added]
+    assert read_elf(jni).exports == {"Java_ai_onnxruntime_OnnxRuntime_init"}
+
+
+def test_files_of_one_runtime_and_version_keep_an_entry_each(tmp_path: Path) -> None:
+    aar = archive(tmp_path / "a-1.0.0.aar", {"jni/a/libonnxruntime.so": ORT_ARM64, "jni/a/libother.so": ORT_ARM64})
+    added = add_library(aar, tmp_path / "r")
+    assert [library.path.name for library in added] == ["libonnxruntime.so", "libother.so"]
+    assert list_libraries(tmp_path / "r") == added
+    assert add_library(aar, tmp_path / "r") == added
+
+
+def test_a_jni_library_stored_as_a_runtime_is_named_and_replaced(tmp_path: Path) -> None:
+    file = tmp_path / "libonnxruntime-1.29.0.so"
+    file.write_bytes(ORT_ARM64)
+    (library,) = add_library(file, tmp_path / "r")
+    jni = shared_library(ARM64, ("libonnxruntime.so", "libc.so"), (), ("OrtGetApiBase",))
+    entry = library.path.parent / "library.json"
+    (library.path.parent / "libonnxruntime4j_jni.so").write_bytes(jni)
+    document = json.loads(entry.read_text())
+    document |= {"file": "libonnxruntime4j_jni.so", "sha256": hashlib.sha256(jni).hexdigest()}
+    entry.write_text(json.dumps(document))
+    with pytest.raises(CorruptFile, match="no onnxruntime library") as caught:
+        list_libraries(tmp_path / "r")
+    assert "runtime add" in caught.value.next_step
+    assert add_library(file, tmp_path / "r") == [library]
+    assert list_libraries(tmp_path / "r") == [library]
+
+
+def test_libraries_for_other_processors_do_not_hide_the_rest(tmp_path: Path) -> None:
+    riscv = shared_library(243, ("libc.so",), ("OrtGetApiBase",))
+    aar = archive(tmp_path / "a-1.0.0.aar", {"jni/riscv64/liba.so": riscv, "jni/arm64-v8a/liba.so": ORT_ARM64})
+    assert [library.abi for library in add_library(aar, tmp_path / "r")] == ["arm64-v8a"]
+    with pytest.raises(InvalidInput, match="ELF machine 243"):
+        add_library(archive(tmp_path / "b-1.0.0.aar", {"jni/riscv64/liba.so": riscv}), tmp_path / "r")
 
 
 def test_a_plain_library_needs_its_version_in_name_or_flag(tmp_path: Path) -> None:
