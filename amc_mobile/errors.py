@@ -155,7 +155,14 @@ class PhoneRebooted(DeviceError):
 
 
 class PhoneDiskFull(DeviceError):
-    """The phone has no space for what must be written."""
+    """The phone has no space for what must be written. `what`: what does not fit, or how much is needed."""
+
+    def __init__(self, free_bytes: int, what: str) -> None:
+        super().__init__(
+            f"the phone has {free_bytes >> 20} MiB free: {what}",
+            next_step="free some space on the phone, then run the same command again",
+        )
+        self.free_bytes = free_bytes
 
 
 class PhoneCommandFailed(DeviceError):

@@ -12,6 +12,7 @@ from amc_mobile.device.adb_server import CABLE, AdbServer
 from amc_mobile.device.adb_shell import RunningShell, ShellOutput, command_line, run_shell
 from amc_mobile.device.attached_phone import AttachedPhone
 from amc_mobile.device.deadline import Deadline
+from amc_mobile.device.phone_output import parse_free_bytes
 from amc_mobile.errors import (
     AmbiguousDevice,
     DeviceDisconnected,
@@ -21,6 +22,7 @@ from amc_mobile.errors import (
     PhoneDiskFull,
 )
 
+PHONE_FOLDER = "/data/local/tmp"  # the only place where the shell user may both write and execute
 COMMAND_TIMEOUT_S = 20.0  # dumpsys on an old phone takes seconds
 TRANSFER_TIMEOUT_S = 300.0
 RECONNECT_TIMEOUT_S = 60.0
@@ -107,14 +109,22 @@ class AdbPhone:
                 return remote_files.push_file(self.server, self.transport_id, file, path, mode, deadline)
 
         deadline = Deadline(f"copying {source.name} to the phone", timeout_s or TRANSFER_TIMEOUT_S)
-        size = self._with_retries(push_once, deadline)
+        try:
+            size = self._with_retries(push_once, deadline)
+        except PhoneCommandFailed as error:
+            if is_disk_full(error):
+                raise PhoneDiskFull(self.free_bytes(), f"{path} does not fit") from error
+            raise
         arrived = self.stat(path)
         if arrived.size_bytes != size % (1 << 32):
-            raise PhoneDiskFull(
-                f"{path}: {arrived.size_bytes} of {size} bytes arrived on the phone",
-                next_step="free some space on the phone, then run the same command again",
-            )
+            what = f"{arrived.size_bytes} of {size} bytes of {path} arrived on the phone"
+            raise PhoneDiskFull(self.free_bytes(), what)
         return size
+
+    def free_bytes(self) -> int:
+        """What is free on the phone where we write."""
+        output = self.shell(f"df -k {PHONE_FOLDER}", what="looking for free space on the phone", check=False)
+        return parse_free_bytes(output.text)
 
     def pull(self, path: str, target: Path, *, timeout_s: float | None = None) -> int:
         """Copies a file from the phone and returns its size in bytes. Raises PhoneCommandFailed when there is none."""
@@ -204,6 +214,10 @@ class AdbPhone:
                     raise
                 self.wait_until_back(min(RECONNECT_TIMEOUT_S, deadline.left_s))
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def is_disk_full(error: PhoneCommandFailed) -> bool:
+    return "no space left" in error.stderr.lower()
 
 
 def choose_phone(phones: Sequence[AttachedPhone], serial: str) -> AttachedPhone:

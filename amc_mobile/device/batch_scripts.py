@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from amc_mobile.device.adb import PHONE_FOLDER
 from amc_mobile.device.adb_shell import process_holds
-from amc_mobile.device.phone_facts import BOOT_ID, PHONE_FOLDER
+from amc_mobile.device.phone_facts import BOOT_ID
 
 FOLDER = f"{PHONE_FOLDER}/amc-mobile"
 MANIFEST = "manifest.txt"

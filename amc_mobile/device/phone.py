@@ -207,10 +207,7 @@ class PhoneRunner:
         if self._free_bytes < size + SPARE_BYTES or time.monotonic() - self._free_asked_s > FREE_VALID_S:
             self._see_free_space(ask(self.adb, FREE, what="looking for free space on the phone"))
         if self._free_bytes < size + SPARE_BYTES:
-            raise PhoneDiskFull(
-                f"the phone has {self._free_bytes >> 20} MiB free; {(size + SPARE_BYTES) >> 20} MiB are needed",
-                next_step="free some space on the phone, then run the same command again",
-            )
+            raise PhoneDiskFull(self._free_bytes, f"{(size + SPARE_BYTES) >> 20} MiB are needed")
 
 
 def _left_batches(answer: str) -> dict[str, str]:

@@ -11,13 +11,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
-from amc_mobile.device.adb import RECONNECT_TIMEOUT_S, AdbPhone
+from amc_mobile.device.adb import RECONNECT_TIMEOUT_S, AdbPhone, is_disk_full
 from amc_mobile.device.adb_shell import RunningShell, process_holds, quote
 from amc_mobile.device.batch_scripts import FOLDER, MANIFEST, RESULTS, remove_batches
 from amc_mobile.device.deadline import Deadline
 from amc_mobile.device.neighbours import SAVE_OWN, SAVE_TIMES
-from amc_mobile.device.phone_facts import BOOT_ID, PHONE_FOLDER, answers_in, asking
-from amc_mobile.device.phone_output import parse_free_bytes
+from amc_mobile.device.phone_facts import BOOT_ID, answers_in, asking
 from amc_mobile.errors import (
     DeadlineExceeded,
     DeviceDisconnected,
@@ -96,11 +95,12 @@ class PhoneBatch:
                 until=token.encode(),
             )
         except PhoneCommandFailed as error:
-            if "no space" in error.message.lower():
-                raise PhoneDiskFull(error.message) from error
+            # tar says so once per file.
+            self._raise_if_disk_full("the models of a batch do not fit", certainly=is_disk_full(error))
             raise
         words = printed.decode(errors="replace").split()
         if len(words) != 2 or not words[1].isdecimal():
+            self._raise_if_disk_full("the runner's own files do not fit")
             raise RunnerFailed(f"the runner did not start: {' '.join(words)[:100]}", next_step="run the command again")
         self._boot_id = words[0]
         self._watch_token = token
@@ -129,6 +129,7 @@ class PhoneBatch:
                     next_step="run the same command again: what was measured before is kept",
                 )
             if not alive:
+                self._raise_if_disk_full("the runner could not write its results")  # then the log cannot say so either
                 raise self._early_end()
 
     def _poll(self, offset: int, step_s: float, deadline: Deadline) -> tuple[str, bool, bytes]:
@@ -180,17 +181,15 @@ class PhoneBatch:
         return boot_id, alive, content
 
     def _early_end(self) -> DeviceError:
-        df = self._adb.shell(f"df -k {PHONE_FOLDER}", what="looking for free space on the phone", check=False)
-        free_bytes = parse_free_bytes(df.text)
-        if free_bytes < FULL_BYTES:  # then the log cannot say so either
-            return PhoneDiskFull(
-                f"the phone has {free_bytes >> 20} MiB free: the runner could not write its results",
-                next_step="free some space on the phone, then run the same command again",
-            )
         return RunnerFailed(
             f"the runner on the phone ended without finishing; its log ends: {self._log_end()}",
             next_step="run `amc-mobile doctor`; if it says nothing, the model or the runtime library fails",
         )
+
+    def _raise_if_disk_full(self, what: str, *, certainly: bool = False) -> None:
+        free_bytes = self._adb.free_bytes()
+        if certainly or free_bytes < FULL_BYTES:
+            raise PhoneDiskFull(free_bytes, what)
 
     def _log_end(self) -> str:
         output = self._adb.shell(f"tail -n 5 {FOLDER}/{self.folder}/log.txt", what="reading the log", check=False)

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from amc_mobile.device.adb import AdbPhone
+from amc_mobile.device.adb import PHONE_FOLDER, AdbPhone
 from amc_mobile.device.conditions import core_ranges
 from amc_mobile.device.neighbours import LOOK, Neighbours, parse_neighbours
 from amc_mobile.device.phone_output import (
@@ -27,7 +27,6 @@ from amc_mobile.device.phone_output import (
 )
 from amc_mobile.errors import PhoneOutputInvalid
 
-PHONE_FOLDER = "/data/local/tmp"  # the only place where the shell user may both write and execute
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 # One process for all files: a phone starts some 100 a second.
 _CLOCKS = (

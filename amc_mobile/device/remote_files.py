@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from amc_mobile.device.adb_server import AdbServer, read_exactly
 from amc_mobile.device.deadline import Deadline
-from amc_mobile.errors import DeviceDisconnected, DeviceError, InvalidInput, PhoneCommandFailed, PhoneDiskFull
+from amc_mobile.errors import DeviceDisconnected, DeviceError, InvalidInput, PhoneCommandFailed
 
 CHUNK_BYTES = 64 * 1024  # the most that the protocol allows
 MAX_PATH_BYTES = 1024
@@ -48,7 +48,7 @@ def stat_file(server: AdbServer, transport_id: int, path: str, deadline: Deadlin
 
 
 def push_file(server: AdbServer, transport_id: int, source: BinaryIO, path: str, mode: int, deadline: Deadline) -> int:
-    """Writes `source` to `path`; returns its size in bytes. Raises PhoneDiskFull, PhoneCommandFailed with the reason.
+    """Writes `source` to `path`; returns its size in bytes. Raises PhoneCommandFailed with the reason.
 
     The phone says only at the end, or when it closes, why it did not take a file.
     """
@@ -114,10 +114,6 @@ def _failure(kind: bytes, size: int, connection: socket.socket, path: str, deadl
     if kind != b"FAIL":
         return DeviceDisconnected(f"{deadline.what}: unexpected answer {kind!r}")
     reason = read_exactly(connection, min(size, CHUNK_BYTES), deadline).decode(errors="replace")
-    if "no space" in reason.lower():
-        return PhoneDiskFull(
-            f"{path}: {reason}", next_step="free some space on the phone, then run the same command again"
-        )
     return PhoneCommandFailed(f"transfer of {path}", 1, reason)
 
 

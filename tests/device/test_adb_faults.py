@@ -120,7 +120,7 @@ def test_a_full_disk_is_named(adb: AdbPhone, phone: FakePhone, tmp_path: Path) -
     source.write_bytes(bytes(3_000_000))
     phone.sandbox.free_bytes = 1_000_000
     error = raises_within(20, PhoneDiskFull, lambda: adb.push(source, "/data/local/tmp/model"))
-    assert "No space left on device" in error.message
+    assert error.message == "the phone has 0 MiB free: /data/local/tmp/model does not fit"
     phone.sandbox.free_bytes = 10_000_000
     assert adb.push(source, "/data/local/tmp/model") == 3_000_000
 

@@ -225,9 +225,31 @@ def test_a_disk_that_fills_while_copying_is_named(
 ) -> None:
     monkeypatch.setattr(phone_module, "SPARE_BYTES", -(1 << 30))
     phone.sandbox.free_bytes = 1024
-    with pytest.raises(PhoneDiskFull, match="No space left"):
+    with pytest.raises(PhoneDiskFull) as caught:
         list(batch(runner))
+    assert caught.value.message == "the phone has 0 MiB free: the models of a batch do not fit"
+    assert "free some space on the phone" in caught.value.next_step
     assert left_on(phone) == []
+
+
+def test_a_disk_that_fills_between_two_batches_is_named(runner: PhoneRunner, phone: FakePhone) -> None:
+    """What was free when last asked is still believed, so that tar meets the full disk."""
+    assert results(batch(runner, {"a": "ms=1"})) == [("a", 1.0)]
+    phone.sandbox.free_bytes = 0
+    with pytest.raises(PhoneDiskFull, match=r"^the phone has 0 MiB free: the models of a batch do not fit$"):
+        list(batch(runner))
+    phone.sandbox.free_bytes = 1 << 30
+    assert results(batch(runner)) == WANTED
+
+
+def test_a_disk_that_fills_while_the_runner_is_copied_is_named(
+    runner: PhoneRunner, phone: FakePhone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(phone_module, "SPARE_BYTES", -(1 << 30))
+    next(phone.sandbox.local(FOLDER).glob("keep-*/amc-bench")).unlink()
+    phone.sandbox.free_bytes = 1024
+    with pytest.raises(PhoneDiskFull, match=r"^the phone has 0 MiB free: .*/amc-bench does not fit$"):
+        runner.open()
 
 
 def models_on(phone: FakePhone) -> list[bytes]:

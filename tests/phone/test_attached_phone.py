@@ -12,12 +12,12 @@ import pytest
 from command_line import CommandLine
 from main_job import run_main_job
 
-from amc_mobile.device.adb import AdbPhone
+from amc_mobile.device.adb import PHONE_FOLDER, AdbPhone
 from amc_mobile.device.bench_manifest import BenchModel, BenchTiming
 from amc_mobile.device.bench_results import BenchError, BenchResult, BenchStart
 from amc_mobile.device.clock_mode import FIXED, clock_mode, held_mode
 from amc_mobile.device.phone_device import PhoneDevice
-from amc_mobile.device.phone_facts import PHONE_FOLDER, PhoneFacts
+from amc_mobile.device.phone_facts import PhoneFacts
 from amc_mobile.device.phone_output import parse_core_list
 from amc_mobile.device.profile import DeviceProfile
 from amc_mobile.device.runtime_library import RuntimeLibrary

@@ -38,7 +38,9 @@ PROGRAMS = {
     'echo "Filesystem      1K-blocks     Used Available Use% Mounted on"\n'
     'echo "/dev/block/dm-9 112222333 $((112222333 - free)) $free  50% /data"',
     "tar": 'read -r free < "$PHONE/state/free_kib"\n'
-    'if [ "$free" -lt 16 ]; then echo "tar: write: No space left on device" >&2; exit 1; fi\nexec /usr/bin/tar "$@"',
+    'if [ "$free" -lt 16 ]; then n=0; while [ $n -lt 40 ]; do n=$((n + 1))\n'
+    "echo \"tar: can't write 'models/model-$n': No space left on device\" >&2; done; exit 1; fi\n"
+    'exec /usr/bin/tar "$@"',
 }
 
 

@@ -15,9 +15,11 @@ from command_line import CommandLine
 from onnx_files import convolution
 from phone_fake.phone import PrivateAdbServer
 
+from amc_mobile.device import phone as phone_module
 from amc_mobile.device.adb import AdbPhone, choose_phone
 from amc_mobile.device.adb_server import AdbServer
 from amc_mobile.device.benchmark_model_passes import BenchmarkModelPasses
+from amc_mobile.device.phone import InstalledFile, PhoneRunner
 from amc_mobile.device.phone_device import PhoneDevice
 from amc_mobile.device.phone_facts import read_facts
 from amc_mobile.device.profile import load_profiles
@@ -104,10 +106,26 @@ def test_a_full_disk_is_named_and_frees_again(full_phone: AdbPhone, tmp_path: Pa
     large, small = tmp_path / "large", tmp_path / "small"
     large.write_bytes(bytes((DISK_MIB + 4) << 20))
     small.write_bytes(bytes(1 << 20))
-    with pytest.raises(PhoneDiskFull, match="No space left on device"):
+    with pytest.raises(PhoneDiskFull, match=r"^the phone has \d+ MiB free: .*/large does not fit$"):
         full_phone.push(large, f"{FOLDER}/large")
     full_phone.run("rm", "-f", f"{FOLDER}/large")
     assert full_phone.push(small, f"{FOLDER}/small") == 1 << 20
+
+
+def test_models_that_do_not_fit_are_named_once(
+    full_phone: AdbPhone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is free is believed for a minute: here tar meets the full disk, and says so for every file."""
+    monkeypatch.setattr(phone_module, "SPARE_BYTES", -(1 << 30))
+    (tmp_path / "runner").write_text("never started")
+    file = InstalledFile(tmp_path / "runner", "ab" * 32)
+    runner = PhoneRunner(full_phone, file, file)
+    runner.open()
+    runner.keep(bytes([number]) * (1 << 20) for number in range(DISK_MIB + 4))
+    with pytest.raises(PhoneDiskFull) as caught:
+        list(runner.run("never read", deadline_s=60))
+    assert caught.value.message == "the phone has 0 MiB free: the models of a batch do not fit"
+    assert "free some space on the phone" in caught.value.next_step
 
 
 def test_what_outlives_its_deadline_is_killed_with_its_children(adb: AdbPhone) -> None:
