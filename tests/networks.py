@@ -340,13 +340,55 @@ class UnknownOperator(nn.Module):
         return self.fc(pooled(self.middle(self.stem(x))))
 
 
+class FoldedSpace(nn.Module):
+    """MobileViT-like: the places of each patch go into the batch, attention mixes the patches, and all goes back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = unit(3, 12, 3, 2)
+        self.enter = nn.Conv2d(12, 8, 1)
+        self.norm = nn.LayerNorm(8)
+        self.query_key_value, self.back = nn.Linear(8, 24), nn.Linear(8, 8)
+        self.hidden, self.shrink = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.leave = unit(8, 10, 1)
+        self.fc = nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(self.stem(x))
+        batch, channels, height, width = x.shape
+        x = x.reshape(batch * channels * height // 2, 2, width // 2, 2).transpose(1, 2)
+        x = x.reshape(batch, channels, height * width // 4, 4).transpose(1, 3).reshape(batch * 4, -1, channels)
+        query, key, value = self.query_key_value(self.norm(x)).unsqueeze(1).chunk(3, -1)  # one head
+        x = x + self.back(F.scaled_dot_product_attention(query, key, value).squeeze(1))
+        x = x + self.shrink(F.silu(self.hidden(x)))
+        x = x.view(batch, 4, -1, channels).transpose(1, 3)
+        x = x.reshape(batch * channels * height // 2, width // 2, 2, 2)
+        x = x.transpose(1, 2).reshape(batch, channels, height, width)
+        return self.fc(pooled(self.leave(x)))
+
+
+class DepthwiseUpsampling(nn.Module):
+    """A transposed convolution that filters each channel by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = unit(3, 8, 3, 2)
+        self.up = nn.ConvTranspose2d(8, 8, 4, 2, 1, groups=8)
+        self.after = unit(8, 10)
+        self.fc = nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(pooled(self.after(self.up(self.stem(x)))))
+
+
 PRUNABLE: dict[str, Callable[[], nn.Module]] = {
     network.__name__: network
     for network in (
         Chain, PaddedDepthwise, PaddedShortcut, Bottleneck, Flattened, DenseLike, InceptionLike, ShuffleLike,
-        SqueezeExcite, Upsampling, Grouped, BareParameter, CalledTwice, HardCodedSplit,
+        SqueezeExcite, Upsampling, DepthwiseUpsampling, Grouped, BareParameter, CalledTwice, HardCodedSplit,
     )
 }  # fmt: skip
+WITH_ATTENTION: dict[str, Callable[[], nn.Module]] = {"FoldedSpace": FoldedSpace}
 
 
 def example(batch: int = 2, channels: int = 3, resolution: int = RESOLUTION, seed: int = 1) -> Tensor:
@@ -354,4 +396,4 @@ def example(batch: int = 2, channels: int = 3, resolution: int = RESOLUTION, see
 
 
 def build(name: str, seed: int = 0) -> nn.Module:
-    return randomised(PRUNABLE[name](), seed)
+    return randomised((PRUNABLE | WITH_ATTENTION)[name](), seed)

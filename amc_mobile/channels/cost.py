@@ -21,6 +21,7 @@ class CostModel:
     def __init__(self, model: nn.Module, groups: ChannelGroups) -> None:
         count = len(groups.groups)
         layers = groups.layers
+        self._other_macs = groups.other_macs
         self._macs = _Products(
             # A grouped convolution reads only its share of the input channels.
             np.array(
@@ -46,8 +47,11 @@ class CostModel:
         return self._macs(widths)
 
     def macs(self, widths: Widths) -> Costs:
-        """(...): multiply-accumulates of one image in the whole network; batch normalisation is folded away."""
-        return np.asarray(self._macs(widths).sum(axis=-1))
+        """(...): multiply-accumulates of one image in the whole network; batch normalisation is folded away.
+
+        Products of two activations count as well, as they do in the kernels of the exported file.
+        """
+        return np.asarray(self._macs(widths).sum(axis=-1) + self._other_macs)
 
     def parameters(self, widths: Widths) -> Costs:
         """(...): trained parameters, batch-norm scales and shifts included."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -92,7 +93,7 @@ def _grouped(model: nn.Module, trace: TraceRecord, input_shape: tuple[int, ...])
     def dimension(ids: Ids) -> DimensionIds:
         return DimensionIds(group_of[roots[ids]], position_of[roots[ids]])
 
-    layers = tuple(_layer(model, traced, dimension) for traced in trace.layers)
+    layers = tuple(_layer(model, traced, dimension, input_shape[0]) for traced in trace.layers)
     groups: list[ChannelGroup] = []
     for index, of_group in enumerate(found):
         coupled = [layer for layer in layers if layer.kind != "depthwise"]
@@ -114,7 +115,8 @@ def _grouped(model: nn.Module, trace: TraceRecord, input_shape: tuple[int, ...])
     parameters = {
         name: tuple(None if ids is None else dimension(ids) for ids in dims) for name, dims in trace.parameters.items()
     }
-    return ChannelGroups(tuple(groups), tuple(kept.values()), parameters, layers, input_shape)
+    other_macs = trace.other_macs // input_shape[0]
+    return ChannelGroups(tuple(groups), tuple(kept.values()), parameters, layers, input_shape, other_macs)
 
 
 def _members(trace: TraceRecord, roots: Ids) -> list[list[int]]:
@@ -131,7 +133,7 @@ def _members(trace: TraceRecord, roots: Ids) -> list[list[int]]:
     return list(members.values())
 
 
-def _layer(model: nn.Module, traced: TracedLayer, dimension: Callable[[Ids], DimensionIds]) -> Layer:
+def _layer(model: nn.Module, traced: TracedLayer, dimension: Callable[[Ids], DimensionIds], images: int) -> Layer:
     module = model.get_submodule(traced.name)
     if not isinstance(module, LAYER_CLASSES):
         raise UnsupportedLayer(
@@ -162,6 +164,9 @@ def _layer(model: nn.Module, traced: TracedLayer, dimension: Callable[[Ids], Dim
         groups=traced.groups,
         in_size=_pair(spatial_in, 1),
         out_size=_pair(spatial_out, 1),
+        positions=math.prod(traced.in_shape if traced.transposed else traced.out_shape)
+        // (len(traced.in_ids) if traced.transposed else len(traced.out_ids))
+        // images,
         has_bias=traced.has_bias,
     )
 

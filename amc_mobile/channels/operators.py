@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch.fx import Node
@@ -31,6 +32,34 @@ MIXING = {
     "softmax",
 }  # fmt: skip
 CONSTANTS = {"arange", "full", "new_full", "new_ones", "new_zeros", "ones", "zeros"}
+
+
+def product_macs(node: Node) -> int:
+    """Multiply-accumulates of an operator that multiplies activations with each other; 0 for every other one."""
+    name = operator_name(node.target)
+    made: tuple[int, ...] = tuple(getattr(node.meta.get("val"), "shape", ()))
+    shapes = [_shape(argument) for argument in node.args]
+    if name in ("bmm", "matmul", "mm"):
+        return math.prod(made) * shapes[0][-1]
+    if name in ("addmm", "baddbmm"):
+        return math.prod(made) * shapes[1][-1]
+    if name == "scaled_dot_product_attention":
+        queries, keys, values = shapes[:3]
+        return math.prod(queries[:-1]) * keys[-2] * (queries[-1] + values[-1])
+    if name == "einsum" and "." not in str(node.args[0]):
+        words = str(node.args[0]).replace(" ", "").partition("->")[0].split(",")
+        operands: Any = node.args[1]
+        sizes = [
+            pair
+            for word, operand in zip(words, operands, strict=True)
+            for pair in zip(word, _shape(operand), strict=False)
+        ]
+        return math.prod(dict(sizes).values()) if len(words) > 1 else 0
+    return 0
+
+
+def _shape(argument: Any) -> tuple[int, ...]:
+    return tuple(getattr(argument.meta.get("val"), "shape", ())) if isinstance(argument, Node) else ()
 
 
 def operator_name(target: Any) -> str:

@@ -37,7 +37,9 @@ class Layer:
     """One execution of a convolution or linear layer. Sizes are (height, width) in the unpruned network.
 
     A 1-D convolution has height 1. A linear layer that reads (N, H, W, F) or (N, T, F) has the sizes (H, W) or (1, T),
-    otherwise (1, 1). `padding` is on both sides; strings such as "same" are resolved.
+    otherwise (1, 1). `padding` is on both sides; strings such as "same" are resolved. `positions`: how often the weight
+    is applied for one image: at every position of the output (of a transposed convolution: of the input), also where
+    the network folds space into the batch.
     """
 
     name: str  # module path; a module that is called twice has two layers of the same name
@@ -51,13 +53,18 @@ class Layer:
     groups: int
     in_size: tuple[int, int]
     out_size: tuple[int, int]
+    positions: int
     has_bias: bool
 
     @property
     def macs_per_channel_pair(self) -> int:
         """Multiply-accumulates of one image for one input and one output channel."""
-        positions = self.in_size if self.kind == "transposed" else self.out_size
-        return self.kernel_size[0] * self.kernel_size[1] * positions[0] * positions[1]
+        return self.kernel_size[0] * self.kernel_size[1] * self.positions
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one image in the unpruned network, biases left out."""
+        return self.macs_per_channel_pair * len(self.out_ids) * (len(self.in_ids) // self.groups)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +73,8 @@ class ChannelGroups:
 
     `parameters`: per parameter or buffer that holds channels, the channels along each of its dimensions (None for
     dimensions without, such as a kernel's height). `layers`: in order of execution. `input_shape`: (N, C, H, W).
+    `other_macs`: multiply-accumulates of one image outside the layers, such as the products of attention. Their
+    channels stay, so that they are the same at every plan.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -73,6 +82,7 @@ class ChannelGroups:
     parameters: Mapping[str, tuple[DimensionIds | None, ...]]
     layers: tuple[Layer, ...]
     input_shape: tuple[int, ...]
+    other_macs: int = 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -122,6 +132,7 @@ class ChannelGroups:
         """Plain data for a JSON file; channel ids are stored as runs."""
         return {
             "input_shape": list(self.input_shape),
+            "other_macs": self.other_macs,
             "groups": [asdict(group) for group in self.groups],
             "kept_groups": [asdict(group) for group in self.kept_groups],
             "parameters": {
@@ -148,6 +159,7 @@ class ChannelGroups:
                 },
                 layers=tuple(_layer_from(layer) for layer in document["layers"]),
                 input_shape=tuple(int(n) for n in document["input_shape"]),
+                other_macs=int(document["other_macs"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InvalidInput(f"not a description of channel groups: {error!r}") from error

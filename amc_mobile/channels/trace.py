@@ -79,6 +79,7 @@ class IdTrace(Interpreter):
             for mixed in args:
                 if isinstance(mixed, Tensor):
                     self.record.fix(mixed, f"mixed by {name}")
+            self.record.other_macs += operators.product_macs(self.record.node)
             return torch.full(shape, FIXED, dtype=torch.int64)
         raise self.record.unsupported(f"operator {name} is not supported")
 

@@ -16,7 +16,8 @@ class TraceRecord:
     """Filled node by node. `node`: the present one, which reasons and errors name.
 
     `parameters`: name -> ids per dimension; `fixed`: ids that may not be cut, with the reason; `has_sized_moves`:
-    whether channels were reshaped, sliced or split by explicit sizes.
+    whether channels were reshaped, sliced or split by explicit sizes; `other_macs`: multiply-accumulates of the whole
+    batch outside `layers`.
     """
 
     node: Node
@@ -27,6 +28,7 @@ class TraceRecord:
         self.parameters: dict[str, tuple[Ids | None, ...]] = {}
         self.fixed: list[tuple[Ids, str]] = []
         self.has_sized_moves = False
+        self.other_macs = 0
 
     def outputs_of(self, weight: Parameter, dimension: int, count: int) -> Ids:
         """Fresh ids, or those of the first call where a module is called again."""

@@ -244,9 +244,4 @@ def _layer_names(kernels: Sequence[Kernel], layers: Sequence[Layer]) -> list[str
 
 
 def _is_of(kernel: Kernel, layer: Layer) -> bool:
-    if layer.kind == "transposed":
-        macs = len(layer.in_ids) * len(layer.out_ids) * np.prod(layer.kernel_size) * np.prod(layer.in_size)
-    else:
-        inputs = 1 if layer.kind == "depthwise" else len(layer.in_ids) // layer.groups
-        macs = inputs * len(layer.out_ids) * np.prod(layer.kernel_size) * np.prod(layer.out_size)
-    return kernel.macs == macs and kernel.main.out_channels == len(layer.out_ids)
+    return kernel.macs == layer.macs and kernel.main.out_channels == len(layer.out_ids)

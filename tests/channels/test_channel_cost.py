@@ -3,11 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from networks import PRUNABLE
+from networks import PRUNABLE, build, example
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from amc_mobile.channels import surgery
 from amc_mobile.channels.cost import CostModel
+from amc_mobile.channels.groups import find_groups
 from amc_mobile.channels.prove import random_kept
 
 
@@ -62,3 +65,19 @@ def test_many_plans_are_costed_at_once(traced) -> None:
     assert cost.parameters(widths).tolist() == [float(cost.parameters(row)) for row in widths]
     assert cost.layer_macs(widths).shape == (5, len(net.groups.layers))
     assert cost.macs(widths[None]).shape == (1, 5)
+
+
+@pytest.mark.parametrize("name", ["FoldedSpace", "DepthwiseUpsampling"])
+@pytest.mark.parametrize("images", [1, 2])
+def test_space_folded_into_the_batch_attention_and_depthwise_transposed_convolutions_are_counted(
+    name: str, images: int
+) -> None:
+    model, example_images = build(name), example(batch=images)
+    groups = find_groups(model, example_images)
+    assert groups.groups
+    kept = random_kept(groups, np.random.default_rng(0))
+    widths = np.array([len(channels) for channels in kept.values()])
+    pruned = surgery.apply(model, groups, kept)
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        pruned(example_images)
+    assert CostModel(model, groups).macs(widths) == counter.get_total_flops() // 2 // images

@@ -36,7 +36,7 @@ def test_the_model_at_a_random_plan_is_the_true_export_of_the_pruned_network(nam
     np.testing.assert_allclose(outputs, it.logits, atol=1e-5 * np.abs(it.logits).max())
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*ALL, "FoldedSpace", "DepthwiseUpsampling"])
 def test_the_kernels_of_a_plan_have_the_macs_of_the_pruned_network(name: str) -> None:
     it = subject(name, RUNTIME)
     kernels = it.template.kernels(it.widths)
