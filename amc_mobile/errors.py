@@ -139,12 +139,17 @@ class DeviceDisconnected(DeviceError):
     """The link to the phone broke. Worth a retry: cables and wireless links come back."""
 
 
+def readable_s(seconds: float) -> str:
+    """Seconds as people read them: 0.25, 1.5, 19."""
+    return f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.2g}"
+
+
 class DeadlineExceeded(DeviceError):
     """A step took longer than its total time limit."""
 
-    def __init__(self, what: str, limit_s: float, *, next_step: str = "") -> None:
+    def __init__(self, what: str, limit_s: float, *, why: str = "", next_step: str = "") -> None:
         super().__init__(
-            f"{what}: not done within {limit_s:g} s",
+            f"{what}: not done within {readable_s(limit_s)} s" + (f": {why}" if why else ""),
             next_step=next_step or "check the cable and that the phone is awake, then run the same command again",
         )
         self.limit_s = limit_s

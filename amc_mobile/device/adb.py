@@ -11,7 +11,7 @@ from amc_mobile.device import remote_files
 from amc_mobile.device.adb_server import CABLE, AdbServer
 from amc_mobile.device.adb_shell import RunningShell, ShellOutput, command_line, run_shell
 from amc_mobile.device.attached_phone import AttachedPhone
-from amc_mobile.device.deadline import Deadline
+from amc_mobile.device.deadline import NOTICE_S, Deadline
 from amc_mobile.device.phone_output import parse_free_bytes
 from amc_mobile.errors import (
     AmbiguousDevice,
@@ -20,6 +20,7 @@ from amc_mobile.errors import (
     DeviceUnavailable,
     PhoneCommandFailed,
     PhoneDiskFull,
+    readable_s,
 )
 
 PHONE_FOLDER = "/data/local/tmp"  # the only place where the shell user may both write and execute
@@ -55,6 +56,10 @@ class AdbPhone:
         """adb's number of the present connection; two phones may share a serial, never this."""
         return self._attached.transport_id
 
+    def deadline(self, what: str, limit_s: float) -> Deadline:
+        """One whose long waits are reported."""
+        return Deadline(what, limit_s, self.server.on_wait)
+
     def shell(
         self, script: str, *, what: str, timeout_s: float | None = None, check: bool = True, retry: bool = True
     ) -> ShellOutput:
@@ -67,7 +72,7 @@ class AdbPhone:
             self._check_shell_v2(deadline)
             return run_shell(self.server, self.transport_id, script, deadline)
 
-        output = self._with_retries(run, Deadline(what, timeout_s or COMMAND_TIMEOUT_S), ATTEMPTS if retry else 1)
+        output = self._with_retries(run, self.deadline(what, timeout_s or COMMAND_TIMEOUT_S), ATTEMPTS if retry else 1)
         if check and output.exit_code != 0:
             raise PhoneCommandFailed(what, output.exit_code, output.stderr or output.text)
         return output
@@ -89,7 +94,7 @@ class AdbPhone:
                 raise PhoneCommandFailed(what, output.exit_code, output.stderr or output.text)
             return printed, running
 
-        return self._with_retries(run, Deadline(what, timeout_s))
+        return self._with_retries(run, self.deadline(what, timeout_s))
 
     def run(self, *words: str, timeout_s: float | None = None, retry: bool = True) -> str:
         """Runs one command and returns its stdout. The words reach the program as they are, whatever they hold."""
@@ -98,7 +103,7 @@ class AdbPhone:
     def stat(self, path: str, *, timeout_s: float | None = None) -> remote_files.RemoteFile:
         return self._with_retries(
             lambda deadline: remote_files.stat_file(self.server, self.transport_id, path, deadline),
-            Deadline(f"looking at {path} on the phone", timeout_s or COMMAND_TIMEOUT_S),
+            self.deadline(f"looking at {path} on the phone", timeout_s or COMMAND_TIMEOUT_S),
         )
 
     def push(self, source: Path, path: str, *, mode: int = 0o644, timeout_s: float | None = None) -> int:
@@ -108,7 +113,7 @@ class AdbPhone:
             with source.open("rb") as file:
                 return remote_files.push_file(self.server, self.transport_id, file, path, mode, deadline)
 
-        deadline = Deadline(f"copying {source.name} to the phone", timeout_s or TRANSFER_TIMEOUT_S)
+        deadline = self.deadline(f"copying {source.name} to the phone", timeout_s or TRANSFER_TIMEOUT_S)
         try:
             size = self._with_retries(push_once, deadline)
         except PhoneCommandFailed as error:
@@ -136,7 +141,7 @@ class AdbPhone:
                 return remote_files.pull_file(self.server, self.transport_id, path, file, deadline)
 
         return self._with_retries(
-            pull_once, Deadline(f"copying {path} from the phone", timeout_s or TRANSFER_TIMEOUT_S)
+            pull_once, self.deadline(f"copying {path} from the phone", timeout_s or TRANSFER_TIMEOUT_S)
         )
 
     def wait_until_back(self, timeout_s: float | None = None) -> None:
@@ -160,10 +165,12 @@ class AdbPhone:
                 seen.raise_unless_ready()
             if waited >= timeout_s:
                 raise DeviceDisconnected(
-                    f"the phone {self.serial} is gone and did not come back within {timeout_s:g} s"
+                    f"the phone {self.serial} is gone and did not come back within {readable_s(timeout_s)} s"
                     + (f" (adb says {seen.state})" if seen else ""),
                     next_step=CABLE,
                 )
+            if self.server.on_wait and waited >= NOTICE_S:
+                self.server.on_wait("the phone is gone: waiting for it to come back", waited, timeout_s)
             if time.monotonic() >= connect_at:
                 self._connect_again(min(CONNECT_TIMEOUT_S, timeout_s - waited))
                 connect_at = time.monotonic() + CONNECT_EVERY_S

@@ -17,20 +17,31 @@ import adbutils
 from adbutils import AdbClient, AdbConnection
 
 from amc_mobile.device.attached_phone import AttachedPhone, parse_devices, remedy
-from amc_mobile.device.deadline import Deadline
-from amc_mobile.errors import DeviceDisconnected, DeviceError, DeviceUnavailable
+from amc_mobile.device.deadline import Deadline, OnWait
+from amc_mobile.errors import DeadlineExceeded, DeviceDisconnected, DeviceError, DeviceUnavailable
 
 START_TIMEOUT_S = 20.0  # a cold start of the server scans for emulators first
 LIST_TIMEOUT_S = 10.0
 SETTLE_S = 3.0
+# An adbd that is frozen accepts whatever is sent. So the first answer to each question has a limit of its own, and a
+# phone that gave none is not waited for as long again: giving up and cleaning up come within a minute.
+ANSWER_TIMEOUT_S = 20.0
+SILENT_TIMEOUT_S = 3.0
+SILENT = "adb sees the phone, but the phone does not answer"
+WAKE = "unplug the cable and plug it in again, or restart the phone; then run the same command again"
 INSTALL_ADB = "install Android's platform-tools, or pip install adbutils, which carries adb"
 
 
 class AdbServer:
-    """The adb server at ANDROID_ADB_SERVER_PORT (5037) on this computer. It is started when it does not answer."""
+    """The adb server at ANDROID_ADB_SERVER_PORT (5037) on this computer. It is started when it does not answer.
 
-    def __init__(self, port: int | None = None) -> None:
+    `on_wait`: told what a phone is waited for, wherever that lasts.
+    """
+
+    def __init__(self, port: int | None = None, on_wait: OnWait | None = None) -> None:
         self.port = port or _port_from_environment()
+        self.on_wait = on_wait
+        self._silent: set[int] = set()  # transport ids of phones that left the last question without an answer
 
     def phones(self) -> list[AttachedPhone]:
         """Every phone adb sees, whatever its state. Raises DeviceUnavailable without a working adb."""
@@ -74,9 +85,25 @@ class AdbServer:
         """
         with self.connection(deadline) as connection:
             _send_request(connection, f"host:transport-id:{transport_id}", deadline)
-            _send_request(connection, service, deadline)
+            with self.answering(transport_id, deadline) as first:
+                _send_request(connection, service, first)
             deadline.limit(connection.conn)
             yield connection.conn
+
+    @contextmanager
+    def answering(self, transport_id: int, deadline: Deadline) -> Iterator[Deadline]:
+        """A deadline for the phone's first answer, or for one packet that it must take."""
+        is_silent = transport_id in self._silent
+        first = deadline.part(SILENT_TIMEOUT_S if is_silent else ANSWER_TIMEOUT_S, why=SILENT, next_step=WAKE)
+        try:
+            yield first
+        except (TimeoutError, DeadlineExceeded) as error:
+            self._silent.add(transport_id)
+            raise first.exceeded() from error
+
+    def heard(self, transport_id: int) -> None:
+        """The phone has answered a question, so that the next ones are given all their time."""
+        self._silent.discard(transport_id)
 
     @contextmanager
     def connection(self, deadline: Deadline) -> Iterator[AdbConnection]:
@@ -167,8 +194,12 @@ def read_exactly(connection: socket.socket, size: int, deadline: Deadline) -> by
     parts: list[bytes] = []
     missing = size
     while missing:
-        deadline.limit(connection)
-        part = connection.recv(min(missing, 1 << 20))
+        deadline.limit_for_notice(connection)
+        try:
+            part = connection.recv(min(missing, 1 << 20))
+        except TimeoutError:
+            deadline.has_waited()
+            continue
         if not part:
             raise DeviceDisconnected(f"{deadline.what}: the link broke in the middle of an answer", next_step=CABLE)
         parts.append(part)

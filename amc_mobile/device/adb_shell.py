@@ -95,7 +95,7 @@ class RunningShell:
         self._connection = self._stack.enter_context(server.service(transport_id, f"shell,v2,raw:{wrapped}", deadline))
         if stdin is not None:
             with self._killed_on_failure(), translated(deadline):
-                _feed(self._connection, stdin, deadline)
+                self._feed(stdin, deadline)
 
     def finish(self, deadline: Deadline) -> ShellOutput:
         """Everything it printed, once it has ended."""
@@ -132,7 +132,12 @@ class RunningShell:
 
     def _read_packet(self, deadline: Deadline) -> bool:
         """False for the exit code, which is the last one."""
-        kind, content = _read_packet(self._connection, deadline)
+        if self._stdout or self._stderr:
+            kind, content = _read_packet(self._connection, deadline)
+        else:
+            with self._server.answering(self._transport_id, deadline) as first:
+                kind, content = _read_packet(self._connection, first)
+            self._server.heard(self._transport_id)
         if kind == STDOUT:
             self._stdout += content
         elif kind == STDERR:
@@ -140,6 +145,23 @@ class RunningShell:
         if len(self._stdout) + len(self._stderr) > MAX_OUTPUT_BYTES:
             raise PhoneOutputInvalid("output", f"{deadline.what} printed over {MAX_OUTPUT_BYTES >> 20} MiB")
         return kind != EXIT
+
+    def _feed(self, stdin: Iterable[bytes], deadline: Deadline) -> None:
+        """Sends what the script reads, in packets of about CHUNK_BYTES, and its end."""
+        waiting = bytearray()
+        for part in stdin:
+            waiting += part
+            if len(waiting) >= CHUNK_BYTES:
+                self._send_packet(STDIN, waiting, deadline)
+                waiting.clear()
+        if waiting:
+            self._send_packet(STDIN, waiting, deadline)
+        self._send_packet(CLOSE_STDIN, b"", deadline)
+
+    def _send_packet(self, kind: int, content: bytes | bytearray, deadline: Deadline) -> None:
+        with self._server.answering(self._transport_id, deadline) as taking:
+            taking.limit(self._connection)
+            self._connection.sendall(bytes([kind]) + len(content).to_bytes(4, "little") + content)
 
     @contextmanager
     def _killed_on_failure(self) -> Iterator[None]:
@@ -151,24 +173,6 @@ class RunningShell:
             if not self._goes_on:
                 _kill_group(self._server, self._transport_id, bytes(self._stdout), self._begin, self._token)
             raise
-
-
-def _feed(connection: socket.socket, stdin: Iterable[bytes], deadline: Deadline) -> None:
-    """Sends what the script reads, in packets of about CHUNK_BYTES, and its end."""
-    waiting = bytearray()
-    for part in stdin:
-        waiting += part
-        if len(waiting) >= CHUNK_BYTES:
-            _send_packet(connection, STDIN, waiting, deadline)
-            waiting.clear()
-    if waiting:
-        _send_packet(connection, STDIN, waiting, deadline)
-    _send_packet(connection, CLOSE_STDIN, b"", deadline)
-
-
-def _send_packet(connection: socket.socket, kind: int, content: bytes | bytearray, deadline: Deadline) -> None:
-    deadline.limit(connection)
-    connection.sendall(bytes([kind]) + len(content).to_bytes(4, "little") + content)
 
 
 def _read_packet(connection: socket.socket, deadline: Deadline) -> tuple[int, bytes]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from amc_mobile.device.adb import RECONNECT_TIMEOUT_S, AdbPhone, is_disk_full
+from amc_mobile.device.adb_server import SILENT, WAKE
 from amc_mobile.device.adb_shell import RunningShell, process_holds, quote
 from amc_mobile.device.batch_scripts import FOLDER, MANIFEST, RESULTS, remove_batches
 from amc_mobile.device.deadline import Deadline
@@ -31,7 +32,7 @@ from amc_mobile.errors import (
 START_TIMEOUT_S = 60.0  # unpacking hundreds of megabytes
 FULL_BYTES = 1 << 20
 POLL_TIMEOUT_S = 20.0
-SILENCE_TIMEOUT_S = 120.0  # a link that is up and carries nothing for so long will not mend itself
+SILENCE_TIMEOUT_S = 40.0  # a link that is up and carries nothing for so long does not recover by itself
 CLEAN_TIMEOUT_S = 10.0
 # Every question is work that disturbs what the phone measures: some steps, each of this share of the time that passed,
 # lie between two. The runner's end is told by the shell that started it; without that, after a broken link, the phone
@@ -145,13 +146,16 @@ class PhoneBatch:
         )
         asked = time.monotonic()
         while True:
-            timeout_s = min(POLL_TIMEOUT_S + steps * step_s, deadline.check())
+            left_s = asked + SILENCE_TIMEOUT_S - time.monotonic()
+            timeout_s = min(POLL_TIMEOUT_S + steps * step_s, deadline.check(), max(left_s, SHORTEST_STEP_S))
             try:
                 answer = self._adb.shell(script, what="asking for results", timeout_s=timeout_s, retry=False).stdout
                 break
-            except DeadlineExceeded:
+            except DeadlineExceeded as error:
                 if time.monotonic() - asked >= SILENCE_TIMEOUT_S:
-                    raise
+                    raise DeadlineExceeded(
+                        "asking for results", SILENCE_TIMEOUT_S, why=SILENT, next_step=WAKE
+                    ) from error
                 continue  # a stalled link, not the runner: it goes on alone
             except DeviceDisconnected:
                 self._adb.wait_until_back(min(RECONNECT_TIMEOUT_S, deadline.check()))
@@ -210,7 +214,7 @@ class PhoneBatch:
         if watch is None:
             return None
         try:
-            printed = watch.finish(Deadline("seeing the runner's end", POLL_TIMEOUT_S)).stdout
+            printed = watch.finish(self._adb.deadline("seeing the runner's end", POLL_TIMEOUT_S)).stdout
             _, _, answer = printed.partition(f"{self._watch_token}\n".encode())
             boot_id, alive, content = self._answered(answer, self._watch_token)
         except DeviceError:

@@ -38,8 +38,10 @@ class RemoteFile:
 def stat_file(server: AdbServer, transport_id: int, path: str, deadline: Deadline) -> RemoteFile:
     """Mode 0 says that there is no such file."""
     with server.service(transport_id, "sync:", deadline) as connection:
-        _send(connection, b"STAT", _encoded(path), deadline)
-        answer = read_exactly(connection, 16, deadline)
+        with server.answering(transport_id, deadline) as first:
+            _send(connection, b"STAT", _encoded(path), first)
+            answer = read_exactly(connection, 16, first)
+        server.heard(transport_id)
         if answer[:4] != b"STAT":
             raise DeviceDisconnected(f"{deadline.what}: unexpected answer {answer[:4]!r} to STAT")
         mode, size, _ = struct.unpack("<III", answer[4:])
@@ -57,13 +59,15 @@ def push_file(server: AdbServer, transport_id: int, source: BinaryIO, path: str,
         _send(connection, b"SEND", _encoded(path) + f",{stat_modes.S_IFREG | mode}".encode(), deadline)
         try:
             while chunk := source.read(CHUNK_BYTES):
-                _send(connection, b"DATA", chunk, deadline)
+                with server.answering(transport_id, deadline) as taking:
+                    _send(connection, b"DATA", chunk, taking)
                 total += len(chunk)
             deadline.limit(connection)
             connection.sendall(b"DONE" + struct.pack("<I", int(time.time())))
         except (BrokenPipeError, ConnectionResetError) as error:
             _raise_pending_failure(connection, path, deadline, error)
-        _expect(connection, b"OKAY", path, deadline)
+        with server.answering(transport_id, deadline) as last:
+            _expect(connection, b"OKAY", path, last)
         _quit(connection)
     return total
 
@@ -74,7 +78,8 @@ def pull_file(server: AdbServer, transport_id: int, path: str, target: BinaryIO,
     with server.service(transport_id, "sync:", deadline) as connection:
         _send(connection, b"RECV", _encoded(path), deadline)
         while True:
-            kind, size = _header(connection, deadline)
+            with server.answering(transport_id, deadline) as next_answer:
+                kind, size = _header(connection, next_answer)
             if kind == b"DONE":
                 break
             if kind != b"DATA":

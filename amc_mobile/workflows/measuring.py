@@ -61,6 +61,7 @@ def open_device(settings: Settings, runtime: str, progress: Progress) -> Device:
             on_wait=on_neighbours,
         )
     # Only now: this computer can measure where adb is not installed.
+    from amc_mobile.device.adb_server import AdbServer
     from amc_mobile.device.bench import runner_program
     from amc_mobile.device.benchmark_model_passes import BenchmarkModelPasses
     from amc_mobile.device.clock_mode import give_back_left_over
@@ -71,7 +72,11 @@ def open_device(settings: Settings, runtime: str, progress: Progress) -> Device:
     from amc_mobile.device.selection import select_phone
     from amc_mobile.device.user_folder import runtimes_folder
 
-    adb = select_phone(profile, load_profiles(profiles_folder()), serial=settings.serial or None)
+    def on_silence(what: str, waited_s: float, limit_s: float) -> None:
+        progress("wait for the phone", int(waited_s), int(limit_s), what)
+
+    server = AdbServer(on_wait=on_silence)
+    adb = select_phone(profile, load_profiles(profiles_folder()), serial=settings.serial or None, server=server)
     give_back_left_over(adb)
     by_program = settings.runtime == BENCHMARK_MODEL and runtime == "tflite"
     library = choose_library(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from benches import fake_runner
 from phone_fake.phone import FakePhone
+from waiting_clock import WaitingClock
 
 from amc_mobile.device import health
 from amc_mobile.device import phone as phone_module
@@ -26,7 +27,7 @@ from amc_mobile.device.phone_passes import PhonePasses
 from amc_mobile.device.profile import load_profiles
 from amc_mobile.device.runtime_library import RuntimeLibrary
 from amc_mobile.device.timing import Job, Timing
-from amc_mobile.errors import InvalidConfig, PhoneBusy, PhoneUnfit
+from amc_mobile.errors import DeadlineExceeded, InvalidConfig, PhoneBusy, PhoneUnfit
 
 PROFILES = load_profiles()
 
@@ -58,6 +59,45 @@ def test_a_session_measures_and_gives_everything_back(device: PhoneDevice, phone
     assert phone.sandbox.wait_until_idle() == []
     assert not list(phone.sandbox.local(FOLDER).glob("[!k]*"))
     assert (phone.sandbox.state / "fixed_performance").read_text() == "false\n"
+
+
+class BuiltLate(dict[str, Callable[[], bytes]]):
+    """Files by name, each built when it is asked for."""
+
+    def __getitem__(self, name: str) -> Any:
+        return super().__getitem__(name)()
+
+
+@pytest.mark.parametrize("when", ["copying", "starting", "measuring"])
+def test_a_frozen_phone_is_named_within_a_minute(
+    device: PhoneDevice, phone: FakePhone, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    clock = WaitingClock(monkeypatch)
+    said: list[str] = []
+    device.adb.server.on_wait = lambda what, waited_s, limit_s: said.append(what)
+    push = device.adb.push
+
+    def freeze() -> bytes:
+        phone.freeze()
+        clock.hurry()
+        return b"ms=1.5"
+
+    def push_frozen(*words: Any, **options: Any) -> int:
+        freeze()
+        return push(*words, **options)
+
+    if when == "copying":
+        monkeypatch.setattr(device.adb, "push", push_frozen)
+    model = freeze if when == "starting" else lambda: b"ms=1.5 wait=99"
+    with pytest.raises(DeadlineExceeded, match="the phone does not answer") as caught, device.session():
+        events = device.bench([BenchModel("a", "a")], BuiltLate(a=model), BenchTiming(), deadline_s=600)
+        next(events)
+        freeze()
+        list(events)
+    phone.thaw()
+    assert 0 < clock.waited_s <= 60
+    assert "plug" in caught.value.next_step
+    assert said[0] in caught.value.message
 
 
 def onnx_phone(adb: AdbPhone, library: RuntimeLibrary, folder: Path) -> PhoneDevice:

@@ -106,8 +106,11 @@ class Stream:
 class Connection:
     """One adb server's connection."""
 
-    def __init__(self, sock: socket.socket, faults: Faults, serve: Callable[[Stream], None]) -> None:
+    def __init__(
+        self, sock: socket.socket, faults: Faults, serve: Callable[[Stream], None], thawed: threading.Event
+    ) -> None:
         self.faults = faults
+        self._thawed = thawed
         self._socket = sock
         self._serve = serve
         self._streams: dict[int, Stream] = {}
@@ -115,6 +118,7 @@ class Connection:
         self._send_lock = threading.Lock()
 
     def send(self, message: Message) -> None:
+        self._thawed.wait()
         try:
             with self._send_lock:
                 self._socket.sendall(message.encoded())
@@ -125,6 +129,7 @@ class Connection:
         """Answers until the connection ends."""
         try:
             while True:
+                self._thawed.wait()
                 self._handle(read_message(self._socket), banner, state)
         except (OSError, StreamClosed):
             pass
@@ -174,6 +179,8 @@ class FakeAdbd:
 
     def __init__(self, faults: Faults, serve: Callable[[Stream], None], banner: Callable[[], bytes]) -> None:
         self.state = "device"
+        self.thawed = threading.Event()  # while it is not set, connections are accepted and nothing is read or sent
+        self.thawed.set()
         self._faults = faults
         self._serve = serve
         self._banner = banner
@@ -189,6 +196,7 @@ class FakeAdbd:
 
     def stop(self) -> None:
         self.state = "gone"
+        self.thawed.set()
         self._listener.close()
         self.disconnect()
 
@@ -202,7 +210,7 @@ class FakeAdbd:
                 sock.close()
                 continue
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection = Connection(sock, self._faults, self._serve)
+            connection = Connection(sock, self._faults, self._serve, self.thawed)
             self._connections.append(connection)
             threading.Thread(target=connection.run, args=(self._banner, lambda: self.state), daemon=True).start()
 

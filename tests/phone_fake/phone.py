@@ -46,6 +46,13 @@ class FakePhone:
     def plug_in(self) -> None:
         self.become("device")
 
+    def freeze(self) -> None:
+        """adbd answers no more, and adb does not notice; what runs on the phone goes on."""
+        self._adbd.thawed.clear()
+
+    def thaw(self) -> None:
+        self._adbd.thawed.set()
+
     def reboot(self) -> None:
         """All processes end and the boot id changes; files stay."""
         self._adbd.state = "gone"
