@@ -7,13 +7,26 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-EMULATOR = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
-CROSS_LIBC = Path("/usr/aarch64-linux-gnu/lib")  # Debian: libc6-arm64-cross, libstdc++6-arm64-cross
-# Where scripts/fetch-arm64-libraries puts the runtimes.
-LIBRARIES = Path(os.environ.get("AMC_MOBILE_ARM64_LIBRARIES", ROOT / ".arm64-libraries"))
+FETCH = "scripts/fetch-test-tools"
+TOOLS = Path(os.environ.get("AMC_MOBILE_TEST_TOOLS", ROOT / ".test-tools"))  # where FETCH puts them
+DEBIAN = TOOLS / "debian"
+LIBRARIES = TOOLS / "arm64"  # of the runtimes
+
+
+def emulator(architecture: str) -> str | None:
+    """A statically linked qemu for programs of an architecture, the fetched one before the system's."""
+    fetched = DEBIAN / "usr" / "bin" / f"qemu-{architecture}"
+    return str(fetched) if fetched.exists() else shutil.which(f"qemu-{architecture}-static")
+
+
+EMULATOR = emulator("aarch64")
+# Debian: libc6-arm64-cross, libstdc++6-arm64-cross
+_cross = Path("usr/aarch64-linux-gnu/lib")
+CROSS_LIBC = DEBIAN / _cross if (DEBIAN / _cross).is_dir() else Path("/") / _cross
 CORES = 4
 
 CPU_INFO = """processor\t: {core}
@@ -42,12 +55,21 @@ void __libc_init(void *raw, void (*on_exit)(void), int (*run)(int, char **, char
 def missing() -> str:
     """Why nothing can be run, or ""."""
     if EMULATOR is None:
-        return "needs qemu-aarch64-static (apt install qemu-user-static)"
+        return f"no qemu-aarch64: {FETCH}"
     if not (CROSS_LIBC / "libstdc++.so.6").exists():
-        return "needs an arm64 C library (apt install libc6-arm64-cross libstdc++6-arm64-cross)"
+        return f"no arm64 C library: {FETCH}"
     if importlib.util.find_spec("ziglang") is None:
         return "needs the package ziglang"
     return ""
+
+
+def fetch_hint(reasons: Iterable[str]) -> str:
+    """How to get what tests were skipped for, from the reasons of all that were; or ""."""
+    count = sum(FETCH in reason for reason in reasons)
+    if not count:
+        return ""
+    tests = "1 test was" if count == 1 else f"{count} tests were"
+    return f"{tests} skipped for want of tools that {FETCH} fetches on Debian (no root needed; 100 MiB in .test-tools)"
 
 
 def zig(*arguments: str) -> None:

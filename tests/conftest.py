@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from arm64_sandbox import fetch_hint
 from fault_summary import cells, fault_table
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -16,13 +17,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The table of faults. Here, since under xdist the process that prints reads only the tests' first conftest."""
+    """The table of faults, and how to run what was skipped.
+
+    Here, since under xdist the process that prints reads only the tests' first conftest.
+    """
     reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
     found = [cell for report in reports for cell in cells(getattr(report, "user_properties", ()))]
     if found:
         terminalreporter.section("faults during commands")
         for line in fault_table(list(dict.fromkeys(found))):
             terminalreporter.write_line(line)
+    if hint := fetch_hint(str(report.longrepr) for report in terminalreporter.getreports("skipped")):
+        terminalreporter.write_line(hint)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import platform
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from amc_mobile.device.bench import (
 from amc_mobile.device.bench_results import BenchGraph
 from amc_mobile.device.layout import OnnxLayout, questions, read
 
-X86_EMULATOR = shutil.which("qemu-x86_64-static") or shutil.which("qemu-x86_64")
+X86_EMULATOR = arm64_sandbox.emulator("x86_64")
 AVX2 = ["-cpu", "Haswell"]
 ARM64 = {"arm64": "cortex-a76", "arm64 with SME": "max"}
 PROCESSORS = ("here", "x86 with AVX2", *ARM64)
@@ -34,10 +33,10 @@ def missing(processor: str) -> str:
     if processor == "x86 with AVX2":
         if platform.machine() != "x86_64":
             return "needs ONNX Runtime for x86_64"
-        return "" if X86_EMULATOR else "needs qemu-x86_64-static (apt install qemu-user-static)"
+        return "" if X86_EMULATOR else f"no qemu-x86_64: {arm64_sandbox.FETCH}"
     if processor in ARM64:
         fetched = any(arm64_sandbox.LIBRARIES.glob("libonnxruntime.so*"))
-        return arm64_sandbox.missing() or ("" if fetched else "needs scripts/fetch-arm64-libraries")
+        return arm64_sandbox.missing() or ("" if fetched else f"no libonnxruntime.so for arm64: {arm64_sandbox.FETCH}")
     return ""
 
 

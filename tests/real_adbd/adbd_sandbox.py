@@ -16,11 +16,12 @@ import sys
 from pathlib import Path
 
 import arm64_sandbox
+from arm64_sandbox import DEBIAN, FETCH
 from phone_fake.adbd import listen
 from phone_fake.sandbox import Sandbox
 
 HERE = Path(__file__).parent
-DEBIAN = Path(os.environ.get("AMC_MOBILE_ADBD", HERE.parents[1] / ".adbd"))  # where scripts/fetch-adbd puts it
+ADBD = DEBIAN / "usr/lib/android-sdk/platform-tools/adbd"
 NAMESPACES = ["unshare", "--user", "--map-root-user", "--net", "--mount", "--pid", "--fork", "--kill-child"]
 # Containers often hide parts of /proc, and then no new one may be mounted.
 TRIED_MOUNTS = "mount -t proc proc /proc && mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc"
@@ -36,8 +37,8 @@ def missing() -> str:
     """Why there is no such phone here, or ""."""
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return "needs Linux on x86_64"
-    if not (DEBIAN / "usr").is_dir():
-        return f"no adbd in {DEBIAN}: scripts/fetch-adbd"
+    if not ADBD.exists():
+        return f"no adbd in {DEBIAN}: {FETCH}"
     kernel = re.match(r"(\d+)\.(\d+)", platform.release())
     if kernel is None or (int(kernel[1]), int(kernel[2])) < OLDEST_KERNEL:
         return f"needs Linux {OLDEST_KERNEL[0]}.{OLDEST_KERNEL[1]} or newer"

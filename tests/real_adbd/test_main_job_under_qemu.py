@@ -25,7 +25,7 @@ FOLDER = "/data/local/tmp/amc-mobile"
 @pytest.mark.parametrize(("runtime", "pattern"), [("tflite", "libLiteRt.so"), ("onnxruntime", "libonnxruntime.so.*")])
 def test_the_main_job_runs_behind_the_real_adbd(runtime: str, pattern: str, amc: CommandLine, phone: RealAdbd) -> None:
     if not list(arm64_sandbox.LIBRARIES.glob(pattern)):
-        pytest.skip(f"no {pattern} in {arm64_sandbox.LIBRARIES}: scripts/fetch-arm64-libraries")
+        pytest.skip(f"no {pattern} in {arm64_sandbox.LIBRARIES}: {arm64_sandbox.FETCH}")
     if runtime == "tflite":
         pytest.importorskip("litert_torch")
     run_main_job(amc, runtime, "--device", "pixel", "--serial", phone.serial)

@@ -70,7 +70,7 @@ def test_the_real_runtimes_run_a_model(
 ) -> None:
     found = sorted(arm64_sandbox.LIBRARIES.glob(pattern))
     if not found:
-        pytest.skip(f"no {pattern} in {arm64_sandbox.LIBRARIES}: scripts/fetch-arm64-libraries")
+        pytest.skip(f"no {pattern} in {arm64_sandbox.LIBRARIES}: {arm64_sandbox.FETCH}")
     if runtime == "litert":
         pytest.importorskip("ai_edge_litert")
         tflite_model(tmp_path / "model")
