@@ -3,6 +3,7 @@
 AmcMobileError                exit 1
   InvalidConfig               a file or flag: key, value, what is allowed
   InvalidInput                a model, checkpoint, data set or file that cannot be used as given
+    NotFinite                 a layer whose values are NaN or infinite
   CorruptFile                 a saved file that cannot be read back
   UnsupportedLayer            module path and operator that cannot be traced or cut
   MissingDependency           the extra to install
@@ -48,6 +49,17 @@ class InvalidConfig(AmcMobileError):
 
 class InvalidInput(AmcMobileError):
     """A model, checkpoint, data set or file cannot be used as given."""
+
+
+class NotFinite(InvalidInput):
+    """A layer reads or holds values that are NaN or infinite. `layer`: its module path, empty where it is not known."""
+
+    def __init__(self, layer: str = "") -> None:
+        super().__init__(
+            f"{layer or 'a layer'}: its inputs on the calibration images, or its weights, are not finite (NaN or infinite)",
+            next_step="look for NaN in the checkpoint's weights and batch-norm statistics, and in the images",
+        )
+        self.layer = layer
 
 
 class CorruptFile(AmcMobileError):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from amc_mobile.channels.ids import DimensionIds, Ids
 from amc_mobile.channels.structure import ChannelGroups, Layer
+from amc_mobile.pruning.least_squares import check_finite
 from amc_mobile.pruning.matrices import Matrices
 from amc_mobile.pruning.program import LayerStep, Program
 from amc_mobile.pruning.program_run import Run, batches_within
@@ -127,6 +128,8 @@ class _Sums:
         self.rows += len(rows)
 
     def result(self, layer: Layer) -> LayerGram:
+        """Raises NotFinite."""
+        check_finite(layer.name, self.moment, self.weight, self.scale)
         return LayerGram(
             layer.in_ids,
             len(self.weight) // len(layer.in_ids),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from amc_mobile.errors import NotFinite
+
 DEFAULT_RIDGE = 1e-4  # of the mean diagonal
 
 
@@ -23,13 +25,21 @@ def factorised(moment: Tensor, ridge: float) -> Tensor:
     """The lower Cholesky factor of the ridged moment.
 
     Moments are sums of float32 products: where rounding leaves one indefinite, the ridge grows until it is not.
+    Raises NotFinite, since no ridge makes NaN definite.
     """
+    check_finite("", moment)
     factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(ridged(moment, ridge))
     while int(failed) != 0:
         ridge = max(ridge * 10, 1e-12)
         factor, failed = torch.linalg.cholesky_ex(ridged(moment, ridge))
     return factor
+
+
+def check_finite(layer: str, *tensors: Tensor) -> None:
+    """Raises NotFinite, naming the layer, where a value of one of its tensors is NaN or infinite."""
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        raise NotFinite(layer)
 
 
 def corrected(moment: Tensor, gradient: Tensor, ridge: float) -> Tensor:

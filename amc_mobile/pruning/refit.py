@@ -15,7 +15,7 @@ from amc_mobile.channels.ids import Ids
 from amc_mobile.channels.operators import operator_name
 from amc_mobile.channels.structure import ChannelGroups
 from amc_mobile.pruning.gram import ACTIVATION_BYTES, ROWS_PER_COLUMN
-from amc_mobile.pruning.least_squares import DEFAULT_RIDGE, Moments
+from amc_mobile.pruning.least_squares import DEFAULT_RIDGE, Moments, check_finite
 from amc_mobile.pruning.program import NormStep, Program
 from amc_mobile.pruning.program_run import Run, batches_within, peak_bytes
 from amc_mobile.pruning.refit_tasks import LayerTask, NormTask, find_tasks
@@ -103,6 +103,8 @@ class _Fitter:
             split = max(1, round(len(rows) // per_image * (1 - HELD_OUT))) * per_image  # between images
             parts[0].add(rows[:split], residuals[:split])
             parts[1].add(rows[split:], residuals[split:])
+        for part in parts:
+            check_finite(step.layer, part.square, part.product)
         change, intercept = self._fitted(
             parts, step.bias is not None or step.norm is not None, scale.double() * visible
         )

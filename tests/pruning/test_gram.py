@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import nn
 from traced_networks import subject
 
 from amc_mobile.channels.groups import find_groups
+from amc_mobile.errors import NotFinite
 from amc_mobile.pruning.gram import collect_gram, readable_layers
 from amc_mobile.pruning.program import Program
 from amc_mobile.pruning.program_run import Run, equal_batches
@@ -116,3 +119,16 @@ def test_the_scale_is_that_of_the_batch_norm_behind_the_layer() -> None:
     expected = (norm.weight / torch.sqrt(norm.running_var + norm.eps)).double().detach()
     assert torch.allclose(net.gram.layers["classifier.0"].output_scale, expected)
     assert np.all(net.gram.layers["classifier.3"].output_scale.numpy() == 1)
+
+
+@pytest.mark.parametrize(("broken", "named"), [("stem.1.running_var", "a1.0"), ("a2.weight", "a2")])
+def test_values_that_are_not_finite_are_an_error_that_names_the_first_layer(broken: str, named: str) -> None:
+    net = subject("PaddedShortcut")
+    model = copy.deepcopy(net.model)
+    with torch.no_grad():
+        model.state_dict()[broken].view(-1)[0] = float("nan")
+    with pytest.raises(NotFinite) as raised:
+        collect_gram(model, net.groups, net.images, positions=3)
+    assert raised.value.layer == named
+    assert named in raised.value.message
+    assert "checkpoint" in raised.value.next_step

@@ -9,8 +9,9 @@ from networks import PRUNABLE
 from traced_networks import first_order, halves, subject
 
 from amc_mobile.channels import surgery
+from amc_mobile.errors import NotFinite
 from amc_mobile.pruning.importance import channel_order
-from amc_mobile.pruning.least_squares import corrected, ridged
+from amc_mobile.pruning.least_squares import corrected, factorised, ridged
 from amc_mobile.pruning.reconstruction import Reconstructor
 
 
@@ -149,3 +150,10 @@ def test_inputs_that_are_always_zero_keep_their_weights() -> None:
     nothing = torch.zeros(3, 3, dtype=torch.float64)
     assert torch.equal(ridged(nothing, 1e-4), torch.eye(3, dtype=torch.float64))
     assert torch.equal(corrected(nothing, torch.zeros(3, 2, dtype=torch.float64), 1e-4), nothing[:, :2])
+
+
+def test_a_moment_that_is_not_finite_is_refused_at_once() -> None:
+    moment = torch.eye(3, dtype=torch.float64)
+    moment[1, 2] = float("nan")
+    with pytest.raises(NotFinite):
+        factorised(moment, 1e-4)
