@@ -56,7 +56,7 @@ class NotFinite(InvalidInput):
 
     def __init__(self, layer: str = "") -> None:
         super().__init__(
-            f"{layer or 'a layer'}: its inputs on the calibration images, or its weights, are not finite (NaN or infinite)",
+            f"{layer or 'a layer'}: not all of its inputs on the calibration images and its weights are finite numbers",
             next_step="look for NaN in the checkpoint's weights and batch-norm statistics, and in the images",
         )
         self.layer = layer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,9 +30,9 @@ class TrainConfig:
     epochs: int = 30
     learning_rate: float = 0.1  # at its highest, for this `batch_size`
     batch_size: int = 128
-    weight_decay: float = 5e-4  # of weights; biases and batch norm have none
+    weight_decay: float = 5e-4  # of weights; biases, norms and depthwise convolutions have none
     momentum: float = 0.9
-    warmup_epochs: float = 1.0  # the learning rate rises linearly from 0 over these
+    warmup_share: float = 0.05  # of all steps; over these the learning rate rises linearly from 0
     distill_weight: float = 0.0  # share of the loss that asks for the teacher's outputs, in [0, 1]
     temperature: float = 4.0  # softens both outputs in that part (Hinton et al. 2015)
     label_smoothing: float = 0.0
@@ -49,7 +49,7 @@ class TrainConfig:
             "batch_size": (self.batch_size >= 2, "2 or more: batch norm needs several images"),
             "weight_decay": (self.weight_decay >= 0, "0 or more"),
             "momentum": (0 <= self.momentum < 1, "in [0, 1)"),
-            "warmup_epochs": (self.warmup_epochs >= 0, "0 or more"),
+            "warmup_share": (0 <= self.warmup_share < 1, "in [0, 1)"),
             "distill_weight": (0 <= self.distill_weight <= 1, "in [0, 1]"),
             "temperature": (self.temperature > 0, "above 0"),
             "ema_decay": (0 <= self.ema_decay < 1, "in [0, 1)"),
@@ -71,18 +71,22 @@ def train(
     on_epoch: Callable[[EpochReport], None] | None = None,
     resume: Path | None = None,
     validate: LabelledImages | None = None,
+    keep_best: bool = False,
 ) -> list[EpochReport]:
     """Trains `model` in place and leaves it in evaluation mode; gives one report per epoch.
 
     `resume`: a file rewritten after every epoch. A call that finds it there continues after its last epoch, and ends
     with the weights of a run that was never interrupted: each epoch draws its random numbers from `config.seed` and
     its own number alone. `on_epoch` is called for epochs run now, not for those read from the file. The accuracy on
-    `validate` is reported and decides nothing: the weights are those of the last epoch, or their moving average.
+    `validate` is reported and, with `keep_best`, decides: the model ends with the weights of `best_epoch`. Otherwise
+    they are those of the last epoch. Either way their moving average, where there is one.
     Raises InvalidConfig when the file belongs to another configuration, model or data set, when distillation lacks a
     teacher, and when the loss is no longer finite.
     """
     if config.distill_weight > 0 and teacher is None:
         raise InvalidConfig(f"distill_weight is {config.distill_weight}, but there is no teacher to learn from")
+    if keep_best and validate is None:
+        raise InvalidConfig("the best epoch is asked for, but there are no images to tell which it is")
     # The teacher's own mode is left alone, and as a copy it cannot be the model that changes here.
     tutor = copy.deepcopy(teacher).eval().requires_grad_(False) if teacher and config.distill_weight > 0 else None
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -94,7 +98,8 @@ def train(
     )
     average = WeightAverage(model, config.ema_decay) if config.ema_decay > 0 else None
     averaged = average.module if average else None
-    state = TrainingState(model, optimizer, _identity(config, images, tutor), averaged=averaged)
+    identity = _identity(config, images, tutor) | ({"keeps": "the best epoch"} if keep_best else {})
+    state = TrainingState(model, optimizer, identity, averaged=averaged)
     if resume is not None and resume.exists():
         state.load(resume)
     with _threads(config.threads):
@@ -112,23 +117,35 @@ def train(
                     seconds=time.perf_counter() - started,
                 )
             )
+            if keep_best and best_epoch(state.reports) is state.reports[-1]:
+                state.keep_as_best()
             if resume is not None:
                 state.save(resume)
             if on_epoch is not None:
                 on_epoch(state.reports[-1])
-    if averaged is not None:
+    if state.best is not None:
+        model.load_state_dict(state.best)
+    elif averaged is not None:
         model.load_state_dict(averaged.state_dict())
     model.eval()
     return list(state.reports)
 
 
-def learning_rate_at(config: TrainConfig, epochs_done: float) -> float:
-    """Linear warm-up to `learning_rate`, then half a cosine to 0 at the last epoch (Loshchilov and Hutter 2017)."""
-    if epochs_done < config.warmup_epochs:
-        return config.learning_rate * epochs_done / config.warmup_epochs
-    rest = max(config.epochs - config.warmup_epochs, 1e-9)
-    progress = min((epochs_done - config.warmup_epochs) / rest, 1.0)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+def best_epoch(reports: Sequence[EpochReport]) -> EpochReport | None:
+    """The epoch of the highest held-out accuracy, the last of equal ones; None where none was measured."""
+    measured = [report for report in reports if report.validation_top1 is not None]
+    return max(measured, key=lambda report: (report.validation_top1 or 0.0, report.epoch), default=None)
+
+
+def learning_rate_at(config: TrainConfig, progress: float) -> float:
+    """Linear warm-up to `learning_rate`, then half a cosine to 0 at the last step (Loshchilov and Hutter 2017).
+
+    `progress`: the share of all steps that is done, in [0, 1].
+    """
+    if progress < config.warmup_share:
+        return config.learning_rate * progress / config.warmup_share
+    after = (progress - config.warmup_share) / (1 - config.warmup_share)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(after, 1.0)))
 
 
 def _run_epoch(
@@ -152,7 +169,7 @@ def _run_epoch(
         for step, (index, pixels) in enumerate(fetched(images.images, torch.tensor_split(order, batches))):
             for group in optimizer.param_groups:
                 # The middle of the step, so that neither the first nor the last step is wasted.
-                group["lr"] = learning_rate_at(config, epoch + (step + 0.5) / batches)
+                group["lr"] = learning_rate_at(config, (epoch + (step + 0.5) / batches) / config.epochs)
             labels = images.labels[index].to(device)
             if config.augment:
                 pixels, labels = task.augmented(pixels, labels, generator, mirrors=images.mirrors)
@@ -184,11 +201,20 @@ def _run_epoch(
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    decaying = {id(parameter) for module in model.modules() for parameter in _decaying(module)}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [
-        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+        {"params": [parameter for parameter in trained if id(parameter) in decaying], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in trained if id(parameter) not in decaying], "weight_decay": 0.0},
     ]
+
+
+def _decaying(module: nn.Module) -> Iterator[nn.Parameter]:
+    """The parameters of this module alone that weight decay shrinks."""
+    # A depthwise filter has some ten weights, which decay holds from their task (MobileNet, Howard et al. 2017).
+    depthwise = isinstance(module, nn.modules.conv._ConvNd) and 1 < module.groups == module.in_channels
+    if not depthwise and "Norm" not in type(module).__name__:
+        yield from (parameter for parameter in module.parameters(recurse=False) if parameter.ndim > 1)
 
 
 def _identity(config: TrainConfig, images: LabelledImages, tutor: nn.Module | None) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +17,8 @@ from amc_mobile.errors import CorruptFile, InvalidConfig
 
 # 1: tensors `model.NAME` and `momentum.NAME`; metadata `identity` and `reports` as JSON
 # 2: tensors `average.NAME` where weights are averaged
-FORMAT_VERSION = 2
+# 3: tensors `best.NAME` where the best epoch is kept
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class EpochReport:
 class TrainingState:
     """`model`, `optimizer` (SGD with momentum) and averaged weights of one run, with the reports of the epochs done.
 
-    `identity`: what must be equal in the file and in the run that wants to continue from it.
+    `identity`: what must be equal in the file and in the run that wants to continue from it. `best`: the state dict
+    that `keep_as_best` copied last.
     """
 
     model: nn.Module
@@ -47,12 +50,18 @@ class TrainingState:
     identity: dict[str, str]
     reports: list[EpochReport] = field(default_factory=list)
     averaged: nn.Module | None = None
+    best: dict[str, Tensor] | None = None
+
+    def keep_as_best(self) -> None:
+        """Copies the weights as they are now, or their moving average."""
+        self.best = copy.deepcopy((self.averaged or self.model).state_dict())
 
     def save(self, path: Path) -> None:
         """Replaces `path`, whole or not at all."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         if self.averaged is not None:
             tensors |= {f"average.{name}": value for name, value in self.averaged.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in (self.best or {}).items()}
         for name, parameter in self.model.named_parameters():
             momentum = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
             if momentum is not None:
@@ -89,6 +98,7 @@ class TrainingState:
         self.model.load_state_dict(_under("model.", tensors))
         if self.averaged is not None:
             self.averaged.load_state_dict(_under("average.", tensors))
+        self.best = _under("best.", tensors) or None
         for name, parameter in self.model.named_parameters():
             momentum = tensors.get(f"momentum.{name}")
             if momentum is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from amc_mobile.models.evaluation import evaluate, logits
-from amc_mobile.models.training import TrainConfig, train
+from amc_mobile.models.training import TrainConfig, best_epoch, train
 from amc_mobile.workflows.network import load_network
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.runs import Run
@@ -33,7 +33,8 @@ class FinetuneResult:
         r = self.result
         kept = "kept" if r["kept"] else "not kept: clearly fewer of the held-out images are right"
         return (
-            f"run {self.run}: {r['epochs']} epochs, {r['metric']} {r['test_top1_before']:.1%} -> {r['test_top1']:.1%} "
+            f"run {self.run}: {r['epochs']} epochs, the weights of epoch {r['best_epoch']}, "
+            f"{r['metric']} {r['test_top1_before']:.1%} -> {r['test_top1']:.1%} "
             f"on {r['test_images']} {r['accuracy_on']}; {kept}"
         )
 
@@ -52,7 +53,8 @@ def finetune_run(
 ) -> FinetuneResult:
     """Fine-tunes a run's pruned network; goes on where it was killed.
 
-    The reward images, which training never sees, decide whether the new weights are kept; test images only report.
+    The reward images, which training never sees, decide which epoch's weights are taken, and whether they are kept;
+    test images only report.
     """
     folder = Run(space.run_folder(run))
     settings = folder.settings()
@@ -79,13 +81,14 @@ def finetune_run(
     place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     reports = train(
         model.to(place), data.train, config, task=network.task, teacher=network.module.to(place), resume=state,
-        validate=data.reward,
+        validate=data.reward, keep_best=True,
         on_epoch=lambda r: progress(
             "fine-tune", r.epoch, r.epochs,
             f"loss {r.train_loss:.3f}, held-out {network.task.metric} {r.validation_top1:.1%}",
         ),
     )  # fmt: skip
     model.to("cpu")
+    best = best_epoch(reports)
     kept = not clearly_worse(right, network.task.right(logits(model, data.reward), data.reward.labels))
     folder.save_weights("finetuned", model)
     document = {
@@ -93,7 +96,8 @@ def finetune_run(
         "test_images": len(data.test), "test_top1_before": before,
         "test_top1": evaluate(model, data.test, task=network.task), "metric": network.task.metric,
         "accuracy_on": data.accuracy_on, "kept": kept, "ema_decay": ema_decay, "held_out_images": len(data.reward),
-        "held_out_top1_before": held_out_before, "epoch_reports": [asdict(report) for report in reports],
+        "held_out_top1_before": held_out_before, "best_epoch": best.epoch if best else 0,
+        "epoch_reports": [asdict(report) for report in reports],
     }  # fmt: skip
     folder.write("finetune", document)
     state.unlink(missing_ok=True)

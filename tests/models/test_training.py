@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 import time
@@ -19,11 +20,11 @@ from amc_mobile.errors import CorruptFile, InvalidConfig, InvalidInput
 from amc_mobile.models.augmentation import augmented
 from amc_mobile.models.evaluation import evaluate, logits
 from amc_mobile.models.task import CLASSIFICATION
-from amc_mobile.models.training import TrainConfig, learning_rate_at, train
+from amc_mobile.models.training import TrainConfig, best_epoch, learning_rate_at, train
 from amc_mobile.models.training_state import EpochReport
 from amc_mobile.models.weight_average import WeightAverage
 
-CONFIG = TrainConfig(epochs=4, learning_rate=0.1, batch_size=16, warmup_epochs=0.5, threads=1)
+CONFIG = TrainConfig(epochs=4, learning_rate=0.1, batch_size=16, warmup_share=0.125, threads=1)
 
 
 def small_net(seed: int = 0) -> nn.Module:
@@ -233,7 +234,7 @@ def test_the_distillation_loss_is_nothing_for_equal_outputs_and_follows_its_form
 
 def test_a_loss_that_explodes_is_an_error_with_advice() -> None:
     with pytest.raises(InvalidConfig, match="diverged") as caught:
-        train(small_net(), stripes(), replace(CONFIG, learning_rate=1e30, warmup_epochs=0.0))
+        train(small_net(), stripes(), replace(CONFIG, learning_rate=1e30, warmup_share=0.0))
     assert "lower the learning rate" in caught.value.next_step
 
 
@@ -243,9 +244,62 @@ def test_a_setting_that_makes_no_sense_is_refused() -> None:
 
 
 def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
-    config = TrainConfig(epochs=10, learning_rate=0.4, warmup_epochs=2)
-    rates = [learning_rate_at(config, epochs) for epochs in (0, 1, 2, 6, 10)]
+    config = TrainConfig(learning_rate=0.4, warmup_share=0.2)
+    rates = [learning_rate_at(config, progress) for progress in (0, 0.1, 0.2, 0.6, 1)]
     assert rates == pytest.approx([0.0, 0.2, 0.4, 0.2, 0.0])
+
+
+def test_a_single_epoch_warms_up_for_a_few_steps_and_ends_near_a_rate_of_nothing() -> None:
+    report = train(small_net(), stripes(640), TrainConfig(epochs=1, learning_rate=0.1, batch_size=16, threads=1))[0]
+    assert report.learning_rate < 0.001
+
+
+def test_norms_biases_and_depthwise_filters_do_not_decay() -> None:
+    """A learning rate too small to learn anything, and a decay that halves what it touches."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.LayerNorm([4, 8, 8]),
+        nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2),
+    )  # fmt: skip
+    before = copy.deepcopy(model.state_dict())
+    config = TrainConfig(
+        epochs=1, learning_rate=1e-6, batch_size=65, warmup_share=0, weight_decay=1e6, momentum=0, threads=1
+    )
+    train(model, stripes(), config)
+    after = model.state_dict()
+    shrunk = {n for n, _ in model.named_parameters() if after[n].norm() < 0.8 * before[n].norm()}
+    assert shrunk == {"0.weight", "6.weight"}
+
+
+def test_the_best_epoch_is_kept_also_by_a_run_that_was_interrupted(tmp_path: Path) -> None:
+    """Contrary labels: a network that knows the classes unlearns them epoch by epoch."""
+    start, held_out = small_net(), stripes(200, seed=1)
+    train(start, stripes(), replace(CONFIG, epochs=12))
+    contrary = replace(stripes(), labels=1 - stripes().labels)
+    config = replace(CONFIG, epochs=6, learning_rate=0.01)
+    last, best, cut = (copy.deepcopy(start) for _ in range(3))
+    reports = train(last, contrary, config, validate=held_out)
+    train(best, contrary, config, validate=held_out, keep_best=True)
+    found = best_epoch(reports)
+    assert found is not None
+    assert found.epoch < 6
+    assert evaluate(best, held_out) == found.validation_top1
+    assert evaluate(last, held_out) < evaluate(best, held_out)
+    resumed = {"resume": tmp_path / "run", "validate": held_out, "keep_best": True}
+    with pytest.raises(StoppedError):
+        train(cut, contrary, config, on_epoch=stop_after(found.epoch + 1), **resumed)  # type: ignore[arg-type]
+    cut = small_net(seed=5)
+    train(cut, contrary, config, **resumed)  # type: ignore[arg-type]
+    assert torch.equal(weights(cut), weights(best))
+
+
+def test_equal_epochs_keep_the_last_and_no_images_no_best() -> None:
+    reports = [EpochReport(n, 3, 1.0, 1.0, top1, 0.1, 1.0) for n, top1 in ((1, 0.5), (2, 0.9), (3, 0.9))]
+    best = best_epoch(reports)
+    assert best is not None
+    assert best.epoch == 3
+    assert best_epoch([replace(report, validation_top1=None) for report in reports]) is None
+    with pytest.raises(InvalidConfig, match="best epoch"):
+        train(small_net(), stripes(), CONFIG, keep_best=True)
 
 
 # Augmentation

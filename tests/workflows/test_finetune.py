@@ -76,6 +76,7 @@ def test_a_run_keeps_and_draws_the_held_out_accuracy_of_epochs(tmp_path: Path, c
     assert [report["epoch"] for report in reports] == [1, 2, 3]
     assert all(0 <= report["validation_top1"] <= 1 for report in reports)
     assert (tuned["ema_decay"], tuned["held_out_images"]) == (0.9, 12)
+    assert tuned["best_epoch"] == max(range(1, 4), key=lambda n: (reports[n - 1]["validation_top1"], n))
     shown = json.loads(command("report"))["finetuning"]
     assert [point["epoch"] for point in shown] == [0, 1, 2, 3]
     assert shown[0]["top1"] == tuned["held_out_top1_before"]
