@@ -334,10 +334,11 @@ class UnknownOperator(nn.Module):
         super().__init__()
         self.stem = unit(3, 8, 3, 2)
         self.middle = nn.Sequential(nn.Identity(), self.Cumulative())
-        self.fc = nn.Linear(8, 5)
+        self.after = nn.Conv2d(8, 12, 1)
+        self.fc = nn.Linear(12, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(pooled(self.middle(self.stem(x))))
+        return self.fc(pooled(self.after(self.middle(self.stem(x)))))
 
 
 class FoldedSpace(nn.Module):

@@ -7,6 +7,7 @@ import copy
 import io
 import logging
 import traceback
+import warnings
 from collections.abc import Iterator
 from types import TracebackType
 
@@ -46,11 +47,13 @@ def exported(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """torch.export logs and prints the whole graph when it fails; the error says it shorter."""
+    """torch.export logs and prints the whole graph when it fails; the error says it shorter. Its warnings are about
+    how it copies a recurrent layer's weights."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(before)

@@ -29,17 +29,18 @@ LAYER_CLASSES = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 def find_groups(model: nn.Module, example: Tensor) -> ChannelGroups:
     """Finds the channel groups of `model`, which is left as it was.
 
-    `example`: (N, C, H, W). Raises UnsupportedLayer naming the module and the operator that cannot be traced.
+    `example`: (N, C, H, W). What an operator without a rule reads is kept whole, with the operator in the reason.
+    Raises UnsupportedLayer naming the module that does not run or that torch.export cannot trace.
     """
     program = exported(model, example)
     trace = _traced(model, program, rigid=False)
-    groups = _grouped(model, trace, tuple(example.shape))
+    groups = _grouped(trace, tuple(example.shape))
     if trace.has_sized_moves:
         try:
             prove(model, groups, example, kept=later_half(groups))
             prove(model, groups, example)
         except UnsupportedLayer:  # the sizes are numbers in the network's code: leave those channels alone
-            return _grouped(model, _traced(model, program, rigid=True), tuple(example.shape))
+            return _grouped(_traced(model, program, rigid=True), tuple(example.shape))
     return groups
 
 
@@ -49,7 +50,8 @@ def _traced(model: nn.Module, program: torch.export.ExportedProgram, *, rigid: b
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     first_name: dict[int, str] = {}
     canonical = {name: first_name.setdefault(id(tensor), name) for name, tensor in tensors}
-    trace = IdTrace(program.graph_module, rigid=rigid)
+    layers = frozenset(name for name, module in model.named_modules() if isinstance(module, LAYER_CLASSES))
+    trace = IdTrace(program.graph_module, layers, rigid=rigid)
     arguments: list[Any] = []
     for node in program.graph.nodes:
         if node.op != "placeholder":
@@ -68,10 +70,10 @@ def _traced(model: nn.Module, program: torch.export.ExportedProgram, *, rigid: b
     return trace.record
 
 
-def _grouped(model: nn.Module, trace: TraceRecord, input_shape: tuple[int, ...]) -> ChannelGroups:
+def _grouped(trace: TraceRecord, input_shape: tuple[int, ...]) -> ChannelGroups:
     united = trace.ids.roots()  # before anything is fixed: tells apart why
     reasons: dict[int, str] = {}
-    for ids, why in trace.fixed:
+    for ids, why in trace.all_fixed():
         for root in np.unique(united[ids]):
             if root != FIXED:
                 reasons.setdefault(int(root), why)
@@ -93,7 +95,7 @@ def _grouped(model: nn.Module, trace: TraceRecord, input_shape: tuple[int, ...])
     def dimension(ids: Ids) -> DimensionIds:
         return DimensionIds(group_of[roots[ids]], position_of[roots[ids]])
 
-    layers = tuple(_layer(model, traced, dimension, input_shape[0]) for traced in trace.layers)
+    layers = tuple(_layer(traced, dimension, input_shape[0]) for traced in trace.layers)
     groups: list[ChannelGroup] = []
     for index, of_group in enumerate(found):
         coupled = [layer for layer in layers if layer.kind != "depthwise"]
@@ -103,6 +105,8 @@ def _grouped(model: nn.Module, trace: TraceRecord, input_shape: tuple[int, ...])
         name = makers[0] if makers[0] not in taken else f"{makers[0]}#{index}"
         groups.append(ChannelGroup(name, len(of_group), makers, readers))
     kept: dict[str, KeptGroup] = {}
+    for layer_as_it_is in trace.kept:
+        kept.setdefault(layer_as_it_is.name, layer_as_it_is)
     for traced, layer in zip(trace.layers, layers, strict=True):
         if not layer.out_ids.is_fixed or layer.kind == "depthwise":
             continue
@@ -133,18 +137,7 @@ def _members(trace: TraceRecord, roots: Ids) -> list[list[int]]:
     return list(members.values())
 
 
-def _layer(model: nn.Module, traced: TracedLayer, dimension: Callable[[Ids], DimensionIds], images: int) -> Layer:
-    module = model.get_submodule(traced.name)
-    if not isinstance(module, LAYER_CLASSES):
-        raise UnsupportedLayer(
-            traced.name, f"{type(module).__name__} convolves with a parameter of its own",
-            next_step="hold the weight in an nn.Conv2d, nn.ConvTranspose2d or nn.Linear",
-        )  # fmt: skip
-    if getattr(module, "padding_mode", "zeros") != "zeros":
-        raise UnsupportedLayer(
-            traced.name, f"padding_mode={module.padding_mode!r} is not supported",
-            next_step="pad with zeros, or with a padding module in front of a convolution without padding",
-        )  # fmt: skip
+def _layer(traced: TracedLayer, dimension: Callable[[Ids], DimensionIds], images: int) -> Layer:
     linear = len(traced.weight_shape) == 2
     depthwise = traced.groups > 1 and traced.groups == len(traced.in_ids) == len(traced.out_ids)
     kind = "linear" if linear else "depthwise" if depthwise else "grouped" if traced.groups > 1 else "conv"
@@ -177,11 +170,6 @@ def _padding(traced: TracedLayer, kernel: tuple[int, int], dilation: tuple[int, 
     if traced.padding == "valid":
         return (0, 0)
     total = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
-    if any(t % 2 for t in total):
-        raise UnsupportedLayer(
-            traced.name, f"padding='same' with a {kernel[0]}x{kernel[1]} kernel pads unevenly",
-            next_step="use nn.ZeroPad2d and a convolution without padding",
-        )  # fmt: skip
     return (total[0] // 2, total[1] // 2)
 
 

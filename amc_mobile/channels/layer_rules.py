@@ -1,6 +1,6 @@
 """Channel ids through layers with weights. What each function returns are the ids of the layer's output.
 
-Raises UnsupportedLayer where a layer's weight is computed in the forward pass.
+Raises NoRuleError where a layer's weight is computed in the forward pass or is no layer's own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from amc_mobile.channels.ids import Ids
-from amc_mobile.channels.trace_record import TraceRecord
+from amc_mobile.channels.trace_record import NoRuleError, TraceRecord
 from amc_mobile.channels.traced import Parameter, TracedLayer, spread
 
 
@@ -95,7 +95,10 @@ def _add_layer(
 
 def _weight(record: TraceRecord, weight: Any) -> Parameter:
     if not isinstance(weight, Parameter):
-        raise record.unsupported("the weight of a layer is computed in the forward pass")
+        raise NoRuleError("whose weight is computed in the forward pass")
+    module, _, attribute = weight.name.rpartition(".")
+    if attribute != "weight" or module not in record.layer_modules:
+        raise NoRuleError(f"whose weight is the parameter {weight.name}, not that of a layer")
     return weight
 
 

@@ -22,7 +22,7 @@ OVER_SPACE = ("pool", "upsample", "interpolate")  # parts of names
 MOVING = {
     "cat", "channel_shuffle", "chunk", "concat", "expand", "expand_as", "flatten", "getitem", "narrow",
     "native_channel_shuffle", "permute", "pixel_shuffle", "pixel_unshuffle", "reshape", "select", "slice", "split",
-    "split_with_sizes", "squeeze", "transpose", "unbind", "unflatten", "unsqueeze", "_unsafe_view", "view",
+    "split_with_sizes", "squeeze", "stack", "transpose", "unbind", "unflatten", "unsqueeze", "_unsafe_view", "view",
 }  # fmt: skip
 # An exported graph does not tell `x.shape[1] // 2` from 32: whether these adapt to fewer channels, only running tells.
 SIZED_VIEWS = {"view", "reshape", "_unsafe_view", "unflatten"}
@@ -31,11 +31,12 @@ MIXING = {
     "bmm", "group_norm", "layer_norm", "log_softmax", "matmul", "mm", "rms_norm", "scaled_dot_product_attention",
     "softmax",
 }  # fmt: skip
+RECURRENT = {"gru", "lstm", "rnn_relu", "rnn_tanh"}
 CONSTANTS = {"arange", "full", "new_full", "new_ones", "new_zeros", "ones", "zeros"}
 
 
 def product_macs(node: Node) -> int:
-    """Multiply-accumulates of an operator that multiplies activations with each other; 0 for every other one."""
+    """Multiply-accumulates of an operator that multiplies tensors with each other; 0 for every other one."""
     name = operator_name(node.target)
     made: tuple[int, ...] = tuple(getattr(node.meta.get("val"), "shape", ()))
     shapes = [_shape(argument) for argument in node.args]
@@ -55,6 +56,14 @@ def product_macs(node: Node) -> int:
             for pair in zip(word, _shape(operand), strict=False)
         ]
         return math.prod(dict(sizes).values()) if len(words) > 1 else 0
+    if name in CONVOLUTIONS:
+        return math.prod(shapes[0] if "transpose" in name else made) * math.prod(shapes[1][1:])
+    if name == "linear":
+        return math.prod(made) * shapes[1][-1]
+    if name in RECURRENT:  # the sequence, the first states (one or several), the weights of every layer
+        weights: Any = node.args[2]
+        steps = math.prod(shapes[0][:-1])
+        return steps * sum(math.prod(_shape(weight)) for weight in weights if len(_shape(weight)) == 2)
     return 0
 
 

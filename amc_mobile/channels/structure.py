@@ -37,7 +37,7 @@ class Layer:
     """One execution of a convolution or linear layer. Sizes are (height, width) in the unpruned network.
 
     A 1-D convolution has height 1. A linear layer that reads (N, H, W, F) or (N, T, F) has the sizes (H, W) or (1, T),
-    otherwise (1, 1). `padding` is on both sides; strings such as "same" are resolved. `positions`: how often the weight
+    otherwise (1, 1). `padding` is that in front; strings such as "same" are resolved. `positions`: how often the weight
     is applied for one image: at every position of the output (of a transposed convolution: of the input), also where
     the network folds space into the batch.
     """

@@ -8,25 +8,33 @@ from torch.fx import Node
 
 from amc_mobile.channels import operators
 from amc_mobile.channels.ids import FIXED, ChannelIds, Ids
+from amc_mobile.channels.structure import KeptGroup
 from amc_mobile.channels.traced import Parameter, TracedLayer, channel_vector
-from amc_mobile.errors import UnsupportedLayer
+
+
+class NoRuleError(Exception):
+    """An operator, or a use of one, that no rule covers; says why. What it reads stays whole."""
 
 
 class TraceRecord:
     """Filled node by node. `node`: the present one, which reasons and errors name.
 
-    `parameters`: name -> ids per dimension; `fixed`: ids that may not be cut, with the reason; `has_sized_moves`:
-    whether channels were reshaped, sliced or split by explicit sizes; `other_macs`: multiply-accumulates of the whole
-    batch outside `layers`.
+    `parameters`: name -> ids per dimension; `fixed`: ids that may not be cut, with the reason; `kept`: layers that are
+    left as they are; `has_sized_moves`: whether channels were reshaped, sliced or split by explicit sizes;
+    `other_macs`: multiply-accumulates of the whole batch outside `layers`. `layer_modules`: paths of the modules that
+    hold the weight of a layer.
     """
 
     node: Node
 
-    def __init__(self) -> None:
+    def __init__(self, layer_modules: frozenset[str]) -> None:
+        self.layer_modules = layer_modules
         self.ids = ChannelIds()
         self.layers: list[TracedLayer] = []
         self.parameters: dict[str, tuple[Ids | None, ...]] = {}
         self.fixed: list[tuple[Ids, str]] = []
+        self.kept: list[KeptGroup] = []
+        self._whole: list[tuple[Parameter, str]] = []
         self.has_sized_moves = False
         self.other_macs = 0
 
@@ -47,6 +55,15 @@ class TraceRecord:
         """The channels in `x` may not be cut."""
         self.fixed.append((np.unique(x.numpy()), why))
 
+    def keep(self, parameter: Parameter, why: str) -> None:
+        """No dimension of `parameter` may be cut, wherever else the network reads it."""
+        self._whole.append((parameter, why))
+
+    def all_fixed(self) -> list[tuple[Ids, str]]:
+        """`fixed` and the channels along the dimensions of parameters that are kept. Complete after the last node."""
+        held = [(self.parameters.get(parameter.name, ()), why) for parameter, why in self._whole]
+        return self.fixed + [(ids, why) for dims, why in held for ids in dims if ids is not None]
+
     def vector(self, x: Tensor) -> Ids:
         """The ids along dimension 1. Where they differ by position, they are fixed: then every position is alike."""
         vector = channel_vector(x)
@@ -55,7 +72,8 @@ class TraceRecord:
             vector = np.full(x.shape[1], FIXED, dtype=np.int64)
         return vector
 
-    def unsupported(self, why: str) -> UnsupportedLayer:
-        """The error that names the module of the present node."""
-        next_step = "write the module with supported operators, or use a network without it"
-        return UnsupportedLayer(operators.module_path(self.node), why, next_step=next_step)
+    @property
+    def operator(self) -> str:
+        """The present node for a reason, like `operator cumsum (middle.1)`."""
+        module = operators.module_path(self.node)
+        return f"operator {operators.operator_name(self.node.target)}" + (f" ({module})" if module else "")
