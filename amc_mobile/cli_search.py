@@ -73,7 +73,7 @@ def search(
     config: ConfigFlag = None,
     output: OutputFlags,
 ) -> None:
-    """Find the most accurate plan within the budgets. The same command goes on where it was killed.
+    """Find the most accurate plan within the budgets. Goes on where it was killed, and with more --episodes.
 
     Example: amc-mobile search --latency-ratio 0.5
 

@@ -1,16 +1,29 @@
-"""Files written whole or not at all, and JSON documents that carry their format version."""
+"""Files written whole or not at all, files that one process holds, and JSON documents with their format version."""
 
 from __future__ import annotations
 
 import json
 import os
 import secrets
-from collections.abc import Iterator
+import socket
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from amc_mobile.errors import CorruptFile
+from amc_mobile.errors import AmcMobileError, CorruptFile
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(file: IO[str]) -> None:
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+else:
+    import fcntl
+
+    def _lock(file: IO[str]) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextmanager
@@ -30,6 +43,39 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def held(path: Path, refusal: Callable[[str], AmcMobileError]) -> Iterator[None]:
+    """Holds the lock file `path` for this process. The system lets go of it when the process ends, however it ends.
+
+    Raises what `refusal` makes of the holder: "process 4711 on HOST".
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with path.open("a+") as file:
+            try:
+                _lock(file)
+            except OSError as error:
+                file.seek(0)
+                raise refusal(file.read(200).strip() or "another process") from error
+            if not _is_at(path, file):
+                continue  # the last holder deleted the file in between
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_at(path: Path, file: IO[str]) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def write_bytes(path: Path, content: bytes) -> None:

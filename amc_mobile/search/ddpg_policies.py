@@ -46,7 +46,7 @@ class DdpgPolicy(Policy):
         if asdict(config) != document["config"]:
             raise InvalidInput(
                 f"the search was started with the agent's settings {document['config']}, not {asdict(config)}",
-                next_step="continue with the same settings, or start another run",
+                next_step="pass what it was begun with, or another name with --run NAME",
             )
         self.config = config
 

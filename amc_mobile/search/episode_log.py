@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from amc_mobile.errors import CorruptFile, InvalidInput
 from amc_mobile.store import read_json, write_json, write_text
 
 FORMAT_VERSION = 1  # 1: first
+
+LONGEST_SHOWN = 100  # characters of two values that differ
 
 CHECK = "check"  # the policy of a line that only measures the plan of an earlier episode
 
@@ -87,22 +89,33 @@ class EpisodeLog:
     def start(self, policy_document: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         """Writes the header, unless the search has started: then checks that it is the same search.
 
-        Raises InvalidInput, naming what differs.
+        Raises InvalidInput, naming what differs; what is in one of the two only differs too.
         """
         settings = {**self.identity, **settings}
         if not self.started:
             write_text(self.path, ",".join(COLUMNS) + "\n")
             self._write_header({"policy": dict(policy_document), "settings": settings, "pending": None})
             return
-        before = self._header["settings"]
-        for key in sorted(before.keys() | settings.keys()):
-            if before.get(key) != settings.get(key):
-                raise InvalidInput(
-                    f"{self.path} is of another search: {key} was {before.get(key)!r}, now {settings.get(key)!r}",
-                    next_step="continue with the same settings, or start another run",
-                )
+        self._refuse_others(settings, self._header["settings"].keys() | settings.keys())
         # Mends a torn last line, and a header that was written before the first line of columns was.
         write_text(self.path, ",".join(COLUMNS) + "\n" + "".join(_line(row) for row in self.rows))
+
+    def check_identity(self) -> None:
+        """Raises InvalidInput, naming what differs, where the log has been started by a search of another identity."""
+        if self.started:
+            self._refuse_others(self.identity, self.identity.keys())
+
+    def _refuse_others(self, settings: Mapping[str, Any], keys: Iterable[str]) -> None:
+        before = self._header["settings"]
+        for key in sorted(keys):
+            old, new = before.get(key), settings.get(key)
+            if old != new:
+                values = f"was {old!r}, now {new!r}"
+                differs = f"{key.removeprefix('search.')} {values if len(values) < LONGEST_SHOWN else 'differ'}"
+                raise InvalidInput(
+                    f"{self.path.parent.name} is the run of another search: {differs}",
+                    next_step="pass what it was begun with, or another name with --run NAME",
+                )
 
     @property
     def pending(self) -> Pending | None:

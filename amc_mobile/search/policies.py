@@ -97,6 +97,7 @@ _MAKERS: dict[str, Make] = {
     "from-file": lambda known, _: GivenPolicy(known),
 }
 POLICIES = tuple(_MAKERS)
+SPREAD_OVER_EPISODES = (NetAdaptPolicy.name,)  # whose steps are laid out over all episodes: not to be extended
 
 
 def make_policy(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from amc_mobile.errors import BudgetNotMet, InvalidConfig, InvalidInput, UnreachableBudget
+from amc_mobile.models.checkpoints import weights_sha256
 from amc_mobile.report.content import TOP1
 from amc_mobile.report.series_page import write_series_page
 from amc_mobile.search.episode_log import CHECK, EpisodeLog
@@ -15,6 +16,7 @@ from amc_mobile.store import write_json, write_text
 from amc_mobile.workflows.comparison import CUTS, Comparison, summaries
 from amc_mobile.workflows.comparison_page import comparison_page
 from amc_mobile.workflows.finetune import finetune_run
+from amc_mobile.workflows.network import Network
 from amc_mobile.workflows.offline import not_measured, recorded
 from amc_mobile.workflows.plans import keep_ratios
 from amc_mobile.workflows.preparation import Preparations
@@ -73,7 +75,8 @@ def compare_policies(
 ) -> Comparison:
     """Runs what is missing, each in its own run folder, and puts all results side by side.
 
-    A run that finds no plan within the budget is listed with its error; the others go on.
+    A run that finds no plan within the budget is listed with its error; the others go on. The workspace's last run
+    stays what it is.
     """
     prepared = Preparations()
     searches = wanted.searches()
@@ -83,6 +86,7 @@ def compare_policies(
         progress("compare", number, len(searches), name)
         runs.append(_run(space, replace(settings, seed=seed), search, wanted, name, prepared, progress))
     progress("compare", len(searches), len(searches))
+    space.remember(settings)
     title = f"{settings.model}, {wanted.search.episodes} episodes, reward {wanted.search.reward}"
     comparison = Comparison(tuple(runs), tuple(summaries(runs)), title)
     write_json(space.folder / "compare.json", comparison.document(), format_version=FORMAT_VERSION)
@@ -117,10 +121,10 @@ def _run(
     }  # fmt: skip
     if folder.has("search"):
         begun = recorded(space, settings)[1] if _is_offline(settings, search) else settings
-        _check_same(folder, begun, search)
+        _check_same(folder, begun, search, prepared.network(space, settings))
     else:
         try:
-            search_plan(space, settings, search, run=name, progress=progress, prepared=prepared)
+            search_plan(space, settings, search, run=name, progress=progress, prepared=prepared, is_compared=True)
         except (BudgetNotMet, UnreachableBudget) as error:
             return {**row, "error": error.message}
     if wanted.finetune_epochs and not _is_finetuned(folder, wanted.finetune_epochs):
@@ -131,11 +135,16 @@ def _run(
     return {**row, **run_results(folder)}
 
 
-def _check_same(folder: Run, settings: Settings, search: SearchConfig) -> None:
+def _check_same(folder: Run, settings: Settings, search: SearchConfig, network: Network) -> None:
     """Raises InvalidInput, naming what differs, when a finished run is not the one that would be made now."""
     # What a run of an earlier version does not name had its default then.
     defaults = {field.name: field.default for kind in (Settings, SearchConfig) for field in fields(kind)}
     known = {**defaults, **folder.read("settings")["settings"], **folder.read("settings")["search"]}
+    if folder.read("settings").get("weights_sha256") != weights_sha256(network.module):
+        raise InvalidInput(
+            f"run {folder.folder.name} was made with other weights of the original network",
+            next_step="compare in another --workspace, or delete that run",
+        )
     free = {"workers", "waive"} if search.unit == "ms" else {"workers", "waive", "offline", "conditions"}
     for key, value in {**asdict(settings), **asdict(search)}.items():
         if key not in free and known.get(key) != value:

@@ -27,7 +27,7 @@ from amc_mobile.report.content import TOP1
 from amc_mobile.store import write_bytes
 from amc_mobile.workflows.gate import all_of, further_gate, measured_pair, own_gate
 from amc_mobile.workflows.measuring import chosen_runtime, open_device
-from amc_mobile.workflows.network import Network, load_network
+from amc_mobile.workflows.network import Network
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.runs import Run
 from amc_mobile.workflows.workspace import Settings, Workspace
@@ -107,11 +107,18 @@ def export_run(
     `offline`: the files are checked against torch and not measured; a latency budget stays open.
     """
     folder = Run(space.run_folder(run))
+    with space.working_on(folder.folder.name):
+        return _exported(space, folder, formats, precision, progress, offline=offline)
+
+
+def _exported(
+    space: Workspace, folder: Run, formats: list[str], precision: str | None, progress: Progress, *, offline: bool
+) -> ExportResult:
     settings = folder.settings()
     settings = replace(settings, precision=precision or settings.precision)
     check_quantizers(settings, formats)
     wanted, search = folder.read("settings")["search"], folder.read("search")
-    network = load_network(space, settings)
+    network = folder.original(space, settings)
     data = network.split(calibration=wanted["calibration_images"], reward=wanted["reward_images"], seed=settings.seed)
     stage = folder.best_stage()
     model = folder.load_pruned(network, stage)

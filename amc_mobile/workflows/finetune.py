@@ -12,7 +12,6 @@ from torch import Tensor
 
 from amc_mobile.models.evaluation import evaluate, logits
 from amc_mobile.models.training import TrainConfig, best_epoch, train
-from amc_mobile.workflows.network import load_network
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.runs import Run
 from amc_mobile.workflows.workspace import Workspace, check_settings
@@ -57,12 +56,23 @@ def finetune_run(
     test images only report.
     """
     folder = Run(space.run_folder(run))
+    with space.working_on(folder.folder.name):
+        return _finetuned(
+            space, folder, epochs, learning_rate, batch_size, bf16=bf16, ema_decay=ema_decay, workers=workers,
+            progress=progress,
+        )  # fmt: skip
+
+
+def _finetuned(
+    space: Workspace, folder: Run, epochs: int, learning_rate: float | None, batch_size: int, *, bf16: bool,
+    ema_decay: float, workers: int | None, progress: Progress,
+) -> FinetuneResult:  # fmt: skip
     settings = folder.settings()
     if workers is not None:
         settings = replace(settings, workers=workers)
         check_settings(settings)
     wanted = folder.read("settings")["search"]
-    network = load_network(space, settings)
+    network = folder.original(space, settings)
     data = network.split(calibration=wanted["calibration_images"], reward=wanted["reward_images"], seed=settings.seed)
     if learning_rate is None:
         learning_rate = network.task.learning_rate / SLOWER

@@ -16,12 +16,13 @@ from amc_mobile.channels import surgery
 from amc_mobile.channels.plan import PruningPlan
 from amc_mobile.errors import InvalidInput
 from amc_mobile.export.precision import FLOAT32
+from amc_mobile.models.checkpoints import weights_sha256
 from amc_mobile.models.loading import load_checkpoint, save_checkpoint
 from amc_mobile.pruning.magnitude import hold_masks
 from amc_mobile.search.budget import Unit
 from amc_mobile.store import read_json, replacing, write_json
-from amc_mobile.workflows.network import Network
-from amc_mobile.workflows.workspace import Settings
+from amc_mobile.workflows.network import Network, load_network
+from amc_mobile.workflows.workspace import BEGUN, Settings, Workspace
 
 FORMAT_VERSION = 1
 
@@ -67,8 +68,26 @@ class Run:
     def has(self, name: str) -> bool:
         return (self.folder / f"{name}.json").exists()
 
-    def begin(self, settings: Settings, wanted: Mapping[str, Any]) -> None:
-        self.write("settings", {"settings": asdict(settings), "search": dict(wanted)})
+    @property
+    def has_begun(self) -> bool:
+        return (self.folder / BEGUN).exists()
+
+    def begin(self, settings: Settings, wanted: Mapping[str, Any], network: Network) -> None:
+        weights = weights_sha256(network.module)
+        self.write("settings", {"settings": asdict(settings), "search": dict(wanted), "weights_sha256": weights})
+
+    def original(self, space: Workspace, settings: Settings) -> Network:
+        """The network that the run prunes. Raises InvalidInput where its weights are no longer those of the search."""
+        network = load_network(space, settings)
+        if self.read("settings").get("weights_sha256") != weights_sha256(network.module):
+            raise InvalidInput(
+                f"the original network's weights are not those that run {self.folder.name} was searched with",
+                next_step="bring back that checkpoint, or search again with another name: --run NAME",
+            )
+        return network
+
+    def remove(self, name: str) -> None:
+        (self.folder / f"{name}.json").unlink(missing_ok=True)
 
     def settings(self) -> Settings:
         return Settings(**self.read("settings")["settings"])

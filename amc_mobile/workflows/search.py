@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from amc_mobile.errors import MissingLatency
+from amc_mobile.errors import AmcMobileError, MissingLatency
 from amc_mobile.models.evaluation import evaluate
 from amc_mobile.pruning.matrices import Matrices
 from amc_mobile.search.budget import Budget, Unit, format_cost
@@ -37,7 +38,15 @@ from amc_mobile.workflows.preparation import Preparations
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.runs import Run, place_part, precision_part, run_name
 from amc_mobile.workflows.search_config import SearchConfig
-from amc_mobile.workflows.search_setup import cost_of, identity_of, limit_of, multiple_of, plans_of, policy_of
+from amc_mobile.workflows.search_setup import (
+    check_continues,
+    cost_of,
+    identity_of,
+    limit_of,
+    multiple_of,
+    plans_of,
+    policy_of,
+)
 from amc_mobile.workflows.workspace import Settings, Workspace
 
 Widths = NDArray[np.int64]
@@ -84,12 +93,15 @@ def search_plan(
     run: str | None,
     progress: Progress,
     prepared: Preparations | None = None,
+    is_compared: bool = False,
 ) -> SearchOutcome:
-    """Searches, refits the best plan layer by layer and keeps both in a run folder.
+    """Searches, refits the best plan layer by layer and keeps both in a run folder. The run becomes the last one.
 
-    `prepared`: what earlier searches of this network have worked out.
+    `prepared`: what earlier searches of this network have worked out. `is_compared`: the run belongs to a comparison,
+    and the last one stays what it is.
 
-    Raises UnreachableBudget before searching, MissingLatency when the device has not been profiled, BudgetNotMet.
+    Raises UnreachableBudget before searching, MissingLatency when the device has not been profiled, BudgetNotMet. A
+    search that is refused before its first episode leaves no run and changes none.
     """
     granularity = "" if wanted.granularity == "channel" else wanted.granularity
     place = place_part(settings, wanted.unit)
@@ -98,8 +110,20 @@ def search_plan(
     )  # fmt: skip
     name = run_name(run or "", *(() if run else words))
     folder = Run(space.runs / name)
-    folder.folder.mkdir(parents=True, exist_ok=True)
-    prepared = prepared or Preparations()
+    with space.working_on(name):
+        try:
+            return _searched(space, settings, wanted, folder, progress, prepared or Preparations(), is_compared)
+        except AmcMobileError:
+            if not folder.has_begun:
+                shutil.rmtree(folder.folder, ignore_errors=True)
+            raise
+
+
+def _searched(
+    space: Workspace, settings: Settings, wanted: SearchConfig, folder: Run, progress: Progress,
+    prepared: Preparations, is_compared: bool,
+) -> SearchOutcome:  # fmt: skip
+    place = place_part(settings, wanted.unit)
     network = prepared.network(space, settings)
     remembered, device = settings, None
     if settings.offline and wanted.unit == "ms":
@@ -117,6 +141,8 @@ def search_plan(
         plans = plans_of(network, wanted)
         if latency is not None:
             latency.grids = list(plans.grids)
+        log = EpisodeLog(folder.folder / "episodes.csv", identity=identity_of(settings, wanted, network, data))
+        check_continues(folder, log, wanted)
         limit, reference_ms = limit_of(folder, wanted, place, network, plans, latency, progress)
         cost = cost_of(wanted.unit, plans, latency)
         own = Budget(cost, limit, tuple(plans.grids), wanted.unit, wanted.asked_of_model[0])
@@ -127,9 +153,10 @@ def search_plan(
             fix_reference(parts[-1], network, folder, progress)
         budget = met_together(parts)
         budget.check()
-        folder.begin(settings, asdict(wanted))
+        folder.begin(settings, asdict(wanted), network)
         folder.write("split", data.document())
-        space.remember(remembered, run=name)
+        if not is_compared:
+            space.remember(remembered, run=folder.folder.name)
         if isinstance(plans, ChannelPlans):
             plans.prepare(
                 prepared.statistics(
@@ -158,19 +185,25 @@ def search_plan(
             note = f"reward {row.reward:.4f}, predicted {format_cost(row.predicted_cost, wanted.unit)}{shown}"
             progress("search", row.episode + 1, episodes, note)
 
-        log = EpisodeLog(folder.folder / "episodes.csv", identity=identity_of(settings, wanted, data))
         result = run_search(
             policy, budget, scorer, episodes=episodes, log=log, on_episode=on_episode, measure=measure,
             measure_every=wanted.measure_every if measure else 0, measured_reward=scorer.measured_reward,
             guarantee=guarantee,
         )  # fmt: skip
-        progress("refit", 0, 1)
-        started = time.process_time()
-        pruned = plans.finished(result.widths, data, settings.seed)
-        refit_s = time.process_time() - started
-        progress("refit", 1, 1)
-        folder.save_weights("pruned", pruned)
-        folder.save_masks(plans.masks(result.widths))
+        plan = plans.document(result.widths)
+        before = folder.read("search") if folder.has("search") else None
+        if before is not None and before["plan"] == plan:
+            # A finished search, extended without a better plan: its weights stay, and what was made of them.
+            pruned, refit_s = folder.load_pruned(network, "pruned"), float(before["cpu_s"]["refit"])
+        else:
+            progress("refit", 0, 1)
+            started = time.process_time()
+            pruned = plans.finished(result.widths, data, settings.seed)
+            refit_s = time.process_time() - started
+            progress("refit", 1, 1)
+            folder.remove("search")  # never beside the weights of another plan
+            folder.save_weights("pruned", pruned)
+            folder.save_masks(plans.masks(result.widths))
         budgets = [part.document(result.widths) for part in parts]
         document = {
             "budgets": budgets,
@@ -184,7 +217,7 @@ def search_plan(
             "policy": wanted.policy, "episodes": result.episodes, "evaluations": result.evaluations,
             "measurements": result.measurements, "reward": result.reward, "episode": result.episode,
             "predicted_cost": _predicted(result.widths, own, latency), "measured_ms": result.measured_ms,
-            "ci_high_ms": budgets[0]["ci_high_ms"], "plan": plans.document(result.widths),
+            "ci_high_ms": budgets[0]["ci_high_ms"], "plan": plan,
             "granularity": wanted.granularity,
             "macs": float(plans.macs(result.widths)), "original_macs": float(plans.macs(plans.sizes)),
             "parameters": float(plans.parameters(result.widths)),
@@ -201,7 +234,7 @@ def search_plan(
             },
         }  # fmt: skip
         folder.write("search", document)
-        return SearchOutcome(name, document)
+        return SearchOutcome(folder.folder.name, document)
     except MissingLatency as error:
         if device is not None:
             command = f"amc-mobile profile --device {settings.device} --model {settings.model}"

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from amc_mobile.data import DataSplit
 from amc_mobile.errors import InvalidInput
 from amc_mobile.latency.probe import LEAST_MULTIPLE
+from amc_mobile.models.checkpoints import weights_sha256
 from amc_mobile.search.budget import Budget, Unit
-from amc_mobile.search.policies import make_policy
+from amc_mobile.search.episode_log import CHECK, EpisodeLog
+from amc_mobile.search.policies import SPREAD_OVER_EPISODES, make_policy
 from amc_mobile.search.policy import Policy
 from amc_mobile.workflows.budgets import reference_p50_ms
 from amc_mobile.workflows.latency_model import LatencyModel
@@ -113,11 +115,35 @@ def plan_from_file(path: Path, plans: Plans) -> Widths:
     return plans.from_document(document.get("plan", document) if isinstance(document, dict) else {})
 
 
-def identity_of(settings: Settings, wanted: SearchConfig, data: DataSplit) -> dict[str, Any]:
+def identity_of(settings: Settings, wanted: SearchConfig, network: Network, data: DataSplit) -> dict[str, Any]:
     """What makes two searches the same: the log of one cannot go on as the other."""
     document = data.document()
     return {
-        "model": settings.model, "data": settings.data, "split": document["sizes"], "train": document["train_sha256"],
+        "model": settings.model, "weights": weights_sha256(network.module), "seed": settings.seed,
+        "data": settings.data, "split": document["sizes"], "train": document["train_sha256"],
         **({"precision": precision_part(settings)} if precision_part(settings) else {}),
-        **{f"search.{key}": value for key, value in asdict(wanted).items()},
+        **{f"search.{key}": value for key, value in asdict(wanted).items() if key != "episodes"},
     }  # fmt: skip
+
+
+def check_continues(run: Run, log: EpisodeLog, wanted: SearchConfig) -> None:
+    """Raises InvalidInput where the run has begun as another search, or as one that cannot go on so long or so short.
+
+    Comes before anything of the run is changed.
+    """
+    log.check_identity()
+    if not log.started or not run.has("settings"):
+        return
+    before = int(run.read("settings")["search"]["episodes"])
+    tried = sum(row.policy != CHECK for row in log.rows)
+    if wanted.episodes < min(before, tried):
+        raise InvalidInput(
+            f"run {run.folder.name} has tried {tried} plans, more than --episodes {wanted.episodes}",
+            next_step=f"pass --episodes {tried} or more, or another name with --run NAME",
+        )
+    name = wanted.policy.partition(":")[0]
+    if wanted.episodes != before and name in SPREAD_OVER_EPISODES:
+        raise InvalidInput(
+            f"a search by {name} cannot be extended: its steps spread over the --episodes {before} of its beginning",
+            next_step=f"pass --episodes {before}, or another name with --run NAME",
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from amc_mobile.device.health import check_waivers
 from amc_mobile.device.profile import load_profiles, profile_named
 from amc_mobile.device.runtime_library import BENCHMARK_MODEL
 from amc_mobile.device.user_folder import profiles_folder
-from amc_mobile.errors import CorruptFile, InvalidConfig
+from amc_mobile.errors import CorruptFile, InvalidConfig, InvalidInput
 from amc_mobile.export.precision import FLOAT32, PRECISIONS
-from amc_mobile.store import read_json, write_json
+from amc_mobile.store import held, read_json, write_json
 
 FORMAT_VERSION = 1  # 1: settings, last_run, checkpoint
 RUNTIMES = ("tflite", "onnxruntime", BENCHMARK_MODEL)  # the last runs .tflite files on phones
@@ -171,6 +172,16 @@ class Workspace:
             self.folder / "workspace.json",
             {"settings": asdict(settings), "last_run": last_run},
             format_version=FORMAT_VERSION,
+        )
+
+    def working_on(self, run: str) -> AbstractContextManager[None]:
+        """Keeps other commands from changing the run. Raises InvalidInput naming the process that works on it."""
+        return held(
+            self.runs / f".{run}.lock",
+            lambda holder: InvalidInput(
+                f"run {run} is in use by {holder}",
+                next_step="wait for it to finish, or pass another name with --run",
+            ),
         )
 
     def run_folder(self, name: str | None) -> Path:
