@@ -54,7 +54,7 @@ typedef struct {
 typedef struct {
     char runtime[16], runtime_version[32], delegate[16], cores[256];
     char *library, *graph_path; /* graph_path: NULL where the graphs are not asked for */
-    int threads, deadline_s;
+    int threads, deadline_s, model_deadline_s; /* the last: 0 for none */
     Entry *entries;
     size_t count, capacity;
 } Manifest;
@@ -73,6 +73,7 @@ void log_line(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /* ---- watchdog.c: ends the process when a runtime hangs or crashes */
 void watchdog_start(int deadline_s);
+void watchdog_model(int limit_s); /* the next model has so long, and what is left of the deadline; 0: only that */
 bool is_past_deadline(void);
 
 /* ---- results.c: JSON lines */

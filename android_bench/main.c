@@ -103,6 +103,7 @@ static int measure_all(const Backend *backend, const Manifest *manifest) {
         Measured measured[2] = {0};
         Message why = {""};
         if (is_past_deadline()) return write_end("deadline", "the deadline has passed", EXIT_FAILED);
+        watchdog_model(manifest->model_deadline_s * (int)count);
         bool good = entry->starts_pair ? measure_pair(backend, entry, measured, &why)
                                        : measure(backend, entry, measured, &why);
         for (size_t i = 0; i < count; i++) {

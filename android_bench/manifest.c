@@ -117,6 +117,7 @@ static bool set_global(Reader *reader, const char *key, const char *value, bool 
     else if (!strcmp(key, "cores")) *good = copy_word(value, manifest->cores, sizeof manifest->cores);
     else if (!strcmp(key, "threads")) *good = parse_int(value, 1, 256, &manifest->threads);
     else if (!strcmp(key, "deadline_s")) *good = parse_int(value, 1, 1000000, &manifest->deadline_s);
+    else if (!strcmp(key, "model_deadline_s")) *good = parse_int(value, 1, 1000000, &manifest->model_deadline_s);
     else if (!strcmp(key, "library")) *good = *value && (manifest->library = resolve(reader, value)) != NULL;
     else if (!strcmp(key, "graph_path")) *good = *value && (manifest->graph_path = resolve(reader, value)) != NULL;
     else return false;

@@ -55,4 +55,10 @@ void watchdog_start(int deadline_s) {
     alarm((unsigned)deadline_s + 1);
 }
 
+void watchdog_model(int limit_s) {
+    int left_s = (int)((deadline_ms - now_ms()) / 1e3) + 2; /* a second late, as above */
+    if (left_s < 1) left_s = 1;
+    alarm((unsigned)(limit_s > 0 && limit_s < left_s ? limit_s : left_s));
+}
+
 bool is_past_deadline(void) { return now_ms() >= deadline_ms; }

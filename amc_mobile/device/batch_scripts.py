@@ -10,6 +10,7 @@ FOLDER = f"{PHONE_FOLDER}/amc-mobile"
 MANIFEST = "manifest.txt"
 PLAN = "plan.json"
 RESULTS = "results.jsonl"
+PATIENCE = "patience"  # seconds after which a runner without a new result hangs
 MODELS = "models"
 TRASH = "trash-*"
 
@@ -41,16 +42,22 @@ def remove_unusable_batches(last: str) -> str:
     """A script that keeps and prints the batches that can still be used: `token boot-id` lines.
 
     Those are batches with a plan, started since the phone was, whose runner works or has come to its end. The others
-    are removed, and where there is none left, `last` is run in their folder.
+    are removed, and where there is none left, `last` is run in their folder. A runner that is stopped (T in its state),
+    or whose last result is older than its patience, hangs.
     """
     holds = process_holds("$pid", "$token")
     return (
         f"cd {FOLDER} 2>/dev/null || exit 0\n"
         f"read -r boot_id <{BOOT_ID}; kept=\n"
+        "works() {\n"
+        'line=; read -r line <"/proc/$pid/stat"; case "${line##*) }" in [TtXZ]*) return 1;; esac\n'
+        f'[ -s "$folder/{PATIENCE}" ] && read -r patience <"$folder/{PATIENCE}" || return 0\n'
+        f'written=$(stat -c %Y "$folder/{RESULTS}") || return 0; [ $(($(date +%s) - written)) -le "$patience" ]\n'
+        "}\n"
         "for folder in batch-*; do\n"
         f'[ -s "$folder/{PLAN}" ] && [ -s "$folder/pid" ] && [ "$(cat "$folder/boot_id")" = "$boot_id" ] || continue\n'
         'token="${folder#batch-}"; pid=$(cat "$folder/pid")\n'
-        f'if {holds} || tail -n 1 "$folder/{RESULTS}" | grep -q \'"status": *"done"\'; then\n'
+        f'if {{ {holds} && works; }} || tail -n 1 "$folder/{RESULTS}" | grep -q \'"status": *"done"\'; then\n'
         'kept="$kept $folder "; echo "$token $boot_id"; fi\n'
         "done\n"
         + remove_batches("batch-*", unless='case "$kept" in *" $folder "*) true;; *) false;; esac')

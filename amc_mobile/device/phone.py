@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import secrets
 import tarfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from amc_mobile.device.batch_scripts import (
     FOLDER,
     MANIFEST,
     MODELS,
+    PATIENCE,
     PLAN,
     TRASH,
     remove_batches,
@@ -150,13 +152,22 @@ class PhoneRunner:
                 continue  # whoever wrote that, it is no plan of ours
         return ""
 
-    def run(self, manifest: str, *, deadline_s: float, plan: str = "") -> Iterator[str]:
+    def run(
+        self,
+        manifest: str,
+        *,
+        deadline_s: float,
+        plan: str = "",
+        waiting_for: Callable[[], str] = lambda: "a result",
+        patience_s: float = math.inf,
+    ) -> Iterator[str]:
         """Runs one batch and yields the runner's result lines as they come, the end line included.
 
         `deadline_s`: the runner's own, of the manifest. `plan`: what a later process needs to go on with the batch if
-        this one is killed. Closing the iterator ends the runner. Raises RunnerFailed with the end of its log when it
-        ended without an end line, PhoneRebooted after the last line that was written before, DeadlineExceeded,
-        PhoneDiskFull, DeviceDisconnected when the phone does not come back.
+        this one is killed. `waiting_for`: the model whose result is due, for people. `patience_s`: a runner that gives
+        no result for so long hangs, and is ended. Closing the iterator ends the runner. Raises RunnerFailed with the
+        end of its log when it ended without an end line, PhoneRebooted after the last line that was written before,
+        DeadlineExceeded, PhoneDiskFull, DeviceDisconnected when the phone does not come back.
         """
         digest = hashlib.sha256(f"{self._runner.sha256}\n{manifest}".encode()).hexdigest()[:_DIGEST]
         same = [token for token in self._began if token.startswith(digest)]
@@ -171,6 +182,8 @@ class PhoneRunner:
                 files = {f"{MODELS}/{name}": model for name, model in self._new.items()}
                 if plan:
                     files[f"{batch.folder}/{PLAN}"] = json.dumps({"plan": plan, "state": self._state}).encode()
+                if patience_s < math.inf:
+                    files[f"{batch.folder}/{PATIENCE}"] = f"{math.ceil(patience_s)}\n".encode()
                 files[f"{batch.folder}/{MANIFEST}"] = manifest.encode()
                 size = sum(len(content) + 2 * tarfile.BLOCKSIZE for content in files.values())
                 self._require_space(size)
@@ -179,7 +192,8 @@ class PhoneRunner:
                 self._obsolete.clear()
             self._sizes |= {name: len(model) for name, model in self._new.items()}
             self._new.clear()
-            yield from batch.lines(Deadline("the batch on the phone", deadline_s + self.end_grace_s))
+            deadline = Deadline("the batch on the phone", deadline_s + self.end_grace_s)
+            yield from batch.lines(deadline, waiting_for, patience_s)
         finally:
             if batch.is_done:  # what removes it comes with the next question
                 self._obsolete.append(batch.folder)

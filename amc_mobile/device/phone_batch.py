@@ -6,6 +6,7 @@ A pulled cable loses nothing: the runner works on alone, and the results it wrot
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from amc_mobile.device.adb import RECONNECT_TIMEOUT_S, AdbPhone, is_disk_full
 from amc_mobile.device.adb_server import SILENT, WAKE
 from amc_mobile.device.adb_shell import RunningShell, process_holds, quote
 from amc_mobile.device.batch_scripts import FOLDER, MANIFEST, RESULTS, remove_batches
-from amc_mobile.device.deadline import Deadline
+from amc_mobile.device.deadline import NOTICE_S, Deadline
 from amc_mobile.device.neighbours import SAVE_OWN, SAVE_TIMES
 from amc_mobile.device.phone_facts import BOOT_ID, answers_in, asking
 from amc_mobile.errors import (
@@ -27,6 +28,7 @@ from amc_mobile.errors import (
     PhoneOutputInvalid,
     PhoneRebooted,
     RunnerFailed,
+    readable_s,
 )
 
 START_TIMEOUT_S = 60.0  # unpacking hundreds of megabytes
@@ -106,10 +108,15 @@ class PhoneBatch:
         self._boot_id = words[0]
         self._watch_token = token
 
-    def lines(self, deadline: Deadline) -> Iterator[str]:
-        """Complete lines as they come, until the runner has ended."""
+    def lines(
+        self, deadline: Deadline, waiting_for: Callable[[], str] = lambda: "a result", patience_s: float = math.inf
+    ) -> Iterator[str]:
+        """Complete lines as they come, until the runner has ended.
+
+        `waiting_for`: what the next line is to tell, for people. Raises RunnerFailed when none came for `patience_s`.
+        """
         offset = 0
-        began = time.monotonic()
+        began = heard = time.monotonic()
         while True:
             step_s = min(LONGEST_STEP_S, max(SHORTEST_STEP_S, STEP_SHARE * (time.monotonic() - began)))
             answer = None
@@ -132,6 +139,20 @@ class PhoneBatch:
             if not alive:
                 self._raise_if_disk_full("the runner could not write its results")  # then the log cannot say so either
                 raise self._early_end()
+            heard = time.monotonic() if lines else heard
+            self._watch_silence(time.monotonic() - heard, patience_s, waiting_for)
+
+    def _watch_silence(self, silent_s: float, patience_s: float, waiting_for: Callable[[], str]) -> None:
+        if silent_s >= patience_s:
+            raise RunnerFailed(
+                f"the runner on the phone hangs: it has given no result for {readable_s(silent_s)} s, while it "
+                f"measured {waiting_for()}",
+                next_step="run the same command again: what was measured is kept. If it hangs there again, restart the "
+                "phone, or use another runtime",
+            )
+        if self._adb.server.on_wait and silent_s >= NOTICE_S:
+            limit_s = patience_s if patience_s < math.inf else 0.0
+            self._adb.server.on_wait(f"the runner measures {waiting_for()}", silent_s, limit_s)
 
     def _poll(self, offset: int, step_s: float, deadline: Deadline) -> tuple[str, bool, bytes]:
         """Boot id, whether the runner lives, and the results from `offset` on. Answers at its end, or after a while."""

@@ -36,6 +36,7 @@ DELEGATES = {
 LAYOUT = "layout"  # the model and the file that tell it
 LAYOUT_FORMAT_VERSION = 1  # 1: the text of an OnnxLayout
 LAYOUT_DEADLINE_S = 60
+HANG_GRACE_S = 10.0
 STATE_VALID_S = 3.0  # what was just read with the facts is not read again
 OnWait = Callable[[PhoneState, float], None]
 
@@ -135,13 +136,16 @@ class PhoneDevice:
         deadline_s: int,
         plan: str = "",
         graph_path: str = "",
+        model_deadline_s: int = 0,
+        labels: Sequence[str] = (),
     ) -> Generator[BenchEvent, None, None]:
         """Measures models and yields what the runner tells as it comes: start, results, models that failed, end.
 
         `files`: the models, by the paths in `entries`. A path means the same model throughout a session: `files` is not
-        asked for one that is on the phone already. `plan`: kept on the phone for `unfinished`. `graph_path`: see
-        BenchManifest. Raises DeviceError where
-        the kernel did not grant the cores, RunnerFailed when the runner ended early, and what PhoneRunner.run raises.
+        asked for one that is on the phone already. `plan`: kept on the phone for `unfinished`. `graph_path`,
+        `model_deadline_s`: see BenchManifest; the latter also ends a runner that cannot end itself. `labels`: the
+        models' names for people, in order. Raises DeviceError where the kernel did not grant the cores, RunnerFailed
+        when the runner ended early, and what PhoneRunner.run raises.
         """
         paths = self._paths_on_phone(files)
         manifest = BenchManifest(
@@ -154,15 +158,26 @@ class PhoneDevice:
             runtime_version=self.library.version,
             cores=core_ranges(self.cores),
             graph_path=graph_path,
+            model_deadline_s=model_deadline_s,
         )
         stream = ResultStream([model.id for model in manifest.models])
-        for line in self._runner.run(manifest.text(), deadline_s=deadline_s, plan=plan):
+        names = list(labels) or [model.id for model in manifest.models]
+        lines = self._runner.run(
+            manifest.text(),
+            deadline_s=deadline_s,
+            plan=plan,
+            waiting_for=lambda: names[stream.missing[0]] if stream.missing else "nothing more",
+            patience_s=_patience_s(manifest),
+        )
+        for line in lines:
             for event in stream.feed(line.encode() + b"\n"):
                 if isinstance(event, BenchStart):
                     self.require_cores(parse_core_list(event.cores_seen))
                 yield event
         if stream.end is None or stream.end.status != "done":
             why = stream.end.message or stream.end.status if stream.end else "it never said so"
+            if stream.missing:  # of all models only these can be named
+                why = why.replace(manifest.models[stream.missing[0]].id, names[stream.missing[0]])
             raise RunnerFailed(
                 f"the runner ended early with {len(stream.missing)} of {len(manifest.models)} models left: {why}",
                 next_step="run the same command again: what was measured is kept",
@@ -277,6 +292,14 @@ class PhoneDevice:
             clock_mode=" ".join([held_mode(self._wanted_mode, facts.sdk), *sorted(governors)]),
             layout=self.layout(),
         )
+
+
+def _patience_s(manifest: BenchManifest) -> float:
+    """A runner ends itself at a model's deadline, unless it is stopped."""
+    if not manifest.model_deadline_s:
+        return math.inf
+    has_pair = any(isinstance(entry, BenchPair) for entry in manifest.entries)
+    return manifest.model_deadline_s * (2 if has_pair else 1) + HANG_GRACE_S
 
 
 def _with_paths(entry: BenchModel | BenchPair, paths: Mapping[str, str]) -> BenchModel | BenchPair:

@@ -17,6 +17,7 @@ from amc_mobile.errors import DeviceError, PhoneUnfit, RunnerFailed
 
 # Loading a model and its first inference, which no timing bounds; the runner is ended only when it hangs.
 LOAD_ALLOWANCE_S = 5.0
+MODEL_ALLOWANCE_S = 30.0  # one model that loads slowly, and whose fewest samples take longer than its timing allows
 START_ALLOWANCE_S = 60.0
 
 
@@ -77,7 +78,16 @@ class PhonePasses:
         self, entries: Sequence[BenchModel | BenchPair], files: _Files, jobs: Sequence[Job], plan: str = ""
     ) -> Generator[SamplesMs, None, None]:
         deadline_s = START_ALLOWANCE_S + sum(2 * job.timing.max_s + LOAD_ALLOWANCE_S for job in jobs)
-        events = self.phone.bench(entries, files, BenchTiming(), deadline_s=math.ceil(deadline_s), plan=plan)
+        model_deadline_s = MODEL_ALLOWANCE_S + max(2 * job.timing.max_s for job in jobs)
+        events = self.phone.bench(
+            entries,
+            files,
+            BenchTiming(),
+            deadline_s=math.ceil(deadline_s),
+            plan=plan,
+            model_deadline_s=math.ceil(model_deadline_s),
+            labels=[job.label for job in jobs],
+        )
         given = 0
         with closing(events):
             for event in events:

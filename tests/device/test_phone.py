@@ -197,6 +197,24 @@ def test_the_deadline_ends_the_runner(runner: PhoneRunner, phone: FakePhone) -> 
     assert left_on(phone) == []
 
 
+def test_a_hung_runner_is_reported_named_and_ended(
+    runner: PhoneRunner, phone: FakePhone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_module, "NOTICE_S", 0.1)
+    said: list[str] = []
+    runner.adb.server.on_wait = lambda what, waited_s, limit_s: said.append(what)
+    paths = runner.keep([b"ms=1.5", b"hang"])
+    text = manifest(runner.library_path, {"a": paths[0], "b": paths[1]})
+    lines = runner.run(text, deadline_s=600, waiting_for=lambda: "3x3 convolution", patience_s=1.0)
+    assert '"start"' in next(lines)
+    assert '"id": "a"' in next(lines)
+    with pytest.raises(RunnerFailed, match=r"hangs: it has given no result for .* s, while it measured 3x3 conv"):
+        next(lines)
+    assert said[0] == "the runner measures 3x3 convolution"
+    wait_for(lambda: phone.sandbox.processes() == [])
+    assert left_on(phone) == []
+
+
 def test_closing_the_iterator_ends_the_runner(runner: PhoneRunner, phone: FakePhone) -> None:
     lines = batch(runner, {"a": "ms=1.5", "b": "ms=1 wait=99"})
     next(lines)

@@ -25,6 +25,7 @@ from amc_mobile.device.phone import PhoneRunner
 from amc_mobile.device.runtime_library import add_library
 
 MODELS = {f"m{n}": f"ms={n + 1}.5 wait=0.1" for n in range(4)}
+PATIENCE_S = 50.0
 WANTED = [(name, n + 1.5) for n, name in enumerate(MODELS)]
 PROGRAM = "from amc_mobile.cli import main; main()"
 
@@ -41,7 +42,7 @@ def new_runner(adb: AdbPhone, tmp_path: Path) -> Callable[[], PhoneRunner]:
 def batch(runner: PhoneRunner, models: dict[str, str] = MODELS) -> Generator[str, None, None]:
     paths = runner.keep([text.encode() for text in models.values()])
     text = manifest(runner.library_path, dict(zip(models, paths, strict=True)))
-    yield from runner.run(text, deadline_s=60, plan="the plan")
+    yield from runner.run(text, deadline_s=60, plan="the plan", patience_s=PATIENCE_S)
 
 
 def killed(runner: PhoneRunner, models: dict[str, str] = MODELS) -> tuple[str, Generator[str, None, None]]:
@@ -97,6 +98,32 @@ def test_finished_results_are_taken_once(new_runner: Callable[[], PhoneRunner], 
     assert again[0] != first
     assert later.taken_over is None
     assert len(batches(phone)) == 1  # one that was seen to its end goes when the next one starts
+
+
+def is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("T")
+
+
+def test_a_stopped_runner_is_not_awaited(new_runner: Callable[[], PhoneRunner], phone: FakePhone) -> None:
+    _, _lines = killed(new_runner(), {"a": "ms=1", "b": "hang"})
+    wait_for(lambda: all(map(is_stopped, runners(phone))))
+    later = new_runner()
+    later.open()
+    assert (later.unfinished(), batches(phone)) == ("", [])
+    wait_for(lambda: phone.sandbox.processes() == [])
+
+
+@pytest.mark.parametrize(("age_s", "plan"), [(PATIENCE_S - 30, "the plan"), (PATIENCE_S + 10, "")])
+def test_a_runner_without_a_result_for_long_is_not_awaited(
+    new_runner: Callable[[], PhoneRunner], phone: FakePhone, age_s: float, plan: str
+) -> None:
+    _, _lines = killed(new_runner(), {"a": "ms=1", "b": "ms=1 wait=99"})
+    (results_file,) = phone.sandbox.local(FOLDER).glob("batch-*/results.jsonl")
+    wait_for(lambda: b'"result"' in results_file.read_bytes())
+    os.utime(results_file, (time.time() - age_s,) * 2)
+    later = new_runner()
+    later.open()
+    assert later.unfinished() == plan
 
 
 def test_another_batch_ends_and_removes_it(new_runner: Callable[[], PhoneRunner], phone: FakePhone) -> None:

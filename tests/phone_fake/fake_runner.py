@@ -1,15 +1,17 @@
 """A stand-in for the benchmark program where tests need it to misbehave: the contract's manifest in, JSON lines out.
 
 A model is a text of words: `ms=1.5` is its latency, `wait=0.2` the seconds it takes, `crash` ends the runner at once,
-`garbage` writes bytes that are no text, `fail` is a model that does not load. Any other file's latency follows from its
-size, times what the phone's file `slowness` says, if it is there. What was reported stands in `reported` beside the
-phone's other answers, a latency a line; the runner stops there when it has as many lines as `pause_at` says, until that
-file is gone. `graph` beside them, if it is there, is the graph that a runtime makes of any model.
+`hang` stops it as a signal does, `garbage` writes bytes that are no text, `fail` is a model that does not load. Any
+other file's latency follows from its size, times what the phone's file `slowness` says, if it is there. What was
+reported stands in `reported` beside the phone's other answers, a latency a line; the runner stops there when it has as
+many lines as `pause_at` says, until that file is gone. `graph` beside them, if it is there, is the graph that a runtime
+makes of any model.
 """
 
 import base64
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -48,6 +50,8 @@ def measured(index, identifier, path, values):
     if "crash" in words:
         print("Segmentation fault", file=sys.stderr)
         os._exit(139)
+    if "hang" in words:
+        os.kill(os.getpid(), signal.SIGSTOP)
     if "garbage" in words:
         RESULTS.write(b"\xff\xfe\n")
     if "fail" in words:
@@ -68,7 +72,7 @@ def measured(index, identifier, path, values):
 
 
 def words_of(content):
-    if content.startswith((b"ms=", b"fail", b"crash", b"garbage")):
+    if content.startswith((b"ms=", b"fail", b"crash", b"hang", b"garbage")):
         return dict(word.partition("=")[::2] for word in content.decode().split())
     slowness = STATE.parent / "slowness"
     return {"ms": len(content) * MS_PER_BYTE * (float(slowness.read_text()) if slowness.exists() else 1.0)}

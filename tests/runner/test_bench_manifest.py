@@ -47,6 +47,7 @@ def test_models_with_a_timing_of_their_own_are_set_apart() -> None:
     "changed",
     [
         {"runtime": "torch"}, {"library": ""}, {"library": "a\nb"}, {"threads": 0}, {"deadline_s": 0}, {"entries": ()},
+        {"model_deadline_s": -1},
         {"runtime": "litert"}, {"runtime_version": "1 2"}, {"cores": "4-"}, {"cores": "4\n"}, {"cores": "all"},
         {"graph_path": "graph.onnx"}, {"runtime": "onnxruntime", "graph_path": "a\nb"},
         {"delegate": "gpu"}, {"runtime": "onnxruntime", "delegate": "xnnpack"},

@@ -127,6 +127,21 @@ def test_a_model_that_hangs_is_ended_by_the_watchdog(runner: Path, manifest: Man
     assert run.exit_code == 1
 
 
+def test_a_model_that_hangs_is_ended_long_before_the_batch(runner: Path, manifest: Manifest, tmp_path: Path) -> None:
+    asked = replace(manifest("ok", "ok", "hang", "ok"), deadline_s=600, model_deadline_s=1)
+    run = run_on_host(runner, asked, tmp_path)
+    assert [result.id for result in run.results] == ["m0", "m1"]
+    assert run.end == BenchEnd("deadline", 2, 0, "stopped by the watchdog in m2")
+
+
+def test_each_model_has_the_model_deadline_to_itself(runner: Path, manifest: Manifest, tmp_path: Path) -> None:
+    timing = replace(BRIEF, warmup_runs=0, samples=1, min_samples=1)
+    asked = replace(manifest(*["sleep 400"] * 3, timing=timing), deadline_s=600, model_deadline_s=2)
+    pair = BenchPair(*asked.models[:2])
+    run = run_on_host(runner, replace(asked, entries=(*asked.entries, pair)), tmp_path)
+    assert run.end == BenchEnd("done", 5, 0, "")
+
+
 def test_a_crash_in_the_library_is_told_with_the_model(runner: Path, manifest: Manifest, tmp_path: Path) -> None:
     run = run_on_host(runner, manifest("ok", "crash", "ok"), tmp_path)
     assert [result.id for result in run.results] == ["m0"]
