@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from amc_mobile.device.conditions import Conditions
 from amc_mobile.errors import InvalidInput
-from amc_mobile.latency.statistics import interval, low_ms, lowest_two_agree, p50_interval_ms
+from amc_mobile.latency.statistics import low_ms, lowest_two_agree, median_interval, p50_interval_ms
 
 # What can be wrong with a measurement, and since when it counts.
 NOISY = "NOISY"  # the two lowest passes differ by more than NOISY_TOLERANCE: the quiet machine was not seen twice
@@ -23,6 +24,7 @@ BUSY_RATIO = 1.25
 FEW_SAMPLES = 30
 FEW_PASSES = 3  # fewer do not tell how passes differ
 
+Floats = NDArray[np.float64]
 Samples = tuple[tuple[float, ...], ...]  # one tuple of milliseconds per pass, in the order run
 
 
@@ -185,19 +187,45 @@ class PairMeasurement:
     after: ModelMeasurement
     speedups: tuple[float, ...]
 
+    @classmethod
+    def joined(cls, pairs: Sequence[PairMeasurement]) -> PairMeasurement:
+        """One measurement of all rounds; `pairs` are of the same two models."""
+        befores = tuple(one for pair in pairs for one in pair.before.passes)
+        afters = tuple(one for pair in pairs for one in pair.after.passes)
+        speedups = tuple(speedup for pair in pairs for speedup in pair.speedups)
+        last = pairs[-1]
+        return cls(replace(last.before, passes=befores), replace(last.after, passes=afters), speedups)
+
+    @cached_property
+    def counted(self) -> tuple[int, ...]:
+        """The rounds that tell what a user sees: those on a device left alone, where there are enough."""
+        rounds = range(len(self.speedups))
+        quiet = tuple(i for i in rounds if not (self.before.passes[i].busy or self.after.passes[i].busy))
+        return quiet if len(quiet) >= FEW_PASSES else tuple(rounds)
+
+    @cached_property
+    def counted_speedups(self) -> Floats:
+        return np.array([self.speedups[i] for i in self.counted])
+
     @property
     def speedup(self) -> float:
-        """How many times faster `after` is: the median over the rounds."""
-        return float(np.median(self.speedups))
+        """How many times faster `after` is: the median over the counted rounds."""
+        return float(np.median(self.counted_speedups))
 
     @cached_property
     def speedup_interval(self) -> tuple[float, float]:
-        """95 % bootstrap interval of `speedup` over the rounds."""
-        rng = np.random.default_rng(0)
-        values = np.asarray(self.speedups)
-        draws = rng.integers(0, len(values), (1000, len(values)))
-        low, high = interval(np.median(values[draws], axis=1))
-        return min(low, self.speedup), max(high, self.speedup)
+        """95 % interval of `speedup` over the rounds, by the sign test."""
+        return median_interval(self.counted_speedups)
+
+    @property
+    def quiet_speedup(self) -> float:
+        """Of the quiet machine: what other programs took from either model is left out."""
+        return self.before.low_ms / self.after.low_ms
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Of either model: a disturbed original makes the speed-up as unsure as a disturbed pruned network."""
+        return tuple(dict.fromkeys([*self.before.flags, *self.after.flags]))
 
     def to_document(self) -> dict[str, Any]:
         low, high = self.speedup_interval
@@ -206,6 +234,7 @@ class PairMeasurement:
             "speedup_ci_low": low,
             "speedup_ci_high": high,
             "rounds": len(self.speedups),
+            "flags": list(self.flags),
             "before": self.before.to_document(),
             "after": self.after.to_document(),
         }

@@ -1,14 +1,14 @@
 """What a report says: plain data that the workflows fill and the neighbours of this module render.
 
-A step that has not run leaves its field None or its list empty; every rendering then says so. The verdict is derived
-from the numbers, never given. What each key means in report.json: docs/report.md.
+A step that has not run leaves its field None or its list empty; every rendering then says so. Whether a budget is met
+was decided by the gate and is only shown here. What each key means in report.json: docs/report.md.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from amc_mobile.errors import InvalidInput
@@ -19,6 +19,7 @@ FORMAT_VERSION = 1  # 1: first
 Scalar = str | int | float | bool | None
 Unit = Literal["ms", "macs", "parameters"]
 Status = Literal["PASS", "FAIL", "NOT MEASURED", "PREDICTED, NOT MEASURED", "NO PLAN"]
+STATUS_OF: Mapping[bool | None, Status] = {True: "PASS", False: "FAIL", None: "PREDICTED, NOT MEASURED"}
 TOP1 = "top-1"
 Z_95 = 1.959964  # two-sided 95 % of the normal distribution
 
@@ -83,12 +84,41 @@ class ModelColumn:
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """One attempt of the gate: how many of all rounds so far are within the budget, and how many must be."""
+
+    why: str  # it was made
+    rounds: int
+    within: int
+    needed: int | None  # None: so few rounds prove nothing
+    flags: tuple[str, ...] = ()  # of either file, original and pruned
+    passed: bool = False
+    problem: str = ""  # why not passed
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What was decided about a budget. `passed` is None where a latency was not measured.
+
+    `cost` is what was held against `limit`: an exact count; in ms the upper end of the p50's interval, or of a share of
+    the original the original's p50 over the lower end of the speed-up's interval.
+    """
+
+    passed: bool | None = None
+    cost: float | None = None
+    limit: float | None = None
+    text: str = ""
+    attempts: tuple[Attempt, ...] = ()
+
+
+@dataclass(frozen=True)
 class Budget:
     """What was asked for. `limit` is in `unit`: ms of p50, MACs for one image, or parameters."""
 
     unit: Unit
     limit: float
     asked: str = ""  # as the user put it, e.g. "--latency-ratio 0.5"
+    gate: Gate = Gate()
 
 
 @dataclass(frozen=True)
@@ -100,14 +130,11 @@ class FurtherBudget:
     limit: float
     device: str = ""
     predicted: float | None = None  # in `unit`; of counts the count itself
-    ci_high_ms: float | None = None  # of the exported file, as measured on that device
+    gate: Gate = Gate()
 
     @property
     def status(self) -> Status:
-        cost = self.ci_high_ms if self.unit == "ms" else self.predicted
-        if cost is None:
-            return "PREDICTED, NOT MEASURED"
-        return "PASS" if cost <= self.limit else "FAIL"
+        return STATUS_OF[self.gate.passed]
 
 
 @dataclass(frozen=True)
@@ -153,7 +180,7 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`cost` is what was held against `limit`: the upper end of the measured p50's interval, or an exact count."""
+    """Of all budgets together; `cost` and `limit` are those of the first one's gate."""
 
     status: Status
     cost: float | None
@@ -193,24 +220,13 @@ class Report:
 
     @property
     def verdict(self) -> Verdict:
-        """Only a measurement passes a latency budget: the upper end of the p50's interval must be within it.
-
-        Of several budgets all must be passed; cost and limit are those of the first.
-        """
-        own, others = self._own_verdict, [further.status for further in self.further_budgets]
-        order: tuple[Status, ...] = ("NO PLAN", "FAIL", "NOT MEASURED", "PREDICTED, NOT MEASURED", "PASS")
-        return replace(own, status=min([own.status, *others], key=order.index))
-
-    @property
-    def _own_verdict(self) -> Verdict:
+        """Of several budgets all must be passed; cost and limit are those of the first."""
         if self.budget is None or self.pruned is None:
             return Verdict("NO PLAN", None, self.budget.limit if self.budget else None)
-        cost: float | None
-        if self.budget.unit == "ms":
-            cost = self.pruned.latency.ci_high_ms if self.pruned.latency else None
-        else:
-            cost = self.pruned.macs if self.budget.unit == "macs" else self.pruned.parameters
-        if cost is None:
-            status: Status = "PREDICTED, NOT MEASURED" if self.offline else "NOT MEASURED"
-            return Verdict(status, None, self.budget.limit)
-        return Verdict("PASS" if cost <= self.budget.limit else "FAIL", cost, self.budget.limit)
+        gate = self.budget.gate
+        own = STATUS_OF[gate.passed]
+        if gate.passed is None and not self.offline:
+            own = "NOT MEASURED"
+        order: tuple[Status, ...] = ("FAIL", "NOT MEASURED", "PREDICTED, NOT MEASURED", "PASS")
+        status = min([own, *(further.status for further in self.further_budgets)], key=order.index)
+        return Verdict(status, gate.cost, self.budget.limit)

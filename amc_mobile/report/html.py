@@ -80,6 +80,7 @@ def render_html(report: Report) -> str:
         validity=validity(report),
         advice=advice(report),
         comparison=sections.comparison(report),
+        gate=sections.gate(report),
         stages=sections.stages(report),
         layers=sections.layers(report),
         search=sections.search(report),

@@ -156,10 +156,33 @@ def search(report: Report) -> Section:
         asked = f" (asked: {report.budget.asked})" if report.budget.asked else ""
         rows.append(("budget", f"{'p50 ' if unit == 'ms' else ''}{cost(report.budget.limit, unit)}{asked}"))
     for one in report.further_budgets:
-        found = f"measured up to {ms(one.ci_high_ms)}" if one.ci_high_ms is not None else cost(one.predicted, one.unit)
+        is_latency = one.unit == "ms" and one.gate.cost is not None
+        found = f"measured, at most {ms(one.gate.cost)}" if is_latency else cost(one.predicted, one.unit)
         said = f"{found} of {cost(one.limit, one.unit)}: {one.status}"
         rows.append((f"budget {one.asked}", said))
     return Section("search", "Search", ("", ""), tuple(rows), "No search yet: run `amc-mobile search`.")
+
+
+def gate(report: Report) -> Section:
+    """The attempts to show by measurement that the latency budgets are met."""
+    own = [(report.budget.asked, report.budget.gate)] if report.budget is not None else []
+    gates = [*own, *((one.asked, one.gate) for one in report.further_budgets)]
+    rows = tuple(
+        (
+            asked,
+            str(i),
+            f"{attempt.within} of {attempt.rounds}",
+            NOTHING if attempt.needed is None else str(attempt.needed),
+            "yes" if attempt.passed else "no",
+            ", ".join(attempt.flags) or "none",
+            attempt.why,
+        )
+        for asked, one in gates
+        for i, attempt in enumerate(one.attempts, start=1)
+    )
+    headers = ("budget", "attempt", "rounds within", "needed", "passed", "flags of either file", "made because")
+    note = "; ".join(one.text for _, one in gates if one.attempts)
+    return Section("gate", "Gate", headers, rows, "No latency budget was measured: run `amc-mobile export`.", note)
 
 
 def predictions(report: Report) -> Section:

@@ -23,6 +23,7 @@ def render_text(report: Report) -> str:
         parts.append("\n".join(f"Next: {remark}" for remark in remarks))
     for section in (
         sections.comparison(report),
+        *([gate] if (gate := sections.gate(report)).rows else []),
         sections.stages(report),
         sections.layers(report, most=MOST_LAYERS),
         sections.search(report),

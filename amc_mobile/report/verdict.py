@@ -46,15 +46,17 @@ def clauses(report: Report) -> tuple[Clause, ...]:
 
 def _latency(report: Report) -> Clause | None:
     latency = report.pruned.latency if report.pruned else None
-    budget = report.budget.limit if report.budget and report.budget.unit == "ms" else None
+    budget = report.budget if report.budget and report.budget.unit == "ms" else None
     if latency is None:
-        return Clause("budget", ms(budget), "p50, not measured yet") if budget is not None else None
+        return Clause("budget", ms(budget.limit), "p50, not measured yet") if budget is not None else None
     low = number(latency.ci_low_ms, like=latency.p50_ms)
     high = number(latency.ci_high_ms, like=latency.p50_ms)
     note = ""
     if budget is not None:
-        high, limit = against_limit(latency.ci_high_ms, budget)
-        note = f"; budget {limit} ms"
+        note = f"; budget {number(budget.limit, like=latency.p50_ms)} ms"
+        if budget.gate.cost is not None:
+            cost, limit = against_limit(budget.gate.cost, budget.limit)
+            note = f"; at most {cost}, budget {limit} ms"
     return Clause("latency p50", ms(latency.p50_ms), f"95 % CI {low} to {high}{note}")
 
 
@@ -109,8 +111,8 @@ def _predicted(report: Report) -> Clause | None:
 
 
 def _further(one: FurtherBudget) -> Clause:
-    shown = one.ci_high_ms if one.ci_high_ms is not None else one.predicted
-    note = "up to, 95 % CI; " if one.ci_high_ms is not None else "predicted, not measured; " if one.unit == "ms" else ""
+    shown = one.gate.cost if one.gate.cost is not None else one.predicted
+    note = "" if one.unit != "ms" else "at most; " if one.gate.cost is not None else "predicted, not measured; "
     return Clause(printable(one.asked), cost(shown, one.unit), f"{note}budget {cost(one.limit, one.unit)}")
 
 

@@ -25,7 +25,7 @@ from amc_mobile.models.evaluation import logits
 from amc_mobile.models.task import Task
 from amc_mobile.report.content import TOP1
 from amc_mobile.store import write_bytes
-from amc_mobile.workflows.gate import all_of, further_gate, measured_pair, own_gate
+from amc_mobile.workflows.gate import all_of, further_gate, measured_pair, own_gate, own_limit
 from amc_mobile.workflows.measuring import chosen_runtime, open_device
 from amc_mobile.workflows.network import Network
 from amc_mobile.workflows.progress import Progress
@@ -67,6 +67,7 @@ class ExportResult:
                 lines.append(
                     f"    p50 {after['p50_ms']:.3f} ms (95 % CI {after['ci_low_ms']:.3f}-{after['ci_high_ms']:.3f}), "
                     f"original {before['p50_ms']:.3f} ms: {file['pair']['speedup']:.2f}x"
+                    + (f"   flags: {', '.join(file['pair']['flags'])}" if file["pair"]["flags"] else "")
                 )
         if self.result["granularity"] == "weight":
             lines.append(
@@ -75,6 +76,11 @@ class ExportResult:
         gate = self.result["gate"]
         said = {True: "PASS", False: "FAIL", None: "PREDICTED, NOT MEASURED"}
         lines.append(f"  {said[gate['passed']]}: {gate['text']}")
+        lines += [
+            f"  measured again{asked}: {attempt['why']}"
+            for asked, one in (("", gate), *((f" ({one['asked']})", one) for one in gate["further"]))
+            for attempt in one["attempts"][1:]
+        ]
         return "\n".join(lines)
 
     def raise_if_over_budget(self) -> None:
@@ -124,7 +130,7 @@ def _exported(
     model = folder.load_pruned(network, stage)
     images = data.test.normalised().numpy()
     reference = logits(model, data.test)
-    limits = {"unit": search["budget"]["unit"], "limit": search["budget"]["limit"], "ratio": wanted["latency_ratio"]}
+    limit = own_limit(search, wanted["latency_ratio"])
     chosen = data.calibration.subset(calibration_choice(len(data.calibration)))
     calibration = chosen.normalised().numpy()
     # Before the exports: a phone that is not there should not take minutes to be missed.
@@ -143,7 +149,9 @@ def _exported(
             }  # fmt: skip
         outputs = file_logits(path, images)
         original = _original(network, folder, form, settings, calibration) if devices[form] else None
-        pair = measured_pair(devices[form], original, path, limits)
+        # Files for another runtime than the search's are measured, and no budget speaks of them.
+        held = limit if limit is not None and RUNTIMES[form] == chosen_runtime(settings) else None
+        pair, decision = measured_pair(devices[form], original, path, held, waived=settings.waived) or (None, None)
         files.append(
             {
                 "format": form, "precision": settings.precision, "runtime": RUNTIMES[form],
@@ -155,11 +163,12 @@ def _exported(
                 "float32": before,
                 "not_delegated": not_delegated(path.read_bytes()) if form == "tflite" else None,
                 "pair": pair.to_document() if pair else None,
+                "decision": decision.to_document() if decision else None,
                 "original_bytes": original.stat().st_size if original else None,
             }
         )  # fmt: skip
     progress("export", len(formats), len(formats))
-    gate = own_gate(search, files, settings, limits, offline=offline)
+    gate = own_gate(search, files, settings, offline=offline)
     further = [
         further_gate(
             row,

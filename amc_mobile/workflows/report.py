@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -16,10 +16,12 @@ from amc_mobile.latency.measurement import ModelMeasurement
 from amc_mobile.report.content import (
     TOP1,
     Accuracy,
+    Attempt,
     Budget,
     DataFacts,
     FileRow,
     FurtherBudget,
+    Gate,
     Latency,
     ModelColumn,
     Parity,
@@ -31,6 +33,7 @@ from amc_mobile.report.details import KeptGroup, LayerRow, Predictions
 from amc_mobile.report.files import report_document, write_report
 from amc_mobile.report.text import render_text
 from amc_mobile.workflows import report_details
+from amc_mobile.workflows.gate import count_gate
 from amc_mobile.workflows.latency_model import latency_model
 from amc_mobile.workflows.measuring import RecordedDevice, chosen_runtime
 from amc_mobile.workflows.network import default_grids, load_network
@@ -88,7 +91,12 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
         run=folder.folder.name,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         program_version=__version__,
-        budget=Budget(budget["unit"], float(limit), f"--{budgets[0]['asked'] if budgets else budget['asked']}"),
+        budget=Budget(
+            budget["unit"],
+            float(limit),
+            f"--{budgets[0]['asked'] if budgets else budget['asked']}",
+            _own_gate(search, export),
+        ),
         original=ModelColumn(
             latency=_latency(pair["before"]) if pair else None,
             macs=int(search["original_macs"]),
@@ -114,28 +122,52 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
         finetuning=report_details.finetuning(folder),
         predictions=predictions,
         conditions=pair["after"]["conditions"] if pair else search["conditions"] if offline else {},
-        flags=tuple(pair["after"]["flags"]) if pair else (),
+        flags=_flags(pair, export),
         data=DataFacts(split["source"], split["sizes"]),
         kept_groups=()
         if search.get("granularity") == "weight"
         else tuple(KeptGroup(g.name, g.channels, g.reason) for g in network.groups.kept_groups),
         files=_files(export),
         offline=offline,
-        further_budgets=_further_budgets(budgets[1:], export),
+        further_budgets=_further_budgets(budgets[1:], search, export),
         settings={**asdict(settings), **{k: v for k, v in wanted.items() if v is not None}},
     )
     return ReportResult(report, write_report(report, folder.folder))
 
 
-def _further_budgets(rows: list[dict[str, Any]], export: dict[str, Any] | None) -> tuple[FurtherBudget, ...]:
-    gates = {gate["asked"]: gate for gate in (export or {}).get("gate", {}).get("further", [])}
+def _own_gate(search: dict[str, Any], export: dict[str, Any] | None) -> Gate:
+    """As the export stored it; counts need no export."""
+    if export is not None:
+        gate = export["gate"]
+        return _gate({**gate, "passed": gate["own_passed"], "text": gate.get("own_text", gate["text"])})
+    return _gate(count_gate(search["budget"], search)) if search["budget"]["unit"] != "ms" else Gate()
+
+
+def _further_budgets(
+    rows: list[dict[str, Any]], search: dict[str, Any], export: dict[str, Any] | None
+) -> tuple[FurtherBudget, ...]:
+    stored = {gate["asked"]: _gate(gate) for gate in (export or {}).get("gate", {}).get("further", [])}
     return tuple(
         FurtherBudget(
             f"--{row['asked']}", row["unit"], float(row["limit"]), row["device"], row["predicted_cost"],
-            gates[row["asked"]]["cost"] if row["unit"] == "ms" and row["asked"] in gates else None,
+            stored.get(row["asked"], Gate() if row["unit"] == "ms" else _gate(count_gate(row, search))),
         )
         for row in rows
     )  # fmt: skip
+
+
+def _gate(document: Mapping[str, Any]) -> Gate:
+    attempts = tuple(
+        Attempt(**{**attempt, "flags": tuple(attempt["flags"])}) for attempt in document.get("attempts", ())
+    )
+    return Gate(document["passed"], document["cost"], document["limit"], document["text"], attempts)
+
+
+def _flags(pair: dict[str, Any] | None, export: dict[str, Any] | None) -> tuple[str, ...]:
+    """Of both files of every pair that a budget was held against."""
+    further = [gate["pair"] for gate in (export or {}).get("gate", {}).get("further", [])]
+    files = [one[which] for one in (pair, *further) if one for which in ("before", "after")]
+    return tuple(dict.fromkeys(flag for file in files for flag in file["flags"]))
 
 
 def _described(settings: Settings) -> str:

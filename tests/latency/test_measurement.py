@@ -86,7 +86,7 @@ def test_a_document_that_is_no_measurement_is_refused(key: str, value: object) -
 
 
 def test_a_pair_reports_the_median_speedup_with_its_interval() -> None:
-    before, after = (ModelMeasurement(passes(ms, ms), CONDITIONS, 4) for ms in (4.0, 2.0))
+    before, after = (ModelMeasurement(passes(*[ms] * 5), CONDITIONS, 4) for ms in (4.0, 2.0))
     pair = PairMeasurement(before, after, (2.0, 2.1, 1.9, 2.0, 9.0))
     low, high = pair.speedup_interval
     assert pair.speedup == 2.0

@@ -7,9 +7,11 @@ import math
 from amc_mobile.latency.calibration import Term
 from amc_mobile.report.content import (
     Accuracy,
+    Attempt,
     Budget,
     DataFacts,
     FileRow,
+    Gate,
     Latency,
     ModelColumn,
     Parity,
@@ -83,6 +85,16 @@ def predictions() -> Predictions:
     return Predictions(points, band=0.024, loo_error=0.0091, terms=terms)
 
 
+def gate() -> Gate:
+    """Passed at the second attempt."""
+    attempts = (
+        Attempt("first", 10, 8, 9, ("BUSY",), problem="8 of 10 rounds within the budget, 9 needed"),
+        Attempt("8 of 10 rounds within the budget, 9 needed", 20, 18, 16, passed=True),
+    )
+    text = "speed-up at least 2.024x with 97.5 % confidence (20 rounds, 2 attempts), budget 2.000x"
+    return Gate(True, 1.186, 1.2, text, attempts)
+
+
 def finished_report() -> Report:
     layers = conv_layers()
     original, pruned = Accuracy(0.9861, TEST_IMAGES), Accuracy(0.9833, TEST_IMAGES)
@@ -92,7 +104,7 @@ def finished_report() -> Report:
         run="digits-half",
         created="2025-03-14T09:26:53+00:00",
         program_version="0.1.0",
-        budget=Budget("ms", 1.2, "--latency-ratio 0.5"),
+        budget=Budget("ms", 1.2, "--latency-ratio 0.5", gate()),
         original=ModelColumn(
             Latency(2.4, 2.519, 2.388, 2.421, runs=180, passes=12), 2.412,
             sum(x.macs_before or 0 for x in layers), 1_326_000, 5_341_220, original,

@@ -8,54 +8,86 @@ from report_example import finished_report
 
 from amc_mobile.errors import InvalidInput
 from amc_mobile.report.advice import advice
-from amc_mobile.report.content import Accuracy, Budget, FurtherBudget, Latency, ModelColumn, Parity, Report, Stage
+from amc_mobile.report.content import (
+    Accuracy,
+    Budget,
+    FurtherBudget,
+    Gate,
+    Latency,
+    ModelColumn,
+    Parity,
+    Report,
+    Stage,
+)
 from amc_mobile.report.details import KeptGroup, Predictions
+from amc_mobile.report.html import render_html
 from amc_mobile.report.prediction_quality import prediction_quality
+from amc_mobile.report.text import render_text
 from amc_mobile.report.verdict import verdict_line
 
 REPORT = finished_report()
 
 
-def with_latency(low: float, p50: float, high: float) -> Report:
-    assert REPORT.pruned is not None
-    return replace(REPORT, pruned=replace(REPORT.pruned, latency=Latency(p50, high * 1.05, low, high)))
+def with_latency(low: float, p50: float, high: float, *, passed: bool = True, cost: float | None = None) -> Report:
+    assert REPORT.pruned is not None and REPORT.budget is not None
+    gate = Gate(passed, high if cost is None else cost, 1.2, "what the gate said")
+    return replace(
+        REPORT,
+        pruned=replace(REPORT.pruned, latency=Latency(p50, high * 1.05, low, high)),
+        budget=replace(REPORT.budget, gate=gate),
+    )
 
 
-def test_the_upper_end_of_the_interval_decides() -> None:
+def test_the_gate_decides_and_the_report_only_shows_it() -> None:
     assert with_latency(1.17, 1.18, 1.2).verdict.status == "PASS"
-    assert with_latency(1.17, 1.18, 1.2001).verdict.status == "FAIL"
+    assert with_latency(1.17, 1.18, 1.19, passed=False).verdict.status == "FAIL"
+    assert with_latency(1.17, 1.18, 1.19, cost=1.195).verdict.cost == 1.195
 
 
 def test_a_cost_just_over_the_budget_is_printed_so_that_it_differs() -> None:
-    assert "95 % CI 1.170 to 1.20001; budget 1.20000 ms" in verdict_line(with_latency(1.17, 1.18, 1.20001))
+    line = verdict_line(with_latency(1.17, 1.18, 1.19, passed=False, cost=1.20001))
+    assert "95 % CI 1.170 to 1.190; at most 1.20001, budget 1.20000 ms" in line
+
+
+def test_a_speedup_that_other_programs_made_is_advised_to_be_measured_alone() -> None:
+    remarks = advice(with_latency(1.1, 1.11, 1.12, passed=False))
+    assert remarks[0] == "what the gate said: end the other programs and export again."
+
+
+def test_every_attempt_of_the_gate_is_shown_with_its_reason() -> None:
+    for shown in (render_text(REPORT), render_html(REPORT)):
+        assert shown.count("8 of 10 rounds within the budget, 9 needed") == 1
+        assert "18 of 20" in shown and "with 97.5" in shown
+        assert "BUSY" in shown
 
 
 def test_a_prediction_alone_does_not_pass_a_latency_budget() -> None:
     assert REPORT.pruned is not None
-    guessed = replace(REPORT, pruned=replace(REPORT.pruned, latency=None), speedup=None)
+    guessed = replace(REPORT, pruned=replace(REPORT.pruned, latency=None), speedup=None, budget=Budget("ms", 1.2))
     assert guessed.verdict.status == "NOT MEASURED"
     assert any("amc-mobile export" in remark for remark in advice(guessed))
 
 
 @pytest.mark.parametrize(
-    ("predicted", "high", "status"),
-    [(33.0, None, "PREDICTED, NOT MEASURED"), (33.0, 34.9, "PASS"), (33.0, 35.1, "FAIL")],
+    ("gate", "status"),
+    [(Gate(), "PREDICTED, NOT MEASURED"), (Gate(True, 34.9, 35.0), "PASS"), (Gate(False, 35.1, 35.0), "FAIL")],
 )
-def test_one_plan_passes_only_when_every_budget_does(predicted: float, high: float | None, status: str) -> None:
-    further = FurtherBudget("--also galaxy:35", "ms", 35.0, "galaxy", predicted, high)
+def test_one_plan_passes_only_when_every_budget_does(gate: Gate, status: str) -> None:
+    further = FurtherBudget("--also galaxy:35", "ms", 35.0, "galaxy", 33.0, gate)
     report = replace(REPORT, further_budgets=(further,))
     assert REPORT.verdict.status == "PASS"
     assert report.verdict.status == status
     assert "--also galaxy:35 " in verdict_line(report) and "budget 35" in verdict_line(report)
     missed = "--also galaxy:35 is missed: search again with a lower budget for it, or measure again."
     assert (missed in advice(report)) == (status == "FAIL")
-    count = FurtherBudget("--macs-ratio 0.5", "macs", 10.0, predicted=11.0)
+    count = FurtherBudget("--macs-ratio 0.5", "macs", 10.0, predicted=11.0, gate=Gate(False, 11.0, 10.0))
     assert replace(report, further_budgets=(further, count)).verdict.status == "FAIL"
 
 
 def test_a_search_without_the_device_is_predicted_not_measured() -> None:
     assert REPORT.pruned is not None
-    report = replace(REPORT, pruned=replace(REPORT.pruned, latency=None), speedup=None, offline=True)
+    unmeasured = replace(REPORT.pruned, latency=None)
+    report = replace(REPORT, pruned=unmeasured, speedup=None, offline=True, budget=Budget("ms", 1.2))
     assert verdict_line(report).startswith("PREDICTED, NOT MEASURED  budget")
     assert any("without --offline" in remark for remark in advice(report))
 
@@ -63,10 +95,11 @@ def test_a_search_without_the_device_is_predicted_not_measured() -> None:
 def test_a_budget_of_macs_needs_no_measurement() -> None:
     pruned = ModelColumn(macs=500, parameters=70)
     original = ModelColumn(macs=1000, parameters=100)
-    report = Report("net", budget=Budget("macs", 500.0), original=original, pruned=pruned)
+    report = Report("net", budget=Budget("macs", 500.0, gate=Gate(True, 500, 500)), original=original, pruned=pruned)
     assert report.verdict.status == "PASS"
     assert verdict_line(report).startswith("PASS  MACs 500 (50.0 % of 1.00 k; budget 500)")
-    assert replace(report, budget=Budget("parameters", 69.0)).verdict.status == "FAIL"
+    over = replace(report, budget=Budget("parameters", 69.0, gate=Gate(False, 70, 69)))
+    assert over.verdict.status == "FAIL" and "70.00 parameters are over the budget of 69.00" in advice(over)[0]
 
 
 def test_without_a_search_there_is_no_plan() -> None:
@@ -76,8 +109,8 @@ def test_without_a_search_there_is_no_plan() -> None:
 
 
 def test_a_failed_budget_advises_a_tighter_one() -> None:
-    remarks = advice(with_latency(1.28, 1.3, 1.32))
-    assert "1.320 ms, is over the budget of 1.200 ms" in remarks[0]
+    remarks = advice(with_latency(1.28, 1.3, 1.32, passed=False))
+    assert "1.320 ms, which is over the budget of 1.200 ms" in remarks[0]
     assert "--latency-ms 1.091" in remarks[0]
 
 

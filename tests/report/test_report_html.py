@@ -11,7 +11,7 @@ from markupsafe import Markup
 from report_example import finished_report
 
 from amc_mobile.report import charts
-from amc_mobile.report.content import Accuracy, Budget, DataFacts, FileRow, ModelColumn, Report, Stage
+from amc_mobile.report.content import Accuracy, Budget, DataFacts, FileRow, Gate, ModelColumn, Report, Stage
 from amc_mobile.report.details import EpisodePoint, EpochAccuracy, KeptGroup, LayerRow, PredictionPoint, Predictions
 from amc_mobile.report.html import render_html
 from amc_mobile.report.svg import Scale, scale_over
@@ -111,7 +111,7 @@ def test_an_empty_report_draws_nothing_and_says_what_to_run() -> None:
 
 
 def test_a_failed_budget_is_told_in_words_and_colour() -> None:
-    source = render_html(replace(finished_report(), budget=Budget("ms", 1.0)))
+    source = render_html(replace(finished_report(), budget=Budget("ms", 1.0, gate=Gate(False, 1.18, 1.0))))
     assert 'class="verdict fail"' in source and "over its budget" in source
 
 

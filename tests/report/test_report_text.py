@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from report_example import finished_report
 
-from amc_mobile.report.content import Budget, DataFacts, ModelColumn, Report
+from amc_mobile.report.content import Budget, DataFacts, Gate, ModelColumn, Report
 from amc_mobile.report.details import KeptGroup, LayerRow
 from amc_mobile.report.quantities import against_limit, count, number, printable, shortened, size
 from amc_mobile.report.tables import render_rows
@@ -22,7 +22,7 @@ def test_the_text_of_a_finished_run_is_as_expected(golden: Golden) -> None:
 def test_the_text_of_a_run_that_only_searched_is_as_expected(golden: Golden) -> None:
     report = replace(
         finished_report(),
-        budget=Budget("macs", 8_000_000, "--macs-ratio 0.3"),
+        budget=Budget("macs", 8_000_000, "--macs-ratio 0.3", Gate(True, 7_900_000, 8_000_000)),
         original=ModelColumn(macs=27_400_000, parameters=1_326_000),
         pruned=ModelColumn(macs=7_900_000, parameters=468_210),
         speedup=None,

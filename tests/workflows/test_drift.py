@@ -54,7 +54,16 @@ def test_a_ratio_is_of_the_original_at_any_speed(amc: Amc, bench: Bench) -> None
     assert json.loads(out)["budget"]["drift"] == 1.0
     code, out, err = amc("export", "--onnx", "--json", "--quiet")
     assert code == 0, err
-    assert json.loads(out)["gate"]["limit"] == pytest.approx(0.7 * ORIGINAL_MS * 1.25)
+    gate = json.loads(out)["gate"]
+    assert gate["limit"] == pytest.approx(0.7 * ORIGINAL_MS * 1.25)
+    assert gate["text"].startswith("speed-up at least") and gate["text"].endswith("budget 1.429x")
+    assert [(attempt["why"], attempt["rounds"], attempt["passed"]) for attempt in gate["attempts"]] == [
+        ("first", 10, True)
+    ]
+    code, out, err = amc("report", "--json")
+    assert code == 0, err
+    shown = json.loads(out)["budget"]["gate"]
+    assert (shown["passed"], shown["attempts"][0]["why"], shown["text"]) == (True, "first", gate["text"])
 
 
 def test_a_further_device_that_became_slower_is_held_to_its_budget(
