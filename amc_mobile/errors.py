@@ -66,7 +66,7 @@ class CorruptFile(AmcMobileError):
     """A file this program wrote, or one in a format it reads, cannot be read back."""
 
     def __init__(self, path: Path, why: str, *, next_step: str = "") -> None:
-        super().__init__(f"{path}: {why}", next_step=next_step)
+        super().__init__(f"{path}: {why}", next_step=next_step or "check that it is the right file, or make it again")
         self.path = path
 
 
@@ -74,7 +74,10 @@ class UnsupportedLayer(AmcMobileError):
     """A part of the network that cannot be traced, cut or exported."""
 
     def __init__(self, module: str, why: str, *, next_step: str = "") -> None:
-        super().__init__(f"{module or 'the network'}: {why}", next_step=next_step)
+        super().__init__(
+            f"{module or 'the network'}: {why}",
+            next_step=next_step or "write that part of the network with other layers",
+        )
         self.module = module
 
 

@@ -1,16 +1,22 @@
-"""Files written whole or not at all, files that one process holds, and JSON documents with their format version."""
+"""Files written whole or not at all, files that one process holds, and the guard of all that enters.
+
+JSON and TOML come from files, phones and other people: `parse_json` and `parse_toml` bound their size, depth and
+numbers, and say in a ValueError what is wrong; their callers add the file and the next step.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import secrets
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from amc_mobile.errors import AmcMobileError, CorruptFile
 
@@ -24,6 +30,22 @@ else:
 
     def _lock(file: IO[str]) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+MAX_DOCUMENT_BYTES = 256 << 20  # the largest of ours, a log of all plans measured, takes some megabytes
+MAX_TEXT_BYTES = 1 << 30  # of tables, which are read line by line
+MAX_TOML_BYTES = 1 << 20
+MAX_DEPTH = 64
+MAX_DIGITS = 40  # an integer of thousands of digits takes quadratic time
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+MAX_NAME_BYTES = 255  # of a file, on every file system in use
+DELETE = "delete the file and run the step again"
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)  # or a whole string, which may hold any
 
 
 @contextmanager
@@ -93,19 +115,157 @@ def write_json(path: Path, document: dict[str, Any], *, format_version: int) -> 
     write_text(path, json.dumps(versioned, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path: Path, *, format_version: int) -> dict[str, Any]:
+def read_json(path: Path, *, format_version: int, next_step: str = DELETE) -> dict[str, Any]:
     """Reads what `write_json` wrote. Raises CorruptFile for broken text and for newer versions."""
     try:
-        document = json.loads(path.read_text())
-    except (ValueError, UnicodeDecodeError) as error:
-        raise CorruptFile(path, f"not JSON ({error})", next_step="delete the file and run the step again") from error
-    except OSError as error:
-        raise CorruptFile(path, f"cannot be read ({error.strerror})") from error
+        document = parse_json(read_bytes(path, MAX_DOCUMENT_BYTES))
+    except ValueError as error:
+        raise CorruptFile(path, f"not JSON ({error})", next_step=next_step) from error
     version = document.get("format_version") if isinstance(document, dict) else None
-    if not isinstance(version, int) or version < 1:
-        raise CorruptFile(path, "has no format_version", next_step="delete the file and run the step again")
+    if type(version) is not int or version < 1:
+        raise CorruptFile(path, "has no format_version", next_step=next_step)
     if version > format_version:
         raise CorruptFile(
             path, f"has format {version}, this version reads up to {format_version}", next_step="update amc-mobile"
         )
-    return dict(document)
+    return Document(path, document, next_step)
+
+
+class Document(dict[str, Any]):
+    """An object of a file's JSON: a key that it lacks is a CorruptFile, as `document[key]` finds."""
+
+    def __init__(self, path: Path, values: Mapping[str, Any], next_step: str) -> None:
+        super().__init__({key: _of_file(path, value, next_step) for key, value in values.items()})
+        self._path, self._next_step = path, next_step
+
+    def __missing__(self, key: str) -> NoReturn:
+        raise CorruptFile(self._path, f"has no {key}", next_step=self._next_step)
+
+
+def _of_file(path: Path, value: Any, next_step: str) -> Any:
+    if isinstance(value, dict):
+        return Document(path, value, next_step)
+    return [_of_file(path, item, next_step) for item in value] if isinstance(value, list) else value
+
+
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """The content of a file. Raises CorruptFile where it cannot be read or is larger than `max_bytes`."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(max_bytes + 1)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise CorruptFile(path, f"cannot be read ({why})", next_step="check the path and its permissions") from error
+    if len(content) > max_bytes:
+        raise CorruptFile(path, f"is larger than {max_bytes >> 20} MiB", next_step="check that it is the right file")
+    return content
+
+
+def read_lines(path: Path, *, next_step: str) -> list[str]:
+    """The lines of a text file. Raises CorruptFile."""
+    try:
+        return read_bytes(path, MAX_TEXT_BYTES).decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise CorruptFile(path, "is not text", next_step=next_step) from error
+
+
+def parse_json(content: str | bytes) -> Any:
+    """A JSON value. Raises ValueError for text that is none, and beyond the limits of depth and numbers."""
+    if len(content) > MAX_DOCUMENT_BYTES:
+        raise ValueError(f"larger than {MAX_DOCUMENT_BYTES >> 20} MiB")
+    text = content.decode("utf-8") if isinstance(content, bytes) else content
+    _check_depth(text)
+    try:
+        document = _DECODER.decode(text)
+        return _encodable(document) if _SURROGATE.search(text) else document
+    except RecursionError as error:  # a caller deep in the stack leaves less than MAX_DEPTH
+        raise ValueError("nested too deeply") from error
+
+
+def parse_object(content: str | bytes) -> dict[str, Any]:
+    """As `parse_json`; raises ValueError for what is no object, too."""
+    document = parse_json(content)
+    if not isinstance(document, dict):
+        raise ValueError("no object")
+    return document
+
+
+def parse_toml(content: bytes) -> dict[str, Any]:
+    """A TOML document. Raises ValueError, as `parse_json`; its integers have at most 64 bits."""
+    if len(content) > MAX_TOML_BYTES:
+        raise ValueError(f"larger than {MAX_TOML_BYTES >> 20} MiB")
+    try:
+        document = tomllib.loads(content.decode("utf-8"))
+        _check_values(document, MAX_DEPTH)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    return document
+
+
+def is_file(path: Path) -> bool:
+    """As `Path.is_file`; False for a path that no file system takes, too."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_file_name(text: object) -> bool:
+    """Whether `text`, from a document, names a file within a folder: no path, nothing that a file system refuses."""
+    if not isinstance(text, str) or not text.isprintable() or text in ("", ".", "..") or set(text) & set("/\\"):
+        return False
+    return len(text.encode()) <= MAX_NAME_BYTES  # printable text holds no surrogates
+
+
+def _check_depth(text: str) -> None:
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return
+    depth = 0
+    for match in _BRACKETS.finditer(text):
+        sign = match[0]
+        depth += (sign in ("[", "{")) - (sign in ("]", "}"))
+        if depth > MAX_DEPTH:
+            raise ValueError("nested too deeply")
+
+
+def _check_values(value: Any, depth: int) -> None:
+    if depth < 0:
+        raise ValueError("nested too deeply")
+    if isinstance(value, Mapping | list):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            _check_values(item, depth - 1)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} is no finite number")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("a number has more than 64 bits")
+
+
+def _encodable(value: Any) -> Any:
+    """`value` with a ? for each half of a surrogate pair, which no file, terminal or database takes."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, list):
+        return [_encodable(item) for item in value]
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:MAX_DIGITS]} is too large")
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_int=_integer, parse_float=_number, parse_constant=_no_constant)

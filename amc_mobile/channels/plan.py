@@ -35,7 +35,7 @@ class PruningPlan:
             if not min(MIN_CHANNELS, self.channels[name]) <= kept <= self.channels[name]:
                 raise InvalidInput(f"{name}: cannot keep {kept} of {self.channels[name]} channels")
         for name, indices in (self.kept_indices or {}).items():
-            fits = len(indices) == self.kept_channels.get(name) and sorted(set(indices)) == list(indices)
+            fits = 0 < len(indices) == self.kept_channels.get(name) and sorted(set(indices)) == list(indices)
             if not fits or not (indices[0] >= 0 and indices[-1] < self.channels[name]):
                 raise InvalidInput(f"{name}: kept indices do not fit {self.kept_channels.get(name)} kept channels")
 
@@ -85,12 +85,21 @@ class PruningPlan:
         try:
             indices = document["kept_indices"]
             return cls(
-                {str(k): int(v) for k, v in document["channels"].items()},
-                {str(k): int(v) for k, v in document["kept_channels"].items()},
-                {str(k): tuple(int(i) for i in v) for k, v in indices.items()} if indices is not None else None,
+                {str(k): _count(v) for k, v in document["channels"].items()},
+                {str(k): _count(v) for k, v in document["kept_channels"].items()},
+                {str(k): tuple(_count(i) for i in v) for k, v in indices.items()} if indices is not None else None,
             )
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise InvalidInput(f"not a pruning plan: {error!r}") from error
+        except (InvalidInput, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise InvalidInput(
+                f"not a pruning plan: {error if isinstance(error, InvalidInput) else repr(error)}",
+                next_step="take the plan of a run's search.json",
+            ) from error
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**31:
+        raise ValueError(f"{str(value)[:40]} is no number of channels")
+    return value
 
 
 def grid(channels: int, *, multiple: int = 8, min_keep_ratio: float = 0.2) -> NDArray[np.int64]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from amc_mobile.errors import DeviceUnauthorized, DeviceUnavailable
+
+_TRANSPORT = re.compile(r"[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def parse_devices(answer: str) -> list[AttachedPhone]:
         # Serials may hold blanks at the end only as adb prints them, padded: fields are what blanks leave.
         words = line.split()
         tags = dict(word.split(":", 1) for word in words[2:] if ":" in word)
-        if len(words) < 2 or not tags.get("transport_id", "").isdecimal():
+        if len(words) < 2 or not _TRANSPORT.fullmatch(tags.get("transport_id", "")):
             continue
         path = next((word for word in words[2:] if word.startswith("usb:")), "")
         found.append(AttachedPhone(words[0], words[1], int(tags["transport_id"]), path))

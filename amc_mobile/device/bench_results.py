@@ -7,12 +7,12 @@ bounded, every value checked, and a result counts only when it names the model t
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from amc_mobile.errors import DeviceError
+from amc_mobile.store import parse_json
 
 FORMAT_VERSION = 1  # 1: start, graph, result, error and end lines
 MAX_LINE_BYTES = 4 << 20
@@ -172,10 +172,6 @@ _PARSERS: dict[str, Callable[[dict[str, Any]], BenchEvent]] = {
 }
 
 
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
-
-
 def parse_line(line: bytes) -> BenchEvent | None:
     """One line, without its newline. None for an event that this version does not know; unknown keys are ignored.
 
@@ -184,8 +180,8 @@ def parse_line(line: bytes) -> BenchEvent | None:
     if len(line) > MAX_LINE_BYTES:
         raise _bad(f"a line is longer than {MAX_LINE_BYTES} bytes")
     try:
-        document = json.loads(line.decode("utf-8"), parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        document = parse_json(line)
+    except ValueError as error:
         raise _bad(f"a line is not JSON ({str(error)[:80]})") from error
     if not isinstance(document, dict):
         raise _bad("a line is not a JSON object")

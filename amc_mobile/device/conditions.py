@@ -15,6 +15,7 @@ from amc_mobile.errors import InvalidInput
 # 1: fresh session per pass, shuffled passes, samples of repeated calls in wall time, single inferences for whole models
 PROTOCOL_VERSION = 1
 FOREIGN_PROTOCOL = 0
+AGAIN = "export the table again"
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,12 @@ class Conditions:
         """Raises InvalidInput when a field is missing, unknown or of the wrong type."""
         wanted = {field.name: int if field.name in ("threads", "protocol_version") else str for field in fields(cls)}
         if not isinstance(document, Mapping) or set(document) | {"layout"} != set(wanted):
-            raise InvalidInput(f"not the conditions of a measurement: {document!r}")
+            raise InvalidInput(f"not the conditions of a measurement: {str(document)[:200]}", next_step=AGAIN)
         for name, value in document.items():
             if type(value) is not wanted[name]:
-                raise InvalidInput(f"conditions: {name} = {value!r} is not of type {wanted[name].__name__}")
+                raise InvalidInput(
+                    f"conditions: {name} = {str(value)[:60]!r} is not of type {wanted[name].__name__}", next_step=AGAIN
+                )
         OnnxLayout.parse(document.get("layout", ""))
         return cls(**document)
 

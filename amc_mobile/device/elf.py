@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from amc_mobile.errors import InvalidInput
 
 ABI_OF_MACHINE = {183: "arm64-v8a", 62: "x86_64", 40: "armeabi-v7a", 3: "x86"}
+AGAIN = "download the library again"
 _LOAD, _DYNAMIC, _INTERPRETER = 1, 2, 3
 _EXECUTABLE = 2  # the type of programs that are not position-independent
 _NEEDED, _HASH, _STRTAB, _SYMTAB, _STRTAB_SIZE, _GNU_HASH = 1, 4, 5, 6, 10, 0x6FFFFEF5
@@ -39,17 +40,17 @@ class ElfFacts:
 def read_elf(content: bytes) -> ElfFacts:
     """Raises InvalidInput for what is no ELF file of a known processor, or a broken one."""
     if content[:4] != b"\x7fELF" or len(content) < 64 or content[5] != 1:
-        raise InvalidInput("not a shared library of Android or Linux (no little-endian ELF file)")
+        raise InvalidInput("not a shared library of Android or Linux (no little-endian ELF file)", next_step=AGAIN)
     kind, machine = struct.unpack_from("<HH", content, 16)
     if machine not in ABI_OF_MACHINE:
-        raise InvalidInput(f"a library for a processor that no phone has (ELF machine {machine})")
+        raise InvalidInput(f"a library for a processor that no phone has (ELF machine {machine})", next_step=AGAIN)
     try:
         headers = _program_headers(content, is_64=content[4] == 2)
         is_program = kind == _EXECUTABLE or any(header[0] == _INTERPRETER for header in headers)
         dynamic = _Dynamic(content, headers, is_64=content[4] == 2)
         return ElfFacts(ABI_OF_MACHINE[machine], dynamic.needed(), is_program, dynamic.exports())
     except (struct.error, ValueError, OverflowError) as error:
-        raise InvalidInput(f"a damaged shared library: {error}") from error
+        raise InvalidInput(f"a damaged shared library: {error}", next_step=AGAIN) from error
 
 
 def _program_headers(content: bytes, *, is_64: bool) -> list[tuple[int, int, int, int]]:

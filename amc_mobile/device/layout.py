@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from amc_mobile.errors import InvalidInput
+from amc_mobile.store import parse_object
 
 OPSET, IR_VERSION = 20, 10  # of the files that torch.onnx writes: a runtime that reads those reads the questions
 BLOCKS = "com.microsoft.nchwc"  # domain of the operators that work on blocks
@@ -80,11 +81,11 @@ class OnnxLayout:
         if not text:
             return cls()
         try:
-            document = json.loads(text)
+            document = parse_object(text)
             if set(document) != {one.name for one in fields(cls)}:
                 raise ValueError("its fields are others")
             layout = cls(**{name: _typed(name, value) for name, value in document.items()})
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError) as error:
             raise InvalidInput(
                 f"not a layout of ONNX Runtime ({error}): {text[:80]!r}", next_step="run `amc-mobile profile` again"
             ) from error

@@ -40,6 +40,7 @@ from amc_mobile.device.phone_facts import (
 )
 from amc_mobile.device.phone_output import parse_free_bytes
 from amc_mobile.errors import InvalidInput, PhoneDiskFull, PhoneOutputInvalid
+from amc_mobile.store import parse_object
 
 KEEP_BYTES = 512 << 20  # of models on the phone
 SPARE_BYTES = 32 << 20  # left free on the phone; Android misbehaves on a full disk
@@ -144,12 +145,9 @@ class PhoneRunner:
         for token in self._left:
             path = f"{FOLDER}/batch-{token}/{PLAN}"
             text = self.adb.shell(f"cat {path}", what="reading the plan of an earlier batch", check=False).text
-            try:
-                saved = json.loads(text)
-                self._began[token] = state_from(saved["state"])
-                return str(saved["plan"])
-            except (ValueError, TypeError, KeyError, AttributeError, PhoneOutputInvalid):
-                continue  # whoever wrote that, it is no plan of ours
+            if saved := saved_plan(text):
+                self._began[token], plan = saved
+                return plan
         return ""
 
     def run(
@@ -222,6 +220,18 @@ class PhoneRunner:
             self._see_free_space(ask(self.adb, FREE, what="looking for free space on the phone"))
         if self._free_bytes < size + SPARE_BYTES:
             raise PhoneDiskFull(self._free_bytes, f"{(size + SPARE_BYTES) >> 20} MiB are needed")
+
+
+def saved_plan(text: str) -> tuple[PhoneState, str] | None:
+    """State and plan of an earlier batch as `run` saved them; None for what is no plan of ours: others may write it."""
+    try:
+        saved = parse_object(text)
+        answers, plan = saved["state"], saved["plan"]
+        if not isinstance(plan, str) or not isinstance(answers, dict):
+            return None
+        return state_from({name: str(answers[name]) for name in STATE_QUESTIONS}), plan
+    except (ValueError, KeyError, PhoneOutputInvalid):
+        return None
 
 
 def _left_batches(answer: str) -> dict[str, str]:

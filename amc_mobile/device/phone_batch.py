@@ -5,7 +5,6 @@ A pulled cable loses nothing: the runner works on alone, and the results it wrot
 
 from __future__ import annotations
 
-import json
 import math
 import secrets
 import time
@@ -30,6 +29,7 @@ from amc_mobile.errors import (
     RunnerFailed,
     readable_s,
 )
+from amc_mobile.store import parse_json
 
 START_TIMEOUT_S = 60.0  # unpacking hundreds of megabytes
 FULL_BYTES = 1 << 20
@@ -254,7 +254,7 @@ def _decoded(line: bytes) -> str:
 
 def _is_end(line: bytes) -> bool:
     try:
-        document = json.loads(line)
+        document = parse_json(line)
     except ValueError:
         return False
     return isinstance(document, dict) and document.get("event") == "end"

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import re
-import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from amc_mobile.device.phone_output import CpuPolicy, parse_core_list
-from amc_mobile.errors import InvalidConfig, PhoneOutputInvalid
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from amc_mobile.errors import CorruptFile, InvalidConfig, PhoneOutputInvalid
+from amc_mobile.store import MAX_TOML_BYTES, parse_toml, read_bytes
 
 BUILT_IN = Path(__file__).parent.parent / "device_profiles"
 HOST = "host"
@@ -92,18 +88,20 @@ def read_profile(path: Path) -> DeviceProfile:
     if not _NAME.fullmatch(path.stem):
         raise InvalidConfig(f"{path}: a profile's name has small letters, digits and _ only", next_step="rename it")
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidConfig(f"{path}: {error.strerror}", next_step="check the file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidConfig(f"{path}: not TOML: {error}", next_step="mend that line") from error
+        document = parse_toml(read_bytes(path, MAX_TOML_BYTES))
+    except CorruptFile as error:
+        raise InvalidConfig(error.message, next_step="check the file") from error
+    except ValueError as error:
+        raise InvalidConfig(f"{path}: not TOML: {error}", next_step="correct that line") from error
     rules = document.pop("match", [])
     known = {field.name: _type(field.default) for field in fields(DeviceProfile) if field.name not in ("name", "match")}
     for key, value in document.items():
         if key not in known:
             raise InvalidConfig(f"{path}: unknown key {key!r}", next_step=f"known keys: match, {', '.join(known)}")
         if type(value) is not known[key] and not (known[key] is float and type(value) is int):
-            raise InvalidConfig(f"{path}: {key} = {value!r} is not of type {known[key].__name__}")
+            raise InvalidConfig(
+                f"{path}: {key} = {str(value)[:60]!r} is not of type {known[key].__name__}", next_step="correct it"
+            )
     if "summary" not in document:
         raise InvalidConfig(f"{path}: has no summary", next_step='add summary = "..."')
     profile = DeviceProfile(path.stem, match=_rules(path, rules), **document)
@@ -125,9 +123,11 @@ def _rules(path: Path, rules: Any) -> tuple[Mapping[str, re.Pattern[str]], ...]:
             if not isinstance(value, str):
                 raise InvalidConfig(f"{path}: match {key} = {value!r} is no text", next_step="put the key in quotes")
             try:
-                patterns[key] = re.compile(value, re.IGNORECASE)
-            except re.error as error:
-                raise InvalidConfig(f"{path}: match {key} = {value!r}: {error}") from error
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error")  # of expressions that will mean something else
+                    patterns[key] = re.compile(value, re.IGNORECASE)
+            except (re.error, Warning, OverflowError, RecursionError) as error:
+                raise InvalidConfig(f"{path}: match {key} = {value!r}: {error}", next_step="correct it") from error
         found.append(patterns)
     return tuple(found)
 
@@ -136,11 +136,13 @@ def _check(path: Path, profile: DeviceProfile) -> None:
     if profile.runtime not in RUNTIMES:
         raise InvalidConfig(f"{path}: runtime = {profile.runtime!r}", next_step=f"use one of {', '.join(RUNTIMES)}")
     if not 1 <= profile.threads <= 64:
-        raise InvalidConfig(f"{path}: threads = {profile.threads} is not between 1 and 64")
+        raise InvalidConfig(f"{path}: threads = {profile.threads} is not between 1 and 64", next_step="correct it")
     try:
         cores = parse_core_list(profile.cores)
     except PhoneOutputInvalid as error:
-        raise InvalidConfig(f"{path}: cores = {profile.cores!r} is no list such as 4-7", next_step="mend it") from error
+        raise InvalidConfig(
+            f"{path}: cores = {profile.cores!r} is no list such as 4-7", next_step="correct it"
+        ) from error
     if cores == (0,):
         raise InvalidConfig(f"{path}: cores = {profile.cores!r}: core 0 serves interrupts", next_step="add another one")
     for key, low, high in (
@@ -148,7 +150,7 @@ def _check(path: Path, profile: DeviceProfile) -> None:
     ):  # fmt: skip
         value = getattr(profile, key)
         if not low <= value <= high:
-            raise InvalidConfig(f"{path}: {key} = {value} is not between {low} and {high}")
+            raise InvalidConfig(f"{path}: {key} = {value} is not between {low} and {high}", next_step="correct it")
 
 
 def matching_profiles(profiles: Mapping[str, DeviceProfile], properties: Mapping[str, str]) -> list[DeviceProfile]:

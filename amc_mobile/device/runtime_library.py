@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from amc_mobile.device.elf import ElfFacts, read_elf
-from amc_mobile.errors import CorruptFile, InvalidConfig, InvalidInput
-from amc_mobile.store import read_json, replacing, write_json
+from amc_mobile.errors import AmcMobileError, CorruptFile, InvalidConfig, InvalidInput
+from amc_mobile.store import is_file, is_file_name, read_bytes, read_json, replacing, write_json
 
 FORMAT_VERSION = 1  # 1: runtime, version, abi, libc, file, sha256
 # By what each exports; a library with both of the last two is driven through the newer interface.
@@ -28,6 +28,7 @@ MAX_LIBRARY_BYTES = 512 << 20
 MAX_MEMBERS = 20_000
 _MEMBER = re.compile(r"(?:jni/[\w-]+/|[\w.-]+/(?:[\w.-]+/)*)(lib[\w.+-]{1,80}\.so(?:\.[\w.]{1,20})?)")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
+_VERSION_TEXT = re.compile(r"\d{1,5}\.\d{1,5}\.\d{1,5}", re.ASCII)
 MAVEN = (
     "com.microsoft.onnxruntime:onnxruntime-android, org.tensorflow:tensorflow-lite, com.google.ai.edge.litert:litert"
 )
@@ -58,10 +59,10 @@ def add_library(source: Path, folder: Path, *, version: str | None = None) -> li
     `version`: needed where neither the file's name nor a wheel's tells it. Raises InvalidInput for files that hold no
     library we can drive, CorruptFile for broken archives.
     """
-    if not source.is_file():
+    if not is_file(source):
         raise InvalidInput(f"no file {source}", next_step=f"download an AAR from Maven: {MAVEN}")
     version = version or _version_in_name(source.name)
-    if not re.fullmatch(r"\d{1,5}\.\d{1,5}\.\d{1,5}", version):
+    if not _VERSION_TEXT.fullmatch(version):
         raise InvalidConfig(f"version {version!r} is not of the form 1.2.3", next_step="pass --version X.Y.Z")
     added: list[RuntimeLibrary] = []
     unreadable: list[InvalidInput] = []  # an archive may hold other libraries that can be read
@@ -142,7 +143,9 @@ def _libraries_in(source: Path) -> Iterator[tuple[str, bytes]]:
                 if len(content) > MAX_LIBRARY_BYTES:
                     raise InvalidInput(f"{source}: {member.filename} is larger than {MAX_LIBRARY_BYTES >> 20} MiB")
                 yield match[1], content
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+    except AmcMobileError:
+        raise
+    except Exception as error:  # zipfile and its decompressors raise a dozen kinds: zlib.error, LZMAError, EOFError ...
         raise CorruptFile(source, f"not a readable archive ({error})", next_step="download it again") from error
 
 
@@ -178,16 +181,14 @@ def _file_of_entry(target: Path) -> str:
 
 
 def _read(path: Path) -> RuntimeLibrary:
-    document = read_json(path, format_version=FORMAT_VERSION)
     again = f"delete {path.parent} and run `amc-mobile runtime add` again"
-    try:
-        texts = {key: document[key] for key in ("runtime", "version", "abi", "libc", "sha256", "file")}
-    except KeyError as error:
-        raise CorruptFile(path, f"has no {error}", next_step=again) from error
-    if not all(isinstance(value, str) for value in texts.values()) or not _VERSION.fullmatch(texts["version"]):
+    document = read_json(path, format_version=FORMAT_VERSION, next_step=again)
+    texts = {key: document[key] for key in ("runtime", "version", "abi", "libc", "sha256", "file")}
+    fits = all(isinstance(value, str) for value in texts.values()) and _VERSION_TEXT.fullmatch(texts["version"])
+    if not fits or not is_file_name(texts["file"]):
         raise CorruptFile(path, "holds values of a wrong kind", next_step=again)
-    library = path.parent / Path(texts.pop("file")).name
-    content = library.read_bytes() if library.is_file() else b""
+    library = path.parent / texts.pop("file")
+    content = read_bytes(library, MAX_LIBRARY_BYTES) if is_file(library) else b""
     if hashlib.sha256(content).hexdigest() != texts["sha256"]:
         raise CorruptFile(library, "is not the library that was added", next_step=again)
     try:

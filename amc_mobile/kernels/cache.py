@@ -20,11 +20,12 @@ from amc_mobile.channels import surgery
 from amc_mobile.channels.groups import ChannelGroups
 from amc_mobile.channels.ids import Ids
 from amc_mobile.device.layout import OnnxLayout
-from amc_mobile.errors import CorruptFile, InvalidConfig, UnsupportedLayer
+from amc_mobile.errors import AmcMobileError, CorruptFile, InvalidConfig, UnsupportedLayer
 from amc_mobile.export.precision import FLOAT32
 from amc_mobile.export.quantize import QUANTIZERS, stand_in_images
 from amc_mobile.export.to_onnx import to_onnx
 from amc_mobile.export.to_tflite import to_tflite
+from amc_mobile.kernels.graph import Graph
 from amc_mobile.kernels.labels import Vocabulary, decode
 from amc_mobile.kernels.overlay import by_output, in_order, overlay
 from amc_mobile.kernels.template import Template
@@ -83,20 +84,19 @@ def _decoded(
     progress: Progress | None,
 ) -> Template:
     form = file_format(runtime)
-    models = []
+    parsed = []
     for trace in range(files.code.traces + 1):
         if progress is not None:
             progress(f"export for {runtime}", trace, files.code.traces + 1)
-        models.append(files.parsed(trace, form))
+        parsed.append(files.parsed(trace, form))
     if progress is not None:
         progress(f"export for {runtime}", files.code.traces + 1, files.code.traces + 1)
-    graphs = [form.to_graph(model) for model in models]
+    models, graphs = [model for model, _ in parsed], [graph for _, graph in parsed]
     kept = [files.kept(trace) for trace in range(1, len(graphs))]
     labels = decode(graphs, files.code, vocabulary, kept)
     model, graph = models[0], graphs[0]
     if precision != FLOAT32:
-        model = files.quantised(precision, form)
-        graph = form.to_graph(model)
+        model, graph = files.quantised(precision, form)
         partners = (in_order if runtime == "tflite" else by_output)(graphs[0], graph)
         labels = overlay(labels, graphs[0], graph, partners)
     if runtime == "tflite":
@@ -133,7 +133,7 @@ class _Files:
         path = self._folder / "behaviour.json"
         outputs = _outputs(self._model, self._groups.input_shape)
         if path.exists():
-            before = np.array(store.read_json(path, format_version=FORMAT_VERSION)["outputs"], dtype=np.float64)
+            before = _numbers(path, store.read_json(path, format_version=FORMAT_VERSION)["outputs"])
             if before.shape == outputs.shape and np.allclose(
                 before, outputs, rtol=1e-3, atol=1e-4 * abs(outputs).max()
             ):
@@ -151,13 +151,13 @@ class _Files:
             for size, width in zip(sizes, widths, strict=True)
         ]
 
-    def parsed(self, trace: int, form: ModuleType) -> object:
+    def parsed(self, trace: int, form: ModuleType) -> tuple[object, Graph]:
         path = self._path(trace)
         if not path.exists():
             self._export(trace, path)
         return _parsed(path, form)
 
-    def quantised(self, precision: str, form: ModuleType) -> object:
+    def quantised(self, precision: str, form: ModuleType) -> tuple[object, Graph]:
         """The original in another precision."""
         package, quantize = QUANTIZERS[self._runtime]
         path = self._folder / f"original_{precision}-{_version(package)}{SUFFIXES[self._runtime]}"
@@ -179,15 +179,22 @@ class _Files:
         EXPORTERS[self._runtime](network, (1, *self._groups.input_shape[1:]), path)
 
 
-def _parsed(path: Path, form: ModuleType) -> object:
+def _parsed(path: Path, form: ModuleType) -> tuple[object, Graph]:
     try:
-        return form.parse(path.read_bytes())
-    except (ValueError, TypeError, IndexError, AttributeError) as error:
-        raise CorruptFile(path, f"cannot be read ({error})", next_step="delete it and run the step again") from error
-    except Exception as error:  # protobuf's own errors share no base class with ours
-        if type(error).__name__ != "DecodeError":
-            raise
-        raise CorruptFile(path, "is not an ONNX file", next_step="delete it and run the step again") from error
+        model = form.parse(path.read_bytes())
+        return model, form.to_graph(model)
+    except AmcMobileError:
+        raise
+    except Exception as error:  # the readers check nothing: struct.error, IndexError, KeyError, protobuf's own errors
+        why = f"cannot be read ({str(error) or type(error).__name__})"
+        raise CorruptFile(path, why, next_step="delete it and run the step again") from error
+
+
+def _numbers(path: Path, values: object) -> NDArray[np.float64]:
+    try:
+        return np.array(values, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise CorruptFile(path, f"holds no numbers ({error})", next_step=f"delete {path.parent}") from error
 
 
 def fingerprint(model: nn.Module, groups: ChannelGroups, runtime: str) -> str:

@@ -19,6 +19,7 @@ from amc_mobile.errors import CorruptFile, InvalidInput
 from amc_mobile.latency.measurement import Pass
 from amc_mobile.latency.requests import model_key
 from amc_mobile.latency.table_rows import Adoption, Contents, StoredPass
+from amc_mobile.store import parse_object
 
 FORMAT = "amc-mobile latency table"
 FORMAT_VERSION = 2  # 1: conditions, kernels, models, passes; 2: adoptions besides
@@ -81,16 +82,23 @@ def from_lines(path: Path, lines: Sequence[str]) -> Contents:
                 _once(conditions, key, key == found.key)
                 conditions[key] = found
             elif kind == "kernel":
-                _once(kernels, key, bool(key))
-                kernels[key] = (str(row["label"]), dict(row["document"]))
+                document = row["document"]
+                _once(kernels, key, bool(key) and isinstance(document, dict))
+                kernels[key] = (str(row["label"]), document)
             elif kind == "model":
-                widths = tuple(int(width) for width in row["widths"])
-                _once(models, key, key == model_key(row["template"], widths))
-                models[key] = (str(row["template"]), widths)
+                template, widths = str(row["template"]), tuple(_count(width) for width in row["widths"])
+                _once(models, key, key == model_key(template, widths))
+                models[key] = (template, widths)
             elif kind == "pass":
                 one = Pass(tuple(row["samples_ms"]), bool(row["busy"]))
                 passes.append(
-                    StoredPass(row["conditions"], row["subject"], one, int(row["warmup_runs"]), str(row["created"]))
+                    StoredPass(
+                        str(row["conditions"]),
+                        str(row["subject"]),
+                        one,
+                        _count(row["warmup_runs"]),
+                        str(row["created"]),
+                    )
                 )
             elif kind == "adoption":
                 adopted = Adoption(
@@ -108,21 +116,17 @@ def from_lines(path: Path, lines: Sequence[str]) -> Contents:
     return Contents(conditions, kernels, models, passes, list(adoptions.values()))
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file. Raises InvalidInput where it cannot be read, CorruptFile where it is no text."""
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InvalidInput(f"{path}: {error.strerror}", next_step="check the path") from error
-    except UnicodeDecodeError as error:
-        raise CorruptFile(path, "is not text", next_step=AGAIN) from error
-
-
 def _once(known: Mapping[str, object], key: str, fits: bool) -> None:
     if key in known:
         raise ValueError(f"key {key[:12]} stands there twice")
     if not fits:
         raise ValueError(f"key {key[:12]!r} does not belong to its document")
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**31:
+        raise ValueError(f"{str(value)[:40]} is no count")
+    return value
 
 
 def _ratio(value: Any) -> float:
@@ -141,13 +145,6 @@ def _digest(lines: Sequence[str]) -> str:
 
 def _document(path: Path, number: int, text: str) -> dict[str, Any]:
     try:
-        document = json.loads(text, parse_constant=_no_constant)
+        return parse_object(text)
     except ValueError as error:
-        raise CorruptFile(path, f"line {number} is not JSON ({error})", next_step=AGAIN) from error
-    if not isinstance(document, dict):
-        raise CorruptFile(path, f"line {number} is not an object", next_step=AGAIN)
-    return document
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not allowed")
+        raise CorruptFile(path, f"line {number} is not a JSON object ({error})", next_step=AGAIN) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from amc_mobile.errors import InvalidInput
 if TYPE_CHECKING:
     from amc_mobile.kernels.kernel import Kernel
 
+_SIZE = re.compile(r"[0-9]{1,9}")
 CONVOLUTIONS = ("conv", "conv1x1", "depthwise")
 OPERATORS = {
     "conv": ("conv2d", "convolution", "convkxk"),
@@ -59,7 +61,7 @@ class KernelShape:
             if name not in row:
                 continue
             text = row[name]
-            if not text.isdecimal() or (int(text) < 1 and name != "window"):
+            if not _SIZE.fullmatch(text) or (int(text) < 1 and name != "window"):
                 raise InvalidInput(f"{name} {text!r} is not a positive number")
             numbers[name] = int(text)
         operator = operator_named(row["operator"])

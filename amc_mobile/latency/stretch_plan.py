@@ -7,8 +7,10 @@ import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from amc_mobile.store import parse_object
+
+MAX_COUNT = 1_000_000_000
 FORMAT_VERSION = 1  # 1: stretches of indices into keys, passes stored before, the anchor and the repeats
 
 
@@ -47,28 +49,32 @@ class StretchPlan:
     def from_text(cls, text: str) -> StretchPlan | None:
         """None for a text that is no plan: it comes from a phone, where others may write."""
         try:
-            document: dict[str, Any] = json.loads(text)
+            document = parse_object(text)
             if document["format_version"] != FORMAT_VERSION:
                 return None
             keys = [str(key) for key in document["keys"]]
             lowest = document["lowest_ms"]
-            if any(number < 0 for stretch in document["stretches"] for number in stretch):
-                return None
             return cls(
-                tuple(tuple(keys[number] for number in stretch) for stretch in document["stretches"]),
-                dict(zip(keys, map(int, document["stored"]), strict=True)),
+                tuple(tuple(keys[_count(number)] for number in stretch) for stretch in document["stretches"]),
+                dict(zip(keys, map(_count, document["stored"]), strict=True)),
                 str(document["anchor"]),
                 math.inf if lowest is None else float(lowest),
-                int(document["in_a_row"]),
-                int(document["repeats_left"]),
+                _count(document["in_a_row"]),
+                _count(document["repeats_left"]),
             )
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        except (ValueError, TypeError, KeyError, IndexError, OverflowError):
             return None
 
     def fits(self, keys: Collection[str], stored: Mapping[str, int]) -> bool:
         """Whether all of it is among `keys`, and the table still has what it had."""
         known = all(key in keys and stored[key] >= count for key, count in self.stored.items())
         return known and (not self.anchor or self.anchor in keys)
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or not 0 <= value <= MAX_COUNT:
+        raise ValueError(f"{value!r} is no count")
+    return value
 
 
 class StoredStretches:

@@ -23,6 +23,7 @@ from amc_mobile.latency.measurement import KernelMeasurement, ModelMeasurement, 
 from amc_mobile.latency.requests import KernelInfo, ModelRequest, model_key
 from amc_mobile.latency.storage import DELETE_IT, FORMAT_VERSION, open_storage
 from amc_mobile.latency.table_rows import Contents, add_contents, read_adoptions, read_contents, read_pass, read_widths
+from amc_mobile.store import parse_object
 
 KEYS_PER_QUERY = 500  # SQLite's oldest limit on parameters is 999
 
@@ -125,7 +126,7 @@ class LatencyTable:
         with self._storage.transaction() as connection:
             rows = connection.execute(sa.select(_kernel.c.key, _kernel.c.document)).all()
         try:
-            return {key: dict(json.loads(document)) for key, document in rows}
+            return {key: parse_object(document) for key, document in rows}
         except (TypeError, ValueError) as error:
             raise self._storage.corrupt(f"unreadable kernels ({error})", next_step=DELETE_IT) from error
 
@@ -167,7 +168,7 @@ class LatencyTable:
         with self._storage.transaction() as connection:
             documents = connection.execute(query).scalars().all()
         try:
-            return [Conditions.from_document(json.loads(document)) for document in documents]
+            return [Conditions.from_document(parse_object(document)) for document in documents]
         except (ValueError, InvalidInput) as error:
             raise self._storage.corrupt(f"unreadable conditions ({error})", next_step=DELETE_IT) from error
 

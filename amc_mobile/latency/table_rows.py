@@ -12,11 +12,12 @@ import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
 
-from amc_mobile.device.conditions import Conditions
+from amc_mobile.device.conditions import AGAIN, Conditions
 from amc_mobile.errors import InvalidInput
 from amc_mobile.latency.measurement import Pass
 from amc_mobile.latency.storage import DELETE_IT, Storage, adoption, kernel, model, sample
 from amc_mobile.latency.storage import conditions as conditions_table
+from amc_mobile.store import parse_json, parse_object
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def read_contents(storage: Storage, conditions: Mapping[str, Conditions]) -> Con
         rows = connection.execute(sa.select(*columns).order_by(sample.c.id)).all()
         adoptions = read_adoptions(connection)
     try:
-        documents = {key: (label, dict(json.loads(document))) for key, label, document in kernels}
+        documents = {key: (label, parse_object(document)) for key, label, document in kernels}
     except (TypeError, ValueError) as error:
         raise storage.corrupt(f"unreadable kernels ({error})", next_step=DELETE_IT) from error
     return Contents(
@@ -82,12 +83,14 @@ def add_contents(storage: Storage, contents: Contents) -> int:
     """Adds what the table lacks, all or nothing; returns how many passes were new. See `LatencyTable.add_contents`."""
     for adopted in contents.adoptions:
         if adopted.conditions not in contents.conditions:
-            raise InvalidInput(f"kernels were adopted under unknown conditions {adopted.conditions[:12]!r}")
+            raise InvalidInput(
+                f"kernels were adopted under unknown conditions {adopted.conditions[:12]!r}", next_step=AGAIN
+            )
     for one in contents.passes:
         if one.conditions not in contents.conditions:
-            raise InvalidInput(f"a pass was measured under unknown conditions {one.conditions[:12]!r}")
+            raise InvalidInput(f"a pass was measured under unknown conditions {one.conditions[:12]!r}", next_step=AGAIN)
         if one.subject not in contents.kernels and one.subject not in contents.models:
-            raise InvalidInput(f"a pass is of an unknown kernel or model {one.subject[:12]!r}")
+            raise InvalidInput(f"a pass is of an unknown kernel or model {one.subject[:12]!r}", next_step=AGAIN)
     tables: list[tuple[sa.Table, list[dict[str, Any]]]] = [
         (
             conditions_table,
@@ -135,7 +138,7 @@ def read_adoptions(connection: sa.Connection) -> list[Adoption]:
 def read_pass(storage: Storage, samples: str, busy: bool) -> Pass:
     """A pass from its columns. Raises what `Storage.corrupt` gives."""
     try:
-        return Pass(tuple(json.loads(samples)), bool(busy))
+        return Pass(tuple(parse_json(samples)), bool(busy))
     except (TypeError, ValueError, InvalidInput) as error:
         raise storage.corrupt(f"unreadable samples ({error})", next_step=DELETE_IT) from error
 
@@ -143,8 +146,8 @@ def read_pass(storage: Storage, samples: str, busy: bool) -> Pass:
 def read_widths(storage: Storage, document: str) -> NDArray[np.int64]:
     """Widths (groups,) from their column. Raises what `Storage.corrupt` gives."""
     try:
-        widths = json.loads(document)
-        if not isinstance(widths, list) or not all(type(w) is int for w in widths):
+        widths = parse_json(document)
+        if not isinstance(widths, list) or not all(type(w) is int and 0 < w < 2**31 for w in widths):
             raise ValueError(document)
     except (TypeError, ValueError) as error:
         raise storage.corrupt(f"unreadable widths ({error})", next_step=DELETE_IT) from error

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from amc_mobile import store
 from amc_mobile.errors import CorruptFile, InvalidConfig
+from amc_mobile.store import parse_json, parse_object
 
 # 1: tensors `model.NAME` and `momentum.NAME`; metadata `identity` and `reports` as JSON
 # 2: tensors `average.NAME` where weights are averaged
@@ -86,8 +87,8 @@ class TrainingState:
                 metadata = file.metadata() or {}
                 tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             version = int(metadata["format_version"])
-            identity: dict[str, str] = json.loads(metadata["identity"])
-            reports = [EpochReport(**report) for report in json.loads(metadata["reports"])]
+            identity: dict[str, str] = parse_object(metadata["identity"])
+            reports = [EpochReport(**report) for report in parse_json(metadata["reports"])]
         except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
             raise CorruptFile(
                 path, f"not a training checkpoint ({error})", next_step="delete the file to start the training anew"

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from amc_mobile.errors import CorruptFile, InvalidInput
-from amc_mobile.store import read_json, write_json, write_text
+from amc_mobile.store import MAX_TEXT_BYTES, read_bytes, read_json, write_json, write_text
 
 FORMAT_VERSION = 1  # 1: first
 
 LONGEST_SHOWN = 100  # characters of two values that differ
-
+ANOTHER = "start another run"
 CHECK = "check"  # the policy of a line that only measures the plan of an earlier episode
 
 
@@ -74,9 +74,11 @@ class EpisodeLog:
         self.rows: list[EpisodeRow] = _read_rows(path)
         self._header: dict[str, Any] = {}
         if self.header_path.exists():
-            self._header = read_json(self.header_path, format_version=FORMAT_VERSION)
+            self._header = read_json(self.header_path, format_version=FORMAT_VERSION, next_step=ANOTHER)
+            if not isinstance(self._header["policy"], dict) or not isinstance(self._header["settings"], dict):
+                raise CorruptFile(self.header_path, "holds values of a wrong kind", next_step=ANOTHER)
         elif self.rows:
-            raise CorruptFile(path, f"its header {self.header_path.name} is missing", next_step="start another run")
+            raise CorruptFile(path, f"its header {self.header_path.name} is missing", next_step=ANOTHER)
 
     @property
     def started(self) -> bool:
@@ -121,10 +123,19 @@ class EpisodeLog:
     def pending(self) -> Pending | None:
         """The plan that was being scored or measured when the search was stopped."""
         document = self._header.get("pending")
-        if document is None or document["line"] != len(self.rows):
+        if document is None:
             return None
-        values = {name: document[name] for name in ("policy", "predicted_cost", "limit", "measuring")}
-        return Pending(widths=tuple(document["widths"]), **values)
+        try:
+            if document["line"] != len(self.rows):
+                return None
+            policy, measuring = document["policy"], document["measuring"]
+            if not isinstance(policy, str) or not isinstance(measuring, bool):
+                raise ValueError("its policy or what is measured is of a wrong kind")
+            cost, limit = float(document["predicted_cost"]), float(document["limit"])
+            return Pending(policy, tuple(map(_width, document["widths"])), cost, limit, measuring)
+        except (TypeError, ValueError, OverflowError) as error:
+            why = f"its pending plan cannot be read ({error})"
+            raise CorruptFile(self.header_path, why, next_step=ANOTHER) from error
 
     def begin(self, pending: Pending) -> None:
         """Notes a plan before it is scored or measured."""
@@ -157,19 +168,30 @@ def _line(row: EpisodeRow) -> str:
 def _read_rows(path: Path) -> list[EpisodeRow]:
     if not path.exists():
         return []
-    text = path.read_bytes().decode(errors="replace")
+    text = read_bytes(path, MAX_TEXT_BYTES).decode(errors="replace")
     lines = text[: text.rfind("\n") + 1].splitlines()
     if not lines:
         return []
     if tuple(lines[0].split(",")) != COLUMNS:
         raise CorruptFile(path, "the first line does not hold the columns of an episode log")
     rows = []
-    for number, cells in enumerate(csv.reader(lines[1:]), start=2):
+    reader = csv.reader(lines[1:])
+    while True:
         try:
+            cells = next(reader, None)
+            if cells is None:
+                break
             rows.append(_row(dict(zip(COLUMNS, cells, strict=True))))
-        except ValueError as error:
-            raise CorruptFile(path, f"line {number}: {error}", next_step="start another run") from error
+        except (ValueError, csv.Error) as error:
+            raise CorruptFile(path, f"line {len(rows) + 2}: {error}", next_step=ANOTHER) from error
     return rows
+
+
+def _width(value: object) -> int:
+    width = int(value) if isinstance(value, str | int) else 0
+    if not 1 <= width < 2**31:
+        raise ValueError(f"{str(value)[:40]} is no number of channels")
+    return width
 
 
 def _row(cells: Mapping[str, str]) -> EpisodeRow:
@@ -195,5 +217,5 @@ def _row(cells: Mapping[str, str]) -> EpisodeRow:
         evaluation_s=number("evaluation_s"),
         agent_s=number("agent_s"),
         latency_s=number("latency_s"),
-        widths=tuple(int(width) for width in cells["widths"].split()),
+        widths=tuple(map(_width, cells["widths"].split())),
     )

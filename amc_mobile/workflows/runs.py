@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from amc_mobile.channels import surgery
 from amc_mobile.channels.plan import PruningPlan
-from amc_mobile.errors import InvalidInput
+from amc_mobile.errors import CorruptFile, InvalidInput
 from amc_mobile.export.precision import FLOAT32
 from amc_mobile.models.checkpoints import weights_sha256
 from amc_mobile.models.loading import load_checkpoint, save_checkpoint
@@ -22,7 +22,7 @@ from amc_mobile.pruning.magnitude import hold_masks
 from amc_mobile.search.budget import Unit
 from amc_mobile.store import read_json, replacing, write_json
 from amc_mobile.workflows.network import Network, load_network
-from amc_mobile.workflows.workspace import BEGUN, Settings, Workspace
+from amc_mobile.workflows.workspace import BEGUN, Settings, Workspace, settings_from_document
 
 FORMAT_VERSION = 1
 
@@ -90,10 +90,13 @@ class Run:
         (self.folder / f"{name}.json").unlink(missing_ok=True)
 
     def settings(self) -> Settings:
-        return Settings(**self.read("settings")["settings"])
+        return settings_from_document(self.folder / "settings.json", self.read("settings")["settings"])
 
     def plan(self) -> PruningPlan:
-        return PruningPlan.from_document(self.read("search")["plan"])
+        try:
+            return PruningPlan.from_document(self.read("search")["plan"])
+        except InvalidInput as error:
+            raise CorruptFile(self.folder / "search.json", error.message, next_step="search again") from error
 
     def weights(self, stage: str) -> Path:
         return self.folder / f"{stage}.safetensors"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,13 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amc_mobile.data import DataSplit
-from amc_mobile.errors import InvalidInput
+from amc_mobile.errors import CorruptFile, InvalidInput
 from amc_mobile.latency.probe import LEAST_MULTIPLE
 from amc_mobile.models.checkpoints import weights_sha256
 from amc_mobile.search.budget import Budget, Unit
 from amc_mobile.search.episode_log import CHECK, EpisodeLog
 from amc_mobile.search.policies import SPREAD_OVER_EPISODES, make_policy
 from amc_mobile.search.policy import Policy
+from amc_mobile.store import MAX_DOCUMENT_BYTES, parse_object, read_bytes
 from amc_mobile.workflows.budgets import reference_p50_ms
 from amc_mobile.workflows.latency_model import LatencyModel
 from amc_mobile.workflows.network import Network
@@ -109,10 +109,10 @@ def policy_of(wanted: SearchConfig, budget: Budget, plans: Plans, *, seed: int) 
 def plan_from_file(path: Path, plans: Plans) -> Widths:
     """Widths (groups,) of a plan in JSON, alone or as the `plan` of a search. Raises InvalidInput."""
     try:
-        document = json.loads(path.expanduser().read_text())
-    except (OSError, ValueError) as error:
+        document = parse_object(read_bytes(path.expanduser(), MAX_DOCUMENT_BYTES))
+    except (CorruptFile, ValueError, RuntimeError) as error:  # RuntimeError: no home folder for a ~
         raise InvalidInput(f"{path} holds no plan: {error}", next_step="name a run's search.json") from error
-    return plans.from_document(document.get("plan", document) if isinstance(document, dict) else {})
+    return plans.from_document(document.get("plan", document))
 
 
 def identity_of(settings: Settings, wanted: SearchConfig, network: Network, data: DataSplit) -> dict[str, Any]:

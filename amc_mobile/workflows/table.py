@@ -63,7 +63,7 @@ def export_table(space: Workspace, path: Path) -> TableResult:
 
 def import_table(space: Workspace, path: Path) -> TableResult:
     """Adds a bundle to the workspace's table. Conditions stay apart; what is there already is left out."""
-    contents = bundle.from_lines(path, bundle.read_lines(path))
+    contents = bundle.from_lines(path, store.read_lines(path, next_step=bundle.AGAIN))
     with open_table(space, must_exist=False) as table:
         new = table.add_contents(contents)
     return _added(path, contents, new)
@@ -83,7 +83,7 @@ def import_csv(
 ) -> TableResult:
     """Adds a table of another tool, one line per kernel, under conditions that say how little is known of them."""
     conditions = csv_table.foreign_conditions(device, **known)
-    text = "\n".join(bundle.read_lines(path))
+    text = "\n".join(store.read_lines(path, next_step="save it as UTF-8"))
     contents = csv_table.from_csv(path, text, conditions, kernel=kernel, ms=ms, run=run, shape=shape, network=network)
     with open_table(space, must_exist=False) as table:
         new = table.add_contents(contents)

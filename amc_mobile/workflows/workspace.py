@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -15,15 +14,14 @@ from amc_mobile.device.runtime_library import BENCHMARK_MODEL
 from amc_mobile.device.user_folder import profiles_folder
 from amc_mobile.errors import CorruptFile, InvalidConfig, InvalidInput
 from amc_mobile.export.precision import FLOAT32, PRECISIONS
-from amc_mobile.store import held, read_json, write_json
+from amc_mobile.store import MAX_TOML_BYTES, held, is_file_name, parse_toml, read_bytes, read_json, write_json
 
 FORMAT_VERSION = 1  # 1: settings, last_run, checkpoint
 RUNTIMES = ("tflite", "onnxruntime", BENCHMARK_MODEL)  # the last runs .tflite files on phones
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+LIMITS = (
+    ("threads", 1, 256), ("width_multiplier", 0, 64), ("input_size", 0, 1 << 16), ("workers", 0, 1024),
+    ("memory_mb", 0, 1 << 30), ("seed", 0, (1 << 63) - 1),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,27 +84,49 @@ def check_settings(settings: Settings) -> None:
     check_waivers(settings.waived)
     if settings.clock_mode not in MODES:
         raise InvalidConfig(f"clock mode {settings.clock_mode!r} is unknown", next_step=f"use {' or '.join(MODES)}")
-    if settings.threads < 1 or settings.width_multiplier <= 0:
-        raise InvalidConfig("threads and width_multiplier must be positive")
-    if min(settings.input_size, settings.workers, settings.memory_mb) < 0:
-        raise InvalidConfig("input_size, workers and memory_mb must not be negative")
+    for key, lowest, highest in LIMITS:
+        value = getattr(settings, key)
+        if not lowest <= value <= highest:
+            raise InvalidConfig(f"{key} {value} is not allowed", next_step=f"use {lowest} to {highest:,}")
+    if settings.width_multiplier <= 0:
+        raise InvalidConfig("a width multiplier of 0 leaves no channels", next_step="use, for example, 0.5")
 
 
 def settings_from_toml(path: Path) -> dict[str, Any]:
     """The settings in a TOML file. Raises InvalidConfig for unknown keys and for values of the wrong type."""
     try:
-        document = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise InvalidConfig(f"{path}: {error.strerror}", next_step="check --config") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidConfig(f"{path}: not TOML: {error}", next_step="mend that line") from error
-    known = {field.name: type(getattr(Settings(), field.name)) for field in fields(Settings)}
+        document = parse_toml(read_bytes(path, MAX_TOML_BYTES))
+    except CorruptFile as error:
+        raise InvalidConfig(error.message, next_step="check --config") from error
+    except ValueError as error:
+        raise InvalidConfig(f"{path}: not TOML: {error}", next_step="correct that line") from error
+    try:
+        _check_types(document)
+    except InvalidConfig as error:
+        raise InvalidConfig(f"{path}: {error.message}", next_step=error.next_step) from error
+    return document
+
+
+def settings_from_document(path: Path, document: Any) -> Settings:
+    """Settings as they were saved in a file. Raises CorruptFile."""
+    if not isinstance(document, dict):
+        raise CorruptFile(path, "its settings are no object", next_step="delete the file")
+    try:
+        _check_types(document)
+    except InvalidConfig as error:
+        raise CorruptFile(path, error.message, next_step="delete the file") from error
+    return Settings(**document)
+
+
+def _check_types(document: dict[str, Any]) -> None:
+    known = {field.name: type(field.default) for field in fields(Settings)}
     for key, value in document.items():
         if key not in known:
-            raise InvalidConfig(f"{path}: unknown key {key!r}", next_step=f"known keys: {', '.join(known)}")
-        if not isinstance(value, known[key]) and not (known[key] is float and isinstance(value, int)):
-            raise InvalidConfig(f"{path}: {key} = {value!r} is not of type {known[key].__name__}")
-    return document
+            raise InvalidConfig(f"unknown key {key!r}", next_step=f"known keys: {', '.join(known)}")
+        if type(value) is not known[key] and not (known[key] is float and type(value) is int):
+            raise InvalidConfig(
+                f"{key} = {str(value)[:60]!r} is not of type {known[key].__name__}", next_step="correct that value"
+            )
 
 
 BEGUN = "settings.json"  # of a run's folder; a search that no plan can satisfy ends before it is written
@@ -124,9 +144,7 @@ class Workspace:
 
     def table_location(self, settings: Settings | None = None) -> Path | str:
         """Where the latency table lies: of `settings`, else as the last step remembered it."""
-        remembered = self._remembered().get("settings", {})
-        url = settings.table if settings is not None else str(remembered.get("table", ""))
-        return url or self.table_path
+        return (settings.table if settings is not None else self._remembered_settings().table) or self.table_path
 
     @property
     def templates(self) -> Path:
@@ -144,12 +162,12 @@ class Workspace:
         path = self.folder / "workspace.json"
         return read_json(path, format_version=FORMAT_VERSION) if path.exists() else {}
 
+    def _remembered_settings(self) -> Settings:
+        return settings_from_document(self.folder / "workspace.json", self._remembered().get("settings", {}))
+
     def settings(self, config: Path | None, **flags: Any) -> Settings:
         """Merges remembered settings, the config file and the flags that are not None."""
-        remembered = self._remembered().get("settings", {})
-        names = {field.name for field in fields(Settings)}
-        if not isinstance(remembered, dict) or set(remembered) - names:
-            raise CorruptFile(self.folder / "workspace.json", "unknown settings", next_step="delete the file")
+        remembered = asdict(self._remembered_settings())
         chosen = {key: value for key, value in flags.items() if value is not None}
         # To be without the device is asked for each time: a measurement must not be left out by memory.
         remembered = {k: v for k, v in remembered.items() if k not in ("offline", "conditions")}
@@ -188,7 +206,7 @@ class Workspace:
         """The folder of the named run, or of the last one. Raises InvalidConfig when there is none."""
         chosen = name or str(self._remembered().get("last_run", ""))
         folder = self.runs / chosen
-        if not chosen or chosen in (".", "..") or "/" in chosen or not (folder / BEGUN).exists():
+        if not is_file_name(chosen) or not (folder / BEGUN).exists():
             known = sorted(path.parent.name for path in self.runs.glob(f"*/{BEGUN}"))
             missing = f"no run {chosen!r} in {self.runs}" if chosen else f"no run yet in {self.runs}"
             raise InvalidConfig(

@@ -1,4 +1,4 @@
-"""The parsers of phone output: on texts in the phones' forms, and on anything at all."""
+"""The parsers of phone output, on texts in the phones' forms."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from amc_mobile.device import phone_output as out
 from amc_mobile.device.benchmark_model import parse_benchmark_model
@@ -132,46 +130,3 @@ def test_equal_samples_are_no_latency_of_zero() -> None:
 def test_what_cannot_be_read_names_its_source(parse: Callable[[str], object], text: str, named: str) -> None:
     with pytest.raises(PhoneOutputInvalid, match=named):
         parse(text)
-
-
-PARSERS: dict[str, tuple[Callable[[str], object], str]] = {
-    "properties": (out.parse_properties, (STATE / "getprop.txt").read_text()),
-    "core_list": (out.parse_core_list, "0-3,6 7"),
-    "allowed_cores": (out.parse_allowed_cores, "Cpus_allowed_list:\t0-3\n"),
-    "policies": (out.parse_cpu_policies, POLICIES),
-    "cpu_info": (out.parse_cpu_info, (STATE / "cpuinfo.txt").read_text()),
-    "thermal": (out.parse_thermal, (STATE / "dumpsys_thermalservice.txt").read_text()),
-    "battery": (out.parse_battery, (STATE / "dumpsys_battery.txt").read_text()),
-    "df": (out.parse_free_bytes, DF),
-    "switch": (lambda text: out.parse_switch(text, "low_power"), "1\n"),
-    "classic": (parse_benchmark_model, CLASSIC),
-    "litert": (parse_benchmark_model, LITERT),
-}
-
-
-@st.composite
-def damaged(draw: st.DrawFn, text: str) -> str:
-    """A real text with a piece cut out and something else put in, or anything at all."""
-    if draw(st.integers(0, 4)) == 0:
-        return draw(st.text(max_size=300))
-    start = draw(st.integers(0, len(text)))
-    end = draw(st.integers(start, min(len(text), start + 60)))
-    junk = draw(
-        st.one_of(st.text(max_size=20), st.sampled_from(["9" * 400, "1e999", "nan", "-1", "²", "\0", "\n", "=", "}"]))
-    )
-    return text[:start] + junk + text[end:]
-
-
-@pytest.mark.parametrize("name", PARSERS)
-def test_damaged_output_gives_a_value_or_our_error(name: str) -> None:
-    parse, text = PARSERS[name]
-
-    @settings(max_examples=1000, deadline=None, database=None)
-    @given(damaged(text))
-    def parses_or_says_why(sample: str) -> None:
-        try:
-            parse(sample)
-        except PhoneOutputInvalid as error:
-            assert error.message.startswith("cannot read the phone's ")
-
-    parses_or_says_why()

@@ -8,13 +8,14 @@ import pytest
 from latency_toys import CONDITIONS, conv, passes
 
 from amc_mobile.errors import CorruptFile, InvalidInput
-from amc_mobile.latency.bundle import from_lines, read_lines, to_lines
+from amc_mobile.latency.bundle import from_lines, to_lines
 from amc_mobile.latency.csv_table import foreign_conditions, from_csv, to_csv
 from amc_mobile.latency.measurement import ModelMeasurement, Pass
 from amc_mobile.latency.shape_fit import TimedShape
 from amc_mobile.latency.shape_predictor import timed_shapes
 from amc_mobile.latency.shapes import KernelShape
 from amc_mobile.latency.table import LatencyTable
+from amc_mobile.store import read_lines
 
 UNIT, THIRD = replace(CONDITIONS, device=f"{CONDITIONS.device}, unit 1f"), conv(32, 8)
 BUNDLE, CSV = Path("table.jsonl"), Path("layers.csv")
@@ -132,7 +133,7 @@ def rebuilt(lines: list[str], change: dict[str, object], number: int) -> list[st
     ("change", "why"),
     [
         ({"samples_ms": [1.0, -2.0]}, "not possible"), ({"samples_ms": []}, "without samples"),
-        ({"samples_ms": [float("nan")]}, "NaN is not allowed"), ({"samples_ms": ["1"]}, "not a number"),
+        ({"samples_ms": [float("nan")]}, "NaN is not JSON"), ({"samples_ms": ["1"]}, "not a number"),
         ({"kind": "rumour"}, "unknown kind"), ({"samples_ms": None}, "line"),
     ],
 )  # fmt: skip
@@ -165,7 +166,7 @@ def test_cut_off_edited_foreign_and_newer_bundles_are_refused(table: LatencyTabl
     lines = to_lines(table.contents())
     for wrong, why in (
         (lines[:-1], "cut off"), (lines[:4] + lines[-1:], "cut off"), ([], "no bundle"), (["{}"], "no bundle"),
-        (["hello"], "not JSON"), (["[1]"], "not an object"),
+        (["hello"], "not a JSON object"), (["[1]"], "not a JSON object"),
         ([lines[0], lines[1].replace("toy", "tay"), *lines[2:]], "changed after"),
         ([lines[0].replace('"format_version": 2', '"format_version": 3'), *lines[1:]], "format 3"),
         ([lines[0].replace('"format_version": 2', '"format_version": 0'), *lines[1:]], "format 0"),
@@ -251,8 +252,8 @@ def test_csv_that_cannot_be_a_table_is_refused_with_its_line(text: str, why: str
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"none\.jsonl"):
-        read_lines(tmp_path / "none.jsonl")
+    with pytest.raises(CorruptFile, match=r"none\.jsonl: cannot be read \(No such file"):
+        read_lines(tmp_path / "none.jsonl", next_step="export again")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(CorruptFile, match="not text"):
-        read_lines(tmp_path / "bytes")
+        read_lines(tmp_path / "bytes", next_step="export again")
