@@ -11,7 +11,10 @@ WorkspaceFlag = Annotated[Path, typer.Option("--workspace", help="Folder with th
 ModelFlag = Annotated[
     str | None, typer.Option("--model", help="A name of `models`, file.py:function, torchvision:NAME, timm:NAME.")
 ]
-CheckpointFlag = Annotated[str | None, typer.Option("--checkpoint", help="Weights: .safetensors, or .pt/.th.")]
+CheckpointFlag = Annotated[
+    str | None,
+    typer.Option("--checkpoint", help="Weights: .safetensors, or what torch.save wrote, e.g. a Lightning .ckpt."),
+]
 DataFlag = Annotated[
     str | None, typer.Option("--data", help="digits, shapes, cifar10:PATH, imagefolder:PATH or file.py:function.")
 ]

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from amc_mobile.errors import CorruptFile, InvalidInput
@@ -68,6 +72,104 @@ def test_wrappers_and_prefixes_of_training_scripts_are_taken_off(tmp_path: Path,
     torch.save({wrapper: weights, "best_accuracy": 0.5}, tmp_path / "net.pt")
     load_checkpoint(other, tmp_path / "net.pt")
     assert torch.equal(outputs(other), outputs(original))
+
+
+def wrapped(weights: dict[str, Tensor], how: str) -> Any:
+    """As training scripts and libraries save weights."""
+
+    def under(prefix: str) -> dict[str, Tensor]:
+        return {prefix + name: value for name, value in weights.items()}
+
+    other = {name: torch.zeros_like(value) for name, value in weights.items()}
+    return {
+        "lightning": {"epoch": 3, "state_dict": under("model."), "optimizer_states": [{"state": {}}], "loops": {}},
+        "lightning with a loss": {"state_dict": {**under("model."), "loss.weight": torch.ones(3)}},
+        "net": {"net": weights, "acc": 93.5, "epoch": 7},
+        "network": {"network": under("backbone.")},
+        "model_state_dict": {"model_state_dict": weights, "optimizer_state_dict": {"state": {0: torch.ones(2)}}},
+        "nested": {"checkpoint": {"generation": 2, "model": under("module.")}},
+        "a prefix of its own": under("student.body."),
+        "ema": {"epoch": 1, "model_ema": under("module.")},
+        "ema besides the model": {"ema": other, "model": weights},
+        "averaged": {"n_averaged": torch.tensor(4), **under("module.")},
+        "compiled in lightning": {"state_dict": under("model._orig_mod.")},
+    }[how]
+
+
+FORMS = (
+    "lightning", "lightning with a loss", "net", "network", "model_state_dict", "nested", "a prefix of its own", "ema",
+    "ema besides the model", "averaged", "compiled in lightning",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("how", FORMS)
+def test_weights_are_loaded_as_people_save_them(tmp_path: Path, how: str) -> None:
+    original, other = small_net(1), small_net(2)
+    torch.save(wrapped(original.state_dict(), how), tmp_path / "net.ckpt")
+    load_checkpoint(other, tmp_path / "net.ckpt")
+    assert torch.equal(outputs(other), outputs(original))
+
+
+def test_a_network_inside_a_module_takes_the_weights_of_the_bare_one(tmp_path: Path) -> None:
+    class Wrapper(nn.Module):
+        def __init__(self, seed: int) -> None:
+            super().__init__()
+            self.model = small_net(seed)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.model(x)
+
+    original, other = Wrapper(1), Wrapper(2)
+    torch.save(original.model.state_dict(), tmp_path / "net.pt")
+    load_checkpoint(other, tmp_path / "net.pt")
+    assert torch.equal(outputs(other), outputs(original))
+
+
+@pytest.mark.parametrize(("name", "save"), [("net.pt", save_file), ("net.safetensors", torch.save)])
+def test_the_content_tells_the_form_whatever_the_name(tmp_path: Path, name: str, save: Callable[..., None]) -> None:
+    original, other = small_net(1), small_net(2)
+    save({key: value.clone() for key, value in original.state_dict().items()}, tmp_path / name)
+    load_checkpoint(other, tmp_path / name)
+    assert torch.equal(outputs(other), outputs(original))
+
+
+def test_programs_are_named_with_the_way_to_their_weights(tmp_path: Path) -> None:
+    net, image = nn.Sequential(nn.Conv2d(1, 2, 1)).eval(), torch.zeros(1, 1, 2, 2)
+    torch.jit.trace(net, image).save(tmp_path / "jit.pt")
+    torch.export.save(torch.export.export(net, (image,)), tmp_path / "program.pt2")
+    (tmp_path / "onnx.pt").write_bytes(b"\x08\x0a\x12\x07pytorch\x1a\x052.9.0:\x10")
+    (tmp_path / "lite.pt").write_bytes(b"\x1c\x00\x00\x00TFL3" + bytes(64))
+    (tmp_path / "keras.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(64))
+    np.savez(tmp_path / "weights.npz", a=np.zeros(2))
+    said = {}
+    for path in sorted(tmp_path.iterdir()):
+        with pytest.raises(InvalidInput) as caught:
+            read_weights(path)
+        said[path.name] = caught.value.message.removeprefix(f"{path} is ")
+        assert "torch.save(" in caught.value.next_step
+    assert said == {
+        "jit.pt": "a TorchScript file, not a file of weights",
+        "keras.h5": "an HDF5 file, as Keras writes, not a file of weights",
+        "lite.pt": "a TFLite file, not a file of weights",
+        "onnx.pt": "an ONNX file, not a file of weights",
+        "program.pt2": "a program of torch.export, not a file of weights",
+        "weights.npz": "a NumPy archive, not a file of weights",
+    }
+    with pytest.raises(InvalidInput) as caught:
+        read_weights(tmp_path / "jit.pt")
+    assert caught.value.next_step == (
+        "save its weights: torch.save(torch.jit.load('jit.pt').state_dict(), 'weights.pt')"
+    )
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_pickles_are_refused_without_the_advice_to_run_them(tmp_path: Path, protocol: int) -> None:
+    (tmp_path / "net.pkl").write_bytes(pickle.dumps({"a": np.ones(2), "b": Path("x")}, protocol))
+    torch.save({"state_dict": {}, "config": Path("x")}, tmp_path / "net.pt")
+    for name in ("net.pkl", "net.pt"):
+        with pytest.raises(InvalidInput, match="could run code") as caught:
+            read_weights(tmp_path / name)
+        assert "weights_only" not in caught.value.message + caught.value.next_step
 
 
 def test_a_file_with_folded_batch_norms_gives_the_original_s_outputs(tmp_path: Path) -> None:
