@@ -28,6 +28,7 @@ from amc_mobile.cli_groups import (
     NetworkFlags,
     OutputFlags,
     PrecisionFlags,
+    StateFlags,
     VariantFlags,
     expand_groups,
     joined,
@@ -103,13 +104,16 @@ def export(
     offline: Annotated[
         bool, typer.Option("--offline", help="Do not measure: the files are written and a latency budget stays open.")
     ] = False,
+    serial: SerialFlag = None,
+    state: StateFlags,
     run: RunFlag = None,
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
     output: OutputFlags,
 ) -> None:
     """Write the pruned network, check it against torch, measure it. Exit 3: budget missed; 4: not measured.
 
-    Without --int8, --fp16 or --fp32: as the run was searched. int8 takes its ranges from calibration images.
+    Without --int8, --fp16 or --fp32, and without --serial, --waive and --clock-mode: as the run was searched. int8
+    takes its ranges from calibration images.
 
     Example: amc-mobile export --tflite --onnx
     """
@@ -118,10 +122,10 @@ def export(
     formats = [name for name, wanted in (("tflite", tflite), ("onnx", onnx)) if wanted]
     if not formats:
         raise typer.BadParameter("choose at least one of --tflite, --onnx")
-    chosen = precision.chosen()
+    changed = joined({"serial": serial, **vars(state), "precision": precision.chosen()})
     with output.progress() as progress:
         result = export_run(
-            Workspace(workspace), run=run, formats=formats, precision=chosen, progress=progress, offline=offline
+            Workspace(workspace), run=run, formats=formats, changed=changed, progress=progress, offline=offline
         )
     output.show(result)
     result.raise_if_over_budget()

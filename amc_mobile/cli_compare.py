@@ -22,6 +22,7 @@ from amc_mobile.cli_flags import (
     SeedFlag,
     SerialFlag,
     ThreadsFlag,
+    WorkersFlag,
     WorkspaceFlag,
 )
 from amc_mobile.cli_groups import (
@@ -74,6 +75,7 @@ def compare(
     threads: ThreadsFlag = None,
     memory_mb: MemoryFlag = None,
     variant: VariantFlags,
+    workers: WorkersFlag = None,
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
     config: ConfigFlag = None,
     output: OutputFlags,
@@ -92,7 +94,7 @@ def compare(
     space, settings = opened(
         workspace, config, **vars(network), **vars(variant), **vars(measuring), precision=precision.chosen(),
         device=device, serial=serial, threads=threads, memory_mb=memory_mb, offline=offline or None,
-        conditions=conditions,
+        conditions=conditions, workers=workers,
     )  # fmt: skip
     search = SearchConfig(
         **vars(limits), **vars(pruning), **vars(images), reward=reward, episodes=episodes, multiple=multiple,
@@ -116,6 +118,7 @@ def sensitivity(
     images: ImageFlags,
     network: NetworkFlags,
     variant: VariantFlags,
+    workers: WorkersFlag = None,
     seed: SeedFlag = None,
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
     config: ConfigFlag = None,
@@ -128,7 +131,7 @@ def sensitivity(
     from amc_mobile.workflows.sensitivity import SensitivityConfig
     from amc_mobile.workflows.sensitivity import sensitivity as measure_sensitivity
 
-    space, settings = opened(workspace, config, **vars(network), **vars(variant), seed=seed)
+    space, settings = opened(workspace, config, **vars(network), **vars(variant), workers=workers, seed=seed)
     wanted = SensitivityConfig(
         tuple(_numbers(ratios, float, "--ratios")),
         multiple,

@@ -20,9 +20,11 @@ from amc_mobile.cli_flags import (
     ChannelChoiceFlag,
     CheckpointFlag,
     DataFlag,
+    DeviceFlag,
     JsonFlag,
     ModelFlag,
     RuntimeFlag,
+    SerialFlag,
     ThreadsFlag,
     WorkspaceFlag,
 )
@@ -51,8 +53,8 @@ class VariantFlags:
 
 
 @dataclass(frozen=True)
-class MeasuringFlags:
-    """How the device measures."""
+class StateFlags:
+    """In what state the device measures."""
 
     waive: Annotated[
         list[str] | None,
@@ -61,6 +63,12 @@ class MeasuringFlags:
     clock_mode: Annotated[
         str | None, typer.Option(help="unlocked, or fixed_performance: Android's sustainable clocks.")
     ] = None
+
+
+@dataclass(frozen=True)
+class MeasuringFlags(StateFlags):
+    """How the device measures."""
+
     runtime: RuntimeFlag = None
 
 
@@ -142,15 +150,17 @@ class OutputFlags:
 
 
 @dataclass(frozen=True)
-class StoredFlags:
-    """Which of the tables that are already there."""
+class StoredFlags(MeasuringFlags, VariantFlags, NetworkFlags):
+    """Which of the tables that are already there, and how its device measures."""
 
-    runtime: RuntimeFlag = None
+    device: DeviceFlag = None
+    serial: SerialFlag = None
     threads: ThreadsFlag = None
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE
 
     def opened(self) -> tuple[Workspace, Settings]:
-        return opened(self.workspace, runtime=self.runtime, threads=self.threads)
+        flags = dict(vars(self))
+        return opened(flags.pop("workspace"), **flags)
 
 
 def opened(workspace: Path, config: Path | None = None, **flags: Any) -> tuple[Workspace, Settings]:

@@ -9,21 +9,12 @@ import typer
 
 from amc_mobile.cli_flags import (
     DEFAULT_WORKSPACE,
-    DeviceFlag,
     JsonFlag,
-    SerialFlag,
+    RuntimeFlag,
     ThreadsFlag,
     WorkspaceFlag,
 )
-from amc_mobile.cli_groups import (
-    MeasuringFlags,
-    NetworkFlags,
-    OutputFlags,
-    StoredFlags,
-    VariantFlags,
-    expand_groups,
-    opened,
-)
+from amc_mobile.cli_groups import OutputFlags, StoredFlags, expand_groups
 from amc_mobile.errors import InvalidConfig
 from amc_mobile.terminal import show
 from amc_mobile.workflows.workspace import Workspace
@@ -83,7 +74,9 @@ def table_import(
     ] = None,
     device: Annotated[str | None, typer.Option(help="What was measured on, e.g. pixel1; needed with --csv.")] = None,
     soc: Annotated[str | None, typer.Option(help="Its processor.")] = None,
-    stored: StoredFlags,
+    runtime: RuntimeFlag = None,
+    threads: ThreadsFlag = None,
+    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
     as_json: JsonFlag = False,
 ) -> None:
     """Add a bundle, or a table of another tool, to the latency table. Other conditions stay apart.
@@ -93,14 +86,14 @@ def table_import(
     """
     from amc_mobile.workflows.table import import_csv, import_table
 
-    space = Workspace(stored.workspace)
+    space = Workspace(workspace)
     if csv:
         if not device:
             raise InvalidConfig("a CSV file does not say what was measured on", next_step="pass --device NAME")
         columns = [name.strip() for name in kernel.split(",") if name.strip()]
         result = import_csv(
             space, file, device=device, kernel=columns, ms=ms, run=run, shape=_shape_columns(shape), network=network,
-            soc=soc, runtime=stored.runtime, threads=stored.threads,
+            soc=soc, runtime=runtime, threads=threads,
         )  # fmt: skip
     else:
         result = import_table(space, file)
@@ -179,13 +172,7 @@ def table_adopt(
 @expand_groups
 def table_probe(
     *,
-    network: NetworkFlags,
-    variant: VariantFlags,
-    device: DeviceFlag = None,
-    serial: SerialFlag = None,
-    measuring: MeasuringFlags,
-    threads: ThreadsFlag = None,
-    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
+    stored: StoredFlags,
     output: OutputFlags,
 ) -> None:
     """Find which multiples of channels the device prefers: a search then keeps such multiples. Resumable.
@@ -194,11 +181,8 @@ def table_probe(
     """
     from amc_mobile.workflows.probe import probe_device
 
-    space, settings = opened(
-        workspace, **vars(network), **vars(variant), **vars(measuring), device=device, serial=serial, threads=threads
-    )
     with output.progress() as progress:
-        result = probe_device(space, settings, progress=progress)
+        result = probe_device(*stored.opened(), progress=progress)
     output.show(result)
 
 

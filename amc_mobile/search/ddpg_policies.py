@@ -46,7 +46,7 @@ class DdpgPolicy(Policy):
         if asdict(config) != document["config"]:
             raise InvalidInput(
                 f"the search was started with the agent's settings {document['config']}, not {asdict(config)}",
-                next_step="pass what it was begun with, or another name with --run NAME",
+                next_step="pass what it was begun with, or `amc-mobile search --run NAME`, or another --workspace",
             )
         self.config = config
 

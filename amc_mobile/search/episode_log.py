@@ -116,7 +116,7 @@ class EpisodeLog:
                 differs = f"{key.removeprefix('search.')} {values if len(values) < LONGEST_SHOWN else 'differ'}"
                 raise InvalidInput(
                     f"{self.path.parent.name} is the run of another search: {differs}",
-                    next_step="pass what it was begun with, or another name with --run NAME",
+                    next_step="pass what it was begun with, or `amc-mobile search --run NAME`, or another --workspace",
                 )
 
     @property

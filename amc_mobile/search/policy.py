@@ -48,7 +48,7 @@ class Knowledge:
         if document.get("seed") != self.seed:
             raise InvalidInput(
                 f"the search was started with seed {document.get('seed')!r}, not {self.seed!r}",
-                next_step="pass what it was begun with, or another name with --run NAME",
+                next_step="pass what it was begun with, or `amc-mobile search --run NAME`, or another --workspace",
             )
         old, errors = self.features, document["errors"]
         shares = np.array(document["cost_shares"], dtype=np.float64)
@@ -109,7 +109,7 @@ class Policy(ABC):
         if document.get("policy") != self.name:
             raise InvalidInput(
                 f"the search was started with policy {document.get('policy')!r}, not {self.name!r}",
-                next_step="pass what it was begun with, or another name with --run NAME",
+                next_step="pass what it was begun with, or `amc-mobile search --run NAME`, or another --workspace",
             )
         self.knowledge = self.knowledge.restored(document)
 

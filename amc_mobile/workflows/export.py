@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 
 from amc_mobile.data import DataSplit
 from amc_mobile.device.timing import Device
-from amc_mobile.errors import BudgetNotMet, BudgetNotVerified, InvalidConfig, InvalidInput, MissingDependency
+from amc_mobile.errors import (
+    AmbiguousDevice,
+    BudgetNotMet,
+    BudgetNotVerified,
+    DeviceUnauthorized,
+    DeviceUnavailable,
+    InvalidConfig,
+    InvalidInput,
+    MissingDependency,
+)
 from amc_mobile.export.interpret import Floats, not_delegated
 from amc_mobile.export.parity import file_logits, parity, sqnr_db
 from amc_mobile.export.precision import FLOAT32
@@ -30,7 +39,7 @@ from amc_mobile.workflows.measuring import chosen_runtime, open_device
 from amc_mobile.workflows.network import Network
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.runs import Run
-from amc_mobile.workflows.workspace import Settings, Workspace
+from amc_mobile.workflows.workspace import Settings, Workspace, check_settings
 
 EXPORTERS = {"tflite": to_tflite, "onnx": to_onnx}
 RUNTIMES = {"tflite": "tflite", "onnx": "onnxruntime"}
@@ -103,25 +112,28 @@ def export_run(
     run: str | None,
     formats: list[str],
     progress: Progress,
-    precision: str | None = None,
+    changed: Mapping[str, Any] | None = None,
     offline: bool = False,
 ) -> ExportResult:
     """Exports a run's best weights. A latency budget is held against the file of the runtime it was searched for.
 
-    `precision`: None is the one that was searched with. Quantised files are made anew from the final weights, with
-    calibration images; the original they are measured against is quantised alike.
+    `changed`: fields of Settings in place of those searched with; None leaves one as it was: precision, serial, waive,
+    clock_mode. Quantised files are made anew from the final weights, with calibration images; the original they are
+    measured against is quantised alike.
     `offline`: the files are checked against torch and not measured; a latency budget stays open.
     """
     folder = Run(space.run_folder(run))
+    given = {key: value for key, value in (changed or {}).items() if value is not None}
+    settings = replace(folder.settings(), **given)
+    if given:
+        check_settings(settings)
     with space.working_on(folder.folder.name):
-        return _exported(space, folder, formats, precision, progress, offline=offline)
+        return _exported(space, folder, formats, settings, progress, offline=offline)
 
 
 def _exported(
-    space: Workspace, folder: Run, formats: list[str], precision: str | None, progress: Progress, *, offline: bool
+    space: Workspace, folder: Run, formats: list[str], settings: Settings, progress: Progress, *, offline: bool
 ) -> ExportResult:
-    settings = folder.settings()
-    settings = replace(settings, precision=precision or settings.precision)
     check_quantizers(settings, formats)
     wanted, search = folder.read("settings")["search"], folder.read("search")
     network = folder.original(space, settings)
@@ -230,3 +242,8 @@ def _device(settings: Settings, form: str, progress: Progress) -> Device | None:
         if RUNTIMES[form] == chosen_runtime(settings):
             raise
         return None
+    except (AmbiguousDevice, DeviceUnauthorized):
+        raise
+    except DeviceUnavailable as error:  # another device would not show that the run's budget is met
+        error.next_step = f"attach the device of the run, {settings.device}; or pass --offline to export without it"
+        raise

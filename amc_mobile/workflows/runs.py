@@ -82,7 +82,7 @@ class Run:
         if self.read("settings").get("weights_sha256") != weights_sha256(network.module):
             raise InvalidInput(
                 f"the original network's weights are not those that run {self.folder.name} was searched with",
-                next_step="bring back that checkpoint, or search again with another name: --run NAME",
+                next_step="bring back that checkpoint, or search again: `amc-mobile search --run NAME`",
             )
         return network
 
