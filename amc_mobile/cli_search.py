@@ -54,7 +54,12 @@ def search(
         ),
     ] = None,
     images: ImageFlags,
-    max_loss: Annotated[float | None, typer.Option(help="Cheapest plan that loses at most so much accuracy.")] = None,
+    max_loss: Annotated[
+        float | None,
+        typer.Option(
+            help="Cheapest plan that loses at most so much accuracy, e.g. 0.01; exit 3 if the refitted one loses more."
+        ),
+    ] = None,
     keep: KeepFlag = "",
     offline: OfflineFlag = False,
     conditions: ConditionsFlag = None,
@@ -96,3 +101,4 @@ def search(
     with output.progress() as progress:
         result = search_plan(space, settings, wanted, run=run, progress=progress)
     output.show(result)
+    result.raise_if_accuracy_not_kept()

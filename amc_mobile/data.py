@@ -24,6 +24,7 @@ from amc_mobile.user_file import names_a_function
 
 __all__ = ["DataSplit", "Dataset", "ImageSet", "load_dataset", "split"]
 
+HELD_OUT_SEED = 0  # of the reward images, whatever the seed of a search or training
 SOURCES = "digits, shapes, cifar10:PATH, imagefolder:PATH, path/to/file.py:function"
 
 
@@ -110,8 +111,16 @@ def held_out_count(training_images: int) -> int:
     return max(1, min(256, training_images // 10))
 
 
+def held_out(dataset: Dataset) -> DataSplit:
+    """The split that `train` trains by: `reward` is what it leaves out."""
+    return split(dataset, calibration=1, reward=held_out_count(len(dataset.train)))
+
+
 def split(dataset: Dataset, *, calibration: int = 512, reward: int = 512, seed: int = 0) -> DataSplit:
-    """Draws `reward` and `calibration` images from the training set, classes as even as they come, by `seed`.
+    """Draws `reward` and `calibration` images from the training set, classes as even as they come.
+
+    The reward images are the same for every seed, a smaller number of them being a part of a larger one: so that no
+    search scores plans on images that a training with another seed has seen. `seed` draws the calibration images.
 
     Raises InvalidConfig when they leave no training image outside `reward` and `calibration`.
     """
@@ -121,11 +130,12 @@ def split(dataset: Dataset, *, calibration: int = 512, reward: int = 512, seed: 
             f"{calibration} calibration and {reward} reward images cannot be taken from {available} training images",
             next_step=f"take at least 1 of each and fewer than {available} together",
         )
-    # One order for both parts, cut at `reward`: no image can be in two of them.
+    held = _balanced_order(dataset.train, torch.Generator().manual_seed(HELD_OUT_SEED))[:reward]
     order = _balanced_order(dataset.train, torch.Generator().manual_seed(seed))
-    reward_indices = order[:reward].sort().values
-    calibration_indices = order[reward : reward + calibration].sort().values
-    train_indices = order[reward:].sort().values
+    rest = order[~torch.isin(order, held)]
+    reward_indices = held.sort().values
+    calibration_indices = rest[:calibration].sort().values
+    train_indices = rest.sort().values
     return DataSplit(
         train=dataset.train.subset(train_indices),
         calibration=dataset.train.subset(calibration_indices).in_memory(),

@@ -10,6 +10,7 @@ AmcMobileError                exit 1
   MissingLatency              kernels without an entry in the latency table
   UnreachableBudget           no plan meets the budget; carries the fastest reachable cost
   BudgetNotMet                exit 3: the measured result is over the budget
+  AccuracyNotKept             exit 3: the network loses more accuracy than was allowed
   BudgetNotVerified           exit 4: the result was not measured on the device
   DeviceError                 the device cannot be used or failed while measuring
     DeviceUnavailable         no such phone, phone offline, no adb; carries nothing worth a retry
@@ -116,6 +117,12 @@ class UnreachableBudget(AmcMobileError):
 
 class BudgetNotMet(AmcMobileError):
     """The measured result is over the budget."""
+
+    exit_code = 3
+
+
+class AccuracyNotKept(AmcMobileError):
+    """The network loses more accuracy than was allowed."""
 
     exit_code = 3
 

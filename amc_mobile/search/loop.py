@@ -17,7 +17,7 @@ from amc_mobile.errors import BudgetNotMet, InvalidConfig, InvalidInput, Unreach
 from amc_mobile.search.budget import Budget, Widths, format_cost
 from amc_mobile.search.episode_log import CHECK, EpisodeLog, EpisodeRow, Pending
 from amc_mobile.search.episode_runner import EpisodeRunner, Measure, Score
-from amc_mobile.search.guarantee import AccuracyGuarantee
+from amc_mobile.search.guarantee import AccuracyGuarantee, DrawnLimits
 from amc_mobile.search.policy import Policy
 from amc_mobile.search.reward import Outcome
 from amc_mobile.search.standings import Standings
@@ -65,6 +65,7 @@ def run_search(
     measured_reward: Callable[[Outcome, float], float] | None = None,
     checks: CheckConfig | None = None,
     guarantee: AccuracyGuarantee | None = None,
+    drawn_limits: DrawnLimits | None = None,
     resume: bool = True,
 ) -> SearchResult:
     """Searches for `episodes` episodes and returns the plan of the highest reward within the budget.
@@ -74,8 +75,9 @@ def run_search(
     replaces the reward, for rewards that hold the cost. A plan seen before is neither scored nor measured again.
     If no plan is measured within the budget, the limit is tightened by the ratio observed and the search goes on
     for some episodes, a few times. With `guarantee` the best plan is the cheapest one that keeps the accuracy, each
-    episode is held to less than that costs, and the search ends early when nothing cheaper is found. `policy` must
-    be new, and the one the log was started with if `resume`.
+    episode is held to less than that costs, and the search ends early when nothing cheaper is found. `drawn_limits`,
+    of no use with a guarantee: episodes are held to these. `policy` must be new, and the one the log was started with
+    if `resume`.
 
     Raises UnreachableBudget before the first episode; BudgetNotMet, with the fastest plan measured, at the end;
     InvalidInput when the log is of another search, or holds episodes and `resume` is False.
@@ -89,8 +91,9 @@ def run_search(
             f"{log.path} already holds {len(log.rows)} episodes", next_step="resume it or name a new run"
         )
     standings = Standings(budget.limit)
-    if guarantee is not None:
-        standings.rank = guarantee.rank
+    ranking = guarantee or drawn_limits
+    if ranking is not None:
+        standings.rank = ranking.rank
     runner = EpisodeRunner(
         policy=policy,
         budget=budget,
@@ -102,7 +105,7 @@ def run_search(
         measured_reward=measured_reward,
         on_episode=on_episode or (lambda _: None),
     )
-    search = _Search(policy, budget, log, standings, runner, checks or CheckConfig(), guarantee)
+    search = _Search(policy, budget, log, standings, runner, checks or CheckConfig(), guarantee, drawn_limits)
     search.start()
     return search.finish(episodes)
 
@@ -116,6 +119,7 @@ class _Search:
     runner: EpisodeRunner
     checks: CheckConfig
     guarantee: AccuracyGuarantee | None
+    drawn_limits: DrawnLimits | None
 
     def start(self) -> None:
         """Opens the log, takes in what it holds, and finishes the line that was under way."""
@@ -189,7 +193,10 @@ class _Search:
     def _episode_budget(self) -> Budget:
         budget = self.standings.tightened(self.budget)
         if self.guarantee is None:
-            return budget
+            if self.drawn_limits is None:
+                return budget
+            smallest = budget.cost_of(budget.smallest())
+            return budget.with_limit(min(budget.limit, self.drawn_limits.limit(self.log.rows, smallest, budget.limit)))
         wanted = self.guarantee.limit(self.log.rows, budget.cost_of(budget.full))
         # Not below every plan there is: then the smallest one is proposed.
         return budget.with_limit(min(budget.limit, max(wanted, budget.cost_of(budget.smallest()))))

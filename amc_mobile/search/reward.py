@@ -21,6 +21,7 @@ GUARANTEED: dict[str, Unit] = {"error-log-macs": "macs", "error-log-params": "pa
 # Softer than the classes, which say little on few images, and harder than the logits, whose errors need not matter:
 # chosen by how plans of ResNet-20 and ResNet-56 rank (scripts/benchmarks/episode_cost.py).
 _TEMPERATURE = 4.0
+HOLDING_COST = ("error-log-cost", *GUARANTEED)  # a cheaper plan may be better than any that fills the budget
 REWARDS: tuple[RewardName, ...] = get_args(RewardName)
 
 

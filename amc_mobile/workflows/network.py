@@ -15,11 +15,12 @@ from amc_mobile.channels.groups import find_groups
 from amc_mobile.channels.plan import grid
 from amc_mobile.channels.prove import prove
 from amc_mobile.channels.structure import ChannelGroups
-from amc_mobile.data import Dataset, DataSplit, held_out_count, load_dataset, split
+from amc_mobile.data import Dataset, DataSplit, held_out, held_out_count, load_dataset, split
 from amc_mobile.errors import InvalidConfig, InvalidInput
 from amc_mobile.models.loading import LoadedModel, load_model
 from amc_mobile.models.task import Task
-from amc_mobile.workflows.workspace import Settings, Workspace
+from amc_mobile.store import read_json
+from amc_mobile.workflows.workspace import FORMAT_VERSION, Settings, Workspace
 
 
 def resolved_checkpoint(space: Workspace, settings: Settings) -> Path | None:
@@ -112,6 +113,22 @@ def load_network(space: Workspace, settings: Settings) -> Network:
     groups = find_groups(loaded.module, example)
     prove(loaded.module, groups, example)
     return Network(loaded, dataset, groups)
+
+
+def may_have_seen(space: Workspace, settings: Settings, network: Network, reward_images: int) -> bool:
+    """Whether the checkpoint may have been trained on some of so many reward images.
+
+    Not where `train` made it from the start in this workspace, which leaves `held_out_count` of them out.
+    """
+    checkpoint = resolved_checkpoint(space, settings)
+    if checkpoint is None or network.dataset is None:
+        return False
+    if checkpoint != space.trained_checkpoint or not space.trained_record.exists():
+        return True
+    record = read_json(space.trained_record, format_version=FORMAT_VERSION)
+    left_out = held_out(network.dataset).reward
+    same = record["held_out_sha256"] == left_out.fingerprint()
+    return not same or bool(record["started_from"]) or reward_images > len(left_out)
 
 
 def default_grids(

@@ -52,6 +52,10 @@ class PlanScorer:
         reward = reward_of(self._reward, top1=accuracy, fidelity=closeness, cost=cost, unit=unit)
         return Outcome(reward, accuracy, closeness, macs, parameters, seconds)
 
+    def top1(self, model: nn.Module) -> float:
+        """The accuracy of a finished network on the reward images, as that of the original and of plans is taken."""
+        return self._task.accuracy(self._logits(folded(model, self.folding)), self._labels)
+
     def _logits(self, model: nn.Module) -> Tensor:
         return logits(model, self.images, channels_last=self.folding.channels_last, bf16=bf16_is_fast())
 

@@ -203,7 +203,7 @@ def _stages(
     stages = [
         Stage("original", seen(top1["original"])),
         Stage("pruned, one shot", seen(top1["one-shot"])),
-        Stage("refitted", seen(top1["refitted"])),
+        Stage("refitted", seen(top1["refitted"]), note=_promise(search)),
     ]
     if run.has("finetune"):
         tuned = run.read("finetune")
@@ -218,6 +218,18 @@ def _stages(
             name = f"{name} {file['precision']}"
         stages.append(Stage(name, seen(file["test_top1"]), check))
     return tuple(stages)
+
+
+def _promise(search: dict[str, Any]) -> str:
+    """What became of --max-loss."""
+    if search.get("accuracy_kept") is None:
+        return ""
+    kept = "kept" if search["accuracy_kept"] else "NOT KEPT"
+    seen = ", which the checkpoint may have been trained on" if search.get("reward_images_may_be_seen") else ""
+    return (
+        f"--max-loss {search['max_loss']:g} {kept}: {search['refitted_reward_top1']:.1%} of the reward images{seen}; "
+        f"original {search['original_reward_top1']:.1%}"
+    )
 
 
 def _files(export: dict[str, Any] | None) -> tuple[FileRow, ...]:

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from amc_mobile.errors import AmcMobileError, MissingLatency
+from amc_mobile.errors import AccuracyNotKept, AmcMobileError, InvalidConfig, MissingLatency
 from amc_mobile.models.evaluation import evaluate
 from amc_mobile.pruning.matrices import Matrices
 from amc_mobile.search.budget import Budget, Unit, format_cost
 from amc_mobile.search.episode_log import EpisodeLog, EpisodeRow
-from amc_mobile.search.guarantee import AccuracyGuarantee
+from amc_mobile.search.guarantee import AccuracyGuarantee, DrawnLimits
 from amc_mobile.search.loop import run_search
+from amc_mobile.search.reward import HOLDING_COST
 from amc_mobile.workflows.budgets import (
     Part,
     asked_devices,
@@ -30,6 +31,7 @@ from amc_mobile.workflows.budgets import (
     told_drift,
 )
 from amc_mobile.workflows.latency_model import LatencyModel, latency_model
+from amc_mobile.workflows.network import may_have_seen
 from amc_mobile.workflows.offline import not_measured, recorded
 from amc_mobile.workflows.plan_measurer import PlanMeasurer
 from amc_mobile.workflows.plan_scorer import PlanScorer
@@ -78,11 +80,30 @@ class SearchOutcome:
             + (f"  {drift}\n" if drift else "")
             + "".join(told(row) for row in s["budgets"][1:])
             + f"  kept channels are multiples of {s['multiple']['used']}: {s['multiple']['why']}\n"
+            + (f"  {self._promise()}\n" if s["accuracy_kept"] is not None else "")
             + (f"  kernels of the prediction: {sources}\n" if s["offline"] else "")
             + f"  MACs {s['macs'] / 1e6:.2f} M of {s['original_macs'] / 1e6:.2f} M, "
             f"parameters {s['parameters'] / 1e6:.3f} M of {s['original_parameters'] / 1e6:.3f} M\n"
             f"  {s['metric']} on {s['test_images']} {s['accuracy_on']}: {accuracies}"
         )
+
+    def _promise(self) -> str:
+        """What became of --max-loss."""
+        s = self.search
+        kept = "kept" if s["accuracy_kept"] else "NOT KEPT"
+        seen = "; the checkpoint may have been trained on some of them" if s["reward_images_may_be_seen"] else ""
+        return (
+            f"--max-loss {s['max_loss']:g} {kept}: on the reward images the refitted network has {s['metric']} "
+            f"{s['refitted_reward_top1']:.1%}, the original {s['original_reward_top1']:.1%}{seen}"
+        )
+
+    def raise_if_accuracy_not_kept(self) -> None:
+        """Raises AccuracyNotKept (exit 3) where --max-loss was asked for and the refitted network loses more."""
+        if self.search["accuracy_kept"] is False:
+            raise AccuracyNotKept(
+                self._promise(),
+                next_step="raise --max-loss or the budget, lower --min-keep-ratio, or try more --episodes",
+            )
 
 
 def search_plan(
@@ -153,6 +174,14 @@ def _searched(
             fix_reference(parts[-1], network, folder, progress)
         budget = met_together(parts)
         budget.check()
+        drawn_limits = DrawnLimits(settings.seed) if wanted.reward in HOLDING_COST else None
+        if drawn_limits is None and wanted.max_loss is None and budget.allows(budget.full):
+            costs, allowed = (format_cost(cost, own.unit) for cost in (own.cost_of(own.full), own.limit))
+            raise InvalidConfig(
+                f"the original network is within the budget already: it costs {costs} of {allowed}",
+                next_step="lower the budget; or look for cheaper networks below it, with --reward error-log-macs "
+                "(-params, -latency) or --max-loss 0.01",
+            )
         folder.begin(settings, asdict(wanted), network)
         folder.write("split", data.document())
         if not is_compared:
@@ -188,7 +217,7 @@ def _searched(
         result = run_search(
             policy, budget, scorer, episodes=episodes, log=log, on_episode=on_episode, measure=measure,
             measure_every=wanted.measure_every if measure else 0, measured_reward=scorer.measured_reward,
-            guarantee=guarantee,
+            guarantee=guarantee, drawn_limits=drawn_limits if guarantee is None else None,
         )  # fmt: skip
         plan = plans.document(result.widths)
         before = folder.read("search") if folder.has("search") else None
@@ -205,6 +234,8 @@ def _searched(
             folder.save_weights("pruned", pruned)
             folder.save_masks(plans.masks(result.widths))
         budgets = [part.document(result.widths) for part in parts]
+        # What was promised is of the network that is kept, not of the one that the search scored.
+        refitted_top1 = None if guarantee is None else scorer.top1(pruned)
         document = {
             "budgets": budgets,
             "budget": {
@@ -224,7 +255,9 @@ def _searched(
             "original_parameters": float(plans.parameters(plans.sizes)),
             "cpu_s": {"set_up": set_up_s, **log.seconds(), "refit": refit_s},
             "reward_top1": result.top1, "original_reward_top1": scorer.original_top1,
-            "accuracy_kept": None if guarantee is None else (result.top1 or 0.0) >= guarantee.top1,
+            "max_loss": wanted.max_loss, "refitted_reward_top1": refitted_top1,
+            "reward_images_may_be_seen": may_have_seen(space, remembered, network, len(data.reward)),
+            "accuracy_kept": None if guarantee is None else (refitted_top1 or 0.0) >= guarantee.top1,
             "test_images": len(data.test), "metric": network.task.metric, "accuracy_on": data.accuracy_on,
             "group_kinds": network.groups.kinds,
             "test_top1": {

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from amc_mobile.data import Dataset, ImageSet, held_out_count, split
+from amc_mobile.data import held_out
 from amc_mobile.models.evaluation import evaluate
 from amc_mobile.models.loading import load_model, save_checkpoint
 from amc_mobile.models.training import TrainConfig, train
 from amc_mobile.models.training_state import EpochReport
+from amc_mobile.store import write_json
 from amc_mobile.workflows.network import load_data, resolved_checkpoint
 from amc_mobile.workflows.progress import Progress
-from amc_mobile.workflows.workspace import Settings, Workspace
+from amc_mobile.workflows.workspace import FORMAT_VERSION, Settings, Workspace
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def train_network(
 ) -> TrainResult:
     """Trains on the data's training set and keeps the weights in the workspace.
 
-    Some training images are held out: those that a search with this seed will score plans on. The test set only gives
+    Some training images are held out: those that searches score plans on. The test set only gives
     the accuracy that is reported. A killed run continues after its last epoch.
     """
     spec = settings.required("model")
@@ -69,16 +70,20 @@ def train_network(
         epochs=epochs, learning_rate=loaded.task.learning_rate if learning_rate is None else learning_rate,
         batch_size=batch_size, bf16=bf16, seed=settings.seed,
     )  # fmt: skip
+    parts = held_out(data)
     state = space.folder / "train.safetensors"
     train(
         loaded.module,
-        without_held_out(data, settings.seed),
+        parts.train,
         config,
         task=loaded.task,
         resume=state,
         on_epoch=lambda r: progress("train", r.epoch, r.epochs, _of_epoch(r, loaded.task.metric)),
     )
+    space.trained_record.unlink(missing_ok=True)  # never beside the weights of another training
     save_checkpoint(loaded.module, space.trained_checkpoint)
+    record = {"held_out_sha256": parts.reward.fingerprint(), "started_from": settings.checkpoint}
+    write_json(space.trained_record, record, format_version=FORMAT_VERSION)
     state.unlink(missing_ok=True)
     space.remember(replace(settings, checkpoint=""))
     top1, weights = evaluate(loaded.module, data.test, task=loaded.task), str(space.trained_checkpoint)
@@ -88,8 +93,3 @@ def train_network(
 def _of_epoch(report: EpochReport, metric: str) -> str:
     reached = "" if report.train_top1 is None else f", {metric} {report.train_top1:.1%}"
     return f"loss {report.train_loss:.3f}{reached}"
-
-
-def without_held_out(data: Dataset, seed: int) -> ImageSet:
-    """The split draws the reward images first, so that any number up to this one is among those left out."""
-    return split(data, calibration=1, reward=held_out_count(len(data.train)), seed=seed).train

@@ -158,6 +158,11 @@ class Workspace:
     def trained_checkpoint(self) -> Path:
         return self.folder / "trained.safetensors"
 
+    @property
+    def trained_record(self) -> Path:
+        """What `train` says of its weights: which images it left out, and the checkpoint it began with."""
+        return self.folder / "trained.json"
+
     def _remembered(self) -> dict[str, Any]:
         path = self.folder / "workspace.json"
         return read_json(path, format_version=FORMAT_VERSION) if path.exists() else {}

@@ -8,7 +8,7 @@ import pytest
 
 from amc_mobile.errors import InvalidConfig
 from amc_mobile.search.episode_log import EpisodeLog
-from amc_mobile.search.guarantee import AccuracyGuarantee
+from amc_mobile.search.guarantee import AccuracyGuarantee, DrawnLimits
 from amc_mobile.search.loop import SearchResult, run_search
 from amc_mobile.search.reward import Outcome, reward_of
 from tests.search import toy
@@ -86,3 +86,43 @@ def test_impossible_guarantees_are_refused() -> None:
         AccuracyGuarantee(1.2)
     with pytest.raises(InvalidConfig):
         AccuracyGuarantee(0.9, patience=0)
+
+
+def test_without_a_plan_that_keeps_the_accuracy_no_patience_runs_out(tmp_path: Path) -> None:
+    budget = toy.budget(toy.cost(np.full((1, 6), 8))[0] + 1)
+    result = run_search(
+        toy.policy_for(budget, "random", episodes=45), budget, score, episodes=45,
+        log=EpisodeLog(tmp_path / "episodes.csv"), guarantee=AccuracyGuarantee(1.0),
+    )  # fmt: skip
+    assert result.episodes == 45
+
+
+@pytest.mark.parametrize("name", ["critic", "evolution", "ddpg"])
+def test_a_reward_that_holds_the_cost_is_searched_below_the_budget(tmp_path: Path, name: str) -> None:
+    def search(folder: Path, episodes: int) -> SearchResult:
+        budget = toy.budget(FULL_COST)
+        return run_search(
+            toy.policy_for(budget, name, episodes=60), budget, score, episodes=episodes,
+            log=EpisodeLog(folder / "episodes.csv"), drawn_limits=DrawnLimits(seed=0),
+        )  # fmt: skip
+
+    result = search(tmp_path / "whole", 60)
+    rows = EpisodeLog(tmp_path / "whole/episodes.csv").rows
+    costs = [row.predicted_cost for row in rows]
+    assert sum(cost < 0.95 * FULL_COST for cost in costs) > 40
+    assert max(costs) - min(costs) > 0.3 * FULL_COST
+    assert result.reward == max(row.reward for row in rows)
+    search(tmp_path / "parts", 20)
+    assert tuple(search(tmp_path / "parts", 60).widths) == tuple(result.widths)
+
+
+def test_of_equal_rewards_the_cheaper_plan_is_the_result(tmp_path: Path) -> None:
+    def perfect(widths: np.ndarray) -> Outcome:
+        return dataclasses.replace(score(widths), reward=0.0, top1=1.0)
+
+    budget = toy.budget(FULL_COST)
+    result = run_search(
+        toy.policy_for(budget, "random", episodes=30), budget, perfect, episodes=30,
+        log=EpisodeLog(tmp_path / "episodes.csv"), drawn_limits=DrawnLimits(seed=0),
+    )  # fmt: skip
+    assert result.predicted_cost == min(row.predicted_cost for row in EpisodeLog(tmp_path / "episodes.csv").rows)

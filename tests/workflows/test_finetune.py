@@ -11,9 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from amc_mobile.data import Dataset, ImageSet, split
+from amc_mobile.data import Dataset, ImageSet, held_out, split
 from amc_mobile.workflows.finetune import clearly_worse
-from amc_mobile.workflows.train import without_held_out
 
 
 @pytest.mark.parametrize(
@@ -26,15 +25,15 @@ def test_weights_are_thrown_away_only_when_clearly_worse(won: int, lost: int, wo
     assert clearly_worse(before, after) == worse
 
 
-@pytest.mark.parametrize("reward", [1, 16, 30])
-def test_training_sees_no_image_that_scores_plans(reward: int) -> None:
+@pytest.mark.parametrize(("reward", "seed"), [(1, 0), (16, 1), (30, 4)])
+def test_training_sees_no_image_that_scores_plans(reward: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (300, 1, 4, 4), dtype=torch.uint8, generator=generator)
     labels = torch.arange(300) % 3
     every = ImageSet(images, labels, torch.zeros(1), torch.ones(1))
     data = Dataset(every, every, ("a", "b", "c"), "toy")
-    trained = {image.numpy().tobytes() for image in without_held_out(data, seed=4).images}
-    scored = split(data, calibration=50, reward=reward, seed=4).reward.images
+    trained = {image.numpy().tobytes() for image in held_out(data).train.images}
+    scored = split(data, calibration=50, reward=reward, seed=seed).reward.images
     assert len(trained) == 270
     assert not trained & {image.numpy().tobytes() for image in scored}
 
