@@ -37,7 +37,8 @@ from amc_mobile.cli_groups import (
 from amc_mobile.cli_search import search
 from amc_mobile.cli_train import finetune, train
 from amc_mobile.errors import AmcMobileError
-from amc_mobile.terminal import show
+from amc_mobile.latency.database_url import ask_with
+from amc_mobile.terminal import ask_password, show
 from amc_mobile.workflows.workspace import Settings, Workspace, check_settings
 
 app = typer.Typer(
@@ -177,6 +178,7 @@ for command in (compare, sensitivity, models, train, profile, search, finetune, 
 
 def main() -> None:
     """Runs the command line; turns our errors into `error: ...` and their exit code."""
+    ask_with(ask_password)
     try:
         app(prog_name="amc-mobile")  # also for `python -m amc_mobile`
     except AmcMobileError as error:

@@ -34,7 +34,12 @@ RuntimeFlag = Annotated[
     str | None, typer.Option("--runtime", help="tflite, onnxruntime or benchmark_model (.tflite on phones, averages).")
 ]
 TableFlag = Annotated[
-    str | None, typer.Option("--table", help="postgresql+psycopg://USER@HOST/NAME; without: a file in the workspace.")
+    str | None,
+    typer.Option(
+        "--table",
+        help="postgresql+psycopg://USER@HOST/NAME; without: a file in the workspace. Its password: PGPASSWORD, "
+        "~/.pgpass or typed; one in the URL holds for this command and is not kept.",
+    ),
 ]
 OfflineFlag = Annotated[
     bool,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import sys
 from collections.abc import Iterator
@@ -49,6 +50,13 @@ def _lines() -> Progress:
             print(f"{stage}{count}{'  ' + note if note else ''}", file=sys.stderr, flush=True)
 
     return report
+
+
+def ask_password(url: str) -> str:
+    """What the user types, unseen; "" where nobody is there to answer."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return ""
+    return getpass.getpass(f"Password for {url}: ", stream=sys.stderr)
 
 
 def show(text: str, document: dict[str, Any], *, as_json: bool) -> None:

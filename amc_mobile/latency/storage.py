@@ -14,11 +14,13 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from amc_mobile.errors import AmcMobileError, CorruptFile, InvalidConfig, InvalidInput, MissingDependency
+from amc_mobile.latency.database_url import URL_FORM, WAYS, asked_password, password_of, take_password
 
 FORMAT_VERSION = 1  # 1: conditions, kernel, model, sample; adoption, where there is none yet, is added
 APPLICATION_ID = 0x414D434C  # "AMCL": marks the file as ours
 LOCK_TIMEOUT_S = 60.0
 CONNECT_TIMEOUT_S = 10
+NO_PASSWORD = "no password supplied"  # what libpq says
 DELETE_IT = "move the file away and run `amc-mobile profile` again"
 
 schema = sa.MetaData()
@@ -167,11 +169,11 @@ class SqliteFile(Storage):
 
 class PostgresDatabase(Storage):
     def __init__(self, text: str) -> None:
+        self.name = take_password(text)
         try:
-            url = sa.make_url(text)
-        except sa.exc.ArgumentError as error:
-            raise InvalidConfig(f"--table {text!r} is no database URL", next_step=URL_FORM) from error
-        self.name = url.render_as_string(hide_password=True)
+            url = sa.make_url(self.name)
+        except (sa.exc.ArgumentError, ValueError) as error:
+            raise InvalidConfig(f"--table {self.name!r} is no database URL", next_step=URL_FORM) from error
         if url.drivername not in ("postgresql", "postgresql+psycopg"):
             raise InvalidConfig(f"--table {self.name}: {url.drivername} is not supported", next_step=URL_FORM)
         if find_spec("psycopg") is None:
@@ -179,6 +181,19 @@ class PostgresDatabase(Storage):
         self.engine = sa.create_engine(
             url.set(drivername="postgresql+psycopg"), connect_args={"connect_timeout": CONNECT_TIMEOUT_S}
         )
+        sa.event.listen(self.engine, "do_connect", self._connect)
+
+    def _connect(self, dialect: Any, _record: object, positional: Any, named: dict[str, Any]) -> Any:
+        """Connects with the password that this process knows, that PostgreSQL finds, or that the user types."""
+        if (password := password_of(self.name)) is not None:
+            named["password"] = password
+        try:
+            return dialect.connect(*positional, **named)
+        except dialect.loaded_dbapi.OperationalError as error:
+            if NO_PASSWORD not in str(error) or (password := asked_password(self.name)) is None:
+                raise
+            named["password"] = password
+            return dialect.connect(*positional, **named)
 
     def check_or_create(self) -> None:
         with self.transaction(write=True) as connection:
@@ -202,13 +217,14 @@ class PostgresDatabase(Storage):
 
     def explained(self, error: sa.exc.DBAPIError | sqlite3.Error) -> AmcMobileError:
         cause = str(error.orig if isinstance(error, sa.exc.DBAPIError) else error).strip().splitlines()
-        return InvalidInput(f"{self.name}: {cause[0] if cause else error}", next_step="check the server and the URL")
+        lacks_password = any(NO_PASSWORD in line for line in cause)
+        return InvalidInput(
+            f"{self.name}: {cause[0] if cause else error}",
+            next_step=WAYS if lacks_password else "check the server and the URL",
+        )
 
     def insert_ignoring(self, table: sa.Table) -> sa.Insert:
         return postgresql.insert(table).on_conflict_do_nothing()
-
-
-URL_FORM = "use a path, or postgresql+psycopg://USER:PASSWORD@HOST/DATABASE"
 
 
 def _check_version(storage: Storage, version: object, next_step: str) -> None:

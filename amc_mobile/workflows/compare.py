@@ -139,7 +139,7 @@ def _check_same(folder: Run, settings: Settings, search: SearchConfig, network: 
     """Raises InvalidInput, naming what differs, when a finished run is not the one that would be made now."""
     # What a run of an earlier version does not name had its default then.
     defaults = {field.name: field.default for kind in (Settings, SearchConfig) for field in fields(kind)}
-    known = {**defaults, **folder.read("settings")["settings"], **folder.read("settings")["search"]}
+    known = {**defaults, **asdict(folder.settings()), **folder.read("settings")["search"]}
     if folder.read("settings").get("weights_sha256") != weights_sha256(network.module):
         raise InvalidInput(
             f"run {folder.folder.name} was made with other weights of the original network",

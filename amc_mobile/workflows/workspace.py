@@ -14,6 +14,7 @@ from amc_mobile.device.runtime_library import BENCHMARK_MODEL
 from amc_mobile.device.user_folder import profiles_folder
 from amc_mobile.errors import CorruptFile, InvalidConfig, InvalidInput
 from amc_mobile.export.precision import FLOAT32, PRECISIONS
+from amc_mobile.latency.database_url import take_password
 from amc_mobile.store import MAX_TOML_BYTES, held, is_file_name, parse_toml, read_bytes, read_json, write_json
 
 FORMAT_VERSION = 1  # 1: settings, last_run, checkpoint
@@ -43,9 +44,13 @@ class Settings:
     input_size: int = 0  # pixels; 0: the model's own
     workers: int = 0  # threads that decode image folders as they are used; 0: they are held in memory
     memory_mb: int = 0  # for the matrices of a search, the rest goes to a file; 0: half of what is free
-    table: str = ""  # URL of a PostgreSQL database; empty: a file in the workspace
+    table: str = ""  # URL of a PostgreSQL database, never with its password; empty: a file in the workspace
     offline: bool = False  # the table alone tells latencies; the device is never opened
     conditions: str = ""  # offline, where several fit: first digits of their keys, separated by commas
+
+    def __post_init__(self) -> None:
+        # What is in here is saved and shown.
+        object.__setattr__(self, "table", take_password(self.table))
 
     @property
     def waived(self) -> tuple[str, ...]:

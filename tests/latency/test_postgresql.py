@@ -12,17 +12,20 @@ from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
 from latency_toys import CONDITIONS, conv, passes
 
 from amc_mobile.errors import InvalidConfig, InvalidInput
+from amc_mobile.latency import database_url
 from amc_mobile.latency.bundle import from_lines, to_lines
 from amc_mobile.latency.measurement import ModelMeasurement, Pass
 from amc_mobile.latency.table import LatencyTable
 
 ROOT, HERE = Path(__file__).parent.parent.parent, Path(__file__).parent
+PASSWORD = "s3cr/et@word"
 WRITER = """
 import sys
 from latency_toys import CONDITIONS, conv
@@ -64,10 +67,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     try:
         make = ["initdb", "-D", data, "-U", "amc", "-A", "trust", "--no-sync", "-E", "UTF8"]
         subprocess.run(as_user(make), check=True, **quiet)
+        rules = folder / "data" / "pg_hba.conf"
+        rules.write_text(f"host all guarded 127.0.0.1/32 scram-sha-256\n{rules.read_text()}")
         flags = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
         start = ["pg_ctl", "-D", data, "-o", flags, "-w", "-l", str(folder / "log"), "start"]
         subprocess.run(as_user(start), check=True, **quiet)
-        yield f"postgresql+psycopg://amc@127.0.0.1:{port}/postgres"
+        url = f"postgresql+psycopg://amc@127.0.0.1:{port}/postgres"
+        engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.exec_driver_sql(f"CREATE ROLE guarded LOGIN SUPERUSER PASSWORD '{PASSWORD}'")
+        engine.dispose()
+        yield url
         subprocess.run(as_user(["pg_ctl", "-D", data, "-m", "immediate", "stop"]), check=False, **quiet)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -159,6 +169,50 @@ def test_a_server_that_does_not_answer_is_named_without_the_password() -> None:
         LatencyTable("postgresql+psycopg://amc:secret@127.0.0.1:1/nowhere")
     assert "127.0.0.1:1/nowhere" in caught.value.message
     assert "secret" not in caught.value.message + caught.value.next_step
+
+
+@pytest.fixture
+def guarded(url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The database for a user who needs the password PASSWORD, which nothing tells yet."""
+    monkeypatch.delenv("PGPASSWORD", raising=False)
+    monkeypatch.setenv("PGPASSFILE", "/nowhere")
+    monkeypatch.setattr(database_url, "_passwords", {})
+    return url.replace("amc@", "guarded@")
+
+
+def test_a_password_comes_from_the_url_for_this_process_alone(guarded: str) -> None:
+    with LatencyTable(guarded.replace("guarded@", f"guarded:{quote(PASSWORD, safe='')}@")) as table:
+        assert table.conditions() == []
+        assert table.summary()["path"] == guarded
+    LatencyTable(guarded).close()  # the workspace's memory has no password, the process has
+    database_url._passwords.clear()
+    with pytest.raises(InvalidInput, match="no password supplied") as caught:
+        LatencyTable(guarded)
+    assert "PGPASSWORD" in caught.value.next_step
+
+
+@pytest.mark.parametrize("source", ["environment", "file", "prompt"])
+def test_a_password_comes_from_where_postgresql_looks_or_is_typed(
+    guarded: str, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    if source == "environment":
+        monkeypatch.setenv("PGPASSWORD", PASSWORD)
+    elif source == "file":
+        (tmp_path / "passwords").write_text(f"*:*:*:guarded:{PASSWORD}\n")
+        (tmp_path / "passwords").chmod(0o600)
+        monkeypatch.setenv("PGPASSFILE", str(tmp_path / "passwords"))
+    else:
+        monkeypatch.setattr(database_url, "_ask", lambda name: asked.append(name) or PASSWORD)
+    for _ in range(2):
+        LatencyTable(guarded).close()
+    assert asked == ([guarded] if source == "prompt" else [])
+
+
+def test_a_wrong_password_is_not_shown(guarded: str) -> None:
+    with pytest.raises(InvalidInput, match="password authentication failed") as caught:
+        LatencyTable(guarded.replace("guarded@", "guarded:wr0ng@"))
+    assert "wr0ng" not in caught.value.message + caught.value.next_step
 
 
 @pytest.mark.parametrize("url", ["mysql://host/db", "postgresql+asyncpg://h/d", "http://host", "://"])
