@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,13 +18,17 @@ FOREIGN_PROTOCOL = 0
 AGAIN = "export the table again"
 
 
+_LATER = {"layout", "unit"}  # fields that documents of earlier versions lack
+
+
 @dataclass(frozen=True)
 class Conditions:
     """Everything that changes a latency besides the model.
 
     `library_sha256`: of the runtime's library, since two builds of one version differ by more than 50 %; `cores`: those
     the process may use, as in `0-3,6`; `clock_mode`: the governors of the cores, or "unknown"; `layout`: how the
-    runtime rewrites graphs on this processor, as `OnnxLayout.text` gives it, "" where that is not known.
+    runtime rewrites graphs on this processor, as `OnnxLayout.text` gives it, "" where that is not known; `unit`: which
+    phone of its model, "" for computers and where that is not known.
     """
 
     device: str
@@ -39,6 +43,7 @@ class Conditions:
     clock_mode: str
     protocol_version: int = PROTOCOL_VERSION
     layout: str = ""
+    unit: str = ""
 
     @cached_property
     def key(self) -> str:
@@ -52,15 +57,16 @@ class Conditions:
 
     def to_document(self) -> dict[str, Any]:
         document = asdict(self)
-        if not self.layout:
-            del document["layout"]  # as in documents that know of none
+        for name in _LATER:
+            if not document[name]:
+                del document[name]  # as in documents that know of none
         return document
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Conditions:
         """Raises InvalidInput when a field is missing, unknown or of the wrong type."""
         wanted = {field.name: int if field.name in ("threads", "protocol_version") else str for field in fields(cls)}
-        if not isinstance(document, Mapping) or set(document) | {"layout"} != set(wanted):
+        if not isinstance(document, Mapping) or set(document) | _LATER != set(wanted):
             raise InvalidInput(f"not the conditions of a measurement: {str(document)[:200]}", next_step=AGAIN)
         for name, value in document.items():
             if type(value) is not wanted[name]:
@@ -70,11 +76,20 @@ class Conditions:
         OnnxLayout.parse(document.get("layout", ""))
         return cls(**document)
 
+    def is_of_other_unit(self, other: Conditions) -> bool:
+        """Whether the two differ in nothing but the phone of the model."""
+        return self.unit != other.unit and replace(self, unit=other.unit) == other
+
     def differences(self, other: Conditions) -> dict[str, tuple[Any, Any]]:
         """The fields in which the two differ: name -> (own value, other value)."""
         own, others = self.to_document(), other.to_document()
         names = [field.name for field in fields(self)]
         return {name: (own.get(name, ""), others.get(name, "")) for name in names if own.get(name) != others.get(name)}
+
+
+def unit_of(serial: str) -> str:
+    """What tells the phones of a model apart, without naming the serial."""
+    return hashlib.sha256(serial.encode()).hexdigest()[:8]
 
 
 def readable(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -291,6 +291,7 @@ class PhoneDevice:
             cores=core_ranges(self.cores) or "any",
             clock_mode=" ".join([held_mode(self._wanted_mode, facts.sdk), *sorted(governors)]),
             layout=self.layout(),
+            unit=facts.unit,
         )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from amc_mobile.device.adb import PHONE_FOLDER, AdbPhone
-from amc_mobile.device.conditions import core_ranges
+from amc_mobile.device.conditions import core_ranges, unit_of
 from amc_mobile.device.neighbours import LOOK, Neighbours, parse_neighbours
 from amc_mobile.device.phone_output import (
     BATTERY_TYPE,
@@ -27,6 +27,7 @@ from amc_mobile.device.phone_output import (
 )
 from amc_mobile.errors import PhoneOutputInvalid
 
+NO_SERIALS = ("", "unknown", "0123456789abcdef")  # what phones answer that have none of their own
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 # One process for all files: a phone starts some 100 a second.
 _CLOCKS = (
@@ -91,6 +92,12 @@ class PhoneFacts:
             if value := self.properties.get(key):
                 return value
         return self.cpu.name or "unknown"
+
+    @property
+    def unit(self) -> str:
+        """Which phone of its model it is, the same over cable and network."""
+        known = self.properties.get("ro.serialno", "")
+        return unit_of(self.serial if known.lower() in NO_SERIALS else known)
 
     @property
     def sdk(self) -> int:

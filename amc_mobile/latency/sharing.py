@@ -1,8 +1,8 @@
 """Several phones of one kind fill one table: each kernel is measured on one of them.
 
 A few kernels are measured on all. Where their latencies differ by one factor, the rest is dealt out: what another than
-the first phone measures is stored under conditions that name that phone, and taken over times the factor, which the
-table keeps on record. Where they do not, that phone is left out.
+the first phone measures is stored under its own conditions, and taken over times the factor, which the table keeps on
+record. Where they do not, that phone is left out.
 """
 
 from __future__ import annotations

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from amc_mobile.device.conditions import Conditions
+from amc_mobile.device.conditions import Conditions, unit_of
 from amc_mobile.device.neighbours import Neighbours
 from amc_mobile.device.timing import Device, Job, ResumableDevice, SamplesMs
 from amc_mobile.errors import DeviceError
@@ -75,7 +74,7 @@ class SharingPhone:
 
 
 def sharing_phones(devices: Mapping[str, Device], given_up: threading.Event) -> list[SharingPhone]:
-    """The first under the conditions that all have, every other under the same with its name. `devices`: by serial.
+    """Each under its own conditions, which differ in the unit alone. `devices`: by serial.
 
     Raises DeviceError for phones under unlike conditions.
     """
@@ -83,12 +82,14 @@ def sharing_phones(devices: Mapping[str, Device], given_up: threading.Event) -> 
     common = device.conditions()
     phones = [SharingPhone(first, device, common, given_up)]
     for serial, other in others:
-        if differences := common.differences(other.conditions()):
+        found = other.conditions()
+        if differences := replace(common, unit=found.unit).differences(found):
             told = "; ".join(f"{name} {own} on {first}, {its} on {serial}" for name, (own, its) in differences.items())
             raise DeviceError(
                 f"the phones cannot share the work: {told}",
                 next_step=f"bring them to the same state, or measure on one: --serial {first}",
             )
-        unit = hashlib.sha256(serial.encode()).hexdigest()[:8]
-        phones.append(SharingPhone(serial, other, replace(common, device=f"{common.device}, unit {unit}"), given_up))
+        if found.unit in {phone.conditions().unit for phone in phones}:  # clones that answer with one serial
+            found = replace(found, unit=unit_of(serial))
+        phones.append(SharingPhone(serial, other, found, given_up))
     return phones

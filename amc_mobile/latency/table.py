@@ -176,7 +176,9 @@ class LatencyTable:
         """The error for conditions that nothing was measured under: tells how the nearest ones in the table differ."""
         known = [other.differences(conditions) for other in self.conditions()]
         nearest = min(known, key=len, default={})
-        because = ", ".join(f"{name} was {before}, is {now}" for name, (before, now) in nearest.items())
+        because = ", ".join(
+            f"{name} was {before or 'unknown'}, is {now or 'unknown'}" for name, (before, now) in nearest.items()
+        )
         return MissingLatency(
             [f"any kernel under {conditions.runtime}, {conditions.threads} thread(s)"],
             because=f"measured when {because}" if because else "",

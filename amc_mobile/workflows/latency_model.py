@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 from amc_mobile.device.conditions import Conditions
 from amc_mobile.device.runtimes import assumed_layout
 from amc_mobile.device.timing import Device
-from amc_mobile.errors import MissingLatency
+from amc_mobile.errors import InvalidInput, MissingLatency
 from amc_mobile.export.precision import FLOAT32
 from amc_mobile.kernels.cache import load_or_build
 from amc_mobile.kernels.template import Template
 from amc_mobile.latency import calibration_fit
+from amc_mobile.latency.adoption import anchors
 from amc_mobile.latency.anchor import best_anchor
 from amc_mobile.latency.calibration import Calibration, Term
-from amc_mobile.latency.measurement import BUSY
+from amc_mobile.latency.measurement import BUSY, KernelMeasurement
 from amc_mobile.latency.predictor import LatencyPredictor
 from amc_mobile.latency.protocol import measure_kernels, measure_model, measure_models
 from amc_mobile.latency.protocol_config import ProtocolConfig
@@ -124,6 +125,29 @@ class LatencyModel:
         """The whole model with the first channels of each group: which ones stay does not change the latency."""
         names = zip(self.template.group_names, widths, strict=True)
         return self.template.model_at({name: np.arange(int(width), dtype=np.int64) for name, width in names})
+
+    def measure_again(
+        self, known: Sequence[KernelMeasurement], progress: Progress, *, store: bool
+    ) -> list[tuple[KernelMeasurement, KernelMeasurement]]:
+        """Measures anchors among `known`: pairs of old and new. `store`: whether the table gets the new passes.
+
+        Raises InvalidInput when none of them belongs to the network.
+        """
+        places = self.kernel_places()
+        types = {key: self.template.sites[site].operator_type for key, (site, _) in places.items()}
+        chosen = anchors([kernel for kernel in known if kernel.key in places], types)
+        if not chosen:
+            raise InvalidInput("the table has no kernel of this network", next_step="pass the --model it was made for")
+        # As many passes as a kernel may take: one busy moment must not decide over the whole table.
+        thorough = replace(self.protocol, min_passes=self.protocol.max_passes)
+        found = measure_kernels(
+            self.device,
+            self.kernel_requests(places[old.key] for old in chosen),
+            table=self.table if store else None,
+            on_result=lambda done, total, _: progress("measure anchors", done, total),
+            config=thorough,
+        )
+        return [(old, found[old.key]) for old in chosen]
 
     @property
     def predictor(self) -> LatencyPredictor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 
-from amc_mobile.device.conditions import Conditions
+from amc_mobile.device.conditions import Conditions, unit_of
 from amc_mobile.device.profile import DeviceProfile, load_profiles
 from amc_mobile.device.user_folder import profiles_folder
 from amc_mobile.errors import InvalidInput
@@ -66,6 +66,10 @@ def choose_conditions(known: Sequence[Conditions], settings: Settings) -> Condit
             f"nothing of {settings.device} was measured with {asked}" + _listed(of_device),
             next_step="pass the --runtime and --threads of one of these",
         )
+    units = {unit_of(serial) for serial in settings.serials}
+    if len(fitting) > 1 and not keys:
+        # Of several phones of one model, the one that was worked with.
+        fitting = [c for c in fitting if c.unit in units] or fitting
     if len(fitting) > 1:
         raise InvalidInput(
             f"{len(fitting)} conditions of the table fit {settings.device}" + _listed(fitting),
@@ -95,7 +99,7 @@ def _properties(conditions: Conditions) -> dict[str, str]:
 def _listed(known: Sequence[Conditions]) -> str:
     lines = [
         f"\n  {c.key[:SHOWN_KEY]}  {c.device} ({c.soc}), {c.os}, {c.runtime} {c.runtime_version}, "
-        f"{c.threads} thread(s), cores {c.cores}, clocks {c.clock_mode}"
+        f"{c.threads} thread(s), cores {c.cores}, clocks {c.clock_mode}{', unit ' + c.unit if c.unit else ''}"
         for c in known
     ]
     return ":" + "".join(lines) if lines else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,9 @@ from amc_mobile.device.conditions import readable
 from amc_mobile.device.health import BUSY, REMEDIES
 from amc_mobile.device.neighbours import Neighbours
 from amc_mobile.errors import DeviceError, InvalidConfig
+from amc_mobile.latency.adoption import ANCHORS, judge
 from amc_mobile.latency.calibration import Calibration
-from amc_mobile.latency.sharing import share_kernels
+from amc_mobile.latency.sharing import RESIDUAL, share_kernels
 from amc_mobile.latency.sharing_phone import PhoneShare
 from amc_mobile.workflows.latency_model import LatencyModel, latency_model
 from amc_mobile.workflows.measuring import chosen_runtime, open_device, profile_of
@@ -47,6 +48,32 @@ class BesideOthers:
 
 
 @dataclass(frozen=True)
+class OtherUnit:
+    """How the phone compares with another of its model that the table knows, by a few kernels measured on both.
+
+    `ratio`: this phone's latencies over the other's; the other's kernels were taken over times that. None: they
+    differ from kernel to kernel, or too few were steady, and this phone gets a table of its own.
+    """
+
+    unit: str  # of the other phone; "" where the table does not say which one it was
+    ratio: float | None
+    kernels: int  # taken over
+    why: str
+
+    def document(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def text(self) -> str:
+        other = f"phone {self.unit} of this model" if self.unit else "a phone of this model"
+        if self.ratio is None:
+            return f"{other} was measured before and {self.why}: this phone has a table of its own"
+        return (
+            f"{other} was measured before and {self.why}: {self.kernels} kernels taken over times {self.ratio:.3f}, "
+            "whole models measured on this phone"
+        )
+
+
+@dataclass(frozen=True)
 class ProfileResult:
     model: str
     precision: str
@@ -57,6 +84,7 @@ class ProfileResult:
     calibration: Calibration
     busy: BesideOthers
     phones: Sequence[PhoneShare] = ()  # that shared the work
+    other_units: Sequence[OtherUnit] = ()  # that this phone was compared with now
 
     def document(self) -> dict[str, Any]:
         return {
@@ -64,6 +92,7 @@ class ProfileResult:
             "original_p50_ms": self.original_p50_ms, "fastest_p50_ms": self.fastest_p50_ms,
             "calibration": self.calibration.to_document(), "busy": self.busy.document(),
             "phones": [phone.to_document() for phone in self.phones],
+            "other_units": [other.document() for other in self.other_units],
         }  # fmt: skip
 
     def text(self) -> str:
@@ -76,11 +105,19 @@ class ProfileResult:
             f"  original p50 {self.original_p50_ms:.3f} ms, smallest plan {self.fastest_p50_ms:.3f} ms (predicted)\n"
             f"  prediction error {c.loo_mape:.1%} (leave one out), band {c.band:.1%}"
         )
-        return "\n  ".join([text, *(f"phone {phone.text()}" for phone in self.phones), *self.busy.lines()])
+        return "\n  ".join(
+            [
+                text,
+                *(f"phone {phone.text()}" for phone in self.phones),
+                *(other.text() for other in self.other_units),
+                *self.busy.lines(),
+            ]
+        )
 
     def _layout(self) -> str:
-        layout = readable(self.conditions).get("layout")
-        return f", {layout}" if layout else ""
+        known = readable(self.conditions)
+        layout, unit = known.get("layout"), known.get("unit")
+        return (f", {layout}" if layout else "") + (f", unit {unit}" if unit else "")
 
 
 def profile_result(settings: Settings, latency: LatencyModel, kernels: int) -> ProfileResult:
@@ -118,6 +155,7 @@ def profile_device(space: Workspace, settings: Settings, *, progress: Progress) 
     network = load_network(space, settings)
     latency = latency_model(space, own, network, default_grids(network), progress)
     with latency.table:
+        others = _compare_units(latency, progress)
         phones = _share(latency, settings, progress) if len(serials) > 1 else []
         for phone in phones[:1]:  # the first does alone what nobody did
             phone.kernels += len(latency.kernel_places().keys() - latency.table.kernels(latency.conditions).keys())
@@ -128,9 +166,41 @@ def profile_device(space: Workspace, settings: Settings, *, progress: Progress) 
             if not problems:
                 raise
             raise DeviceError("; before: ".join([error.message, *problems]), next_step=error.next_step) from error
-        result = replace(profile_result(settings, latency, kernels), phones=phones)
+        result = replace(profile_result(settings, latency, kernels), phones=phones, other_units=others)
     space.remember(own)
     return result
+
+
+def _compare_units(latency: LatencyModel, progress: Progress) -> list[OtherUnit]:
+    """Takes over what another phone of the model was measured at, where anchors differ by one factor alone."""
+    now, table, compared = latency.conditions, latency.table, []
+    places = latency.kernel_places()
+    for source in reversed(table.conditions()):
+        if not source.is_of_other_unit(now):
+            continue
+        own = table.passes(now, places)
+        known = [k for k in table.kernels(source).values() if k.key in places and not k.flags]
+        lacking = [kernel.key for kernel in known if kernel.key not in own]
+        if not lacking or len(known) < ANCHORS:
+            continue
+        pairs = latency.measure_again(known, progress, store=True)
+        steady = {old.label: new.low_ms / old.low_ms for old, new in pairs if not new.flags}
+        if len(steady) < ANCHORS:
+            why = f"only {len(steady)} of {len(pairs)} anchors were steady on this phone"
+            compared.append(OtherUnit(source.unit, None, 0, why))
+            continue
+        verdict = judge(steady)
+        low, high = min(verdict.ratios.values()), max(verdict.ratios.values())
+        why = f"this one takes {low:.3f} to {high:.3f} times as long for {len(steady)} kernels"
+        if verdict.spread > RESIDUAL:
+            why += f", {verdict.spread:.1%} from their median where {RESIDUAL:.0%} is the most"
+            compared.append(OtherUnit(source.unit, None, 0, why))
+            continue
+        taken = [key for key in lacking if key not in table.passes(now, places)]
+        table.adopt(now, source, taken, verdict.ratio)
+        compared.append(OtherUnit(source.unit, verdict.ratio, len(taken), why))
+        break
+    return compared
 
 
 def _share(latency: LatencyModel, settings: Settings, progress: Progress) -> list[PhoneShare]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +14,8 @@ from amc_mobile import store
 from amc_mobile.device.conditions import Conditions
 from amc_mobile.errors import DeviceError, InvalidInput
 from amc_mobile.latency import bundle, csv_table
-from amc_mobile.latency.adoption import Verdict, anchors, judge
+from amc_mobile.latency.adoption import Verdict, judge
 from amc_mobile.latency.measurement import KernelMeasurement
-from amc_mobile.latency.protocol import measure_kernels
-from amc_mobile.latency.requests import KernelRequest
 from amc_mobile.latency.table import LatencyTable
 from amc_mobile.latency.table_rows import Contents
 from amc_mobile.workflows.progress import Progress
@@ -181,23 +178,8 @@ def _latency(space: Workspace, settings: Settings, progress: Progress) -> closin
 
 def _judged(latency: LatencyModel, known: Sequence[KernelMeasurement], progress: Progress) -> Verdict:
     """Measures some of `known` again, outside the table. Raises InvalidInput when none belongs to the network."""
-    places = latency.kernel_places()
-    types = {key: latency.template.sites[site].operator_type for key, (site, _) in places.items()}
-    chosen = anchors([kernel for kernel in known if kernel.key in places], types)
-    if not chosen:
-        raise InvalidInput("the table has no kernel of this network", next_step="pass the --model it was made for")
-    requests = {}
-    for old in chosen:
-        site, widths = places[old.key]
-        kernel = latency.template.kernel_at(site, widths)
-        requests[old.key] = KernelRequest(kernel, partial(latency.template.cut_at_widths, site, widths))
-    # As many passes as a kernel may take: one busy moment must not decide over the whole table.
-    thorough = replace(latency.protocol, min_passes=latency.protocol.max_passes)
-    found = measure_kernels(
-        latency.device, requests, config=thorough,
-        on_result=lambda done, total, _: progress("measure anchors", done, total),
-    )  # fmt: skip
-    return judge({old.label: found[old.key].low_ms / old.low_ms for old in chosen})
+    pairs = latency.measure_again(known, progress, store=False)
+    return judge({old.label: new.low_ms / old.low_ms for old, new in pairs})
 
 
 def _adoptable(table: LatencyTable, now: Conditions) -> Conditions:

@@ -19,7 +19,7 @@ from amc_mobile.device.adb import AdbPhone
 from amc_mobile.device.bench_manifest import BenchModel, BenchTiming
 from amc_mobile.device.bench_results import BenchResult, BenchStart
 from amc_mobile.device.clock_mode import FIXED
-from amc_mobile.device.conditions import Conditions
+from amc_mobile.device.conditions import Conditions, unit_of
 from amc_mobile.device.layout import questions, read
 from amc_mobile.device.phone import FOLDER
 from amc_mobile.device.phone_device import PhoneDevice
@@ -149,6 +149,7 @@ def test_conditions_say_all_that_changes_a_latency(device: PhoneDevice) -> None:
         threads=1,
         cores="4-7",
         clock_mode="fixed_performance sched_pixel",
+        unit=unit_of("FAKE0001"),
     )
     assert len(conditions.library_sha256) == 64
 

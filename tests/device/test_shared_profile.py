@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from command_line import CommandLine
 from phone_fake.phone import FakePhone
 
 from amc_mobile.device.bench import locate_library
+from amc_mobile.device.conditions import unit_of
 from amc_mobile.device.runtime_library import add_library
 from amc_mobile.latency.table import LatencyTable
 
@@ -26,6 +28,7 @@ def phones(new_phone: Callable[..., FakePhone], tmp_path: Path, monkeypatch: pyt
     made = [new_phone(), new_phone()]
     library = locate_library("onnxruntime")
     (added,) = add_library(library.path, tmp_path / "home/runtimes", version=library.version)
+    made[1].sandbox.edit("getprop.txt", "[ro.serialno]: [FAKE0001]", "[ro.serialno]: [FAKE0002]")
     for phone, slowness in zip(made, ("1.0", "1.25"), strict=True):
         phone.sandbox.set_clusters({tuple(sorted(os.sched_getaffinity(0))): 2_000_000})
         phone.sandbox.edit("getprop.txt", "[arm64-v8a]", f"[{added.abi}]")
@@ -50,9 +53,9 @@ def test_two_phones_share_a_profile(phones: list[FakePhone], tmp_path: Path) -> 
     # take some, tests/latency/test_sharing.py splits it.
     assert min(measured) >= 8
     with LatencyTable(here / "amc-workspace/table.sqlite") as table:
-        own, unit = sorted(table.conditions(), key=lambda found: len(found.device))
+        own, unit = sorted(table.conditions(), key=lambda found: found.unit != unit_of("FAKE0001"))
         assert own.to_document() == document["conditions"]
-        assert unit.device.startswith(f"{own.device}, unit ")
+        assert unit == replace(own, unit=unit_of("FAKE0002"))
         kernels, raw = table.kernels(own), table.kernels(unit)
         assert len(kernels) == document["kernels"]
         for key in raw:
@@ -76,3 +79,20 @@ def test_two_phones_share_a_profile(phones: list[FakePhone], tmp_path: Path) -> 
     twice = amc(*WORDS, "--serial", first, "--serial", first)
     assert twice.returncode == 1
     assert "names a phone twice" in twice.stderr
+
+
+def test_a_second_phone_of_one_model_is_not_told_the_first_ones_latencies(
+    phones: list[FakePhone], tmp_path: Path
+) -> None:
+    (tmp_path / "net.py").write_text(NETWORK)
+    amc = CommandLine(tmp_path)
+    first, second = (amc.document(*WORDS, "--serial", phone.serial) for phone in phones)
+    assert second["original_p50_ms"] == pytest.approx(1.25 * first["original_p50_ms"])
+    assert second["conditions"] == first["conditions"] | {"unit": unit_of("FAKE0002")}
+    (compared,) = second["other_units"]
+    assert compared["unit"] == first["conditions"]["unit"] == unit_of("FAKE0001")
+    assert compared["ratio"] == pytest.approx(1.25)
+    assert 0 < compared["kernels"] <= second["kernels"] - 8
+    for phone, profiled in zip(phones, (first, second), strict=True):
+        again = amc.document(*WORDS, "--serial", phone.serial)
+        assert (again["original_p50_ms"], again["other_units"]) == (profiled["original_p50_ms"], [])

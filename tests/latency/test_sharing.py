@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from latency_toys import CONDITIONS, ToyDevice, add, conv, request
 
+from amc_mobile.device.conditions import unit_of
 from amc_mobile.device.timing import Job, SamplesMs
 from amc_mobile.errors import DeviceError
 from amc_mobile.latency.bundle import from_lines, to_lines
@@ -103,7 +104,7 @@ def test_a_phone_slower_by_one_factor_is_scaled_and_its_own_times_are_kept(tmp_p
         ((of, source), ratio), *more = table.adoptions().items()
         assert (of, ratio, more) == (CONDITIONS.key, b.ratio, [])
         unit = next(found for found in table.conditions() if found.key == source)
-        assert unit.device.startswith("toy, unit ")
+        assert unit == replace(CONDITIONS, unit=unit_of("B"))
         for key, kernel in table.kernels(unit).items():
             assert kernel.low_ms == MS[REQUESTS[key].model().decode()] * 1.25
 
