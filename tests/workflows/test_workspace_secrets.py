@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from in_process import CommandLine
+from torch import nn
 
 from amc_mobile.workflows.runs import Run
 from amc_mobile.workflows.workspace import Settings, Workspace
@@ -23,7 +25,8 @@ def test_no_file_of_a_workspace_or_a_run_holds_the_password(tmp_path: Path) -> N
     space = Workspace(tmp_path)
     settings = space.settings(None, table=URL)
     space.remember(settings)
-    Run(space.runs / "r").begin(settings, {})
+    network = SimpleNamespace(module=nn.Linear(1, 1))
+    Run(space.runs / "r").begin(settings, {}, network)  # type: ignore[arg-type]
     assert "s3cret" not in written(tmp_path) + str(asdict(settings)) + repr(settings)
     assert written(tmp_path).count(BARE) == 2
     assert space.table_location() == space.table_location(settings) == BARE
