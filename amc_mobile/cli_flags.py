@@ -9,14 +9,24 @@ import typer
 
 WorkspaceFlag = Annotated[Path, typer.Option("--workspace", help="Folder with the table, templates and runs.")]
 ModelFlag = Annotated[
-    str | None, typer.Option("--model", help="A name of `models`, file.py:function, torchvision:NAME, timm:NAME.")
+    str | None,
+    typer.Option(
+        "--model",
+        help="A name of `models`, torchvision:NAME, timm:NAME, or file.py:function: called with those of num_classes, "
+        "input_size (pixels), in_channels and width_multiplier that it takes, it returns an nn.Module.",
+    ),
 ]
 CheckpointFlag = Annotated[
     str | None,
     typer.Option("--checkpoint", help="Weights: .safetensors, or what torch.save wrote, e.g. a Lightning .ckpt."),
 ]
 DataFlag = Annotated[
-    str | None, typer.Option("--data", help="digits, shapes, cifar10:PATH, imagefolder:PATH or file.py:function.")
+    str | None,
+    typer.Option(
+        "--data",
+        help="digits, shapes, cifar10:PATH, imagefolder:PATH, or file.py:function: returns (train, test), each "
+        "(images, labels) with uint8 images (N, C, H, W) or (N, H, W, C) and labels (N,), or a torch Dataset.",
+    ),
 ]
 DeviceFlag = Annotated[
     str | None, typer.Option("--device", help="host: this computer; or a phone's profile, e.g. pixel: see `devices`.")

@@ -49,7 +49,10 @@ class VariantFlags:
     width_multiplier: Annotated[
         float | None, typer.Option("--width", help="Width multiplier of the network, e.g. 0.5.")
     ] = None
-    input_size: Annotated[int | None, typer.Option(help="Input height and width in pixels.")] = None
+    input_size: Annotated[
+        int | None,
+        typer.Option(help="Input height and width in pixels. Default: the network's own, else that of the images."),
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -32,14 +32,15 @@ def load_dataset(
     spec: str,
     *,
     image_size: int | None = None,
-    channels: int = 3,
+    channels: int | None = None,
     seed: int = 0,
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     workers: int = 0,
 ) -> Dataset:
     """Reads a data set into memory; with `workers`, image folders stay in their files and so many threads decode them.
 
-    `image_size`: side in pixels; None is the source's own (digits: 32, shapes: 64). `normalisation`: the mean and
+    `image_size`: side in pixels; None is the source's own (digits: 32, shapes: 64). `channels`: None is 3, of a user's
+    function those of its images. `normalisation`: the mean and
     the deviation per channel that the network was trained with; None is the source's usual one. `seed` decides the
     test set of digits and shapes.
     Raises InvalidInput, naming what was expected, for anything that cannot be read.
@@ -47,6 +48,9 @@ def load_dataset(
     if image_size is not None and image_size < 1:
         raise InvalidConfig(f"image_size is {image_size}; it must be at least 1")
     kind, _, location = spec.partition(":")
+    if names_a_function(spec) and kind not in ("cifar10", "imagefolder"):
+        return user_function.load(spec, image_size=image_size, channels=channels, normalisation=normalisation)
+    channels = channels or 3
     if spec in ("digits", "shapes"):
         load = digits.load if spec == "digits" else shapes.load
         return load(spec, image_size=image_size, channels=channels, seed=seed, normalisation=normalisation)
@@ -58,8 +62,6 @@ def load_dataset(
         return image_folder.load(
             spec, path, image_size=image_size, channels=channels, normalisation=normalisation, workers=workers
         )
-    if names_a_function(spec):
-        return user_function.load(spec, image_size=image_size, normalisation=normalisation)
     raise InvalidInput(f"no data set {spec!r}", next_step=f"choose one of {SOURCES}")
 
 

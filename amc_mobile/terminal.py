@@ -5,11 +5,14 @@ from __future__ import annotations
 import getpass
 import json
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from amc_mobile.workflows.progress import Progress, silent
+
+SETTLED_S = 2.0  # of a stage, after which what is left of it can be foretold
 
 
 @contextmanager
@@ -39,15 +42,21 @@ def progress_bars(quiet: bool) -> Iterator[Progress]:
 
 
 def _lines() -> Progress:
-    """At most twenty lines per stage, for logs."""
-    shown: dict[str, int] = {}
+    """At most twenty lines per stage, for logs, and one more as soon as it is known how long the stage takes."""
+    shown: dict[str, tuple[int, bool]] = {}
+    begun: dict[str, tuple[float, int]] = {}
 
     def report(stage: str, done: int, total: int, note: str = "") -> None:
+        now = time.monotonic()
+        started, before = begun.setdefault(stage, (now, done))
         step = done * 20 // total if total else done
-        if shown.get(stage) != step:
-            shown[stage] = step
+        is_timed = now - started >= SETTLED_S and done > before
+        if shown.get(stage) not in ((step, is_timed), (step, True)):
+            shown[stage] = (step, is_timed)
             count = f" {done}/{total}" if total else ""
-            print(f"{stage}{count}{'  ' + note if note else ''}", file=sys.stderr, flush=True)
+            left = (now - started) * (total - done) / (done - before) if is_timed and total > done else 0.0
+            remaining = f"  about {_duration(left)} left" if left else ""
+            print(f"{stage}{count}{remaining}{'  ' + note if note else ''}", file=sys.stderr, flush=True)
 
     return report
 
@@ -57,6 +66,11 @@ def ask_password(url: str) -> str:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return ""
     return getpass.getpass(f"Password for {url}: ", stream=sys.stderr)
+
+
+def _duration(seconds: float) -> str:
+    """Like `40 s` or `3 min`."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def show(text: str, document: dict[str, Any], *, as_json: bool) -> None:

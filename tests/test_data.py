@@ -358,3 +358,45 @@ def test_the_pixels_of_real_cifar_are_read() -> None:
     cifar = load_dataset(f"cifar10:{os.environ['AMC_MOBILE_DATA']}/cifar10/cifar10_lossless.npz")
     assert (len(cifar.train), len(cifar.test)) == (4000, 500)
     assert cifar.train.normalised(slice(0, 500)).std().item() == pytest.approx(1.1, abs=0.1)
+
+
+IMAGES = """
+import numpy as np
+
+def data():
+    images = np.{images}
+    return (images, np.arange(6) % {classes}), (images, np.arange(6) % {classes})
+"""
+
+
+def of_images(tmp_path: Path, images: str, classes: int = 2) -> Dataset:
+    (tmp_path / "images.py").write_text(IMAGES.format(images=images, classes=classes))
+    return load_dataset(f"{tmp_path}/images.py:data")
+
+
+@pytest.mark.parametrize(
+    ("images", "shape"),
+    [
+        ("zeros((6, 12, 20, 3), np.uint8)", (1, 3, 12, 20)),
+        ("zeros((6, 12, 20), np.uint8)", (1, 1, 12, 20)),
+        ("zeros((6, 3, 12, 20), np.uint8)", (1, 3, 12, 20)),
+        ("zeros((6, 6, 12, 12), np.uint8)", (1, 6, 12, 12)),
+    ],
+)
+def test_the_usual_arrangements_of_images_are_recognised(images: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+    assert of_images(tmp_path, images).input_shape == shape
+
+
+def test_many_channels_that_come_last_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match=r"look like \(N, H, W, C\) with 6 channels"):
+        of_images(tmp_path, "zeros((6, 12, 12, 6), np.uint8)")
+
+
+def test_pixels_as_if_normalised_and_a_single_class_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    of_images(tmp_path, "linspace(-2, 2, 6 * 3 * 64).reshape(6, 3, 8, 8)")
+    assert not caplog.text
+    of_images(tmp_path, "linspace(0, 255, 6 * 3 * 64).reshape(6, 3, 8, 8)", classes=1)
+    assert "floating-point images with values from 0 to 255" in caplog.text
+    assert "all 6 training images" in caplog.text

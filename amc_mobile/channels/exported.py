@@ -9,6 +9,7 @@ import logging
 import traceback
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 
 import torch
@@ -60,7 +61,7 @@ def _quiet() -> Iterator[None]:
 
 
 def where_it_failed(model: nn.Module, error: BaseException) -> tuple[str, str]:
-    """(path of the innermost module of `model` that was running, " at `source line`"); ("", "") when unknown."""
+    """(path of the innermost module of `model` that ran, " at `source` (file, line N)"); ("", "") where not known."""
     paths = {id(module): name for name, module in model.named_modules()}
     for cause in _causes(error):
         found: tuple[str, str] | None = None
@@ -75,7 +76,8 @@ def where_it_failed(model: nn.Module, error: BaseException) -> tuple[str, str]:
             ):
                 summary = traceback.extract_tb(frame, limit=1)
                 text = summary[0].line if summary else ""
-                found = paths[id(owner)], f" at `{text}`" if text else ""
+                place = f"{Path(code.co_filename).name}, line {frame.tb_lineno}"
+                found = paths[id(owner)], f" at `{text}` ({place})" if text else ""
         if found:
             return found
     return "", ""

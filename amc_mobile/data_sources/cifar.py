@@ -46,7 +46,10 @@ def load(
             images = resized(images, image_size)
         return ImageSet(with_channels(images, channels), labels, mean, std)
 
-    return Dataset(image_set(train, train_labels), image_set(test, test_labels), classes, spec)
+    height, width = train.shape[2:]
+    return Dataset(
+        image_set(train, train_labels), image_set(test, test_labels), classes, spec, resized_from=(height, width)
+    )
 
 
 Part = tuple[Tensor, Tensor]

@@ -36,4 +36,5 @@ def load(
         every.subset(order[:tests].sort().values),
         tuple(str(digit) for digit in range(10)),
         spec,
+        resized_from=(DEFAULT_SIZE, DEFAULT_SIZE),
     )

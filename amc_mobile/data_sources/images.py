@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ from torch.nn import functional
 from amc_mobile.data_sources.file_images import FileImages
 from amc_mobile.errors import InvalidInput
 
+LOG = logging.getLogger(__name__)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -104,7 +106,7 @@ class Dataset:
     """A training set and a test set with the same classes; `spec` is the text it was loaded by.
 
     `accuracy_on`: what every accuracy on the test set is said to be on. "training images" where a network with
-    published weights has seen them.
+    published weights has seen them. `resized_from`: height and width that the images had before, where they had one.
     """
 
     train: ImageSet
@@ -112,6 +114,7 @@ class Dataset:
     classes: tuple[str, ...]
     spec: str
     accuracy_on: str = "test images"
+    resized_from: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         for name, images in (("training", self.train), ("test", self.test)):
@@ -122,6 +125,12 @@ class Dataset:
                 raise InvalidInput(
                     f"the {name} set of {self.spec!r} has labels {low} to {high} for {len(self.classes)} classes"
                 )
+        only = set(self.train.classes.flatten().tolist()) - {-1}
+        if len(only) == 1 and not self.train.has_boxes:
+            LOG.warning(
+                "warning: all %d training images of %s are of class %s: no accuracy tells anything.",
+                len(self.train), self.spec, self.classes[only.pop()],
+            )  # fmt: skip
         if self.train.images.shape[1:] != self.test.images.shape[1:]:
             raise InvalidInput(
                 f"training images of {self.spec!r} are {tuple(self.train.images.shape[1:])}, "
@@ -168,7 +177,7 @@ def with_channels(images: Tensor, channels: int) -> Tensor:
 
 
 def normalisation_tensors(mean: Sequence[float], std: Sequence[float], channels: int) -> tuple[Tensor, Tensor]:
-    """(C,) mean and std; three values become their average for grey images, one value is repeated.
+    """(C,) mean and std; where the images have no three channels, every channel gets the average of the values.
 
     Raises InvalidInput for other lengths and for a standard deviation that is not above 0.
     """
@@ -178,7 +187,7 @@ def normalisation_tensors(mean: Sequence[float], std: Sequence[float], channels:
     for values in (mean, std):
         if len(values) == channels:
             result.append(torch.tensor(values, dtype=torch.float32))
-        elif channels == 1 or len(values) == 1:
+        elif channels != 3 or len(values) == 1:
             result.append(torch.full((channels,), sum(values) / len(values), dtype=torch.float32))
         else:
             raise InvalidInput(f"{len(values)} values to normalise {channels} channels with")

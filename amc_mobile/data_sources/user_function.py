@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,24 +19,32 @@ from amc_mobile.data_sources.images import (
     ImageSet,
     normalisation_tensors,
     resized,
+    with_channels,
 )
 from amc_mobile.errors import AmcMobileError, InvalidInput
 from amc_mobile.user_file import load_function
+
+LOG = logging.getLogger(__name__)
+MOST_COLOURS = 4  # channels of an image whose channels come last: grey, grey and alpha, RGB, RGBA
+LARGEST_NORMALISED = 30.0  # deviations from the mean; pixels from 0 to 255 go beyond
 
 
 def load(
     spec: str,
     *,
     image_size: int | None,
+    channels: int | None,
     normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None,
 ) -> Dataset:
     """Calls the function `spec` names, with `image_size` if it takes one; it returns (train, test) or a Dataset,
     which can also say what its accuracies are on.
 
     Each of the two is an ImageSet, a pair (images, labels) of arrays, or a sequence of (image, label) such as a
-    torch Dataset; an image is a PIL image, an (H, W, C) uint8 array or a (C, H, W) tensor. Floating-point images
-    are taken as normalised already; uint8 images get `normalisation`, or ImageNet's. For detectors the labels of a pair
-    are boxes, (N, objects, 5) as in an ImageSet.
+    torch Dataset; an image is a PIL image, an (H, W, C) uint8 array or a (C, H, W) tensor. Arrays of images are
+    (N, C, H, W), or (N, H, W, C) with up to four channels, or (N, H, W) in grey. Floating-point images are taken as
+    normalised already; uint8 images get `normalisation`, or ImageNet's. For detectors the labels of a pair are boxes,
+    (N, objects, 5) as in an ImageSet.
+    `channels`: what the network takes, 1 or 3; None: what the images have.
     """
     function = load_function(spec)
     accepts_size = "image_size" in inspect.signature(function).parameters
@@ -49,16 +58,17 @@ def load(
         return replace(result, spec=spec)
     if not isinstance(result, tuple | list) or len(result) != 2:
         raise InvalidInput(f"{spec} must return (train, test) or a Dataset, it returned a {type(result).__name__}")
-    train, test = (_image_set(spec, part, image_size, normalisation) for part in result)
+    parts = [_collected_or_given(spec, part) for part in result]
+    before = parts[0][0].shape[2:] if isinstance(parts[0], tuple) else parts[0].images.shape[2:]
+    train, test = (_image_set(part, image_size, channels, normalisation) for part in parts)
     named = getattr(result[0], "classes", None)
     count = 1 + max(int(part.classes.max()) for part in (train, test) if len(part)) if len(train) else 0
     classes = tuple(str(name) for name in named) if named is not None else tuple(str(i) for i in range(count))
-    return Dataset(train, test, classes, spec)
+    return Dataset(train, test, classes, spec, resized_from=(int(before[0]), int(before[1])))
 
 
-def _image_set(
-    spec: str, part: Any, image_size: int | None, normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None
-) -> ImageSet:
+def _collected_or_given(spec: str, part: Any) -> ImageSet | tuple[Tensor, Tensor]:
+    """An ImageSet as it is; of anything else the images, (N, C, H, W) uint8 or float32, and the labels."""
     if isinstance(part, ImageSet):
         return part
     if isinstance(part, tuple) and len(part) == 2 and hasattr(part[0], "shape"):
@@ -68,10 +78,45 @@ def _image_set(
         images, labels = _collected(spec, part)
     if images.dtype != torch.uint8:
         images = images.to(torch.float32)
+        if len(images) and images.min() >= 0 and images.max() > LARGEST_NORMALISED:
+            LOG.warning(
+                "warning: %s gives floating-point images with values from %g to %g, and those are taken as normalised "
+                "already. Give uint8 for pixels, or subtract their mean and divide by their deviation.",
+                spec, float(images.min()), float(images.max()),
+            )  # fmt: skip
+    return _channels_first(spec, images), labels
+
+
+def _channels_first(spec: str, images: Tensor) -> Tensor:
+    """(N, C, H, W) of images in one of the usual arrangements. Raises InvalidInput where that is not clear."""
+    if images.ndim == 3:
+        return images[:, None]
     if images.ndim != 4:
         raise InvalidInput(f"{spec}: images must be (N, C, H, W), got {tuple(images.shape)}")
+    _, first, second, last = images.shape
+    if first > MOST_COLOURS >= last:
+        return images.permute(0, 3, 1, 2).contiguous()
+    if first == second != last and first > last:
+        raise InvalidInput(
+            f"{spec}: images of shape {tuple(images.shape)} look like (N, H, W, C) with {last} channels",
+            next_step="return (N, C, H, W): images.transpose(0, 3, 1, 2)",
+        )
+    return images
+
+
+def _image_set(
+    part: ImageSet | tuple[Tensor, Tensor],
+    image_size: int | None,
+    channels: int | None,
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None,
+) -> ImageSet:
+    if isinstance(part, ImageSet):
+        return part
+    images, labels = part
     if image_size is not None:
         images = resized(images, image_size)
+    if channels is not None:
+        images = with_channels(images, channels)
     plain = ((0.0,), (1.0,))
     chosen = plain if images.dtype == torch.float32 else normalisation or (IMAGENET_MEAN, IMAGENET_STD)
     mean, std = normalisation_tensors(*chosen, images.shape[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,10 @@ from amc_mobile.user_file import load_function, names_a_function
 
 __all__ = ["LoadedModel", "load_checkpoint", "load_model", "read_weights", "save_checkpoint"]
 
+LOG = logging.getLogger(__name__)
 DEFAULT_INPUT_SIZE = 224
 DEFAULT_CLASSES = 1000
+COLOURS = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,13 +42,44 @@ class LoadedModel:
     task: Task = CLASSIFICATION
 
 
+@dataclass(frozen=True)
+class ExpectedInput:
+    """What a network is made for, as far as it says so before it is built.
+
+    `size`: pixels of both sides, None: whatever the images have. `channels`: None likewise.
+    """
+
+    size: int | None
+    channels: int | None
+    normalisation: Normalisation | None
+
+
+def expected_input(spec: str, input_size: int | None = None) -> ExpectedInput:
+    """The input of the network that `spec` names; `input_size`: pixels that are asked for, None: its own.
+
+    A user's function says by the defaults of its parameters input_size and in_channels. Raises InvalidInput.
+    """
+    kind, _, name = spec.partition(":")
+    if spec in MODELS:
+        return ExpectedInput(input_size or MODELS[spec].default_input_size, None, MODELS[spec].normalisation)
+    if names_a_function(spec):
+        taken = inspect.signature(load_function(spec)).parameters
+        size, channels = (taken[key].default if key in taken else None for key in ("input_size", "in_channels"))
+        own = size if isinstance(size, int) else None
+        return ExpectedInput(input_size or own, channels if isinstance(channels, int) else None, None)
+    if kind == "timm" and name:
+        built = _from_timm(spec, name, DEFAULT_CLASSES, input_size, COLOURS)
+        return ExpectedInput(built.input_shape[-1], None, built.normalisation)
+    return ExpectedInput(input_size or DEFAULT_INPUT_SIZE, None, IMAGENET)
+
+
 def load_model(
     spec: str,
     *,
     num_classes: int | None = None,
     width_multiplier: float = 1.0,
-    input_size: int | None = None,
-    in_channels: int = 3,
+    input_size: int | tuple[int, int] | None = None,
+    in_channels: int | None = None,
     checkpoint: Path | None = None,
     seed: int = 0,
 ) -> LoadedModel:
@@ -53,18 +87,20 @@ def load_model(
 
     `spec`: a name of the registry; `path/to/file.py:function`, called with those of num_classes, width_multiplier,
     input_size and in_channels that it takes; `torchvision:NAME`; `timm:NAME` (both without pretrained weights).
-    None stands for the network's own default. One image is run to see that what the task reads comes out.
+    `input_size`: pixels, of both sides or (height, width). None stands for the network's own default.
+    One image is run to see that what the task reads comes out; a softmax at the end of a classifier is warned of.
     Raises InvalidInput, InvalidConfig, or MissingDependency.
     """
     if not 0 < width_multiplier <= 4:
         raise InvalidConfig(f"width_multiplier is {width_multiplier}; it must be above 0 and at most 4")
     if num_classes is not None and num_classes < 1:
         raise InvalidConfig(f"num_classes is {num_classes}; it must be at least 1")
-    if input_size is not None and input_size < 1:
+    sides = (input_size, input_size) if isinstance(input_size, int) else input_size
+    if sides is not None and min(sides) < 1:
         raise InvalidConfig(f"input_size is {input_size}; it must be at least 1")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        built = _build(spec, num_classes, width_multiplier, input_size, in_channels)
+        built = _build(spec, num_classes, width_multiplier, sides, in_channels)
     if checkpoint is not None:
         load_checkpoint(built.module, checkpoint)
     built.module.eval()
@@ -75,23 +111,32 @@ def load_model(
 
 
 def _build(
-    spec: str, num_classes: int | None, width_multiplier: float, input_size: int | None, in_channels: int
+    spec: str,
+    num_classes: int | None,
+    width_multiplier: float,
+    sides: tuple[int, int] | None,
+    in_channels: int | None,
 ) -> LoadedModel:
     kind, _, name = spec.partition(":")
+    if names_a_function(spec):
+        return _from_user_file(spec, num_classes, width_multiplier, sides, in_channels)
+    if sides is not None and sides[0] != sides[1]:
+        raise InvalidConfig(
+            f"{spec} takes square images, not {sides[0]}x{sides[1]}", next_step="pass --input-size: images are resized"
+        )
+    input_size, channels = sides and sides[0], in_channels or COLOURS
     if spec in MODELS:
         entry = MODELS[spec]
         size = input_size or entry.default_input_size
         if size < entry.smallest_input_size:
             raise InvalidConfig(f"{spec} needs an input of at least {entry.smallest_input_size} pixels, got {size}")
-        module = entry.factory(num_classes or entry.default_classes, width_multiplier, size, in_channels)
-        return _loaded(module, in_channels, size, spec, entry.normalisation)
-    if names_a_function(spec):
-        return _from_user_file(spec, num_classes, width_multiplier, input_size, in_channels)
+        module = entry.factory(num_classes or entry.default_classes, width_multiplier, size, channels)
+        return _loaded(module, channels, (size, size), spec, entry.normalisation)
     if kind in ("torchvision", "timm") and name:
-        if width_multiplier != 1.0 or in_channels != 3:
-            raise InvalidConfig(f"{spec}: width_multiplier and in_channels cannot be changed for {kind}'s models")
+        if width_multiplier != 1.0:
+            raise InvalidConfig(f"{spec}: width_multiplier cannot be changed for {kind}'s models")
         build = _from_torchvision if kind == "torchvision" else _from_timm
-        return build(spec, name, num_classes or DEFAULT_CLASSES, input_size)
+        return build(spec, name, num_classes or DEFAULT_CLASSES, input_size, channels)
     raise InvalidInput(
         f"no model {spec!r}",
         next_step=f"choose one of {', '.join(MODELS)}, path/to/file.py:function, torchvision:NAME, timm:NAME",
@@ -99,13 +144,17 @@ def _build(
 
 
 def _from_user_file(
-    spec: str, num_classes: int | None, width_multiplier: float, input_size: int | None, in_channels: int
+    spec: str,
+    num_classes: int | None,
+    width_multiplier: float,
+    sides: tuple[int, int] | None,
+    in_channels: int | None,
 ) -> LoadedModel:
     function = load_function(spec)
     wanted: dict[str, Any] = {
         "num_classes": num_classes,
         "width_multiplier": width_multiplier,
-        "input_size": input_size,
+        "input_size": sides[0] if sides is not None and sides[0] == sides[1] else sides,
         "in_channels": in_channels,
     }
     taken = inspect.signature(function).parameters
@@ -114,29 +163,41 @@ def _from_user_file(
         raise InvalidConfig(f"{spec} takes no width_multiplier, but {width_multiplier} was asked for")
     arguments = {name: value for name, value in wanted.items() if value is not None and (name in taken or takes_any)}
     module = _called(spec, function, arguments)
-    # The function's own default says for which size the network is made.
-    default = taken["input_size"].default if "input_size" in taken else None
-    size = input_size or (default if isinstance(default, int) else DEFAULT_INPUT_SIZE)
-    return _loaded(module, in_channels, size, spec, None)
+    expected = expected_input(spec)
+    if sides is None and expected.size is None:
+        raise InvalidConfig(
+            f"{spec} does not say for which images the network is made",
+            next_step="pass --data, whose images tell it, or --input-size; or give the function a default input_size",
+        )
+    height, width = sides or (expected.size or 0, expected.size or 0)
+    return _loaded(module, in_channels or expected.channels or COLOURS, (height, width), spec, None)
 
 
-def _from_torchvision(spec: str, name: str, num_classes: int, input_size: int | None) -> LoadedModel:
+def _from_torchvision(spec: str, name: str, num_classes: int, input_size: int | None, in_channels: int) -> LoadedModel:
+    if in_channels != COLOURS:
+        raise InvalidConfig(
+            f"{spec} takes images of {COLOURS} channels, not of {in_channels}",
+            next_step="give images of three channels, or wrap the network in a function of your own",
+        )
     models = _imported("torchvision.models", "torchvision")
     if name not in models.list_models(module=models):
         raise InvalidInput(f"torchvision has no classification model {name!r}")
     module = _called(spec, models.get_model, {"name": name, "weights": None, "num_classes": num_classes})
-    return _loaded(module, 3, input_size or DEFAULT_INPUT_SIZE, spec, IMAGENET)
+    size = input_size or DEFAULT_INPUT_SIZE
+    return _loaded(module, in_channels, (size, size), spec, IMAGENET)
 
 
-def _from_timm(spec: str, name: str, num_classes: int, input_size: int | None) -> LoadedModel:
+def _from_timm(spec: str, name: str, num_classes: int, input_size: int | None, in_channels: int) -> LoadedModel:
     timm = _imported("timm", "timm")
     if not timm.is_model(name):
         raise InvalidInput(f"timm has no model {name!r}")
-    module = _called(spec, timm.create_model, {"model_name": name, "pretrained": False, "num_classes": num_classes})
+    arguments = {"model_name": name, "pretrained": False, "num_classes": num_classes, "in_chans": in_channels}
+    module = _called(spec, timm.create_model, arguments)
     described: dict[str, Any] = getattr(module, "pretrained_cfg", {})
     normalisation = (tuple(described.get("mean", IMAGENET[0])), tuple(described.get("std", IMAGENET[1])))
     own_size = described.get("input_size", (3, DEFAULT_INPUT_SIZE, DEFAULT_INPUT_SIZE))[-1]
-    return _loaded(module, 3, input_size or own_size, spec, normalisation)
+    size = input_size or own_size
+    return _loaded(module, in_channels, (size, size), spec, normalisation)
 
 
 def _imported(module: str, package: str) -> Any:
@@ -165,10 +226,12 @@ def _called(spec: str, function: Callable[..., Any], arguments: dict[str, Any]) 
     return module
 
 
-def _loaded(module: nn.Module, channels: int, size: int, spec: str, normalisation: Normalisation | None) -> LoadedModel:
+def _loaded(
+    module: nn.Module, channels: int, sides: tuple[int, int], spec: str, normalisation: Normalisation | None
+) -> LoadedModel:
     own = getattr(module, "task", None)  # of a user's network this may be something else
     task = own if isinstance(own, Task) else CLASSIFICATION
-    return LoadedModel(module, (1, channels, size, size), 0, spec, normalisation, task)
+    return LoadedModel(module, (1, channels, *sides), 0, spec, normalisation, task)
 
 
 def _classes_of(built: LoadedModel) -> int:
@@ -182,9 +245,21 @@ def _classes_of(built: LoadedModel) -> int:
     except Exception as error:
         raise InvalidInput(
             f"{built.spec} fails on an input of {built.input_shape}: {type(error).__name__}: {error}",
-            next_step="give the input size the network is made for",
+            next_step="pass the --input-size that the network is made for, and --data with images of its channels",
         ) from error
     if not isinstance(output, Tensor) or output.shape[:1] != (1,):
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise InvalidInput(f"{built.spec} must give one tensor for one image, it gave {shape}")
+    if built.task is CLASSIFICATION and _is_softmax(output):
+        LOG.warning(
+            "warning: %s ends in a softmax. Its outputs are read as logits: leave the softmax out of the network, "
+            "or training is slow and plans are hard to tell apart.", built.spec,
+        )  # fmt: skip
     return built.task.num_classes(output)
+
+
+def _is_softmax(outputs: Tensor) -> bool:
+    """Whether outputs (N, classes) are probabilities."""
+    if outputs.ndim != 2 or outputs.shape[1] < 2:
+        return False
+    return bool((outputs >= 0).all() and torch.allclose(outputs.sum(1), torch.ones(len(outputs)), atol=1e-4))

@@ -69,6 +69,7 @@ def train(
     task: Task = CLASSIFICATION,
     teacher: nn.Module | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
+    on_step: Callable[[int, int], None] | None = None,
     resume: Path | None = None,
     validate: LabelledImages | None = None,
     keep_best: bool = False,
@@ -77,7 +78,8 @@ def train(
 
     `resume`: a file rewritten after every epoch. A call that finds it there continues after its last epoch, and ends
     with the weights of a run that was never interrupted: each epoch draws its random numbers from `config.seed` and
-    its own number alone. `on_epoch` is called for epochs run now, not for those read from the file. The accuracy on
+    its own number alone. `on_epoch` is called for epochs run now, not for those read from the file. `on_step`: with the
+    steps that are done and with those of all epochs, before the first step and after every one. The accuracy on
     `validate` is reported and, with `keep_best`, decides: the model ends with the weights of `best_epoch`. Otherwise
     they are those of the last epoch. Either way their moving average, where there is one.
     Raises InvalidConfig when the file belongs to another configuration, model or data set, when distillation lacks a
@@ -105,7 +107,7 @@ def train(
     with _threads(config.threads):
         for epoch in range(len(state.reports), config.epochs):
             started = time.perf_counter()
-            loss, top1 = _run_epoch(model, tutor, task, images, optimizer, config, epoch, average)
+            loss, top1 = _run_epoch(model, tutor, task, images, optimizer, config, epoch, average, on_step)
             state.reports.append(
                 EpochReport(
                     epoch=epoch + 1,
@@ -157,6 +159,7 @@ def _run_epoch(
     config: TrainConfig,
     epoch: int,
     average: WeightAverage | None,
+    on_step: Callable[[int, int], None] | None,
 ) -> tuple[float, float | None]:
     """Mean loss and accuracy over the (augmented) training images of this epoch; None for what takes a whole set."""
     device = next(model.parameters()).device
@@ -164,6 +167,8 @@ def _run_epoch(
     # Near-equal batches: a last batch of one image would break batch norm.
     batches = math.ceil(len(images) / config.batch_size)
     total_loss, correct = torch.zeros(2, device=device)
+    if on_step is not None:
+        on_step(epoch * batches, config.epochs * batches)
     with _seeded(config.seed, epoch) as generator:
         order = torch.randperm(len(images), generator=generator)
         for step, (index, pixels) in enumerate(fetched(images.images, torch.tensor_split(order, batches))):
@@ -188,6 +193,8 @@ def _run_epoch(
             optimizer.step()
             if average is not None:
                 average.update(model, epoch * batches + step + 1)
+            if on_step is not None:
+                on_step(epoch * batches + step + 1, config.epochs * batches)
             total_loss += loss.detach() * len(index)
             if task.of_single_images:
                 correct += task.right(outputs.detach(), labels).sum()

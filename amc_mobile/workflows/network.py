@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +18,12 @@ from amc_mobile.channels.prove import prove
 from amc_mobile.channels.structure import ChannelGroups
 from amc_mobile.data import Dataset, DataSplit, held_out, held_out_count, load_dataset, split
 from amc_mobile.errors import InvalidConfig, InvalidInput
-from amc_mobile.models.loading import LoadedModel, load_model
+from amc_mobile.models.loading import LoadedModel, expected_input, load_model
 from amc_mobile.models.task import Task
 from amc_mobile.store import read_json
 from amc_mobile.workflows.workspace import FORMAT_VERSION, Settings, Workspace
+
+LOG = logging.getLogger(__name__)
 
 
 def resolved_checkpoint(space: Workspace, settings: Settings) -> Path | None:
@@ -33,20 +36,51 @@ def resolved_checkpoint(space: Workspace, settings: Settings) -> Path | None:
     return space.trained_checkpoint if space.trained_checkpoint.exists() else None
 
 
-def load_data(settings: Settings, loaded: LoadedModel) -> Dataset:
-    """The data set at the network's input size, normalised as its weights expect.
+def load_model_and_data(settings: Settings, checkpoint: Path | None) -> tuple[LoadedModel, Dataset | None]:
+    """The network with the weights of `checkpoint`, and the data set at its input size, normalised as they expect.
 
-    Raises InvalidInput when its labels are not those that the network's task learns from.
+    What the network leaves open, its input's size and channels and its number of classes, is taken from the data.
+    Raises InvalidInput when the labels are not those that the network's task learns from.
     """
-    dataset = load_dataset(
-        settings.required("data"),
-        image_size=loaded.input_shape[-1],
-        channels=loaded.input_shape[1],
-        normalisation=loaded.normalisation,
-        workers=settings.workers,
+    spec = settings.required("model")
+    expected = expected_input(spec, settings.input_size or None)
+    dataset: Dataset | None = None
+    sides = (expected.size, expected.size) if expected.size is not None else None
+    channels = expected.channels
+    if settings.data:
+        dataset = load_dataset(
+            settings.data,
+            image_size=expected.size,
+            channels=expected.channels,
+            normalisation=expected.normalisation,
+            workers=settings.workers,
+        )
+        _, channels, height, width = dataset.input_shape
+        sides = (height, width)
+    loaded = load_model(
+        spec,
+        num_classes=len(dataset.classes) if dataset is not None else None,
+        width_multiplier=settings.width_multiplier,
+        input_size=sides,
+        in_channels=channels,
+        checkpoint=checkpoint,
+        seed=settings.seed,
     )
-    loaded.task.check_labels(dataset.train.labels)
-    return dataset
+    if dataset is not None:
+        loaded.task.check_labels(dataset.train.labels)
+        _say_enlarged(dataset, spec)
+    return loaded, dataset
+
+
+def _say_enlarged(dataset: Dataset, spec: str) -> None:
+    """Enlarged images cost time and hold nothing new."""
+    before, (height, width) = dataset.resized_from, dataset.input_shape[2:]
+    if before is not None and height * width > before[0] * before[1]:
+        smaller = min(before)
+        LOG.warning(
+            "warning: images of %dx%d pixels are enlarged to %dx%d, the input size of %s; --input-size %d takes "
+            "%.0f times less work.", *before, height, width, spec, smaller, height * width / smaller**2,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,30 +119,8 @@ def load_network(space: Workspace, settings: Settings) -> Network:
     Raises InvalidInput for files that do not fit, UnsupportedLayer for networks that cannot be traced.
     """
     torch.set_num_threads(max(1, settings.threads))
-    spec = settings.required("model")
-    checkpoint = resolved_checkpoint(space, settings)
-    dataset: Dataset | None = None
-    num_classes: int | None = None
-    loaded = load_model(
-        spec,
-        num_classes=num_classes,
-        width_multiplier=settings.width_multiplier,
-        input_size=settings.input_size or None,
-        checkpoint=None,
-        seed=settings.seed,
-    )
-    if settings.data:
-        dataset = load_data(settings, loaded)
-        num_classes = len(dataset.classes)
-    if num_classes is not None or checkpoint is not None:
-        loaded = load_model(
-            spec,
-            num_classes=num_classes,
-            width_multiplier=settings.width_multiplier,
-            input_size=settings.input_size or None,
-            checkpoint=checkpoint,
-            seed=settings.seed,
-        )
+    settings.required("model")
+    loaded, dataset = load_model_and_data(settings, resolved_checkpoint(space, settings))
     example = torch.randn(loaded.input_shape, generator=torch.Generator().manual_seed(0))
     groups = find_groups(loaded.module, example)
     prove(loaded.module, groups, example)

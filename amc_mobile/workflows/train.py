@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
+from amc_mobile.channels.exported import exported
 from amc_mobile.data import held_out
 from amc_mobile.models.evaluation import evaluate
-from amc_mobile.models.loading import load_model, save_checkpoint
+from amc_mobile.models.loading import save_checkpoint
 from amc_mobile.models.training import TrainConfig, train
 from amc_mobile.models.training_state import EpochReport
 from amc_mobile.store import write_json
-from amc_mobile.workflows.network import load_data, resolved_checkpoint
+from amc_mobile.workflows.network import load_model_and_data, resolved_checkpoint
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.workspace import FORMAT_VERSION, Settings, Workspace
 
@@ -56,30 +59,28 @@ def train_network(
     the accuracy that is reported. A killed run continues after its last epoch.
     """
     spec = settings.required("model")
-    plain = load_model(spec, width_multiplier=settings.width_multiplier, input_size=settings.input_size or None)
-    data = load_data(settings, plain)
-    loaded = load_model(
-        spec,
-        num_classes=len(data.classes),
-        width_multiplier=settings.width_multiplier,
-        input_size=settings.input_size or None,
-        checkpoint=resolved_checkpoint(space, settings) if settings.checkpoint else None,
-        seed=settings.seed,
-    )
+    settings.required("data")
+    checkpoint = resolved_checkpoint(space, settings) if settings.checkpoint else None
+    loaded, data = load_model_and_data(settings, checkpoint)
+    assert data is not None  # the settings name one
+    exported(loaded.module, torch.zeros(loaded.input_shape))  # what cannot be pruned is not worth being trained
     config = TrainConfig(
         epochs=epochs, learning_rate=loaded.task.learning_rate if learning_rate is None else learning_rate,
         batch_size=batch_size, bf16=bf16, seed=settings.seed,
     )  # fmt: skip
     parts = held_out(data)
     state = space.folder / "train.safetensors"
+    note = f"{len(parts.train)} images of {' x '.join(map(str, loaded.input_shape[1:]))}, {epochs} epochs"
+
+    def on_epoch(report: EpochReport) -> None:
+        nonlocal note
+        note = f"epoch {report.epoch}/{epochs}: {_of_epoch(report, loaded.task.metric)}"
+
     train(
-        loaded.module,
-        parts.train,
-        config,
-        task=loaded.task,
-        resume=state,
-        on_epoch=lambda r: progress("train", r.epoch, r.epochs, _of_epoch(r, loaded.task.metric)),
-    )
+        loaded.module, parts.train, config, task=loaded.task, resume=state, on_epoch=on_epoch,
+        on_step=lambda done, steps: progress("train", done, steps, note),
+    )  # fmt: skip
+    progress("train", epochs, epochs, note)
     space.trained_record.unlink(missing_ok=True)  # never beside the weights of another training
     save_checkpoint(loaded.module, space.trained_checkpoint)
     record = {"held_out_sha256": parts.reward.fingerprint(), "started_from": settings.checkpoint}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from amc_mobile.errors import InvalidConfig, InvalidInput, MissingDependency
-from amc_mobile.models.loading import load_model
+from amc_mobile.models.loading import ExpectedInput, expected_input, load_model
 
 USER_FILE = """
 import torch
@@ -23,6 +23,9 @@ def maps():
     return torch.nn.Conv2d(3, 8, 3)
 def weightless():
     return torch.nn.Flatten()
+def grey(in_channels=1):
+    return torch.nn.Sequential(torch.nn.Conv2d(in_channels, 8, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+                               torch.nn.Linear(8, 4), torch.nn.Softmax(1))
 """
 
 
@@ -57,16 +60,37 @@ def test_a_user_s_function_gets_the_arguments_it_takes(user_file: str) -> None:
 def test_a_user_s_network_with_other_outputs_than_asked_for_is_refused(user_file: str) -> None:
     assert load_model(f"{user_file}:fixed", input_size=16).num_classes == 2
     with pytest.raises(InvalidInput, match="gives 2 outputs, 5 classes"):
-        load_model(f"{user_file}:fixed", num_classes=5)
+        load_model(f"{user_file}:fixed", num_classes=5, input_size=16)
 
 
 @pytest.mark.parametrize(
     ("function", "message"),
-    [("wrong", "returned a str"), ("maps", r"gave \(1, 8, 222, 222\)"), ("weightless", "no weights")],
+    [("wrong", "returned a str"), ("maps", r"gave \(1, 8, 10, 10\)"), ("weightless", "no weights")],
 )
 def test_what_cannot_be_pruned_is_refused(user_file: str, function: str, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
-        load_model(f"{user_file}:{function}")
+        load_model(f"{user_file}:{function}", input_size=12)
+
+
+def test_an_input_may_have_one_channel_and_two_sizes(user_file: str) -> None:
+    assert load_model(f"{user_file}:grey", input_size=(9, 14)).input_shape == (1, 1, 9, 14)
+    assert load_model("resnet20", width_multiplier=0.25, in_channels=1).input_shape == (1, 1, 32, 32)
+    assert expected_input(f"{user_file}:grey") == ExpectedInput(None, 1, None)
+    with pytest.raises(InvalidConfig, match="takes square images, not 9x14"):
+        load_model("resnet20", input_size=(9, 14))
+
+
+def test_a_network_of_unknown_input_size_is_refused_without_images_to_tell_it(user_file: str) -> None:
+    with pytest.raises(InvalidConfig, match="does not say for which images") as refused:
+        load_model(f"{user_file}:fixed")
+    assert "--data" in refused.value.next_step
+
+
+def test_a_softmax_inside_the_network_is_warned_of(user_file: str, caplog: pytest.LogCaptureFixture) -> None:
+    load_model(f"{user_file}:fixed", input_size=12)
+    assert "softmax" not in caplog.text
+    load_model(f"{user_file}:grey", input_size=12)
+    assert "ends in a softmax" in caplog.text
 
 
 def test_a_width_that_a_user_s_function_would_ignore_is_refused(user_file: str) -> None:
