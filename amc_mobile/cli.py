@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, Any
 
 import typer
 
@@ -176,16 +182,49 @@ for command in (compare, sensitivity, models, train, profile, search, finetune, 
     app.command()(command)
 
 
+class Stopped(BaseException):
+    """A person or another program ends the command. Not a KeyboardInterrupt: typer would end without a word."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Ctrl-C, SIGTERM and a closed terminal raise Stopped, so that a phone gets its settings back and its runner ends.
+
+    Signals that the parent process ignores, as nohup does, stay ignored.
+    """
+    process = os.getpid()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:  # a child that has not replaced the program is not the command
+            os._exit(128 + number)
+        raise Stopped(number)
+
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        before = {n: signal.signal(n, stop) for n in numbers if signal.getsignal(n) != signal.SIG_IGN}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def main() -> None:
     """Runs the command line; turns our errors into `error: ...` and their exit code."""
     ask_with(ask_password)
     try:
-        app(prog_name="amc-mobile")  # also for `python -m amc_mobile`
+        with stopped_by_signals():
+            app(prog_name="amc-mobile")  # also for `python -m amc_mobile`
     except AmcMobileError as error:
         print(f"error: {error.message}", file=sys.stderr)
         if error.next_step:
             print(f"next: {error.next_step}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
+    except Stopped as stopped:
         print("stopped; the same command goes on where it was", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(stopped.exit_code) from None

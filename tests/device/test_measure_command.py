@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -137,9 +138,10 @@ def test_a_fault_is_survived_or_named_and_mended(
     print(f"{fault:28} exit {code} after {time.monotonic() - began:.1f} s  {err.splitlines()[-2:] if said else ''}")
 
 
-def test_ctrl_c_gives_the_phone_back(command: Callable[..., subprocess.Popen[str]], phone: FakePhone) -> None:
-    import signal
-
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_gives_the_phone_back(
+    command: Callable[..., subprocess.Popen[str]], phone: FakePhone, number: signal.Signals
+) -> None:
     phone.faults.add("stall", "sleep.*tail -c", after_bytes=0, times=99)
     process = command("--clock-mode", "fixed_performance")
     end = time.monotonic() + 60
@@ -147,8 +149,9 @@ def test_ctrl_c_gives_the_phone_back(command: Callable[..., subprocess.Popen[str
     while not (setting.read_text() == "true\n" and phone.sandbox.local("/data/local/tmp/amc-mobile").is_dir()):
         assert time.monotonic() < end
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    code, _, err = finish(process)
-    assert code == 130, err
+    process.send_signal(number)
+    code, out, err = finish(process)
+    assert (code, out) == (128 + number, ""), err
+    assert err.splitlines()[-1] == "stopped; the same command goes on where it was"
     assert setting.read_text() == "false\n"
     assert phone.sandbox.wait_until_idle() == []
