@@ -33,7 +33,15 @@ def devices(as_json: JsonFlag = False) -> None:
     show(devices_text(document), document, as_json=as_json)
 
 
-def doctor(as_json: JsonFlag = False) -> None:
+def doctor(
+    clean: Annotated[
+        bool,
+        typer.Option(
+            "--clean", help="Remove amc-mobile's files from the phones: runners, libraries, models, unfinished batches."
+        ),
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
     """Say what keeps a phone from measuring, and what to do about it. Exit 1 when something does.
 
     Example: amc-mobile doctor
@@ -41,7 +49,7 @@ def doctor(as_json: JsonFlag = False) -> None:
     from amc_mobile.workflows.devices import doctor as examine
     from amc_mobile.workflows.devices import doctor_text
 
-    document = examine()
+    document = examine(clean=clean)
     show(doctor_text(document), document, as_json=as_json)
     if not document["ok"]:
         raise typer.Exit(1)

@@ -13,6 +13,7 @@ RESULTS = "results.jsonl"
 PATIENCE = "patience"  # seconds after which a runner without a new result hangs
 MODELS = "models"
 TRASH = "trash-*"
+KEPT_FOLDERS = 6  # of runners and libraries, those last used: two of each measurement
 
 
 def remove_batches(pattern: str, unless: str = "false") -> str:
@@ -64,6 +65,19 @@ def remove_unusable_batches(last: str) -> str:
         + f'[ -n "$kept" ] || {{ {last}; }}\n'
     )
 
+
+def keep_installed(folders: str) -> str:
+    """A script that notes the use of these folders of installed files, and removes those not used for longest."""
+    return (
+        f"cd {FOLDER} 2>/dev/null || exit 0\ntouch -c {folders}\n"
+        f'ls -td keep-* | tail -n +{KEPT_FOLDERS + 1} | while read -r folder; do rm -rf "$folder"; done'
+    )
+
+
+# Removes everything of ours, and prints how many KiB that were.
+REMOVE_ALL = (
+    f"[ -d {FOLDER} ] || {{ echo 0; exit 0; }}\n( {end_runners('batch-*')}\n)\ndu -sk {FOLDER}\nrm -rf {FOLDER}"
+)
 
 # Ends what still runs and removes all but runner and library. Nobody waits for megabytes to be freed: what is left of
 # them the next `PhoneRunner.open` removes.

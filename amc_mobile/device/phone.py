@@ -22,7 +22,9 @@ from amc_mobile.device.batch_scripts import (
     MODELS,
     PATIENCE,
     PLAN,
+    REMOVE_ALL,
     TRASH,
+    keep_installed,
     remove_batches,
     remove_unusable_batches,
 )
@@ -43,6 +45,7 @@ from amc_mobile.errors import InvalidInput, PhoneDiskFull, PhoneOutputInvalid
 from amc_mobile.store import parse_object
 
 KEEP_BYTES = 512 << 20  # of models on the phone
+CLEAN_TIMEOUT_S = 60.0  # of gigabytes on an old phone
 SPARE_BYTES = 32 << 20  # left free on the phone; Android misbehaves on a full disk
 END_GRACE_S = 30.0  # the runner ends itself at its deadline; this is how late it may be
 FREE_VALID_S = 60.0  # the free space is asked again after this long, or when what is left of it would not do
@@ -61,7 +64,20 @@ class InstalledFile:
     @property
     def remote(self) -> str:
         """Relative to the folder that holds the batches."""
-        return f"keep-{self.sha256[:16]}/{self.path.name}"
+        return f"{self.folder}/{self.path.name}"
+
+    @property
+    def folder(self) -> str:
+        return f"keep-{self.sha256[:16]}"
+
+
+def remove_all(adb: AdbPhone) -> int:
+    """Removes all files of ours from a phone, which the caller holds; returns how many bytes they took."""
+    text = adb.shell(REMOVE_ALL, what="removing amc-mobile's files from the phone", timeout_s=CLEAN_TIMEOUT_S).text
+    kib = text.split()[:1]
+    if not kib or not re.fullmatch(r"\d{1,15}", kib[0], re.ASCII):
+        raise PhoneOutputInvalid("size of our files (du)", repr(text[:80]))
+    return int(kib[0]) * 1024
 
 
 class PhoneRunner:
@@ -99,7 +115,8 @@ class PhoneRunner:
         remotes = " ".join(quote(file.remote) for file in self._installed)
         sizes = f"cd {FOLDER} && wc -c {remotes}"
         left = remove_unusable_batches(f"rm -rf {MODELS} {TRASH}")
-        questions = {"left": left, **FREE, "sizes": sizes, **STATE_QUESTIONS, NEIGHBOURS: LOOK}
+        keep = keep_installed(" ".join(quote(file.folder) for file in self._installed))
+        questions = {"left": left, "keep": keep, **FREE, "sizes": sizes, **STATE_QUESTIONS, NEIGHBOURS: LOOK}
         token = secrets.token_hex(8)
         script = f"( {script}\n) || exit\n{asking(questions, token)}\nexit 0"
         what = "preparing the phone and looking at what is on it"

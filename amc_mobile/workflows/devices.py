@@ -13,7 +13,9 @@ from amc_mobile.device.attached_phone import AttachedPhone, remedy
 from amc_mobile.device.bench import runner_program
 from amc_mobile.device.clock_mode import give_back_left_over
 from amc_mobile.device.neighbours import Neighbours
+from amc_mobile.device.phone import remove_all
 from amc_mobile.device.phone_facts import PhoneFacts, read_facts, read_neighbours
+from amc_mobile.device.phone_lock import phone_lock
 from amc_mobile.device.profile import DeviceProfile, load_profiles, matching_profiles
 from amc_mobile.device.runtime_library import (
     BENCHMARK_MODEL,
@@ -22,11 +24,12 @@ from amc_mobile.device.runtime_library import (
     choose_library,
     list_libraries,
 )
-from amc_mobile.device.user_folder import profiles_folder, runtimes_folder
+from amc_mobile.device.user_folder import locks_folder, profiles_folder, runtimes_folder
 from amc_mobile.errors import AmcMobileError, DeviceError, InvalidConfig, InvalidInput
 
 NO_ADB = "NO_ADB"
 NOT_READY = "NOT_READY"
+NOT_CLEANED = "NOT_CLEANED"
 NO_ANSWER = "NO_ANSWER"
 NO_PROFILE = "NO_PROFILE"
 NO_RUNTIME = "NO_RUNTIME"
@@ -38,8 +41,11 @@ SPACE_WANTED_BYTES = 1 << 30
 PLUG_IN = "plug a phone in, switch on USB debugging in its developer options and accept its dialog"
 
 
-def list_devices() -> dict[str, Any]:
-    """This computer under each runtime that is installed, and every phone that adb sees, with its problems."""
+def list_devices(*, clean: bool = False) -> dict[str, Any]:
+    """This computer under each runtime that is installed, and every phone that adb sees, with its problems.
+
+    `clean`: removes amc-mobile's files from the phones: `removed_bytes` of each.
+    """
     problems: list[dict[str, str]] = []
     try:
         server = AdbServer()
@@ -50,7 +56,7 @@ def list_devices() -> dict[str, Any]:
     profiles = load_profiles(profiles_folder())
     libraries = _libraries(problems)
     with ThreadPoolExecutor(max_workers=8) as pool:  # a phone that hangs must not keep the others waiting
-        phones = list(pool.map(lambda phone: _phone(server, phone, profiles, libraries), attached))
+        phones = list(pool.map(lambda phone: _phone(server, phone, profiles, libraries, clean), attached))
     return {"devices": _host(), "phones": phones, "problems": problems}
 
 
@@ -78,6 +84,7 @@ def _phone(
     attached: AttachedPhone,
     profiles: Mapping[str, DeviceProfile],
     libraries: Sequence[RuntimeLibrary],
+    clean: bool,
 ) -> dict[str, Any]:
     document: dict[str, Any] = {"serial": attached.serial, "state": attached.state, "problems": []}
     if not attached.is_ready:
@@ -87,6 +94,8 @@ def _phone(
     try:
         adb = AdbPhone(server, attached)
         give_back_left_over(adb)
+        if clean:
+            _clean(adb, document)
         facts = read_facts(adb)
         neighbours = read_neighbours(adb)
     except DeviceError as error:
@@ -111,6 +120,14 @@ def _phone(
     }
     document["problems"] += _phone_problems(facts, fitting[0] if fitting else None, libraries) + _busy(neighbours)
     return document
+
+
+def _clean(adb: AdbPhone, document: dict[str, Any]) -> None:
+    try:
+        with phone_lock(adb.serial, locks_folder()):
+            document["removed_bytes"] = remove_all(adb)
+    except DeviceError as error:
+        document["problems"].append(_problem(NOT_CLEANED, error.message, error.next_step))
 
 
 def _busy(found: Neighbours | None) -> list[dict[str, str]]:
@@ -192,7 +209,7 @@ def _lines_of(owner: str, problems: Sequence[Mapping[str, str]]) -> list[str]:
     return [f"{owner}{problem['what']} [{problem['name']}]\n  next: {problem['remedy']}" for problem in problems]
 
 
-def doctor() -> dict[str, Any]:
+def doctor(*, clean: bool = False) -> dict[str, Any]:
     """As `list_devices`, with `ok`: whether a phone is there and nothing is wrong with any of them.
 
     `this_computer`: the other programs on it; they do not disturb a phone.
@@ -201,7 +218,7 @@ def doctor() -> dict[str, Any]:
 
     found = HostNeighbours().look()
     here = {"neighbours": found.to_document() if found else None, "problems": _busy(found)}
-    document = list_devices() | {"this_computer": here}
+    document = list_devices(clean=clean) | {"this_computer": here}
     phones = document["phones"]
     if not phones and not document["problems"]:
         document["problems"].append(_problem(NOT_READY, "adb sees no phone", PLUG_IN))
@@ -212,4 +229,9 @@ def doctor() -> dict[str, Any]:
 def doctor_text(document: dict[str, Any]) -> str:
     verdict = "all is well" if document["ok"] else "what to mend is listed last"
     here = _lines_of("this computer: ", document["this_computer"]["problems"])
-    return "\n\n".join([devices_text(document), *here, verdict])
+    removed = [
+        f"{phone['serial']}: removed {phone['removed_bytes'] >> 20} MiB of amc-mobile's files"
+        for phone in document["phones"]
+        if "removed_bytes" in phone
+    ]
+    return "\n\n".join([devices_text(document), *here, *removed, verdict])

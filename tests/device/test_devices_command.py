@@ -15,6 +15,8 @@ import pytest
 from elf_files import ARM64, shared_library
 from phone_fake.phone import FakePhone, PrivateAdbServer
 
+from amc_mobile.device.phone_lock import phone_lock
+
 ROOT = Path(__file__).parent.parent.parent
 AAR = "tensorflow-lite-2.17.0.aar"
 
@@ -36,6 +38,37 @@ def amc(adb_server: PrivateAdbServer, tmp_path: Path) -> Callable[..., subproces
         )
 
     return run
+
+
+def test_doctor_cleans_what_is_ours_and_nothing_else(
+    amc: Callable[..., subprocess.CompletedProcess[str]], new_phone: Callable[..., FakePhone]
+) -> None:
+    phone = new_phone()
+    ours, others = phone.sandbox.local("/data/local/tmp/amc-mobile"), phone.sandbox.local("/data/local/tmp/mine")
+    for path in (ours / "keep-0123" / "lib.so", ours / "models" / "m", others):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(3 << 20))
+    (found,) = json.loads(amc("doctor", "--json").stdout)["phones"]
+    assert "removed_bytes" not in found
+    assert ours.exists()
+    done = amc("doctor", "--clean", "--json")
+    (found,) = json.loads(done.stdout)["phones"]
+    assert 6 << 20 <= found["removed_bytes"] < 7 << 20
+    assert not ours.exists()
+    assert others.exists()
+    assert f"{phone.serial}: removed 0 MiB of amc-mobile's files" in amc("doctor", "--clean").stdout
+
+
+def test_doctor_does_not_clean_a_phone_that_is_measured_on(
+    amc: Callable[..., subprocess.CompletedProcess[str]], new_phone: Callable[..., FakePhone], tmp_path: Path
+) -> None:
+    phone = new_phone()
+    ours = phone.sandbox.local("/data/local/tmp/amc-mobile")
+    ours.mkdir(parents=True)
+    with phone_lock(phone.serial, tmp_path / "home" / "locks"):
+        (found,) = json.loads(amc("doctor", "--clean", "--json").stdout)["phones"]
+    assert "NOT_CLEANED" in names(found)
+    assert ours.exists()
 
 
 def aar(folder: Path) -> Path:

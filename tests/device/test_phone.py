@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from amc_mobile.device import adb as adb_module
 from amc_mobile.device import phone as phone_module
 from amc_mobile.device import phone_batch as batch_module
 from amc_mobile.device.adb import AdbPhone
-from amc_mobile.device.batch_scripts import CLEAN_UP, FOLDER
+from amc_mobile.device.batch_scripts import CLEAN_UP, FOLDER, KEPT_FOLDERS
 from amc_mobile.device.phone import PhoneRunner
 from amc_mobile.errors import (
     DeadlineExceeded,
@@ -80,6 +81,18 @@ def test_runner_and_library_are_copied_once(runner: PhoneRunner, phone: FakePhon
     phone.faults.add("close", "^sync:.*", after_bytes=2000, times=9)
     runner.open()
     assert {p: p.stat().st_mtime_ns for p in kept.glob("keep-*/*")} == before
+
+
+def test_files_that_were_not_used_for_long_are_removed(runner: PhoneRunner, phone: FakePhone) -> None:
+    """Each update leaves a runner and a library of some 30 MB behind."""
+    kept = phone.sandbox.local(FOLDER)
+    own = {path.name for path in kept.glob("keep-*")}
+    for age_s, name in enumerate([*own, *(f"keep-{n}" for n in range(9))], start=1000):
+        (kept / name).mkdir(exist_ok=True)
+        os.utime(kept / name, (time.time() - age_s,) * 2)
+    runner.open()
+    assert {path.name for path in kept.glob("keep-*")} == own | {f"keep-{n}" for n in range(KEPT_FOLDERS - len(own))}
+    assert results(batch(runner)) == WANTED
 
 
 def test_a_half_copied_runner_is_copied_again(runner: PhoneRunner, phone: FakePhone) -> None:
