@@ -21,8 +21,15 @@ FLAG_ADVICE = {
 
 def advice(report: Report) -> tuple[str, ...]:
     """In the order of weight; empty when there is nothing to do."""
-    makers = (_over_budget, _not_there_yet, _flags, _parity, _prediction, _wrong_budget, _fine_tuning)
+    makers = (_outdated, _over_budget, _not_there_yet, _flags, _parity, _prediction, _wrong_budget, _fine_tuning)
     return tuple(remark for make in makers for remark in make(report))
+
+
+def _outdated(report: Report) -> list[str]:
+    names = [printable(file.path) for file in report.files if file.is_outdated]
+    if not names:
+        return []
+    return [f"{', '.join(names)}: written before the present weights; run `amc-mobile export` again."]
 
 
 def _over_budget(report: Report) -> list[str]:

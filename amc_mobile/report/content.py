@@ -168,6 +168,7 @@ class FileRow:
     precision: str = "float32"
     sqnr_db: float | None = None  # of a quantised file's logits against torch, on test images
     not_delegated: tuple[str, ...] | None = None  # operators that XNNPACK left to LiteRT's own kernels
+    is_outdated: bool = False  # written before the present weights of the network
 
 
 @dataclass(frozen=True)

@@ -240,7 +240,7 @@ def kept_groups(report: Report) -> Section:
 def files(report: Report) -> Section:
     rows = tuple(
         (
-            file.path,
+            f"{file.path} (outdated)" if file.is_outdated else file.path,
             size(file.file_bytes),
             p50_with_interval(file.latency),
             file.runtime or NOTHING,

@@ -193,7 +193,8 @@ def _exported(
         for row in search.get("budgets", [])[1:]
     ]
     document = {
-        "stage": stage, "precision": settings.precision, "granularity": wanted.get("granularity", "channel"),
+        "stage": stage, "weights_sha256": folder.stage_sha256(stage),
+        "precision": settings.precision, "granularity": wanted.get("granularity", "channel"),
         "test_top1": network.task.accuracy(reference, data.test.labels), "metric": network.task.metric,
         "accuracy_on": data.accuracy_on, "files": files, "gate": all_of(gate, further),
     }  # fmt: skip

@@ -102,6 +102,7 @@ def _finetuned(
     kept = not clearly_worse(right, network.task.right(logits(model, data.reward), data.reward.labels))
     folder.save_weights("finetuned", model)
     document = {
+        "pruned_sha256": folder.stage_sha256("pruned"),
         "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "distill_weight": DISTILL_WEIGHT,
         "test_images": len(data.test), "test_top1_before": before,
         "test_top1": evaluate(model, data.test, task=network.task), "metric": network.task.metric,

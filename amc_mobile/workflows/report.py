@@ -60,7 +60,9 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
     settings, search = folder.settings(), folder.read("search")
     wanted = folder.read("settings")["search"]
     network = load_network(space, settings)
-    export = folder.read("export") if folder.has("export") else None
+    written = folder.read("export") if folder.has("export") else None
+    outdated = written is not None and folder.is_outdated(written)
+    export = None if outdated else written  # files of other weights prove nothing of the network as it is
     split = folder.read("split")
     judged = _judged(export, settings)
     exported = export.get("precision", FLOAT32) if export else None
@@ -113,10 +115,10 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
             macs=int(search["macs"]),
             parameters=int(search["parameters"]),
             file_bytes=judged["bytes"] if judged else None,
-            accuracy=seen(_pruned_top1(search, export, judged)),
+            accuracy=seen(_pruned_top1(folder, search, export, judged)),
         ),
         speedup=Ratio(pair["speedup"], pair["speedup_ci_low"], pair["speedup_ci_high"]) if pair else None,
-        stages=_stages(folder, search, export, seen),
+        stages=_stages(folder, search, written, seen, outdated=outdated),
         layers=layers,
         episodes=report_details.episodes(folder, search),
         finetuning=report_details.finetuning(folder),
@@ -127,7 +129,7 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
         kept_groups=()
         if search.get("granularity") == "weight"
         else tuple(KeptGroup(g.name, g.channels, g.reason) for g in network.groups.kept_groups),
-        files=_files(export),
+        files=_files(written, outdated=outdated),
         offline=offline,
         further_budgets=_further_budgets(budgets[1:], search, export),
         settings={**asdict(settings), **{k: v for k, v in wanted.items() if v is not None}},
@@ -176,10 +178,13 @@ def _described(settings: Settings) -> str:
     return f"{settings.model} (width {settings.width_multiplier:g}{size}{precision})"
 
 
-def _pruned_top1(search: dict[str, Any], export: dict[str, Any] | None, judged: dict[str, Any] | None) -> float:
-    """Of a quantised file the file's own: quantising costs accuracy."""
+def _pruned_top1(
+    run: Run, search: dict[str, Any], export: dict[str, Any] | None, judged: dict[str, Any] | None
+) -> float:
+    """Of a quantised file the file's own: quantising costs accuracy. Before an export, of the weights it would take."""
     if export is None:
-        return float(search["test_top1"]["refitted"])
+        tuned = run.finetuned()
+        return float(tuned["test_top1"] if tuned is not None and tuned["kept"] else search["test_top1"]["refitted"])
     quantised = judged is not None and judged.get("float32")
     return float(judged["test_top1"] if judged and quantised else export["test_top1"])
 
@@ -197,7 +202,12 @@ def _latency(document: dict[str, Any]) -> Latency:
 
 
 def _stages(
-    run: Run, search: dict[str, Any], export: dict[str, Any] | None, seen: Callable[[float], Accuracy]
+    run: Run,
+    search: dict[str, Any],
+    export: dict[str, Any] | None,
+    seen: Callable[[float], Accuracy],
+    *,
+    outdated: bool,
 ) -> tuple[Stage, ...]:
     top1 = search["test_top1"]
     stages = [
@@ -205,18 +215,18 @@ def _stages(
         Stage("pruned, one shot", seen(top1["one-shot"])),
         Stage("refitted", seen(top1["refitted"]), note=_promise(search)),
     ]
-    if run.has("finetune"):
-        tuned = run.read("finetune")
+    if (tuned := run.finetuned()) is not None:
         note = f"{tuned['epochs']} epochs, distilled" + ("" if tuned["kept"] else "; not kept")
         stages.append(Stage("fine-tuned", seen(tuned["test_top1"]), note=note))
+    age = "outdated: written before the present weights" if outdated else ""
     for file in (export or {}).get("files", []):
         p = file["parity"]
         check = Parity(p["max_abs"], p["top1_agreement"], p["images"])
         name = file["format"]
         if file.get("float32"):
-            stages.append(Stage(f"{name} {FLOAT32}", seen(file["float32"]["test_top1"])))
+            stages.append(Stage(f"{name} {FLOAT32}", seen(file["float32"]["test_top1"]), note=age))
             name = f"{name} {file['precision']}"
-        stages.append(Stage(name, seen(file["test_top1"]), check))
+        stages.append(Stage(name, seen(file["test_top1"]), check, note=age))
     return tuple(stages)
 
 
@@ -232,13 +242,13 @@ def _promise(search: dict[str, Any]) -> str:
     )
 
 
-def _files(export: dict[str, Any] | None) -> tuple[FileRow, ...]:
+def _files(export: dict[str, Any] | None, *, outdated: bool) -> tuple[FileRow, ...]:
     return tuple(
         FileRow(
             Path(file["path"]).name, file["sha256"], file["bytes"], file["runtime"],
             _latency(file["pair"]["after"]) if file["pair"] else None,
             file.get("precision", FLOAT32), file.get("sqnr_db"),
-            None if file.get("not_delegated") is None else tuple(file["not_delegated"]),
+            None if file.get("not_delegated") is None else tuple(file["not_delegated"]), outdated,
         )
         for file in (export or {}).get("files", [])
     )  # fmt: skip

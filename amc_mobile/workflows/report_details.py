@@ -61,7 +61,7 @@ def predictions(latency: LatencyModel, run: Run) -> Predictions:
 
 def finetuning(run: Run) -> tuple[EpochAccuracy, ...]:
     """Empty before fine-tuning, and for runs of versions that did not look at the held-out images."""
-    tuned = run.read("finetune") if run.has("finetune") else {}
+    tuned = run.finetuned() or {}
     if not tuned.get("epoch_reports"):
         return ()
     later = (EpochAccuracy(report["epoch"], report["validation_top1"]) for report in tuned["epoch_reports"])

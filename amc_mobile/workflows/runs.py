@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -129,6 +130,23 @@ class Run:
         hold_masks(model, masks)
         return model.eval()
 
+    def stage_sha256(self, stage: str) -> str:
+        """Of the file with a stage's weights."""
+        return hashlib.sha256(self.weights(stage).read_bytes()).hexdigest()
+
+    def finetuned(self) -> dict[str, Any] | None:
+        """What fine-tuning the plan as it is now gave; None before it, and where a longer search found another plan."""
+        if not self.has("finetune"):
+            return None
+        document = self.read("finetune")
+        return document if document.get("pruned_sha256") in (None, self.stage_sha256("pruned")) else None
+
     def best_stage(self) -> str:
         """The weights to export: fine-tuned ones where that step found them better."""
-        return "finetuned" if self.has("finetune") and self.read("finetune")["kept"] else "pruned"
+        tuned = self.finetuned()
+        return "finetuned" if tuned is not None and tuned["kept"] else "pruned"
+
+    def is_outdated(self, export: Mapping[str, Any]) -> bool:
+        """Whether the exported files hold other weights than those that an export would take now."""
+        stage = self.best_stage()
+        return export["stage"] != stage or export.get("weights_sha256") not in (None, self.stage_sha256(stage))

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from amc_mobile.user_file import load_function
+from amc_mobile.workflows.runs import Run
 
 Command = Callable[..., str]
 
@@ -130,3 +132,28 @@ def test_two_commands_cannot_work_on_one_run(folder: Path, command: Command) -> 
             if pipe is not None:
                 pipe.close()
     assert "run mine:" in command(*SEARCH, "--run", "mine")  # what a killed process held is free
+
+
+def test_an_export_made_before_a_fine_tuning_is_named_as_outdated(folder: Path, command: Command) -> None:
+    command(*SEARCH, "--run", "mine")
+    assert "exported the pruned network" in command("export", "--onnx", "--offline")
+    assert not any(file["is_outdated"] for file in json.loads(command("report"))["files"])
+    tuned = json.loads(command("finetune", "--epochs", "2", "--json"))
+    assert tuned["kept"]
+    shown = json.loads(command("report"))
+    assert [file["is_outdated"] for file in shown["files"]] == [True]
+    assert {stage["name"]: stage["note"][:8] for stage in shown["stages"]}["onnx"] == "outdated"
+    assert shown["pruned"]["accuracy"]["top1"] == tuned["test_top1"]
+    page = (folder / "amc-workspace/runs/mine/report.html").read_text()
+    assert "model.onnx (outdated)" in page and "written before the present weights" in page
+
+
+def test_a_fine_tuning_belongs_to_the_weights_it_began_with(tmp_path: Path) -> None:
+    run = Run(tmp_path / "mine")
+    run.save_weights("pruned", nn.Linear(2, 2))
+    run.write("finetune", {"kept": True, "pruned_sha256": run.stage_sha256("pruned")})
+    run.save_weights("finetuned", nn.Linear(2, 2))
+    exported = {"stage": "finetuned", "weights_sha256": run.stage_sha256("finetuned")}
+    assert (run.best_stage(), run.is_outdated(exported)) == ("finetuned", False)
+    run.save_weights("pruned", nn.Linear(2, 2))  # as a longer search does that finds another plan
+    assert (run.best_stage(), run.finetuned(), run.is_outdated(exported)) == ("pruned", None, True)
