@@ -16,6 +16,7 @@ from amc_mobile.store import MAX_TOML_BYTES, parse_toml, read_bytes
 BUILT_IN = Path(__file__).parent.parent / "device_profiles"
 HOST = "host"
 RUNTIMES = ("tflite", "litert", "onnxruntime")
+NO_KEYS = ("name", "match", "is_built_in")  # fields that a file does not set by their name
 _NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,40}")
 
 
@@ -42,6 +43,7 @@ class DeviceProfile:
     quiet_wait_s: float = 60.0
     is_emulator: bool = False
     is_host: bool = False
+    is_built_in: bool = False  # not one of the user's; no key of the file
 
     def fits(self, properties: Mapping[str, str]) -> bool:
         return any(
@@ -49,9 +51,14 @@ class DeviceProfile:
         )
 
     def cores_for(self, threads: int, policies: Sequence[CpuPolicy]) -> tuple[int, ...]:
-        """The cores to run on: the profile's own where they are enough, or derived. Empty: the phone's choice."""
+        """The cores to run on: the profile's own where they are enough, or derived. Empty: the phone's choice.
+
+        Built-in profiles serve several phones: cores that this one lacks are left to what is derived.
+        """
         own = parse_core_list(self.cores)
-        return own if len(own) >= threads else default_cores(threads, policies)
+        there = {core for policy in policies for core in policy.cores}
+        are_there = not self.is_built_in or not there or there.issuperset(own)
+        return own if len(own) >= threads and are_there else default_cores(threads, policies)
 
 
 def default_cores(threads: int, policies: Sequence[CpuPolicy]) -> tuple[int, ...]:
@@ -94,7 +101,7 @@ def read_profile(path: Path) -> DeviceProfile:
     except ValueError as error:
         raise InvalidConfig(f"{path}: not TOML: {error}", next_step="correct that line") from error
     rules = document.pop("match", [])
-    known = {field.name: _type(field.default) for field in fields(DeviceProfile) if field.name not in ("name", "match")}
+    known = {field.name: _type(field.default) for field in fields(DeviceProfile) if field.name not in NO_KEYS}
     for key, value in document.items():
         if key not in known:
             raise InvalidConfig(f"{path}: unknown key {key!r}", next_step=f"known keys: match, {', '.join(known)}")
@@ -104,7 +111,7 @@ def read_profile(path: Path) -> DeviceProfile:
             )
     if "summary" not in document:
         raise InvalidConfig(f"{path}: has no summary", next_step='add summary = "..."')
-    profile = DeviceProfile(path.stem, match=_rules(path, rules), **document)
+    profile = DeviceProfile(path.stem, match=_rules(path, rules), is_built_in=path.parent == BUILT_IN, **document)
     _check(path, profile)
     return profile
 
@@ -157,6 +164,17 @@ def matching_profiles(profiles: Mapping[str, DeviceProfile], properties: Mapping
     """The profiles that fit a phone, the most special first."""
     fitting = [profile for profile in profiles.values() if profile.fits(properties)]
     return sorted(fitting, key=lambda profile: (-profile.priority, profile.name))
+
+
+def most_special(
+    asked: DeviceProfile, profiles: Mapping[str, DeviceProfile], properties: Mapping[str, str]
+) -> DeviceProfile:
+    """The profile for a phone that fits `asked`: another one that fits it better knows what to avoid on it.
+
+    A profile of the user's is taken at its word.
+    """
+    better = [one for one in matching_profiles(profiles, properties) if one.priority > asked.priority]
+    return better[0] if better and asked.is_built_in else asked
 
 
 def profile_named(profiles: Mapping[str, DeviceProfile], name: str) -> DeviceProfile:

@@ -68,6 +68,7 @@ def open_device(settings: Settings, runtime: str, progress: Progress) -> Device:
     from amc_mobile.device.phone_device import PhoneDevice
     from amc_mobile.device.phone_facts import PhoneState, read_facts
     from amc_mobile.device.phone_passes import PhonePasses
+    from amc_mobile.device.profile import most_special
     from amc_mobile.device.runtime_library import choose_library, list_libraries
     from amc_mobile.device.selection import select_phone
     from amc_mobile.device.user_folder import runtimes_folder
@@ -76,12 +77,15 @@ def open_device(settings: Settings, runtime: str, progress: Progress) -> Device:
         progress("wait for the phone", int(waited_s), int(limit_s), what)
 
     server = AdbServer(on_wait=on_silence)
-    adb = select_phone(profile, load_profiles(profiles_folder()), serial=settings.serial or None, server=server)
+    profiles = load_profiles(profiles_folder())
+    adb = select_phone(profile, profiles, serial=settings.serial or None, server=server)
     give_back_left_over(adb)
+    facts = read_facts(adb)
+    asked, profile = profile, most_special(profile, profiles, facts.properties)
+    if profile is not asked:
+        progress(f"device profile {profile.name}, which fits this {facts.model} better than {asked.name}", 1, 1)
     by_program = settings.runtime == BENCHMARK_MODEL and runtime == "tflite"
-    library = choose_library(
-        list_libraries(runtimes_folder()), BENCHMARK_MODEL if by_program else runtime, read_facts(adb).abis
-    )
+    library = choose_library(list_libraries(runtimes_folder()), BENCHMARK_MODEL if by_program else runtime, facts.abis)
 
     def on_wait(state: PhoneState, waited_s: float) -> None:
         shown = f"{state.celsius:.1f} C" if state.celsius is not None else "throttled"

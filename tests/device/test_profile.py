@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from amc_mobile.device.phone_output import CpuPolicy
-from amc_mobile.device.profile import default_cores, load_profiles, matching_profiles, profile_named
+from amc_mobile.device.profile import default_cores, load_profiles, matching_profiles, most_special, profile_named
 from amc_mobile.errors import InvalidConfig
 
 SLOW = CpuPolicy((0, 1, 2, 3), 1700000, 1700000, "g")
@@ -53,10 +53,25 @@ def test_default_cores_are_fast_and_alike(
     assert default_cores(threads, policies) == cores
 
 
+def test_the_more_special_of_the_built_in_profiles_is_taken(tmp_path: Path) -> None:
+    profiles = load_profiles()
+    assert most_special(profiles["pixel"], profiles, PIXEL_8).name == "pixel_8"
+    assert most_special(profiles["pixel_8"], profiles, PIXEL_8).name == "pixel_8"
+    assert most_special(profiles["pixel"], profiles, {**PIXEL_8, "ro.product.device": "panther"}).name == "pixel"
+    (tmp_path / "pixel.toml").write_text('summary = "mine"\ncores = "8"\n[[match]]\n"ro.product.model" = "Pixel.*"\n')
+    own = load_profiles(tmp_path)
+    assert most_special(own["pixel"], own, PIXEL_8) == own["pixel"]
+    with pytest.raises(InvalidConfig, match="unknown key 'is_built_in'"):
+        (tmp_path / "other.toml").write_text('summary = "x"\nis_built_in = true\n')
+        load_profiles(tmp_path)
+
+
 def test_a_profiles_own_cores_win_while_there_are_enough() -> None:
     profile = load_profiles()["pixel_8"]
     assert profile.cores_for(1, (SLOW, MIDDLE, FAST)) == (4, 5, 6, 7)
     assert profile.cores_for(5, (SLOW, MIDDLE, FAST)) == (4, 5, 6, 7, 8)
+    assert profile.cores_for(1, (ALL_EQUAL,)) == (1, 2, 3)  # this phone has no cores 4 to 7
+    assert profile.cores_for(1, ()) == (4, 5, 6, 7)  # a phone that hides its cores
 
 
 def test_the_users_profiles_override_and_add(tmp_path: Path) -> None:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from elf_files import ARM64, shared_library
 from phone_fake.phone import FakePhone, PrivateAdbServer
 
 from amc_mobile.device.phone_facts import read_facts
+from amc_mobile.device.phone_passes import PhonePasses
 from amc_mobile.device.profile import load_profiles
+from amc_mobile.device.runtime_library import add_library
 from amc_mobile.device.selection import select_phone
 from amc_mobile.errors import AmbiguousDevice, DeviceUnauthorized, DeviceUnavailable, PhoneOutputInvalid
+from amc_mobile.workflows.measuring import open_device
+from amc_mobile.workflows.workspace import Settings
 
 PROFILES = load_profiles()
 
@@ -89,3 +95,17 @@ def test_a_phone_that_answers_nonsense_is_an_error_of_ours(phone: FakePhone) -> 
     (phone.sandbox.state / "dumpsys_battery.txt").write_bytes(b"\xff\x00 level: lots\n")
     with pytest.raises(PhoneOutputInvalid, match="battery"):
         read_facts(adb)
+
+
+def test_pixel_on_a_pixel_8_keeps_off_its_big_core(phone: FakePhone, tmp_path: Path, user_home: Path) -> None:
+    library = tmp_path / "libonnxruntime-1.29.0.so"
+    library.write_bytes(shared_library(ARM64, ("libc.so",), ("OrtGetApiBase",)))
+    add_library(library, user_home / "runtimes")
+    (user_home / "amc-bench").write_bytes(b"a runner")
+    stages: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AMC_MOBILE_RUNNER", str(user_home / "amc-bench"))
+        device = open_device(Settings(device="pixel"), "onnxruntime", lambda stage, *_: stages.append(stage))
+    assert isinstance(device, PhonePasses)
+    assert device.phone.cores == (4, 5, 6, 7)
+    assert any("device profile pixel_8" in stage for stage in stages)
