@@ -44,7 +44,7 @@ from amc_mobile.cli_search import search
 from amc_mobile.cli_train import finetune, train
 from amc_mobile.errors import AmcMobileError
 from amc_mobile.latency.database_url import ask_with
-from amc_mobile.terminal import ask_password, show
+from amc_mobile.terminal import ask_password, show, show_error
 from amc_mobile.workflows.workspace import Settings, Workspace, check_settings
 
 app = typer.Typer(
@@ -221,9 +221,7 @@ def main() -> None:
         with stopped_by_signals():
             app(prog_name="amc-mobile")  # also for `python -m amc_mobile`
     except AmcMobileError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        if error.next_step:
-            print(f"next: {error.next_step}", file=sys.stderr)
+        show_error(error.message, error.next_step)
         raise SystemExit(error.exit_code) from None
     except Stopped as stopped:
         print("stopped; the same command goes on where it was", file=sys.stderr)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from amc_mobile.device.phone_output import visible
 from amc_mobile.workflows.progress import Progress, silent
 
 SETTLED_S = 2.0  # of a stage, after which what is left of it can be foretold
@@ -56,7 +57,7 @@ def _lines() -> Progress:
             count = f" {done}/{total}" if total else ""
             left = (now - started) * (total - done) / (done - before) if is_timed and total > done else 0.0
             remaining = f"  about {_duration(left)} left" if left else ""
-            print(f"{stage}{count}{remaining}{'  ' + note if note else ''}", file=sys.stderr, flush=True)
+            print(visible(f"{stage}{count}{remaining}{'  ' + note if note else ''}"), file=sys.stderr, flush=True)
 
     return report
 
@@ -73,6 +74,13 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
+def show_error(message: str, next_step: str) -> None:
+    # Tables and files of strangers are quoted in errors too.
+    print(f"error: {visible(message)}", file=sys.stderr)
+    if next_step:
+        print(f"next: {visible(next_step)}", file=sys.stderr)
+
+
 def show(text: str, document: dict[str, Any], *, as_json: bool) -> None:
     """Prints one result on stdout: `document` for machines, `text` for people."""
-    print(json.dumps(document, indent=1, allow_nan=False) if as_json else text)
+    print(json.dumps(document, indent=1, allow_nan=False) if as_json else visible(text))

@@ -18,6 +18,7 @@ from adbutils import AdbClient, AdbConnection
 
 from amc_mobile.device.attached_phone import AttachedPhone, parse_devices, remedy
 from amc_mobile.device.deadline import Deadline, OnWait
+from amc_mobile.device.phone_output import phone_text
 from amc_mobile.errors import DeadlineExceeded, DeviceDisconnected, DeviceError, DeviceUnavailable
 
 START_TIMEOUT_S = 20.0  # a cold start of the server scans for emulators first
@@ -231,7 +232,7 @@ def _read_block(connection: socket.socket, deadline: Deadline) -> str:
         length = int(size, 16)
     except ValueError as error:
         raise DeviceUnavailable(f"{deadline.what}: adb sent the length {size!r}") from error
-    return read_exactly(connection, length, deadline).decode(errors="replace")
+    return phone_text(read_exactly(connection, length, deadline))
 
 
 def _request(connection: AdbConnection, request: str, deadline: Deadline) -> str:

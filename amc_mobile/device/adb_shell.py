@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from amc_mobile.device.adb_server import CABLE, AdbServer, read_exactly, translated
 from amc_mobile.device.deadline import Deadline
+from amc_mobile.device.phone_output import phone_text
 from amc_mobile.errors import DeviceDisconnected, InvalidInput, PhoneCommandFailed, PhoneOutputInvalid
 
 STDIN, STDOUT, STDERR, EXIT, CLOSE_STDIN = range(5)  # packet kinds
@@ -32,7 +33,7 @@ class ShellOutput:
 
     @property
     def text(self) -> str:
-        return self.stdout.decode("utf-8", errors="replace")
+        return phone_text(self.stdout)
 
 
 def quote(word: str) -> str:
@@ -107,7 +108,7 @@ class RunningShell:
     def output(self, what: str) -> ShellOutput:
         """Everything it printed, after it has ended. `what` names it in errors."""
         self.close()
-        stderr = self._stderr.decode("utf-8", errors="replace")
+        stderr = phone_text(bytes(self._stderr))
         return _between_markers(bytes(self._stdout), stderr, self._begin, self._end, what)
 
     def read_until(self, marker: bytes, deadline: Deadline) -> bytes | None:
@@ -187,7 +188,7 @@ def _between_markers(stdout: bytes, stderr: str, begin: str, end: str, what: str
     started = re.search(rb"(?:^|\n)" + begin.encode() + rb" \d+\r?\n", stdout)
     if started is None:
         if stdout.strip() or stderr.strip():
-            said = (stderr or stdout.decode(errors="replace"))[:200]
+            said = (stderr or phone_text(stdout))[:200]
             raise PhoneCommandFailed(what, 127, said)
         raise DeviceDisconnected(f"{what}: the phone's shell did not answer", next_step=CABLE)
     ended = re.search(rb"\n" + end.encode() + rb" (\d+)\r?\n?$", stdout)

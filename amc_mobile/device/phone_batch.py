@@ -18,6 +18,7 @@ from amc_mobile.device.batch_scripts import FOLDER, MANIFEST, RESULTS, remove_ba
 from amc_mobile.device.deadline import NOTICE_S, Deadline
 from amc_mobile.device.neighbours import SAVE_OWN, SAVE_TIMES
 from amc_mobile.device.phone_facts import BOOT_ID, answers_in, asking
+from amc_mobile.device.phone_output import phone_text
 from amc_mobile.errors import (
     DeadlineExceeded,
     DeviceDisconnected,
@@ -101,7 +102,7 @@ class PhoneBatch:
             # tar says so once per file.
             self._raise_if_disk_full("the models of a batch do not fit", certainly=is_disk_full(error))
             raise
-        words = printed.decode(errors="replace").split()
+        words = phone_text(printed).split()
         if len(words) != 2 or not words[1].isdecimal():
             self._raise_if_disk_full("the runner's own files do not fit")
             raise RunnerFailed(f"the runner did not start: {' '.join(words)[:100]}", next_step="run the command again")
@@ -198,11 +199,11 @@ class PhoneBatch:
         head = answer.split(b"\n", 2)
         if len(head) < 3 or head[1].strip() not in (b"alive", b"ended"):
             raise PhoneOutputInvalid("answer about the runner", f"{answer[:80]!r}")
-        boot_id, alive = head[0].strip().decode(errors="replace"), head[1].strip() == b"alive"
+        boot_id, alive = phone_text(head[0].strip()), head[1].strip() == b"alive"
         if alive:
             return boot_id, alive, head[2]
         content, _, answers = head[2].partition(f"\n{token} ".encode())
-        self.answers = answers_in(f"{token} {answers.decode(errors='replace')}", self._at_end, token)
+        self.answers = answers_in(f"{token} {phone_text(answers)}", self._at_end, token)
         return boot_id, alive, content
 
     def _early_end(self) -> DeviceError:

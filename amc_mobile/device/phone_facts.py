@@ -83,13 +83,13 @@ class PhoneFacts:
 
     @property
     def model(self) -> str:
-        return self.properties.get("ro.product.model", "") or "unknown"
+        return _one_line(self.properties.get("ro.product.model", "")) or "unknown"
 
     @property
     def soc(self) -> str:
         """The chip: many phones tell only their board's platform."""
         for key in ("ro.soc.model", "ro.board.platform", "ro.hardware"):
-            if value := self.properties.get(key):
+            if value := _one_line(self.properties.get(key, "")):
                 return value
         return self.cpu.name or "unknown"
 
@@ -106,7 +106,7 @@ class PhoneFacts:
 
     @property
     def android(self) -> str:
-        return self.properties.get("ro.build.version.release", "") or "unknown"
+        return _one_line(self.properties.get("ro.build.version.release", "")) or "unknown"
 
     @property
     def abis(self) -> tuple[str, ...]:
@@ -117,6 +117,10 @@ class PhoneFacts:
     def clusters(self) -> str:
         """The core clusters as `0-3 at 1700 MHz, 4-7 at 2360 MHz`; empty when the phone does not tell."""
         return ", ".join(f"{core_ranges(p.cores)} at {p.max_khz // 1000} MHz" for p in self.state.policies)
+
+
+def _one_line(value: str) -> str:
+    return " ".join(value.split())
 
 
 def read_facts(adb: AdbPhone) -> PhoneFacts:

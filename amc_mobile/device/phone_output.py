@@ -20,6 +20,10 @@ CPU_TYPE, GPU_TYPE, BATTERY_TYPE, SKIN_TYPE, NPU_TYPE = 0, 1, 2, 3, 9
 TEMPERATURE_TYPES = (CPU_TYPE, GPU_TYPE, BATTERY_TYPE, SKIN_TYPE, NPU_TYPE)
 PLAUSIBLE_CELSIUS = (-40.0, 150.0)
 
+# Controls but tab and line end, marks that reorder or hide text, halves of surrogates.
+_UNSEEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]"
+)
 _PROPERTY = re.compile(r"^\[([^\]\n]+)\]: \[(.*?)\]$(?=\n\[|\n*\Z)", re.MULTILINE | re.DOTALL)
 _TEMPERATURE = re.compile(
     r"Temperature\{mValue=([^,}]{1,40}), mType=(-?\d{1,4}), mName=([^,}]{0,200}), mStatus=(\d{1,4})\}"
@@ -69,6 +73,16 @@ class BatteryState:
     percent: float
     celsius: float | None
     powered: bool
+
+
+def phone_text(content: bytes) -> str:
+    """What a phone said, decoded: every text of a phone enters here, and none can command a terminal."""
+    return visible(content.decode("utf-8", errors="replace").replace("\r\n", "\n"))
+
+
+def visible(text: str) -> str:
+    """Text with `?` in place of what a terminal obeys or does not show; tabs and line ends stay."""
+    return _UNSEEN.sub("?", text)
 
 
 def parse_properties(text: str) -> dict[str, str]:

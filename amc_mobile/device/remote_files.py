@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from amc_mobile.device.adb_server import AdbServer, read_exactly
 from amc_mobile.device.deadline import Deadline
+from amc_mobile.device.phone_output import phone_text
 from amc_mobile.errors import DeviceDisconnected, DeviceError, InvalidInput, PhoneCommandFailed
 
 CHUNK_BYTES = 64 * 1024  # the most that the protocol allows
@@ -118,7 +119,7 @@ def _expect(connection: socket.socket, wanted: bytes, path: str, deadline: Deadl
 def _failure(kind: bytes, size: int, connection: socket.socket, path: str, deadline: Deadline) -> DeviceError:
     if kind != b"FAIL":
         return DeviceDisconnected(f"{deadline.what}: unexpected answer {kind!r}")
-    reason = read_exactly(connection, min(size, CHUNK_BYTES), deadline).decode(errors="replace")
+    reason = phone_text(read_exactly(connection, min(size, CHUNK_BYTES), deadline))
     return PhoneCommandFailed(f"transfer of {path}", 1, reason)
 
 

@@ -75,7 +75,7 @@ def _no_fit(
     for phone, properties in seen:
         if phone.is_ready:
             fitting = matching_profiles(profiles, properties)
-            model = properties.get("ro.product.model", "a phone that does not answer")
+            model = " ".join(properties.get("ro.product.model", "a phone that does not answer").split())
             lines.append(f"{phone.serial}: {model}" + (f", which is {fitting[0].name}" if fitting else ""))
             steps += [f"--device {fitting[0].name}"] if fitting else []
         else:
