@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from amc_mobile.cli_flags import JsonFlag
+from amc_mobile.cli_flags import DEFAULT_WORKSPACE, JsonFlag, RuntimeFlag, WorkspaceFlag
 from amc_mobile.terminal import show
+from amc_mobile.workflows.workspace import Workspace
 
 runtime_app = typer.Typer(
     help="Inference libraries for phones. Example: amc-mobile runtime list", rich_markup_mode=None
@@ -34,6 +35,8 @@ def devices(as_json: JsonFlag = False) -> None:
 
 
 def doctor(
+    runtime: RuntimeFlag = None,
+    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
     clean: Annotated[
         bool,
         typer.Option(
@@ -44,12 +47,15 @@ def doctor(
 ) -> None:
     """Say what keeps a phone from measuring, and what to do about it. Exit 1 when something does.
 
-    Example: amc-mobile doctor
+    Runs a tiny network on the phone with each library that was added. Without --runtime it asks for the one that the
+    workspace used last.
+
+    Example: amc-mobile doctor --runtime onnxruntime
     """
     from amc_mobile.workflows.devices import doctor as examine
     from amc_mobile.workflows.devices import doctor_text
 
-    document = examine(clean=clean)
+    document = examine(Workspace(workspace), runtime, clean=clean)
     show(doctor_text(document), document, as_json=as_json)
     if not document["ok"]:
         raise typer.Exit(1)

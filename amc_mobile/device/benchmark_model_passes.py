@@ -70,7 +70,16 @@ class BenchmarkModelPasses(PhonePasses):
             first, second, third, fourth = (self._average_ms(job) for job in (before, after, after, before))
             yield (first, fourth), (second, third)
 
+    def try_out(self, model: bytes) -> None:
+        """Runs a model once. Raises DeviceError naming what fails."""
+        with self.phone.untimed():
+            self._on_phone.clear()
+            self._said(Job("trial", "a tiny network", lambda: model, Timing(1, 0.0, 0, 1.0)))
+
     def _average_ms(self, job: Job) -> float:
+        return _checked(self._said(job), job).average_ms
+
+    def _said(self, job: Job) -> BenchmarkModelResult:
         words = [self._program, f"--graph={self._keep(job.model())}", *flags(job.timing, self.phone.threads)]
         if self.phone.cores:
             mask = sum(1 << core for core in self.phone.cores)
@@ -87,7 +96,7 @@ class BenchmarkModelPasses(PhonePasses):
             )
         if self.phone.cores:
             self.phone.require_cores(parse_allowed_cores(output.text))
-        return _checked(parse_benchmark_model(output.text), job).average_ms
+        return parse_benchmark_model(output.text)
 
     def _keep(self, model: bytes) -> str:
         """The model's path on the phone; it is copied there once in a session."""

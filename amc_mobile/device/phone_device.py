@@ -15,7 +15,7 @@ from amc_mobile.device import health
 from amc_mobile.device.adb import AdbPhone
 from amc_mobile.device.batch_scripts import CLEAN_UP
 from amc_mobile.device.bench_manifest import BenchManifest, BenchModel, BenchPair, BenchTiming
-from amc_mobile.device.bench_results import BenchEvent, BenchGraph, BenchStart, ResultStream
+from amc_mobile.device.bench_results import BenchError, BenchEvent, BenchGraph, BenchStart, ResultStream
 from amc_mobile.device.clock_mode import UNLOCKED, clock_mode, held_mode
 from amc_mobile.device.conditions import Conditions, core_ranges
 from amc_mobile.device.layout import OnnxLayout, questions
@@ -36,6 +36,8 @@ DELEGATES = {
 LAYOUT = "layout"  # the model and the file that tell it
 LAYOUT_FORMAT_VERSION = 1  # 1: the text of an OnnxLayout
 LAYOUT_DEADLINE_S = 60
+TRIAL = "trial"
+TRIAL_DEADLINE_S = 30
 HANG_GRACE_S = 10.0
 STATE_VALID_S = 3.0  # what was just read with the facts is not read again
 OnWait = Callable[[PhoneState, float], None]
@@ -260,12 +262,27 @@ class PhoneDevice:
             store.write_json(path, {"layout": text}, format_version=LAYOUT_FORMAT_VERSION)
         return text
 
-    def _asked_layout(self) -> str:
+    @contextmanager
+    def untimed(self) -> Iterator[None]:
+        """The phone for what is not timed: neither heat nor clocks matter. Raises PhoneBusy, PhoneDiskFull."""
         with ExitStack() as stack:
-            if not self._is_held:  # nothing is timed: neither heat nor clocks matter
+            if not self._is_held:
                 stack.enter_context(phone_lock(self.adb.serial, locks_folder()))
                 self._runner.open()
                 self._paths.clear()
+            yield
+
+    def try_out(self, model: bytes) -> None:
+        """Runs a model once. Raises DeviceError naming what fails: the library, the cores, the runner, the model."""
+        timing = BenchTiming(warmup_runs=0, samples=1, min_samples=1)
+        with self.untimed():
+            asked = [BenchModel(TRIAL, TRIAL)]
+            for event in self.bench(asked, {TRIAL: model}, timing, deadline_s=TRIAL_DEADLINE_S):
+                if isinstance(event, BenchError):
+                    raise DeviceError(f"a tiny network did not run: {event.message}")
+
+    def _asked_layout(self) -> str:
+        with self.untimed():
             timing = BenchTiming(warmup_runs=0, samples=1, min_samples=1)
             asked = [BenchModel(LAYOUT, LAYOUT)]
             told = self.bench(
@@ -280,9 +297,9 @@ class PhoneDevice:
         governors = {policy.governor for policy in facts.state.policies if set(policy.cores) & set(self.cores)}
         both = hashlib.sha256(f"{self.library.sha256}{self._runner_sha256}".encode()).hexdigest()
         return Conditions(
-            device=f"{facts.properties.get('ro.product.manufacturer', '')} {facts.model}".strip(),
+            device=" ".join(f"{facts.properties.get('ro.product.manufacturer', '')} {facts.model}".split()),
             soc=facts.soc,
-            os=f"Android {facts.android} {facts.properties.get('ro.build.fingerprint', '')}".strip(),
+            os=" ".join(f"Android {facts.android} {facts.properties.get('ro.build.fingerprint', '')}".split()),
             runtime=self.library.runtime,
             runtime_version=self.library.version,
             library_sha256=both,

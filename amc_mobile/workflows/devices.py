@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from amc_mobile.device import health
+from amc_mobile.device import health, trial
 from amc_mobile.device.adb import AdbPhone
 from amc_mobile.device.adb_server import AdbServer
 from amc_mobile.device.attached_phone import AttachedPhone, remedy
@@ -14,6 +14,7 @@ from amc_mobile.device.bench import runner_program
 from amc_mobile.device.clock_mode import give_back_left_over
 from amc_mobile.device.neighbours import Neighbours
 from amc_mobile.device.phone import remove_all
+from amc_mobile.device.phone_device import PhoneDevice
 from amc_mobile.device.phone_facts import PhoneFacts, read_facts, read_neighbours
 from amc_mobile.device.phone_lock import phone_lock
 from amc_mobile.device.profile import DeviceProfile, load_profiles, matching_profiles
@@ -26,6 +27,7 @@ from amc_mobile.device.runtime_library import (
 )
 from amc_mobile.device.user_folder import locks_folder, profiles_folder, runtimes_folder
 from amc_mobile.errors import AmcMobileError, DeviceError, InvalidConfig, InvalidInput
+from amc_mobile.workflows.workspace import Workspace
 
 NO_ADB = "NO_ADB"
 NOT_READY = "NOT_READY"
@@ -35,16 +37,18 @@ NO_PROFILE = "NO_PROFILE"
 NO_RUNTIME = "NO_RUNTIME"
 NO_RUNNER = "NO_RUNNER"
 FOREIGN_RUNTIME = "FOREIGN_RUNTIME"
+TRIAL_FAILED = "TRIAL_FAILED"
 LITTLE_SPACE = "LITTLE_SPACE"
 NO_CLUSTERS = "NO_CLUSTERS"
 SPACE_WANTED_BYTES = 1 << 30
 PLUG_IN = "plug a phone in, switch on USB debugging in its developer options and accept its dialog"
 
 
-def list_devices(*, clean: bool = False) -> dict[str, Any]:
+def list_devices(runtime: str = "", *, try_out: bool = False, clean: bool = False) -> dict[str, Any]:
     """This computer under each runtime that is installed, and every phone that adb sees, with its problems.
 
-    `clean`: removes amc-mobile's files from the phones: `removed_bytes` of each.
+    `runtime`: that has to be there; else the profile's. `try_out`: runs a tiny network with each library. `clean`:
+    removes amc-mobile's files from the phones: `removed_bytes` of each.
     """
     problems: list[dict[str, str]] = []
     try:
@@ -56,7 +60,9 @@ def list_devices(*, clean: bool = False) -> dict[str, Any]:
     profiles = load_profiles(profiles_folder())
     libraries = _libraries(problems)
     with ThreadPoolExecutor(max_workers=8) as pool:  # a phone that hangs must not keep the others waiting
-        phones = list(pool.map(lambda phone: _phone(server, phone, profiles, libraries, clean), attached))
+        phones = list(
+            pool.map(lambda phone: _phone(server, phone, profiles, libraries, runtime, try_out, clean), attached)
+        )
     return {"devices": _host(), "phones": phones, "problems": problems}
 
 
@@ -84,6 +90,8 @@ def _phone(
     attached: AttachedPhone,
     profiles: Mapping[str, DeviceProfile],
     libraries: Sequence[RuntimeLibrary],
+    runtime: str,
+    try_out: bool,
     clean: bool,
 ) -> dict[str, Any]:
     document: dict[str, Any] = {"serial": attached.serial, "state": attached.state, "problems": []}
@@ -118,7 +126,14 @@ def _phone(
         "profiles": [profile.name for profile in fitting],
         "runtimes": [library.label for library in libraries if library.abi in facts.abis],
     }
-    document["problems"] += _phone_problems(facts, fitting[0] if fitting else None, libraries) + _busy(neighbours)
+    profile = fitting[0] if fitting else None
+    document["problems"] += _phone_problems(facts, profile, libraries, runtime) + _busy(neighbours)
+    if try_out and profile is not None:
+        tried = {
+            f"{one.label} ({one.path.name})": _trial(adb, profile, one) for one in libraries if one.abi in facts.abis
+        }
+        document["trials"] = {label: problem["what"] if problem else "ran" for label, problem in tried.items()}
+        document["problems"] += [problem for problem in tried.values() if problem]
     return document
 
 
@@ -130,13 +145,27 @@ def _clean(adb: AdbPhone, document: dict[str, Any]) -> None:
         document["problems"].append(_problem(NOT_CLEANED, error.message, error.next_step))
 
 
+def _trial(adb: AdbPhone, profile: DeviceProfile, library: RuntimeLibrary) -> dict[str, str] | None:
+    """The problem that keeps a library from running a tiny network on the phone, or None."""
+    try:
+        runner = library.path if library.runtime == BENCHMARK_MODEL else runner_program(library.abi)
+    except (DeviceError, InvalidConfig) as error:
+        return _problem(NO_RUNNER, error.message, error.next_step)
+    try:
+        trial.try_out(PhoneDevice(adb, profile, library, runner))
+    except DeviceError as error:
+        what = f"{library.label} does not run on the phone: {error.message}"
+        return _problem(TRIAL_FAILED, what, error.next_step or f"add another build or version of it: {MAVEN}")
+    return None
+
+
 def _busy(found: Neighbours | None) -> list[dict[str, str]]:
     busy = found is not None and found.is_busy
     return [_problem(health.BUSY, found.text(), health.REMEDIES[health.BUSY])] if found and busy else []
 
 
 def _phone_problems(
-    facts: PhoneFacts, profile: DeviceProfile | None, libraries: Sequence[RuntimeLibrary]
+    facts: PhoneFacts, profile: DeviceProfile | None, libraries: Sequence[RuntimeLibrary], runtime: str
 ) -> list[dict[str, str]]:
     found = []
     if profile is None:
@@ -147,7 +176,7 @@ def _phone_problems(
         unfit = health.problems(facts, facts.state, profile) | health.clock_limits(facts.state, cores)
         found += [_problem(name, what, health.REMEDIES[name]) for name, what in unfit.items()]
         try:
-            library = choose_library(libraries, profile.runtime, facts.abis)
+            library = choose_library(libraries, runtime or profile.runtime, facts.abis)
             if library.libc == "glibc":
                 what = f"{library.label} is built for Linux computers and does not load on Android"
                 found.append(_problem(FOREIGN_RUNTIME, what, f"add an AAR: {MAVEN}"))
@@ -209,16 +238,18 @@ def _lines_of(owner: str, problems: Sequence[Mapping[str, str]]) -> list[str]:
     return [f"{owner}{problem['what']} [{problem['name']}]\n  next: {problem['remedy']}" for problem in problems]
 
 
-def doctor(*, clean: bool = False) -> dict[str, Any]:
+def doctor(space: Workspace, runtime: str | None = None, *, clean: bool = False) -> dict[str, Any]:
     """As `list_devices`, with `ok`: whether a phone is there and nothing is wrong with any of them.
 
-    `this_computer`: the other programs on it; they do not disturb a phone.
+    `runtime`: the one in use; else the one that the workspace remembers, or the profile's. On each phone every library
+    that was added for it runs a tiny network. `this_computer`: the other programs on it; they do not disturb a phone.
     """
     from amc_mobile.device.host_neighbours import HostNeighbours
 
     found = HostNeighbours().look()
     here = {"neighbours": found.to_document() if found else None, "problems": _busy(found)}
-    document = list_devices(clean=clean) | {"this_computer": here}
+    used = space.settings(None, runtime=runtime).runtime
+    document = list_devices(used, try_out=not clean, clean=clean) | {"this_computer": here}
     phones = document["phones"]
     if not phones and not document["problems"]:
         document["problems"].append(_problem(NOT_READY, "adb sees no phone", PLUG_IN))

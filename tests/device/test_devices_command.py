@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benches import fake_runner
 from elf_files import ARM64, shared_library
 from phone_fake.phone import FakePhone, PrivateAdbServer
 
@@ -23,7 +24,7 @@ AAR = "tensorflow-lite-2.17.0.aar"
 
 @pytest.fixture
 def amc(adb_server: PrivateAdbServer, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    (tmp_path / "amc-bench").write_bytes(b"a runner")
+    fake_runner(tmp_path)
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
