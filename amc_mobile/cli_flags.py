@@ -66,7 +66,8 @@ ThreadsFlag = Annotated[int | None, typer.Option("--threads", help="Inference th
 MemoryFlag = Annotated[
     int | None,
     typer.Option(
-        "--memory-mb", help="For a search's matrices, the rest goes to a file, e.g. 500; 0: half of what is free."
+        "--memory-mb",
+        help="For a search's matrices, the rest goes to a file, and for refitting; e.g. 500; 0: half of what is free.",
     ),
 ]
 SeedFlag = Annotated[int | None, typer.Option("--seed", help="Seed of every random choice.")]

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from amc_mobile.channels.ids import DimensionIds, Ids
 from amc_mobile.channels.structure import ChannelGroups, Layer
+from amc_mobile.models.labelled_images import LabelledImages
 from amc_mobile.pruning.least_squares import check_finite
 from amc_mobile.pruning.matrices import Matrices
 from amc_mobile.pruning.program import LayerStep, Program
 from amc_mobile.pruning.program_run import Run, batches_within
-from amc_mobile.pruning.rows import output_positions, read_at, sample_positions
+from amc_mobile.pruning.rows import as_columns, output_positions, read_at, sample_positions
 
 # One matrix of this many columns takes 0.5 GB and one elimination about a minute.
 MAX_COLUMNS = 8192
@@ -28,7 +29,7 @@ ACTIVATION_BYTES = 2**29
 
 @dataclass(frozen=True, eq=False)
 class LayerGram:
-    """Moments of what a layer reads. A column is one input of one output position, as in `weight.flatten(1)`."""
+    """Moments of what a layer reads. A column is one input of one output position, as in `rows.as_columns`."""
 
     in_ids: DimensionIds  # of the input channels; each has `block` columns
     block: int  # kernel height x width
@@ -37,6 +38,7 @@ class LayerGram:
     mean: Tensor  # (columns,)
     rows: int
     output_scale: Tensor  # (outputs,): the factor of the batch norm that follows, or 1
+    transposed: bool = False  # a transposed convolution, whose weight has its inputs first
 
     @cached_property
     def projection(self) -> Tensor:
@@ -64,22 +66,23 @@ class GramStatistics:
 
 
 def readable_layers(groups: ChannelGroups) -> dict[str, Layer]:
-    """Convolutions of one group and linear layers whose inputs can be cut, by name."""
-    return {la.name: la for la in groups.layers if la.kind in ("conv", "linear") and not la.in_ids.is_fixed}
+    """Convolutions of one group, transposed ones too, and linear layers whose inputs can be cut, by name."""
+    kinds = ("conv", "linear", "transposed")
+    return {la.name: la for la in groups.layers if la.kind in kinds and la.groups == 1 and not la.in_ids.is_fixed}
 
 
 @torch.no_grad()
 def collect_gram(
     model: nn.Module,
     groups: ChannelGroups,
-    images: Tensor,
+    images: Tensor | LabelledImages,
     *,
     positions: int = 10,
     seed: int = 0,
     batch_size: int = 100,
     matrices: Matrices | None = None,
 ) -> GramStatistics:
-    """Runs the original network on normalised `images` (N, C, H, W).
+    """Runs the original network on `images`: normalised (N, C, H, W), or a set that is normalised batch by batch.
 
     `positions`: output positions drawn per image and layer; more where a layer has so many columns that the rows
     would not reach ROWS_PER_COLUMN for each.
@@ -94,20 +97,18 @@ def collect_gram(
     matrices = matrices or Matrices()
     wanted = readable_layers(groups)
     steps = {
-        step.node: step
-        for step in program.steps
-        if step.layer in wanted and program.state[f"{step.layer}.weight"][0].numel() <= MAX_COLUMNS
+        step.node: step for step in program.steps if step.layer in wanted and columns_of(program, step) <= MAX_COLUMNS
     }
     sums = {step.layer: _Sums(program, step, matrices) for step in steps.values()}
     generator = torch.Generator().manual_seed(seed)
     for batch in batches:
-        run = Run(program, [batch])
+        run = Run(program, lambda batch=batch: batch)  # type: ignore[misc]
         while (node := run.pending()) is not None:
             if node in steps:
                 columns = len(sums[steps[node].layer].weight)
                 per_image = max(positions, -(-ROWS_PER_COLUMN * columns // len(images)))
                 drawn = sample_positions(len(batch), output_positions(node), per_image, generator)
-                sums[steps[node].layer].add(read_at(node, run.value(steps[node].input, 0), drawn))
+                sums[steps[node].layer].add(read_at(node, run.value(steps[node].input), drawn))
             run.step()
     return GramStatistics({name: total.result(wanted[name]) for name, total in sums.items()}, matrices)
 
@@ -116,7 +117,8 @@ class _Sums:
     """Running sums of one layer; float32 products of a batch, added up in float64."""
 
     def __init__(self, program: Program, step: LayerStep, matrices: Matrices) -> None:
-        self.weight = program.state[f"{step.layer}.weight"].flatten(1).T.double()
+        self.weight = as_columns(program.state[f"{step.layer}.weight"], transposed=step.is_transposed).double()
+        self.transposed = step.is_transposed
         self.scale = output_scale(program, step).double()
         self.moment = matrices.zeros(len(self.weight), len(self.weight))
         self.total = torch.zeros(len(self.weight), dtype=torch.float64)
@@ -138,12 +140,19 @@ class _Sums:
             self.total / self.rows,
             self.rows,
             self.scale,
+            self.transposed,
         )
+
+
+def columns_of(program: Program, step: LayerStep) -> int:
+    """How many columns the rows of a layer have."""
+    weight = program.state[f"{step.layer}.weight"]
+    return weight.numel() // weight.shape[1 if step.is_transposed else 0]
 
 
 def output_scale(program: Program, step: LayerStep) -> Tensor:
     """(outputs,): gamma / sqrt(variance + epsilon) of the batch norm that follows a layer, else ones."""
-    outputs = len(program.state[f"{step.layer}.weight"])
+    outputs = program.state[f"{step.layer}.weight"].shape[1 if step.is_transposed else 0]
     if step.norm is None:
         return torch.ones(outputs)
     deviation = torch.sqrt(program.state[step.norm.variance] + step.norm.epsilon)

@@ -8,6 +8,7 @@ from torch import Tensor
 from amc_mobile.errors import NotFinite
 
 DEFAULT_RIDGE = 1e-4  # of the mean diagonal
+RIDGE_FACTORS = (1.0, 10.0, 100.0, 1e3, 1e4)
 
 
 def ridged(moment: Tensor, ridge: float) -> Tensor:
@@ -61,6 +62,10 @@ class Moments:
         self.residual_mean = torch.zeros(outputs, dtype=torch.float64)
         self.rows = 0
 
+    @property
+    def is_finite(self) -> bool:
+        return bool(self.square.isfinite().all()) and bool(self.product.isfinite().all())
+
     def add(self, rows: Tensor, residuals: Tensor) -> None:
         self.square += rows.T @ rows
         self.product += rows.T @ residuals
@@ -89,3 +94,61 @@ class Moments:
         explained = 2 * (change * self.product).sum(0) + 2 * intercept * self.residual_mean
         cost = (change * (self.square @ change)).sum(0) + 2 * intercept * (self.mean @ change)
         return (explained - cost) / self.rows - intercept**2
+
+
+class WideRows(Moments):
+    """For layers of so many columns that X'X would not fit: keeps the rows, of which there have to be few.
+
+    The ridge solution is a combination of the rows: change = X' (X X' / rows + ridge)^-1 R / rows.
+    """
+
+    def __init__(self, columns: int, outputs: int) -> None:
+        self._shape, self._parts, self.rows = (columns, outputs), list[tuple[Tensor, Tensor]](), 0
+
+    @property
+    def is_finite(self) -> bool:
+        return all(bool(tensor.isfinite().all()) for part in self._parts for tensor in part)
+
+    def add(self, rows: Tensor, residuals: Tensor) -> None:
+        self._parts.append((rows, residuals))
+        self.rows += len(rows)
+
+    def __add__(self, other: Moments) -> Moments:
+        assert isinstance(other, WideRows)
+        total = WideRows(*self._shape)
+        total._parts, total.rows = self._parts + other._parts, self.rows + other.rows
+        return total
+
+    def fit(self, ridge: float, *, intercept: bool) -> tuple[Tensor, Tensor]:
+        rows, residuals = (torch.cat(tensors) for tensors in zip(*self._parts, strict=True))
+        mean = rows.mean(0) if intercept else torch.zeros(self._shape[0])
+        residual_mean = residuals.mean(0) if intercept else torch.zeros(self._shape[1])
+        rows = rows - mean
+        kernel = (rows @ rows.T).double() / len(rows)
+        ridge *= len(rows) / self._shape[0]  # relative to the mean diagonal of X'X: the two have one trace
+        share = torch.cholesky_solve((residuals - residual_mean).double() / len(rows), factorised(kernel, ridge))
+        change = rows.T @ share.float()
+        return change, residual_mean - mean @ change
+
+    def gain(self, change: Tensor, intercept: Tensor) -> Tensor:
+        rows, residuals = (torch.cat(tensors) for tensors in zip(*self._parts, strict=True))
+        left = residuals - rows @ change - intercept
+        return (residuals.double().square() - left.double().square()).mean(0)
+
+
+def best_fit(
+    fitted: Moments, held_out: Moments, ridge: float, *, intercept: bool, scale: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The fit on all rows, with that of `ridge` x RIDGE_FACTORS that does best on rows held out: few rows ask for a
+    strong one. No change where none of them does better there than the weights in place.
+
+    `scale`: (outputs,), the weight of each output's residual.
+    """
+    ridges = [ridge * factor for factor in (RIDGE_FACTORS if held_out.rows else (1.0,))]
+    gains = [1.0]
+    if held_out.rows:
+        trials = (fitted.fit(each, intercept=intercept) for each in ridges)
+        gains = [float((held_out.gain(*trial) * scale**2).sum()) for trial in trials]
+    best = max(range(len(gains)), key=gains.__getitem__)
+    change, shift = (fitted + held_out).fit(ridges[best], intercept=intercept)
+    return (change, shift) if gains[best] > 0 else (change.zero_(), shift.zero_())

@@ -14,6 +14,7 @@ from amc_mobile.channels.exported import exported
 from amc_mobile.channels.operators import operator_name
 from amc_mobile.errors import UnsupportedLayer
 
+LAYERS = ("conv2d", "linear", "conv_transpose2d")
 BATCH_NORMS = {"batch_norm", "_native_batch_norm_legit_no_training"}
 
 
@@ -45,6 +46,10 @@ class LayerStep:
     norm: NormStep | None
     total: Node | None
     other: Node | None
+
+    @property
+    def is_transposed(self) -> bool:
+        return operator_name(self.node.target) == "conv_transpose2d"
 
 
 def arguments(node: Node) -> dict[str, Any]:
@@ -116,7 +121,7 @@ class Program:
         )
 
     def _layer_step(self, node: Node) -> LayerStep | None:
-        if node.op != "call_function" or operator_name(node.target) not in ("conv2d", "linear"):
+        if node.op != "call_function" or operator_name(node.target) not in LAYERS:
             return None
         given = arguments(node)
         weight = self.name_of(given["weight"])

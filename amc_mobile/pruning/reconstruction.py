@@ -20,6 +20,7 @@ from amc_mobile.pruning.importance import kept_of
 from amc_mobile.pruning.least_squares import DEFAULT_RIDGE, corrected
 from amc_mobile.pruning.matrices import Matrices
 from amc_mobile.pruning.nested import NestedSolver
+from amc_mobile.pruning.rows import as_weight
 
 Widths = NDArray[np.int64]
 CACHE_BYTES = 256 * 2**20
@@ -79,9 +80,11 @@ class Reconstructor:
         for name, axes in self._cuts.axes.items():
             tensor = self._tensors[name].detach()
             layer = name.removesuffix(".weight")
-            if reconstruct and layer in self._gram.layers and (inputs := survivors[axes[1][1]]) is not None:
-                tensor = self._solution(layer, inputs, tensor.shape)
-                axes = axes[:1]
+            if reconstruct and (gram := self._gram.layers.get(layer)) is not None:
+                reading, writing = axes if gram.transposed else reversed(axes)
+                if (inputs := survivors[reading[1]]) is not None:
+                    tensor = self._solution(gram, layer, inputs, tensor.shape)
+                    axes = [writing]
             for axis, dimension in axes:
                 positions = survivors[dimension]
                 if positions is not None:
@@ -94,7 +97,7 @@ class Reconstructor:
     def relative_error(self, layer: str, kept_inputs: Ids) -> float:
         """Squared error of a layer's refitted output over the variance of its output, behind its batch norm.
 
-        `kept_inputs`: positions along the second dimension of its weight. 0 for layers without a Gram matrix.
+        `kept_inputs`: positions along its inputs. 0 for layers without a Gram matrix.
         """
         gram = self._gram.layers.get(layer)
         if gram is None or len(kept_inputs) == len(gram.in_ids):
@@ -136,8 +139,10 @@ class Reconstructor:
             read = True
         return total if read else 1 - widths / info.channels
 
-    def _solution(self, layer: str, kept_inputs: Ids, shape: torch.Size) -> Tensor:
-        return self._columns(layer, kept_inputs).T.reshape(shape[0], len(kept_inputs), *shape[2:])
+    def _solution(self, gram: LayerGram, layer: str, kept_inputs: Ids, shape: torch.Size) -> Tensor:
+        kept = list(shape)
+        kept[0 if gram.transposed else 1] = len(kept_inputs)
+        return as_weight(self._columns(layer, kept_inputs), kept, transposed=gram.transposed)
 
     def _columns(self, layer: str, kept_inputs: Ids) -> Tensor:
         """(kept columns, outputs), float32."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
@@ -14,18 +14,24 @@ from amc_mobile.channels import surgery
 from amc_mobile.channels.ids import Ids
 from amc_mobile.channels.operators import operator_name
 from amc_mobile.channels.structure import ChannelGroups
-from amc_mobile.pruning.gram import ACTIVATION_BYTES, ROWS_PER_COLUMN
-from amc_mobile.pruning.least_squares import DEFAULT_RIDGE, Moments, check_finite
+from amc_mobile.errors import NotFinite
+from amc_mobile.models.labelled_images import LabelledImages
+from amc_mobile.pruning.gram import ACTIVATION_BYTES, MAX_COLUMNS, ROWS_PER_COLUMN
+from amc_mobile.pruning.least_squares import DEFAULT_RIDGE, Moments, WideRows, best_fit
+from amc_mobile.pruning.matrices import SHARE, available_bytes
 from amc_mobile.pruning.program import NormStep, Program
-from amc_mobile.pruning.program_run import Run, batches_within, peak_bytes
+from amc_mobile.pruning.program_run import Run, Runs, batches_within, peak_bytes
 from amc_mobile.pruning.refit_tasks import LayerTask, NormTask, find_tasks
-from amc_mobile.pruning.rows import output_positions, read_at, sample_positions, written_at
+from amc_mobile.pruning.rows import as_columns, as_weight, output_positions, read_at, sample_positions, written_at
 
-MEMORY_BYTES = 2 * 2**30
+# Images whose values occupy this much are refitted on, but LEAST_IMAGES where they are larger: more gain nothing.
+# A constant, so that a network's weights do not depend on the machine.
+VALUES_BYTES = 2 * 2**30
+LEAST_IMAGES = 400
 MIN_NORM_SAMPLES = 1000  # values per channel under which a batch norm keeps its statistics
 HELD_OUT = 0.2  # of the images, to choose each layer's ridge
-RIDGE_FACTORS = (1.0, 10.0, 100.0, 1e3, 1e4)
 SMALLEST_SCALE = 1e-6  # a batch norm with a smaller factor hides its layer's output: nothing can be fitted through it
+WIDE_ROWS = 4096  # of a layer with more than MAX_COLUMNS columns: VGG-16's widest then takes 0.4 GB
 
 
 @torch.no_grad()
@@ -33,13 +39,15 @@ def refit(
     model: nn.Module,
     groups: ChannelGroups,
     kept: Mapping[str, Ids],
-    images: Tensor,
+    images: Tensor | LabelledImages,
     *,
+    start: nn.Module | None = None,
     positions: int = 20,
     ridge: float = DEFAULT_RIDGE,
     seed: int = 0,
     batch_size: int = 100,
-    memory_bytes: int = MEMORY_BYTES,
+    memory_bytes: int | None = None,
+    on_images: Callable[[int], None] | None = None,
     on_layer: Callable[[str], None] | None = None,
 ) -> nn.Module:
     """A new network cut to `kept`, every layer behind a cut refitted in order of execution.
@@ -49,32 +57,35 @@ def refit(
     for what earlier layers got wrong. Intercepts go to the bias or the running mean behind the layer. The
     statistics of a batch norm behind another layer move as those of its inputs do between the two networks.
 
-    `images`: normalised, (N, C, H, W). Both networks hold the activations of all images that are still needed; only
-    as many images are used as `memory_bytes` allow. `on_layer` is told each layer's name before it is refitted.
+    `images`: normalised, (N, C, H, W), or a set that is normalised batch by batch; the first of them, LEAST_IMAGES or
+    more, are used. `start`: a network cut to `kept`, whose weights stay where nothing is refitted; None: the original's
+    weights, cut. `memory_bytes`: for the values of all images that both networks still need, None: half of what is
+    free; those that do not fit are computed again for each layer, which takes time and changes no number. `on_images`
+    is given the number of images used, `on_layer` each layer's name before it is refitted.
     """
-    pruned = surgery.apply(model, groups, kept).eval()
+    pruned = copy.deepcopy(start).eval() if start is not None else surgery.apply(model, groups, kept).eval()
     batches, original_program = batches_within(model, images, batch_size, ACTIVATION_BYTES)
     program = Program(pruned, batches[0])
-    batches = batches[: max(1, memory_bytes // (peak_bytes(original_program) + peak_bytes(program)))]
+    most = max(-(-LEAST_IMAGES // batches.size), VALUES_BYTES // (2 * peak_bytes(original_program)))
+    batches = batches.first(most)
+    if on_images is not None:
+        on_images(len(batches) * batches.size)
     tasks = find_tasks(original_program, program, groups, kept)
     waiting = Counter(task.target for task in tasks.values())
-    original, current = Run(original_program, batches, held=waiting), Run(program, batches)
-    fitter = _Fitter(original, current, positions, ridge, torch.Generator().manual_seed(seed))
+    memory_bytes = int(available_bytes() * SHARE) if memory_bytes is None else memory_bytes
+    runs = Runs(original_program, program, batches, waiting, memory_bytes)
+    fitter = _Fitter(runs, program, len(batches), positions, ridge, torch.Generator().manual_seed(seed))
     changed: set[str] = set()
-    while (node := current.pending()) is not None:
-        task = tasks.get(node)
-        if task is not None:
-            original.run_to(task.target)
-            if isinstance(task, LayerTask):
-                if on_layer is not None:
-                    on_layer(task.step.layer)
-                changed |= fitter.fit(task)
-            else:
-                changed |= _refresh(original, current, task)
-            waiting[task.target] -= 1
-            if waiting[task.target] == 0:
-                original.release(task.target)
-        current.step()
+    for node, task in tasks.items():
+        if isinstance(task, LayerTask):
+            if on_layer is not None:
+                on_layer(task.step.layer)
+            changed |= fitter.fit(task)
+        else:
+            changed |= _refresh(runs, program, node, task)
+        waiting[task.target] -= 1
+        if waiting[task.target] == 0:
+            runs.release(task.target)
     for name in changed:
         path, _, attribute = name.rpartition(".")
         getattr(pruned.get_submodule(path), attribute).copy_(program.state[name])
@@ -82,69 +93,68 @@ def refit(
 
 
 class _Fitter:
-    def __init__(self, original: Run, current: Run, positions: int, ridge: float, generator: torch.Generator) -> None:
-        self._original, self._current = original, current
+    def __init__(
+        self, runs: Runs, program: Program, batches: int, positions: int, ridge: float, generator: torch.Generator
+    ) -> None:
+        self._runs, self._program, self._batches = runs, program, batches
         self._positions, self._ridge, self._generator = positions, ridge, generator
 
     def fit(self, task: LayerTask) -> set[str]:
         """Changes the weights in the pruned program's state; returns the names of what it changed."""
-        step, state = task.step, self._current.program.state
+        step, state = task.step, self._program.state
         weight = state[f"{step.layer}.weight"]
-        visible = torch.ones(len(weight), dtype=torch.bool)
-        scale = torch.ones(len(weight))
+        current = as_columns(weight, transposed=step.is_transposed)
+        columns, outputs = current.shape
+        visible = torch.ones(outputs, dtype=torch.bool)
+        scale = torch.ones(outputs)
         if step.norm is not None:
             scale = _scale(state, step.norm)
             visible = (scale.abs() > SMALLEST_SCALE) if task.residual else visible
-        columns = weight[0].numel()
-        parts = [Moments(columns, len(weight)) for _ in range(2)]
-        for batch in range(self._current.count):
-            rows, wanted, per_image = self._rows(task, batch, columns)
-            residuals = wanted - rows @ weight.flatten(1).T
+        kind = Moments if columns <= MAX_COLUMNS else WideRows
+        parts: list[Moments] = [kind(columns, outputs) for _ in range(2)]
+        for original, pruned in self._runs.at(task.target, step.node):
+            rows, wanted, per_image = self._rows(task, original, pruned, columns)
+            residuals = wanted - rows @ current
             split = max(1, round(len(rows) // per_image * (1 - HELD_OUT))) * per_image  # between images
             parts[0].add(rows[:split], residuals[:split])
             parts[1].add(rows[split:], residuals[split:])
-        for part in parts:
-            check_finite(step.layer, part.square, part.product)
-        change, intercept = self._fitted(
-            parts, step.bias is not None or step.norm is not None, scale.double() * visible
-        )
-        state[f"{step.layer}.weight"] = weight + (change * visible).T.reshape(weight.shape).to(weight.dtype)
-        intercept = intercept.to(weight.dtype)
+        if not all(part.is_finite for part in parts):
+            raise NotFinite(step.layer)
+        change, intercept = best_fit(
+            parts[0], parts[1], self._ridge,
+            intercept=step.bias is not None or step.norm is not None, scale=scale.double() * visible,
+        )  # fmt: skip
+        wanted_columns = current + (change * visible).to(weight.dtype)
+        state[f"{step.layer}.weight"] = as_weight(wanted_columns, weight.shape, transposed=step.is_transposed)
+        intercept = intercept.to(weight.dtype) * visible
         if step.bias is not None:
-            state[step.bias] = torch.where(visible, intercept, state[step.bias])
+            state[step.bias] = state[step.bias] + intercept
         elif step.norm is not None:
-            state[step.norm.mean] = state[step.norm.mean] - torch.where(visible, intercept, 0.0)
+            state[step.norm.mean] = state[step.norm.mean] - intercept
         place = step.bias or (step.norm.mean if step.norm is not None else None)
         return {f"{step.layer}.weight"} | ({place} if place else set())
 
-    def _fitted(self, parts: list[Moments], takes_intercept: bool, scale: Tensor) -> tuple[Tensor, Tensor]:
-        """The fit on all rows, with the ridge that does best on images held out: few rows ask for a strong one."""
-        ridges = [self._ridge * factor for factor in (RIDGE_FACTORS if parts[1].rows else (1.0,))]
-        gains = [-np.inf]
-        if len(ridges) > 1:
-            trials = [parts[0].fit(ridge, intercept=takes_intercept) for ridge in ridges]
-            gains = [float((parts[1].gain(*trial) * scale**2).sum()) for trial in trials]
-        ridge = ridges[int(np.argmax(gains))]
-        return (parts[0] + parts[1]).fit(ridge, intercept=takes_intercept)
-
-    def _rows(self, task: LayerTask, batch: int, columns: int) -> tuple[Tensor, Tensor, int]:
-        """(rows, columns) inputs of the layer, (rows, outputs) of what it should give, and rows per image."""
-        step, state = task.step, self._current.program.state
-        images = self._current.value(step.input, batch)
-        total = len(images) * self._current.count
+    def _rows(self, task: LayerTask, original: Run, pruned: Run, columns: int) -> tuple[Tensor, Tensor, int]:
+        """(rows, columns) inputs of the layer, (rows, outputs) what it should give beyond its bias, rows per image."""
+        step, state = task.step, self._program.state
+        images = pruned.value(step.input)
+        total = len(images) * self._batches
         per_image = max(self._positions, -(-ROWS_PER_COLUMN * columns // total))
+        if columns > MAX_COLUMNS:
+            per_image = max(1, WIDE_ROWS // total)
         drawn = sample_positions(len(images), output_positions(step.node), per_image, self._generator)
         linear = operator_name(step.node.target) == "linear"
-        target = self._original.value(task.target, batch)
-        wanted = written_at(target, drawn, channels_last=linear)[:, task.channels]
+        wanted = written_at(original.value(task.target), drawn, channels_last=linear)[:, task.channels]
         if task.residual:
             assert step.other is not None
-            wanted = wanted - written_at(self._current.value(step.other, batch), drawn, channels_last=linear)
+            wanted = wanted - written_at(pruned.value(step.other), drawn, channels_last=linear)
             if step.norm is not None:
                 scale = _scale(state, step.norm)
                 shift = state[step.norm.bias] if step.norm.bias else torch.zeros_like(scale)
                 scale = torch.where(scale.abs() > SMALLEST_SCALE, scale, 1.0)
                 wanted = (wanted - shift) / scale + state[step.norm.mean]
+        if step.bias is not None:
+            wanted = wanted - state[step.bias]
         return read_at(step.node, images, drawn), wanted, drawn.shape[1]
 
 
@@ -153,28 +163,44 @@ def _scale(state: Mapping[str, Tensor], norm: NormStep) -> Tensor:
     return (state[norm.weight] if norm.weight else torch.ones_like(deviation)) / deviation
 
 
-def _refresh(original: Run, current: Run, task: NormTask) -> set[str]:
+def _refresh(runs: Runs, program: Program, node: Node, task: NormTask) -> set[str]:
     """Moves a batch norm's mean and variance as those of its inputs on these images differ between the networks.
 
     Not simply the new ones: then a sample unlike the training images would change even an uncut network. Nothing
     changes where there are too few values to tell.
     """
-    source, norm, state = task.norm.node.args[0], task.norm, current.program.state
+    source, norm, state = task.norm.node.args[0], task.norm, program.state
     assert isinstance(source, Node)
-    values = [current.value(source, batch) for batch in range(current.count)]
-    if values[0][:, 0].numel() * len(values) < MIN_NORM_SAMPLES:
+    before, after = _Spread(), _Spread()
+    for original, pruned in runs.at(task.target, node):
+        before.add(original.value(task.target)[:, task.channels])
+        after.add(pruned.value(source))
+    if after.count < MIN_NORM_SAMPLES:
         return set()
-    mean, variance = _statistics(values)
-    before = _statistics([original.value(task.target, b)[:, task.channels] for b in range(original.count)])
-    state[norm.mean] = state[norm.mean] + (mean - before[0]).to(state[norm.mean].dtype)
-    ratio = (variance + norm.epsilon) / (before[1] + norm.epsilon)
+    change = after.mean - before.mean
+    ratio = (after.variance + norm.epsilon) / (before.variance + norm.epsilon)
+    if not (change.isfinite().all() and ratio.isfinite().all()):
+        raise NotFinite(norm.mean.rpartition(".")[0])
+    state[norm.mean] = state[norm.mean] + change.to(state[norm.mean].dtype)
     state[norm.variance] = state[norm.variance] * ratio.to(state[norm.variance].dtype)
     return {norm.mean, norm.variance}
 
 
-def _statistics(values: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and variance per channel (dimension 1) over batches of one size."""
-    flat = [value.transpose(0, 1).flatten(1).double() for value in values]
-    mean = torch.stack([value.mean(1) for value in flat]).mean(0)
-    variance = torch.stack([(value - mean[:, None]).square().mean(1) for value in flat]).mean(0)
-    return mean, variance
+class _Spread:
+    """Mean and variance per channel (dimension 1) over batches."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean, self._squares = torch.zeros(()), torch.zeros(())
+
+    def add(self, value: Tensor) -> None:
+        flat = value.transpose(0, 1).flatten(1).double()
+        count, mean = flat.shape[1], flat.mean(1)
+        apart = mean - self.mean
+        weight = count / (self.count + count)
+        self._squares = self._squares + (flat - mean[:, None]).square().sum(1) + apart**2 * self.count * weight
+        self.mean, self.count = self.mean + apart * weight, self.count + count
+
+    @property
+    def variance(self) -> Tensor:
+        return self._squares / self.count

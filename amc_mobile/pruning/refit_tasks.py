@@ -12,7 +12,7 @@ from torch.fx import Node
 from amc_mobile.channels.ids import Ids
 from amc_mobile.channels.structure import ChannelGroups
 from amc_mobile.errors import UnsupportedLayer
-from amc_mobile.pruning.gram import MAX_COLUMNS
+from amc_mobile.pruning.gram import readable_layers
 from amc_mobile.pruning.program import LayerStep, NormStep, Program
 
 
@@ -41,22 +41,20 @@ Tasks = dict[Node, LayerTask | NormTask]
 def find_tasks(original: Program, pruned: Program, groups: ChannelGroups, kept: Mapping[str, Ids]) -> Tasks:
     """By node of the pruned network, in order of execution.
 
-    Layers are refitted where their inputs differ from the original's, unless they are executed twice, have several
-    groups or too many columns. Batch norms behind other layers are refreshed where their inputs differ.
+    Layers are refitted where their inputs differ from the original's, unless they are executed twice or have several
+    groups. Batch norms behind other layers are refreshed where their inputs differ.
     """
     counterpart = _paired(original, pruned)
     affected = _affected(original, pruned, counterpart)
     place = {node: index for index, node in enumerate(pruned.nodes)}
-    layers = {layer.name: layer for layer in groups.layers if layer.kind in ("conv", "linear")}
+    layers = readable_layers(groups)
     steps, original_steps = pruned.single_steps(), original.single_steps()
     tasks: Tasks = {}
     behind_layers: set[Node] = set()
     for node in pruned.nodes:
         step = steps.get(node)
         if step is not None and step.layer in layers and step.input in affected:
-            columns = pruned.state[f"{step.layer}.weight"][0].numel()
-            shared_norm = step.norm is not None and pruned.readers[step.norm.mean] > 1
-            if columns > MAX_COLUMNS or shared_norm:
+            if step.norm is not None and pruned.readers[step.norm.mean] > 1:
                 continue
             residual = step.other is not None and place[step.other] < place[node]
             target = original_steps[counterpart[node]].total if residual else counterpart[node]

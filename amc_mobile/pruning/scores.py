@@ -14,6 +14,7 @@ from torch.nn import functional
 from amc_mobile.channels.ids import DimensionIds
 from amc_mobile.channels.structure import ChannelGroups
 from amc_mobile.pruning.gram import GramStatistics
+from amc_mobile.pruning.rows import as_columns, as_weight
 
 Scores = NDArray[np.float64]
 TAYLOR_BATCH = 10  # images whose gradients are added up before they are squared
@@ -31,8 +32,10 @@ def l1_rms(groups: ChannelGroups, model: nn.Module, gram: GramStatistics, group:
     def scaled(name: str) -> Tensor:
         weight = _weight(model, name).abs().double()
         if name in gram.layers:
-            rms = gram.layers[name].moment.diagonal().clamp_min(0).sqrt()
-            weight = (weight.flatten(1) * rms).view_as(weight)
+            known = gram.layers[name]
+            columns = as_columns(weight, transposed=known.transposed)
+            columns = columns * known.moment.diagonal().clamp_min(0).sqrt()[:, None]
+            weight = as_weight(columns, weight.shape, transposed=known.transposed)
         return weight
 
     return _sum_over_readers(groups, group, scaled)

@@ -10,6 +10,7 @@ import fnmatch
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,46 @@ from amc_mobile.workflows.preparation import Statistics
 
 Widths = NDArray[np.int64]
 Costs = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """The final network of a search: `refitted`, or the one that the search scored where that is nearer to the
+    original on the reward images. The scores are the two fidelities there; `images`: those that were refitted on, by
+    `method`.
+    """
+
+    network: nn.Module
+    method: str
+    refitted: bool
+    scored_fidelity: float
+    refitted_fidelity: float
+    images: int
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "kept": "refitted" if self.refitted else "one-shot", "method": self.method, "images": self.images,
+            "reward_fidelity": {"one-shot": self.scored_fidelity, "refitted": self.refitted_fidelity},
+        }  # fmt: skip
+
+    @staticmethod
+    def told(document: Mapping[str, Any]) -> str:
+        """One line about a search's `document`."""
+        scores = document["reward_fidelity"]
+        there = f"{scores['refitted']:.4f} against {scores['one-shot']:.4f} on the reward images"
+        done = f"{document['method']} on {document['images']} images"
+        if document["kept"] == "refitted":
+            return f"{done}: fidelity {there}"
+        return f"kept as it was scored; {done} it loses fidelity: {there}"
+
+
+def _better(
+    original: nn.Module, data: DataSplit, scored: nn.Module, refitted: nn.Module, *, method: str, images: int
+) -> Finished:
+    wanted = logits(original, data.reward)
+    first, second = (fidelity(logits(net, data.reward), wanted) for net in (scored, refitted))
+    wins = second >= first
+    return Finished(refitted if wins else scored, method, wins, first, second, images)
 
 
 class Plans(ABC):
@@ -68,8 +109,9 @@ class Plans(ABC):
         """The network as the search scores it, in evaluation mode."""
 
     @abstractmethod
-    def finished(self, widths: Widths, data: DataSplit, seed: int) -> nn.Module:
-        """The final network of the search."""
+    def finished(self, widths: Widths, data: DataSplit, *, seed: int, memory_bytes: int | None = None) -> Finished:
+        """The final network of the search. `memory_bytes`: for what refitting keeps of all images; None: half of
+        what is free."""
 
     @abstractmethod
     def document(self, widths: Widths) -> dict[str, Any]:
@@ -116,10 +158,14 @@ class ChannelPlans(Plans):
     def build(self, widths: Widths) -> nn.Module:
         return self.reconstructor.build(widths)
 
-    def finished(self, widths: Widths, data: DataSplit, seed: int) -> nn.Module:
-        """Refitted layer by layer on the calibration images."""
-        kept = self.reconstructor.kept(widths)
-        return refit(self._network.module, self._network.groups, kept, self._statistics.calibration, seed=seed)
+    def finished(self, widths: Widths, data: DataSplit, *, seed: int, memory_bytes: int | None = None) -> Finished:
+        """Refitted layer by layer on the calibration images, from the weights that were scored."""
+        scored, used = self.build(widths), list[int]()
+        refitted = refit(
+            self._network.module, self._network.groups, self.reconstructor.kept(widths), self._statistics.calibration,
+            start=scored, seed=seed, memory_bytes=memory_bytes, on_images=used.append,
+        )  # fmt: skip
+        return _better(self._network.module, data, scored, refitted, method="refitted", images=used[0])
 
     def document(self, widths: Widths) -> dict[str, Any]:
         plan = PruningPlan.from_widths(self._network.groups.channels, widths)
@@ -166,12 +212,15 @@ class WeightPlans(Plans):
     def build(self, widths: Widths) -> nn.Module:
         return self.pruner.build(widths)
 
-    def finished(self, widths: Widths, data: DataSplit, seed: int) -> nn.Module:
-        """With the batch norms' statistics re-estimated on the calibration images, if the reward images agree."""
+    def finished(self, widths: Widths, data: DataSplit, *, seed: int, memory_bytes: int | None = None) -> Finished:
+        """With the batch norms' statistics re-estimated on the calibration images."""
+        del seed, memory_bytes
         built = self.build(widths)
         tuned = reestimated(built, data.calibration.normalised())
-        wanted = logits(self._network.module, data.reward)
-        return max((built, tuned), key=lambda net: fidelity(logits(net, data.reward), wanted))
+        return _better(
+            self._network.module, data, built, tuned,
+            method="with re-estimated batch norms", images=len(data.calibration),
+        )  # fmt: skip
 
     def document(self, widths: Widths) -> dict[str, Any]:
         names = self.pruner.names

@@ -6,10 +6,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from amc_mobile.channels.ids import Ids
-from amc_mobile.data import DataSplit
+from amc_mobile.data import DataSplit, ImageSet
 from amc_mobile.pruning.gram import GramStatistics, collect_gram
 from amc_mobile.pruning.importance import channel_order
 from amc_mobile.pruning.matrices import Matrices
@@ -21,9 +19,9 @@ from amc_mobile.workflows.workspace import Settings, Workspace
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """`calibration`: normalised images; `cpu_s`: what collecting and ordering took."""
+    """`calibration`: the images they are of; `cpu_s`: what collecting and ordering took."""
 
-    calibration: Tensor
+    calibration: ImageSet
     gram: GramStatistics
     order: Mapping[str, Ids]
     cpu_s: float
@@ -60,12 +58,12 @@ class Preparations:
         if self._statistics is None or self._statistics[0] != key:
             started = time.process_time()
             progress("prepare reconstruction", 0, 2)
-            calibration = data.calibration.normalised()
+            calibration = data.calibration
             gram = collect_gram(network.module, network.groups, calibration, seed=seed, matrices=matrices)
             progress("prepare reconstruction", 1, 2, "channel order")
             order = channel_order(
                 network.groups, network.module, gram, method=channel_choice,
-                labelled=(calibration, data.calibration.labels),
+                labelled=(calibration.normalised(), calibration.labels) if channel_choice == "taylor" else None,
             )  # fmt: skip
             progress("prepare reconstruction", 2, 2)
             found = Statistics(calibration, gram, order, time.process_time() - started)

@@ -201,6 +201,11 @@ def _latency(document: dict[str, Any]) -> Latency:
     return Latency(m.p50_ms, m.p90_ms, m.ci_low_ms, m.ci_high_ms, runs, len(m.passes))
 
 
+def _kept_as_scored(search: dict[str, Any]) -> str:
+    refitted = search.get("refit", {}).get("kept", "refitted") == "refitted"
+    return "" if refitted else "not kept: it lost fidelity on the reward images; the one-shot network is"
+
+
 def _stages(
     run: Run,
     search: dict[str, Any],
@@ -213,7 +218,11 @@ def _stages(
     stages = [
         Stage("original", seen(top1["original"])),
         Stage("pruned, one shot", seen(top1["one-shot"])),
-        Stage("refitted", seen(top1["refitted"]), note=_promise(search)),
+        Stage(
+            "refitted",
+            seen(top1["refitted"]),
+            note="; ".join(filter(None, (_kept_as_scored(search), _promise(search)))),
+        ),
     ]
     if (tuned := run.finetuned()) is not None:
         note = f"{tuned['epochs']} epochs, distilled" + ("" if tuned["kept"] else "; not kept")

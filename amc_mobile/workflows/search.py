@@ -35,7 +35,7 @@ from amc_mobile.workflows.network import may_have_seen
 from amc_mobile.workflows.offline import not_measured, recorded
 from amc_mobile.workflows.plan_measurer import PlanMeasurer
 from amc_mobile.workflows.plan_scorer import PlanScorer
-from amc_mobile.workflows.plans import ChannelPlans
+from amc_mobile.workflows.plans import ChannelPlans, Finished
 from amc_mobile.workflows.preparation import Preparations
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.runs import Run, place_part, precision_part, run_name
@@ -84,6 +84,7 @@ class SearchOutcome:
             + (f"  kernels of the prediction: {sources}\n" if s["offline"] else "")
             + f"  MACs {s['macs'] / 1e6:.2f} M of {s['original_macs'] / 1e6:.2f} M, "
             f"parameters {s['parameters'] / 1e6:.3f} M of {s['original_parameters'] / 1e6:.3f} M\n"
+            f"  {Finished.told(s['refit'])}\n"
             f"  {s['metric']} on {s['test_images']} {s['accuracy_on']}: {accuracies}"
         )
 
@@ -221,13 +222,15 @@ def _searched(
         )  # fmt: skip
         plan = plans.document(result.widths)
         before = folder.read("search") if folder.has("search") else None
-        if before is not None and before["plan"] == plan:
+        if before is not None and before["plan"] == plan and "refit" in before:
             # A finished search, extended without a better plan: its weights stay, and what was made of them.
             pruned, refit_s = folder.load_pruned(network, "pruned"), float(before["cpu_s"]["refit"])
+            refit_document = before["refit"]
         else:
             progress("refit", 0, 1)
             started = time.process_time()
-            pruned = plans.finished(result.widths, data, settings.seed)
+            finished = plans.finished(result.widths, data, seed=settings.seed, memory_bytes=settings.memory_bytes)
+            pruned, refit_document = finished.network, finished.document()
             refit_s = time.process_time() - started
             progress("refit", 1, 1)
             folder.remove("search")  # never beside the weights of another plan
@@ -259,11 +262,11 @@ def _searched(
             "reward_images_may_be_seen": may_have_seen(space, remembered, network, len(data.reward)),
             "accuracy_kept": None if guarantee is None else (refitted_top1 or 0.0) >= guarantee.top1,
             "test_images": len(data.test), "metric": network.task.metric, "accuracy_on": data.accuracy_on,
-            "group_kinds": network.groups.kinds,
+            "group_kinds": network.groups.kinds, "refit": refit_document,
             "test_top1": {
                 "original": evaluate(network.module, data.test, task=network.task),
                 "one-shot": evaluate(plans.build(result.widths), data.test, task=network.task),
-                "refitted": evaluate(pruned, data.test, task=network.task),
+                "refitted": evaluate(pruned, data.test, task=network.task),  # or what was kept instead of it
             },
         }  # fmt: skip
         folder.write("search", document)

@@ -13,7 +13,7 @@ from amc_mobile.channels.groups import find_groups
 from amc_mobile.errors import NotFinite
 from amc_mobile.pruning.gram import collect_gram, readable_layers
 from amc_mobile.pruning.program import Program
-from amc_mobile.pruning.program_run import Run, equal_batches
+from amc_mobile.pruning.program_run import Batches, Run
 
 
 class Geometries(nn.Module):
@@ -26,6 +26,8 @@ class Geometries(nn.Module):
             nn.Conv2d(6, 5, (3, 2), (2, 1), (1, 0), (1, 2)),
             nn.Conv2d(5, 7, (1, 5), padding="same"),
             nn.Conv2d(7, 6, 3, 2, 2, dilation=2, bias=False),
+            nn.ConvTranspose2d(6, 4, (3, 4), (2, 3), (1, 2), (1, 1), bias=False),
+            nn.ConvTranspose2d(4, 6, 2, padding=1, dilation=2),
         )
         self.rows, self.last = nn.Linear(6, 8), nn.Linear(8, 4)
 
@@ -37,6 +39,9 @@ class Geometries(nn.Module):
 def test_moments_hold_for_every_geometry_of_a_layer() -> None:
     torch.manual_seed(0)
     model, images = Geometries().eval(), torch.randn(6, 3, 12, 12)
+    with torch.no_grad():
+        for transposed in model.layers[3:]:
+            transposed.weight.mul_(6)  # variances that rounding does not reach
     groups = find_groups(model, images[:2])
     gram = collect_gram(model, groups, images, positions=10**6, batch_size=3)
     seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -45,7 +50,7 @@ def test_moments_hold_for_every_geometry_of_a_layer() -> None:
             module.register_forward_hook(lambda m, i, o, name=name: seen.update({name: (i[0], o)}))
     with torch.no_grad():
         model(images)
-    assert set(gram.layers) == {"layers.0", "layers.1", "layers.2", "rows", "last"}
+    assert set(gram.layers) == {*(f"layers.{i}" for i in range(5)), "rows", "last"}
     for name, (_, written) in seen.items():
         layer, module = gram.layers[name], model.get_submodule(name)
         outputs = (written.movedim(1, -1) if written.ndim == 4 and name != "rows" else written).flatten(0, -2).double()
@@ -61,7 +66,8 @@ def test_moments_hold_for_every_geometry_of_a_layer() -> None:
 @pytest.mark.parametrize("name", PRUNABLE)
 def test_every_layer_that_reads_a_group_has_a_matrix(name: str) -> None:
     net = subject(name)
-    readers = {la.name for la in net.groups.layers if la.kind in ("conv", "linear") and not la.in_ids.is_fixed}
+    kinds = ("conv", "linear", "transposed")
+    readers = {la.name for la in net.groups.layers if la.kind in kinds and not la.in_ids.is_fixed}
     assert set(net.gram.layers) == readers == set(readable_layers(net.groups))
     for layer in net.gram.layers.values():
         assert torch.allclose(layer.moment, layer.moment.T, atol=1e-5)
@@ -93,7 +99,7 @@ def test_more_positions_are_drawn_where_a_layer_has_many_columns() -> None:
 
 def test_equal_batches_leave_out_fewer_images_than_there_are_batches() -> None:
     for count in (1, 7, 60, 61, 100, 151):
-        batches = equal_batches(torch.arange(count)[:, None], 50)
+        batches = Batches(torch.arange(count)[:, None], 50)
         assert len({len(batch) for batch in batches}) == 1
         assert len(batches[0]) <= 50
         assert count - sum(map(len, batches)) < len(batches)
@@ -104,13 +110,19 @@ def test_a_program_runs_to_the_outputs_of_its_network(name: str) -> None:
     net = subject(name)
     program = Program(net.model, net.images[:4])
     output = program.nodes[-1].args[0][0]
-    run = Run(program, [net.images[:4], net.images[4:8]], held=[output])
-    while run.pending() is not None:
+    run = Run(program, lambda: net.images[:4], held=[output])
+    halfway = None
+    while (node := run.pending()) is not None:
+        if node is program.nodes[len(program.nodes) // 2]:
+            halfway = run.branch()
         run.step()
     with torch.no_grad():
-        expected = net.model(net.images[:8])
-    assert torch.allclose(torch.cat([run.value(output, 0), run.value(output, 1)]), expected, atol=1e-5)
-    assert sum(value is not None for values in run._values.values() for value in values) == 2  # the rest is dropped
+        expected = net.model(net.images[:4])
+    assert torch.allclose(run.value(output), expected, atol=1e-5)
+    assert list(run._values) == [output]  # the rest is dropped
+    assert halfway is not None
+    halfway.run_to(output)
+    assert torch.equal(halfway.value(output), run.value(output))
 
 
 def test_the_scale_is_that_of_the_batch_norm_behind_the_layer() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +15,15 @@ from amc_mobile.channels import surgery
 from amc_mobile.channels.cost import CostModel
 from amc_mobile.channels.groups import find_groups
 from amc_mobile.channels.ids import Ids
-from amc_mobile.data import load_dataset
+from amc_mobile.data import ImageSet, load_dataset
 from amc_mobile.models.evaluation import evaluate
 from amc_mobile.models.loading import load_model
 from amc_mobile.pruning import refit as refit_module
 from amc_mobile.pruning.gram import collect_gram
 from amc_mobile.pruning.importance import channel_order, kept_of
+from amc_mobile.pruning.least_squares import Moments, WideRows, best_fit
+from amc_mobile.pruning.program import Program
+from amc_mobile.pruning.program_run import Batches, Runs
 from amc_mobile.pruning.reconstruction import Reconstructor
 from amc_mobile.pruning.refit import refit
 
@@ -135,17 +139,127 @@ def test_norms_behind_other_layers_move_as_their_inputs_do() -> None:
     assert torch.allclose(moved.running_var / norm.running_var, (after[1] + 1e-5) / (before[1] + 1e-5), rtol=1e-3)
 
 
-def test_little_memory_means_fewer_images_and_still_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["PaddedShortcut", "Grouped", "DenseLike"])
+def test_the_memory_changes_no_number(name: str) -> None:
+    net = subject(name)
+    results, used = [], []
+    for memory in (0, 300_000, 2**30):
+        refitted = refit(net.model, net.groups, three_quarters(net), net.images, batch_size=10, memory_bytes=memory,
+                         on_images=used.append)  # fmt: skip
+        results.append(refitted.state_dict())
+    assert used == [60, 60, 60]
+    assert all(torch.equal(value, other[key]) for key, value in results[0].items() for other in results[1:])
+
+
+def test_values_that_do_not_fit_are_computed_again_not_kept() -> None:
+    """What the runs hold between two layers: nothing but their place without memory, at most the limit with some."""
     net = subject("PaddedShortcut")
-    used: list[int] = []
-    run = refit_module.Run
-    monkeypatch.setattr(
-        refit_module, "Run", lambda program, batches, **held: used.append(len(batches)) or run(program, batches, **held)
+    program, small = (
+        Program(model, net.images[:10]) for model in (net.model, surgery.apply(net.model, net.groups, {}))
     )
-    for memory in (1, 2**30):
-        refitted = refit(net.model, net.groups, three_quarters(net), net.images, batch_size=10, memory_bytes=memory)
-        assert refitted(net.images[:1]).isfinite().all()
-    assert used == [1, 1, 6, 6]
+    batches = Batches(net.images, 10)
+    for limit in (0, 400_000, 2**30):
+        steps = list(program.single_steps().values())
+        held = [step.node for step in steps]
+        runs = Runs(program, small, batches, held, limit)
+        most = 0
+        for step, other in zip(steps, small.single_steps().values(), strict=True):
+            for _ in runs.at(step.node, other.node):
+                pass
+            runs.release(step.node)
+            kept = [value for pair in runs._stored for run in pair for value in run._values.values()]
+            most = max(most, sum(value.nbytes for value in kept))
+        assert most <= limit
+        assert (most > 0) == (limit > 0)
+
+
+def test_an_image_set_is_normalised_batch_by_batch_and_refits_like_its_images() -> None:
+    net = subject("PaddedShortcut")
+    pixels = (net.images * 40 + 128).clamp(0, 255).to(torch.uint8)
+    asked: list[int] = []
+
+    class Watched(ImageSet):
+        def normalised(self, select: Any = slice(None)) -> torch.Tensor:
+            found = super().normalised(select)
+            asked.append(len(found))
+            return found
+
+    images = Watched(pixels, torch.zeros(60, dtype=torch.int64), torch.full((3,), 0.5), torch.full((3,), 0.2))
+    plain = images.normalised()
+    asked.clear()
+    nets = [refit(net.model, net.groups, three_quarters(net), given, batch_size=20) for given in (images, plain)]
+    assert set(asked) == {20}
+    assert all(torch.equal(v, nets[1].state_dict()[k]) for k, v in nets[0].state_dict().items())
+
+
+def test_layers_that_cannot_be_refitted_keep_the_weights_that_were_scored() -> None:
+    """A layer that runs twice has no one input to be fitted to."""
+    net = subject("CalledTwice")
+    order = channel_order(net.groups, net.model, net.gram)
+    widths = np.maximum(2, net.groups.sizes // 2)
+    kept = kept_of(order, widths)
+    one_shot = Reconstructor(net.model, net.groups, net.gram, order).build(widths)
+    before = {key: value.clone() for key, value in one_shot.state_dict().items()}
+    from_cut = refit(net.model, net.groups, kept, net.images, positions=50)
+    from_scored = refit(net.model, net.groups, kept, net.images, start=one_shot, positions=50)
+    fresh = smooth_images(60, seed=50)
+    assert error(net, from_scored, fresh) < error(net, from_cut, fresh)
+    assert error(net, from_scored, fresh) < error(net, one_shot, fresh)
+    assert all(torch.equal(value, before[key]) for key, value in one_shot.state_dict().items())
+
+
+def test_layers_too_wide_for_a_matrix_are_fitted_on_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = subject("Flattened")
+    kept = three_quarters(net)
+    cut = surgery.apply(net.model, net.groups, kept)
+    monkeypatch.setattr(refit_module, "MAX_COLUMNS", 16)
+    refitted = refit(net.model, net.groups, kept, net.images)
+    fresh = smooth_images(60, seed=50)
+    assert error(net, refitted, fresh) < 0.6 * error(net, cut, fresh)
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+def test_rows_and_moments_give_one_solution(intercept: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(40, 12, generator=generator) + 1
+    residuals = torch.randn(40, 3, generator=generator) + rows[:, :3]
+    moments, wide = Moments(12, 3), WideRows(12, 3)
+    for known in (moments, wide):
+        known.add(rows[:25], residuals[:25])
+    more = [Moments(12, 3), WideRows(12, 3)]
+    for known in more:
+        known.add(rows[25:], residuals[25:])
+    fits = [(known + rest).fit(0.05, intercept=intercept) for known, rest in zip((moments, wide), more, strict=True)]
+    for solved in zip(*fits, strict=True):
+        assert torch.allclose(solved[0].float(), solved[1].float(), atol=1e-4)
+    gains = [rest.gain(change.to(dtype), shift.to(dtype)) for rest, dtype in zip(more, (torch.float64, torch.float32),
+             strict=True) for change, shift in [fits[0]]]  # fmt: skip
+    assert torch.allclose(gains[0], gains[1], atol=1e-4)
+    assert moments.rows == wide.rows == 25
+
+
+def test_a_transposed_convolution_is_refitted() -> None:
+    net = subject("Upsampling")
+    producer = next(group for group in net.groups.groups if "up" in group.consumers)
+    kept = {producer.name: np.arange(0, producer.channels, 2)}
+    fitted: list[str] = []
+    refitted = refit(net.model, net.groups, kept, net.images, positions=50, on_layer=fitted.append)
+    assert "up" in fitted
+    cut = surgery.apply(net.model, net.groups, kept)
+    assert not torch.equal(refitted.up.weight, cut.up.weight)
+
+
+@pytest.mark.parametrize("kind", [Moments, WideRows])
+def test_a_fit_that_loses_on_rows_held_out_changes_nothing(kind: type[Moments]) -> None:
+    """Residuals that have nothing to do with the rows, then ones that follow from them."""
+    generator = torch.Generator().manual_seed(2)
+    rows, residuals = torch.randn(400, 20, generator=generator), torch.randn(400, 3, generator=generator)
+    for wanted, changes in ((residuals, False), (rows[:, :3], True)):
+        parts = [kind(20, 3) for _ in range(2)]
+        parts[0].add(rows[:24], wanted[:24])
+        parts[1].add(rows[24:], wanted[24:])
+        change, shift = best_fit(*parts, 1e-4, intercept=True, scale=torch.ones(3, dtype=torch.float64))
+        assert bool(change.abs().max() > 0) == bool(shift.abs().max() > 0) == changes
 
 
 def test_the_seed_decides_the_result() -> None:

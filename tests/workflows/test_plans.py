@@ -1,0 +1,66 @@
+"""The final network of a search: refitted, unless that loses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from amc_mobile.data import ImageSet
+from amc_mobile.models.evaluation import logits
+from amc_mobile.pruning.matrices import Matrices
+from amc_mobile.search.reward import fidelity
+from amc_mobile.workflows.network import load_network
+from amc_mobile.workflows.plans import ChannelPlans, Finished
+from amc_mobile.workflows.preparation import Preparations
+from amc_mobile.workflows.progress import silent
+from amc_mobile.workflows.workspace import Settings, Workspace
+
+NET = """
+from torch import nn
+
+
+def net(num_classes=10):
+    def unit(inputs, outputs):
+        return nn.Conv2d(inputs, outputs, 3, 2, 1), nn.ReLU()
+
+    return nn.Sequential(
+        *unit(3, 16), *unit(16, 24), *unit(24, 24), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, num_classes)
+    )
+"""
+
+
+def test_the_final_network_is_refitted_unless_that_loses_fidelity(tmp_path: Path) -> None:
+    """Refitting on images unlike those of the data set makes the network worse there."""
+    (tmp_path / "net.py").write_text(NET)
+    settings = Settings(model=f"{tmp_path / 'net.py'}:net", data="digits", input_size=32)
+    network = load_network(Workspace(tmp_path / "space"), settings)
+    data = network.split(calibration=200, reward=100, seed=0)
+    known = Preparations().statistics(
+        network, data, channel_choice="backward", seed=0, matrices=Matrices(), progress=silent
+    )
+    stripes = torch.arange(32) % 2 * torch.arange(200)[:, None, None, None]
+    unlike = ImageSet(
+        stripes.to(torch.uint8).expand(200, 3, 32, 32), data.calibration.labels, data.calibration.mean,
+        data.calibration.std,
+    )  # fmt: skip
+    plans = ChannelPlans(network, multiple=8, min_keep_ratio=0.2, keep="")
+    widths = np.full_like(plans.sizes, 8)
+    found = {}
+    for name, calibration in (("like", data.calibration), ("unlike", unlike)):
+        plans.prepare(replace(known, calibration=calibration))
+        found[name] = plans.finished(widths, data, seed=0)
+    wanted = logits(network.module, data.reward)
+    scored = fidelity(logits(plans.build(widths), data.reward), wanted)
+    for name, kept in (("like", "refitted"), ("unlike", "one-shot")):
+        document = found[name].document()
+        scores = document["reward_fidelity"]
+        assert document["kept"] == kept
+        assert (document["images"], scores["one-shot"]) == (200, scored)
+        assert fidelity(logits(found[name].network, data.reward), wanted) == max(scores.values()) == scores[kept]
+    assert Finished.told(found["like"].document()).startswith("refitted on 200 images: fidelity 0.")
+    assert Finished.told(found["unlike"].document()).startswith(
+        "kept as it was scored; refitted on 200 images it loses"
+    )
