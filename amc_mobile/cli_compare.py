@@ -88,14 +88,8 @@ def compare(
 
     With tables that were measured before, and no phone: the same with --offline; every latency is then predicted.
     """
-    from amc_mobile.workflows.compare import CompareConfig, compare_policies
-    from amc_mobile.workflows.search_config import SearchConfig
+    from amc_mobile.workflows.search_config import CompareConfig, SearchConfig
 
-    space, settings = opened(
-        workspace, config, **vars(network), **vars(variant), **vars(measuring), precision=precision.chosen(),
-        device=device, serial=serial, threads=threads, memory_mb=memory_mb, offline=offline or None,
-        conditions=conditions, workers=workers,
-    )  # fmt: skip
     search = SearchConfig(
         **vars(limits), **vars(pruning), **vars(images), reward=reward, episodes=episodes, multiple=multiple,
         keep=keep, also=",".join(also or []),
@@ -104,6 +98,13 @@ def compare(
         search, tuple(_items(policies)), tuple(_numbers(seeds, int, "--seeds")),
         tuple(_numbers(budgets, float, "--budgets")), finetune_epochs,
     )  # fmt: skip
+    space, settings = opened(
+        workspace, config, **vars(network), **vars(variant), **vars(measuring), precision=precision.chosen(),
+        device=device, serial=serial, threads=threads, memory_mb=memory_mb, offline=offline or None,
+        conditions=conditions, workers=workers,
+    )  # fmt: skip
+    from amc_mobile.workflows.compare import compare_policies  # late, as in `search`
+
     with output.progress() as progress:
         result = compare_policies(space, settings, wanted, progress=progress)
     output.show(result)
@@ -128,10 +129,8 @@ def sensitivity(
 
     Example: amc-mobile sensitivity --ratios 0.25,0.5,0.75
     """
-    from amc_mobile.workflows.sensitivity import SensitivityConfig
-    from amc_mobile.workflows.sensitivity import sensitivity as measure_sensitivity
+    from amc_mobile.workflows.search_config import SensitivityConfig
 
-    space, settings = opened(workspace, config, **vars(network), **vars(variant), workers=workers, seed=seed)
     wanted = SensitivityConfig(
         tuple(_numbers(ratios, float, "--ratios")),
         multiple,
@@ -139,6 +138,9 @@ def sensitivity(
         images.calibration_images,
         images.reward_images,
     )
+    space, settings = opened(workspace, config, **vars(network), **vars(variant), workers=workers, seed=seed)
+    from amc_mobile.workflows.sensitivity import sensitivity as measure_sensitivity  # late, as in `search`
+
     with output.progress() as progress:
         result = measure_sensitivity(space, settings, wanted, progress=progress)
     output.show(result)

@@ -86,18 +86,19 @@ def search(
 
     With a table that was measured before, and no phone: amc-mobile search --latency-ms 30 --device pixel --offline
     """
-    from amc_mobile.workflows.search import search_plan
     from amc_mobile.workflows.search_config import SearchConfig
 
+    wanted = SearchConfig(
+        **vars(budgets), **vars(pruning), **vars(images), policy=policy, reward=reward, episodes=episodes,
+        multiple=multiple, max_loss=max_loss, keep=keep, also=",".join(also or []),
+    )  # fmt: skip
     space, settings = opened(
         workspace, config, **vars(network), **vars(variant), **vars(measuring), precision=precision.chosen(),
         device=device, serial=serial, threads=threads, seed=seed, offline=offline or None, conditions=conditions,
         workers=workers, memory_mb=memory_mb,
     )  # fmt: skip
-    wanted = SearchConfig(
-        **vars(budgets), **vars(pruning), **vars(images), policy=policy, reward=reward, episodes=episodes,
-        multiple=multiple, max_loss=max_loss, keep=keep, also=",".join(also or []),
-    )  # fmt: skip
+    from amc_mobile.workflows.search import search_plan  # late: it loads torch, which wrong flags need not wait for
+
     with output.progress() as progress:
         result = search_plan(space, settings, wanted, run=run, progress=progress)
     output.show(result)

@@ -1,7 +1,7 @@
 """The error tree. Only the command line turns these into text and an exit code.
 
 AmcMobileError                exit 1
-  InvalidConfig               a file or flag: key, value, what is allowed
+  InvalidConfig               exit 2: a file or flag: key, value, what is allowed
   InvalidInput                a model, checkpoint, data set or file that cannot be used as given
     NotFinite                 a layer whose values are NaN or infinite
   CorruptFile                 a saved file that cannot be read back
@@ -46,6 +46,8 @@ class AmcMobileError(Exception):
 
 class InvalidConfig(AmcMobileError):
     """A flag or a configuration file holds a value that is not allowed."""
+
+    exit_code = 2
 
 
 class InvalidInput(AmcMobileError):

@@ -13,12 +13,12 @@ from amc_mobile.channels.ids import Ids
 from amc_mobile.channels.structure import ChannelGroups
 from amc_mobile.errors import InvalidConfig
 from amc_mobile.pruning import scores
+from amc_mobile.pruning.choices import METHODS
 from amc_mobile.pruning.contributions import contributions, greedy_removal, lasso, matching_pursuit
 from amc_mobile.pruning.elimination import Fit, eliminate
 from amc_mobile.pruning.gram import GramStatistics, LayerGram, group_channels
 from amc_mobile.pruning.least_squares import factorised, ridged
 
-METHODS = ("backward", "omp", "lasso", "thinet", "taylor", "fpgm", "l1-rms", "l1")
 # A layer with more columns takes over 10 CPU seconds and 0.5 GB: its groups are ordered by L1.
 MAX_ELIMINATION_COLUMNS = 4608
 

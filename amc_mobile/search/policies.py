@@ -15,7 +15,7 @@ from amc_mobile.search.dynamic_programming import best_additive_plan
 from amc_mobile.search.evolution import CmaPolicy, EvolutionPolicy
 from amc_mobile.search.features import Features, GroupFacts
 from amc_mobile.search.netadapt import NetAdaptPolicy
-from amc_mobile.search.policy import FixedPolicy, Knowledge, Policy
+from amc_mobile.search.policy import POLICIES, FixedPolicy, Knowledge, Policy
 
 
 class UniformPolicy(FixedPolicy):
@@ -96,7 +96,6 @@ _MAKERS: dict[str, Make] = {
     "dp": lambda known, _: DynamicProgrammingPolicy(known),
     "from-file": lambda known, _: GivenPolicy(known),
 }
-POLICIES = tuple(_MAKERS)
 SPREAD_OVER_EPISODES = (NetAdaptPolicy.name,)  # whose steps are laid out over all episodes: not to be extended
 
 

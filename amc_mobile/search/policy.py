@@ -18,6 +18,11 @@ from amc_mobile.search.budget import Budget, Floats, Widths
 from amc_mobile.search.dynamic_programming import best_additive_plan
 from amc_mobile.search.features import Features
 
+POLICIES = (
+    "ddpg", "ddpg-sequential", "critic", "evolution", "cma", "netadapt", "random", "uniform", "shallow", "deep", "dp",
+    "from-file",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, eq=False)
 class Knowledge:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
-
-import torch
-from torch.nn import functional
+from typing import TYPE_CHECKING, Literal, get_args
 
 from amc_mobile.errors import InvalidConfig
 from amc_mobile.search.budget import Unit
+
+if TYPE_CHECKING:
+    import torch
 
 RewardName = Literal[
     "fidelity", "top1", "macs", "error-log-cost", "error-log-macs", "error-log-params", "error-log-latency"
@@ -57,6 +57,8 @@ def fidelity(logits: torch.Tensor, reference: torch.Tensor) -> float:
     The logits are brought to the reference's scale first: pruned networks shrink them, which changes no class.
     Other outputs: 1 - MSE / variance of the reference.
     """
+    from torch.nn import functional  # late: the rewards' names are checked before torch is loaded
+
     found, wanted = logits.detach().double(), reference.detach().double()
     if wanted.ndim != 2 or wanted.shape[1] < 2:
         return float(1 - (found - wanted).square().mean() / wanted.var().clamp_min(1e-12))

@@ -91,24 +91,6 @@ def measured_together(parts: Sequence[Part]) -> Measure | None:
     return measure
 
 
-def asked_devices(also: str) -> list[tuple[str, float]]:
-    """`galaxy:35,pixel_4:60` -> (device, ms). Raises InvalidConfig."""
-    found = []
-    for item in filter(None, also.replace(" ", "").split(",")):
-        device, _, text = item.rpartition(":")
-        try:
-            limit = float(text)
-        except ValueError:
-            limit = 0.0
-        if not device or not 0 < limit < float("inf"):
-            raise InvalidConfig(f"--also {item!r} is not DEVICE:MS", next_step="for example --also galaxy:35")
-        found.append((device, limit))
-    devices = [device for device, _ in found]
-    if len(set(devices)) < len(devices):
-        raise InvalidConfig(f"--also names a device twice: {', '.join(devices)}")
-    return found
-
-
 def settings_of(settings: Settings, device: str) -> Settings:
     """Those of another device: what belongs to the first one's phone is left out."""
     own = Settings()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from amc_mobile.errors import BudgetNotMet, InvalidConfig, InvalidInput, UnreachableBudget
+from amc_mobile.errors import BudgetNotMet, InvalidInput, UnreachableBudget
 from amc_mobile.models.checkpoints import weights_sha256
 from amc_mobile.report.content import TOP1
 from amc_mobile.report.series_page import write_series_page
 from amc_mobile.search.episode_log import CHECK, EpisodeLog
-from amc_mobile.search.policies import POLICIES
 from amc_mobile.store import write_json, write_text
 from amc_mobile.workflows.comparison import CUTS, Comparison, summaries
 from amc_mobile.workflows.comparison_page import comparison_page
@@ -23,51 +22,11 @@ from amc_mobile.workflows.preparation import Preparations
 from amc_mobile.workflows.progress import Progress, silent
 from amc_mobile.workflows.runs import Run, place_part, precision_part, run_name
 from amc_mobile.workflows.search import search_plan
-from amc_mobile.workflows.search_config import SearchConfig
+from amc_mobile.workflows.search_config import CompareConfig, SearchConfig
 from amc_mobile.workflows.workspace import Settings, Workspace
 
 FORMAT_VERSION = 1  # 1: runs, policies
 SMALL_BATCH = 64  # images per step of a fine-tuning
-
-
-@dataclass(frozen=True)
-class CompareConfig:
-    """`search` is what all runs share; its policy is not looked at. `budgets`: ratios in place of its first one."""
-
-    search: SearchConfig
-    policies: tuple[str, ...] = ("uniform", "random", "ddpg", "evolution", "critic", "dp")
-    seeds: tuple[int, ...] = (0,)
-    budgets: tuple[float, ...] = ()
-    finetune_epochs: int = 0
-    finetune_learning_rate: float | None = None  # None: what `finetune` takes
-
-    def __post_init__(self) -> None:
-        if not self.policies or not self.seeds:
-            raise InvalidConfig("a comparison needs at least one policy and one seed")
-        for policy in self.policies:
-            if policy.partition(":")[0] not in POLICIES:
-                raise InvalidConfig(f"no search policy {policy!r}", next_step=f"use some of: {', '.join(POLICIES)}")
-        if self.budgets and self.search.latency_ms is not None:
-            raise InvalidConfig("several budgets are ratios", next_step="use --latency-ratio, --macs-ratio or the like")
-
-    def searches(self) -> list[tuple[SearchConfig, int]]:
-        """(search, seed) of every run; runs of one seed next to each other, which share their preparation."""
-        return [
-            (replace(search, policy=policy), seed)
-            for seed in self.seeds
-            for search in self._by_budget()
-            for policy in self.policies
-        ]
-
-    def _by_budget(self) -> list[SearchConfig]:
-        search = self.search
-        if not self.budgets:
-            return [search]
-        if search.latency_ratio is not None:
-            return [replace(search, latency_ratio=ratio) for ratio in self.budgets]
-        if search.macs_ratio is not None:
-            return [replace(search, macs_ratio=ratio) for ratio in self.budgets]
-        return [replace(search, params_ratio=ratio) for ratio in self.budgets]
 
 
 def compare_policies(

@@ -21,7 +21,6 @@ from amc_mobile.search.loop import run_search
 from amc_mobile.search.reward import HOLDING_COST
 from amc_mobile.workflows.budgets import (
     Part,
-    asked_devices,
     fix_reference,
     further_counts,
     measured_together,
@@ -39,7 +38,7 @@ from amc_mobile.workflows.plans import ChannelPlans, Finished
 from amc_mobile.workflows.preparation import Preparations
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.runs import Run, place_part, precision_part, run_name
-from amc_mobile.workflows.search_config import SearchConfig
+from amc_mobile.workflows.search_config import SearchConfig, asked_devices
 from amc_mobile.workflows.search_setup import (
     check_continues,
     cost_of,

@@ -1,13 +1,16 @@
-"""What a search is asked for: its budgets, and how to search within them."""
+"""What a search, a comparison and a table of sensitivities are asked for: checked before anything heavy is loaded."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from amc_mobile.errors import InvalidConfig
+from amc_mobile.pruning.choices import METHODS
 from amc_mobile.search.budget import Unit
-from amc_mobile.search.reward import GUARANTEED
-from amc_mobile.workflows.budgets import asked_devices
+from amc_mobile.search.policy import POLICIES
+from amc_mobile.search.reward import GUARANTEED, REWARDS
 
 GRANULARITIES = ("channel", "weight")
 
@@ -35,6 +38,13 @@ class SearchConfig:
     also: str = ""  # budgets on further devices, DEVICE:MS separated by commas
 
     def __post_init__(self) -> None:
+        name, _, file = self.policy.partition(":")
+        check_choice("--policy", name, POLICIES)
+        if (name == "from-file") != bool(file):
+            raise InvalidConfig(f"--policy {self.policy!r} does not say which plan", next_step="from-file:PATH")
+        check_choice("--reward", self.reward, REWARDS)
+        check_choice("--channel-choice", self.channel_choice, METHODS)
+        check_choice("--granularity", self.granularity, GRANULARITIES)
         if self.reward in GUARANTEED and not any(v is not None for v in self._budgets().values()):
             # These rewards need no budget: all of the original's cost is allowed, in the reward's unit.
             flag = {"macs": "macs_ratio", "parameters": "params_ratio", "ms": "latency_ratio"}[GUARANTEED[self.reward]]
@@ -46,23 +56,37 @@ class SearchConfig:
         if "latency-ms" in given and "latency-ratio" in given:
             raise InvalidConfig("--latency-ms and --latency-ratio both limit one latency", next_step="pass one of them")
         for name, value in given.items():
-            if not value > 0 or (name != "latency-ms" and value > 1):
-                raise InvalidConfig(f"--{name} {value} is not allowed", next_step="ratios are above 0 and at most 1")
+            if name == "latency-ms" and not 0 < value < math.inf:
+                raise InvalidConfig(
+                    f"--latency-ms {value:g}: a latency is above 0 ms",
+                    next_step="pass milliseconds, e.g. --latency-ms 5",
+                )
+            if name != "latency-ms" and not 0 < value <= 1:
+                raise InvalidConfig(
+                    f"--{name} {value:g}: a share of the original is above 0 and at most 1",
+                    next_step=f"for half of the original: --{name} 0.5",
+                )
         if asked_devices(self.also) and self.unit != "ms":
             raise InvalidConfig(
                 "--also is a further latency budget, and there is none for --device",
                 next_step="pass --latency-ms or --latency-ratio too, or name that device with --device",
             )
-        if self.episodes < 1 or (self.multiple is not None and self.multiple < 1) or not 0 < self.min_keep_ratio <= 1:
-            raise InvalidConfig("episodes and multiple must be at least 1, min_keep_ratio in (0, 1]")
+        counts = {
+            "episodes": (self.episodes, 1), "multiple": (self.multiple, 1), "measure-every": (self.measure_every, 0),
+            "calibration-images": (self.calibration_images, 1), "reward-images": (self.reward_images, 1),
+        }  # fmt: skip
+        for name, (count, lowest) in counts.items():
+            if count is not None and count < lowest:
+                raise InvalidConfig(f"--{name} {count} is too small", next_step=f"it is {lowest} or more")
+        if not 0 < self.min_keep_ratio <= 1:
+            raise InvalidConfig(
+                f"--min-keep-ratio {self.min_keep_ratio:g}: a share of a group's channels is above 0 and at most 1",
+                next_step="for a fifth: --min-keep-ratio 0.2",
+            )
         if self.max_loss is not None and not 0 <= self.max_loss < 1:
             raise InvalidConfig(f"--max-loss {self.max_loss} is not a share of the images", next_step="try 0.01")
         if self.max_loss is not None and self.reward == "macs":
             raise InvalidConfig("the reward macs looks at no image", next_step="leave --max-loss out, or --reward top1")
-        if self.granularity not in GRANULARITIES:
-            raise InvalidConfig(
-                f"no granularity {self.granularity!r}", next_step=f"use one of: {', '.join(GRANULARITIES)}"
-            )
         if self.granularity == "weight" and self.unit != "parameters":
             raise InvalidConfig(
                 "pruning single weights saves parameters; MACs and latency of the network's file stay what they are",
@@ -92,3 +116,85 @@ class SearchConfig:
         if self.latency_ms is not None or self.latency_ratio is not None:
             return "ms"
         return "macs" if self.macs_ratio is not None else "parameters"
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """`search` is what all runs share; its policy is not looked at. `budgets`: ratios in place of its first one."""
+
+    search: SearchConfig
+    policies: tuple[str, ...] = ("uniform", "random", "ddpg", "evolution", "critic", "dp")
+    seeds: tuple[int, ...] = (0,)
+    budgets: tuple[float, ...] = ()
+    finetune_epochs: int = 0
+    finetune_learning_rate: float | None = None  # None: what `finetune` takes
+
+    def __post_init__(self) -> None:
+        if not self.policies or not self.seeds:
+            raise InvalidConfig(
+                "a comparison needs at least one policy and one seed", next_step="--policies uniform,critic --seeds 0"
+            )
+        self.searches()  # each is checked as it is made
+        if self.budgets and self.search.latency_ms is not None:
+            raise InvalidConfig("several budgets are ratios", next_step="use --latency-ratio, --macs-ratio or the like")
+
+    def searches(self) -> list[tuple[SearchConfig, int]]:
+        """(search, seed) of every run; runs of one seed next to each other, which share their preparation."""
+        return [
+            (replace(search, policy=policy), seed)
+            for seed in self.seeds
+            for search in self._by_budget()
+            for policy in self.policies
+        ]
+
+    def _by_budget(self) -> list[SearchConfig]:
+        search = self.search
+        if not self.budgets:
+            return [search]
+        if search.latency_ratio is not None:
+            return [replace(search, latency_ratio=ratio) for ratio in self.budgets]
+        if search.macs_ratio is not None:
+            return [replace(search, macs_ratio=ratio) for ratio in self.budgets]
+        return [replace(search, params_ratio=ratio) for ratio in self.budgets]
+
+
+@dataclass(frozen=True)
+class SensitivityConfig:
+    """`ratios`: keep ratios in (0, 1), rounded up to `multiple` channels. The rest as in a search."""
+
+    ratios: tuple[float, ...] = (0.25, 0.5, 0.75)
+    multiple: int = 1
+    channel_choice: str = "backward"
+    calibration_images: int = 1500
+    reward_images: int | None = None  # None: those that `train` leaves out
+
+    def __post_init__(self) -> None:
+        if not self.ratios or not all(0 < ratio < 1 for ratio in self.ratios):
+            raise InvalidConfig(f"--ratios {self.ratios} are not all between 0 and 1", next_step="--ratios 0.25,0.5")
+        if self.multiple < 1:
+            raise InvalidConfig(f"--multiple is {self.multiple}; it must be at least 1", next_step="--multiple 8")
+        check_choice("--channel-choice", self.channel_choice, METHODS)
+
+
+def asked_devices(also: str) -> list[tuple[str, float]]:
+    """`galaxy:35,pixel_4:60` -> (device, ms). Raises InvalidConfig."""
+    found = []
+    for item in filter(None, also.replace(" ", "").split(",")):
+        device, _, text = item.rpartition(":")
+        try:
+            limit = float(text)
+        except ValueError:
+            limit = 0.0
+        if not device or not 0 < limit < float("inf"):
+            raise InvalidConfig(f"--also {item!r} is not DEVICE:MS", next_step="for example --also galaxy:35")
+        found.append((device, limit))
+    devices = [device for device, _ in found]
+    if len(set(devices)) < len(devices):
+        raise InvalidConfig(f"--also names a device twice: {', '.join(devices)}", next_step="name each one once")
+    return found
+
+
+def check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
+    """Raises InvalidConfig for a value that is not among the choices."""
+    if value not in choices:
+        raise InvalidConfig(f"{flag} {value!r} is unknown", next_step=f"use one of: {', '.join(choices)}")

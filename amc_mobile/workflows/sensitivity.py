@@ -8,7 +8,7 @@ from typing import Any
 
 from amc_mobile.channels.plan import PruningPlan
 from amc_mobile.data import DataSplit
-from amc_mobile.errors import InvalidConfig, InvalidInput
+from amc_mobile.errors import InvalidInput
 from amc_mobile.models.checkpoints import weights_sha256
 from amc_mobile.pruning.matrices import Matrices
 from amc_mobile.report.comparison_charts import GroupTick, group_lines
@@ -24,27 +24,11 @@ from amc_mobile.workflows.plan_scorer import PlanScorer
 from amc_mobile.workflows.plans import ChannelPlans
 from amc_mobile.workflows.preparation import Preparations
 from amc_mobile.workflows.progress import Progress
+from amc_mobile.workflows.search_config import SensitivityConfig
 from amc_mobile.workflows.workspace import Settings, Workspace
 
 FORMAT_VERSION = 1  # 1: identity, points
 MOST_SENSITIVE = 5  # named under the table
-
-
-@dataclass(frozen=True)
-class SensitivityConfig:
-    """`ratios`: keep ratios in (0, 1), rounded up to `multiple` channels. The rest as in a search."""
-
-    ratios: tuple[float, ...] = (0.25, 0.5, 0.75)
-    multiple: int = 1
-    channel_choice: str = "backward"
-    calibration_images: int = 1500
-    reward_images: int | None = None  # None: those that `train` leaves out
-
-    def __post_init__(self) -> None:
-        if not self.ratios or not all(0 < ratio < 1 for ratio in self.ratios):
-            raise InvalidConfig(f"--ratios {self.ratios} are not all between 0 and 1", next_step="--ratios 0.25,0.5")
-        if self.multiple < 1:
-            raise InvalidConfig(f"--multiple is {self.multiple}; it must be at least 1")
 
 
 @dataclass(frozen=True)

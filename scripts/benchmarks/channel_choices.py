@@ -22,8 +22,9 @@ from figures import print_document
 
 from amc_mobile.channels.cost import CostModel
 from amc_mobile.models.evaluation import evaluate
+from amc_mobile.pruning.choices import METHODS
 from amc_mobile.pruning.gram import collect_gram
-from amc_mobile.pruning.importance import METHODS, channel_order
+from amc_mobile.pruning.importance import channel_order
 from amc_mobile.pruning.reconstruction import Reconstructor
 from amc_mobile.pruning.refit import refit
 from amc_mobile.report.tables import render_rows

@@ -17,10 +17,10 @@ from cifar import data_folder, pretrained
 from figures import print_document
 
 from amc_mobile.terminal import progress_bars
-from amc_mobile.workflows.compare import CompareConfig, compare_policies
+from amc_mobile.workflows.compare import compare_policies
 from amc_mobile.workflows.comparison import Comparison
 from amc_mobile.workflows.profile import profile_device
-from amc_mobile.workflows.search_config import SearchConfig
+from amc_mobile.workflows.search_config import CompareConfig, SearchConfig
 from amc_mobile.workflows.workspace import Workspace
 
 # Top-1 before fine-tuning at 50 % MACs that the AMC paper gives for ResNet-56 (of an original with 92.8 %).

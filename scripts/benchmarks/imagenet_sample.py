@@ -30,8 +30,8 @@ from amc_mobile.terminal import progress_bars
 from amc_mobile.workflows.profile import profile_device
 from amc_mobile.workflows.report import report_run
 from amc_mobile.workflows.search import search_plan
-from amc_mobile.workflows.search_config import SearchConfig
-from amc_mobile.workflows.sensitivity import SensitivityConfig, sensitivity
+from amc_mobile.workflows.search_config import SearchConfig, SensitivityConfig
+from amc_mobile.workflows.sensitivity import sensitivity
 from amc_mobile.workflows.workspace import Settings, Workspace
 
 TEST_IMAGES = 300

@@ -8,8 +8,9 @@ from traced_networks import first_order, halves, subject
 
 from amc_mobile.errors import InvalidConfig
 from amc_mobile.pruning import importance
+from amc_mobile.pruning.choices import METHODS
 from amc_mobile.pruning.gram import GramStatistics
-from amc_mobile.pruning.importance import METHODS, channel_order, kept_of
+from amc_mobile.pruning.importance import channel_order, kept_of
 from amc_mobile.pruning.reconstruction import Reconstructor
 
 

@@ -10,8 +10,9 @@ import torch
 from traced_networks import halves, subject
 
 from amc_mobile.pruning import matrices as module
+from amc_mobile.pruning.choices import METHODS
 from amc_mobile.pruning.gram import collect_gram
-from amc_mobile.pruning.importance import METHODS, channel_order
+from amc_mobile.pruning.importance import channel_order
 from amc_mobile.pruning.matrices import UNKNOWN_BYTES, Matrices, available_bytes
 from amc_mobile.pruning.program_run import batches_within, peak_bytes
 from amc_mobile.pruning.reconstruction import Reconstructor

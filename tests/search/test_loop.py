@@ -14,7 +14,7 @@ from amc_mobile.errors import BudgetNotMet, InvalidConfig, InvalidInput, Unreach
 from amc_mobile.search.budget import Budget
 from amc_mobile.search.episode_log import CHECK, EpisodeLog
 from amc_mobile.search.loop import CheckConfig, SearchResult, run_search
-from amc_mobile.search.policies import POLICIES
+from amc_mobile.search.policy import POLICIES
 from amc_mobile.search.reward import MeasuredCost, Outcome, reward_of
 from tests.search import toy
 

@@ -14,8 +14,8 @@ from amc_mobile.device.host import HostDevice
 from amc_mobile.errors import InvalidConfig
 from amc_mobile.search.budget import Budget
 from amc_mobile.search.reward import MeasuredCost
-from amc_mobile.workflows.budgets import Part, asked_devices, measured_together
-from amc_mobile.workflows.search_config import SearchConfig
+from amc_mobile.workflows.budgets import Part, measured_together
+from amc_mobile.workflows.search_config import SearchConfig, asked_devices
 
 QUICK = ("--episodes", "6", "--calibration-images", "16", "--reward-images", "8", "--quiet", "--json")
 GRIDS = (np.array([8, 16, 24, 32]),)
