@@ -16,6 +16,7 @@ import typer
 
 from amc_mobile import cli_device, cli_table
 from amc_mobile.cli_compare import compare, sensitivity
+from amc_mobile.cli_config import config
 from amc_mobile.cli_flags import (
     DEFAULT_WORKSPACE,
     ConfigFlag,
@@ -94,7 +95,7 @@ def profile(
     from amc_mobile.workflows.profile import profile_device
 
     space, settings = opened(
-        workspace, config, **vars(network), **vars(variant), **vars(measuring), precision=precision.chosen(),
+        workspace, **vars(network), **vars(variant), **vars(measuring), precision=precision.chosen(),
         device=device, serial=serial, threads=threads, seed=seed, table=table,
     )  # fmt: skip
     with output.progress() as progress:
@@ -178,7 +179,7 @@ def report(
 
 
 # In the order of `--help`.
-for command in (compare, sensitivity, models, train, profile, search, finetune, export, measure, report):
+for command in (compare, sensitivity, models, train, profile, search, finetune, export, measure, report, config):
     app.command()(command)
 
 

@@ -99,7 +99,7 @@ def compare(
         tuple(_numbers(budgets, float, "--budgets")), finetune_epochs,
     )  # fmt: skip
     space, settings = opened(
-        workspace, config, **vars(network), **vars(variant), **vars(measuring), precision=precision.chosen(),
+        workspace, **vars(network), **vars(variant), **vars(measuring), precision=precision.chosen(),
         device=device, serial=serial, threads=threads, memory_mb=memory_mb, offline=offline or None,
         conditions=conditions, workers=workers,
     )  # fmt: skip
@@ -138,7 +138,7 @@ def sensitivity(
         images.calibration_images,
         images.reward_images,
     )
-    space, settings = opened(workspace, config, **vars(network), **vars(variant), workers=workers, seed=seed)
+    space, settings = opened(workspace, **vars(network), **vars(variant), workers=workers, seed=seed)
     from amc_mobile.workflows.sensitivity import sensitivity as measure_sensitivity  # late, as in `search`
 
     with output.progress() as progress:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from amc_mobile.cli_config import read_config
+
 WorkspaceFlag = Annotated[Path, typer.Option("--workspace", help="Folder with the table, templates and runs.")]
 ModelFlag = Annotated[
     str | None,
@@ -71,7 +73,15 @@ MemoryFlag = Annotated[
     ),
 ]
 SeedFlag = Annotated[int | None, typer.Option("--seed", help="Seed of every random choice.")]
-ConfigFlag = Annotated[Path | None, typer.Option("--config", help="TOML file with the same keys as the flags.")]
+ConfigFlag = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="TOML file with flags, e.g. a line macs_ratio = 0.5 for --macs-ratio 0.5; `amc-mobile config` writes one.",
+        is_eager=True,
+        callback=read_config,
+    ),
+]
 Bf16Flag = Annotated[
     bool, typer.Option("--bf16", help="Forward passes in bfloat16: up to twice as fast where the CPU has AVX512-BF16.")
 ]

@@ -166,10 +166,10 @@ class StoredFlags(MeasuringFlags, VariantFlags, NetworkFlags):
         return opened(flags.pop("workspace"), **flags)
 
 
-def opened(workspace: Path, config: Path | None = None, **flags: Any) -> tuple[Workspace, Settings]:
+def opened(workspace: Path, **flags: Any) -> tuple[Workspace, Settings]:
     """The workspace, and its settings with `flags` on top: fields of Settings, None where not given."""
     space = Workspace(workspace)
-    return space, space.settings(config, **joined(flags))
+    return space, space.settings(**joined(flags))
 
 
 def joined(flags: dict[str, Any]) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def search(
         multiple=multiple, max_loss=max_loss, keep=keep, also=",".join(also or []),
     )  # fmt: skip
     space, settings = opened(
-        workspace, config, **vars(network), **vars(variant), **vars(measuring), precision=precision.chosen(),
+        workspace, **vars(network), **vars(variant), **vars(measuring), precision=precision.chosen(),
         device=device, serial=serial, threads=threads, seed=seed, offline=offline or None, conditions=conditions,
         workers=workers, memory_mb=memory_mb,
     )  # fmt: skip

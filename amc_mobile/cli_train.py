@@ -9,7 +9,6 @@ import typer
 from amc_mobile.cli_flags import (
     DEFAULT_WORKSPACE,
     Bf16Flag,
-    CheckpointFlag,
     ConfigFlag,
     DataFlag,
     ModelFlag,
@@ -34,7 +33,12 @@ def train(
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
     variant: VariantFlags,
     bf16: Bf16Flag = False,
-    checkpoint: CheckpointFlag = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--checkpoint", help="Weights that the training starts from; `profile --checkpoint` takes them as they are."
+        ),
+    ] = None,
     workers: WorkersFlag = None,
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
     seed: SeedFlag = None,
@@ -48,7 +52,7 @@ def train(
     from amc_mobile.workflows.train import train_network
 
     space, settings = opened(
-        workspace, config, model=model, data=data, checkpoint=checkpoint, seed=seed, workers=workers, **vars(variant)
+        workspace, model=model, data=data, checkpoint=checkpoint, seed=seed, workers=workers, **vars(variant)
     )
     with output.progress() as progress:
         result = train_network(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "amc_mobile"
-COMMANDS = ("cli_compare", "cli_device", "cli_search", "cli_table", "cli_train")
+COMMANDS = ("cli_compare", "cli_config", "cli_device", "cli_search", "cli_table", "cli_train")
 FLOORS = {
     "__main__": 7,
     **dict.fromkeys(("cli", *COMMANDS, "cli_groups", "cli_flags", "terminal"), 6),
@@ -25,6 +25,7 @@ FLOORS = {
 # A package may lean on a neighbour that DESIGN names as its part: the sources of data.py, terminal of cli.
 PARTS = {
     ("data", "data_sources"), ("data_sources", "data"), ("cli_groups", "cli_flags"), ("cli_groups", "terminal"),
+    ("cli_flags", "cli_config"),
     *(("cli", part) for part in COMMANDS),
     *((part, shared) for part in ("cli", *COMMANDS) for shared in ("cli_groups", "cli_flags", "terminal")),
 }  # fmt: skip

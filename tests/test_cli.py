@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from torch import nn
 COMMANDS = (
     "models", "devices", "doctor", "runtime add", "runtime list", "train", "profile", "search", "finetune", "export",
     "measure", "report", "compare", "sensitivity", "table show", "table export", "table import", "table merge",
-    "table verify", "table adopt", "table plot",
+    "table verify", "table adopt", "table plot", "config",
 )  # fmt: skip
 PROGRAM = "from amc_mobile.cli import main; main()"
 
@@ -122,7 +123,75 @@ def test_a_corrupt_table_is_refused_and_left_alone(tmp_path: Path) -> None:
 def test_an_unknown_key_in_a_toml_file_lists_the_known_ones(tmp_path: Path) -> None:
     (tmp_path / "amc.toml").write_text('modle = "resnet20"\n')
     done = amc("profile", "--config", "amc.toml", cwd=tmp_path)
-    assert_clear_error(done, "modle", "known keys: model")
+    assert_clear_error(done, "modle", "known keys: ", "macs_ratio", "model", "width")
+
+
+def test_a_configuration_has_the_keys_of_the_flags(tmp_path: Path) -> None:
+    (tmp_path / "amc.toml").write_text(
+        'model = "resnet20"\ndata = "digits"\nmacs_ratio = 0.5\npolicy = "uniform"\nepisodes = 1\nepochs = 3\n'
+        "width = 0.5\ncalibration_images = 64\nreward_images = 32\nquiet = true\nseed = 4\n"
+    )
+    done = amc("search", "--config", "amc.toml", "--json", "--seed", "5", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    asked = json.loads((tmp_path / "amc-workspace/runs" / found["run"] / "settings.json").read_text())
+    wanted = {"macs_ratio": 0.5, "policy": "uniform", "episodes": 1, "calibration_images": 64, "reward_images": 32}
+    assert {key: asked["search"][key] for key in wanted} == wanted
+    assert (asked["settings"]["width_multiplier"], asked["settings"]["seed"]) == (0.5, 5)  # flags come first
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("macs_ratio = true", "macs_ratio = 'True' is not of type float"),
+        ('episodes = "3"', "episodes = '3' is not of type int"),
+        ("waive = [1]", "waive = [1] is no list of texts"),
+        ("run = 'x'", "unknown key 'run'"),
+        ("macs_ratio = 2", "--macs-ratio 2: a share"),
+        ("a = [", "not TOML"),
+    ],
+)
+def test_a_wrong_value_in_a_configuration_is_named(
+    text: str, error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from amc_mobile.cli import main
+
+    (tmp_path / "amc.toml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["amc-mobile", "search", "--config", "amc.toml"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert error in said
+
+
+def test_config_writes_a_file_that_config_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from amc_mobile.cli import main
+    from amc_mobile.workflows.workspace import Settings, Workspace
+
+    monkeypatch.chdir(tmp_path)
+    Workspace(tmp_path / "amc-workspace").remember(Settings(model="resnet20", width_multiplier=0.5))
+
+    def said(*words: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["amc-mobile", *words])
+        with pytest.raises(SystemExit):
+            main()
+        output = capsys.readouterr()
+        return output.out + output.err
+
+    assert "wrote amc.toml" in said("config")
+    lines = (tmp_path / "amc.toml").read_text().splitlines()
+    assert 'model = "resnet20"' in lines and "width = 0.5" in lines
+    assert "# macs_ratio = 0.5" in lines and "# epochs = 30" in lines
+    values = [line.removeprefix("# ") for line in lines if re.fullmatch(r"#? ?[a-z0-9_]+ = .*", line)]
+    (tmp_path / "all.toml").write_text("\n".join(values))
+    assert "cannot be" in (answer := said("search", "--config", "all.toml")) or "error" in answer
+    assert "all.toml" not in answer  # every line could be read
+    assert "is there already" in said("config")
 
 
 def test_two_limits_of_one_latency_are_refused(tmp_path: Path) -> None:

@@ -14,10 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from device.elf_files import ARM64, shared_library
 from report.report_example import finished_report
 
 from amc_mobile.channels.plan import PruningPlan
+from amc_mobile.cli import app
+from amc_mobile.cli_config import flags_from
 from amc_mobile.device import held_settings
 from amc_mobile.device import phone_output as out
 from amc_mobile.device.attached_phone import parse_devices
@@ -30,7 +33,7 @@ from amc_mobile.device.neighbours import parse_neighbours
 from amc_mobile.device.phone import saved_plan
 from amc_mobile.device.profile import read_profile
 from amc_mobile.device.runtime_library import add_library, list_libraries
-from amc_mobile.errors import AmcMobileError, CorruptFile, PhoneOutputInvalid, UnsupportedLayer
+from amc_mobile.errors import AmcMobileError, CorruptFile, InvalidConfig, PhoneOutputInvalid, UnsupportedLayer
 from amc_mobile.latency import bundle
 from amc_mobile.latency.csv_table import foreign_conditions, from_csv
 from amc_mobile.latency.measurement import ModelMeasurement, Pass
@@ -41,7 +44,7 @@ from amc_mobile.latency.table_rows import read_pass, read_widths
 from amc_mobile.report.files import read_report, write_report
 from amc_mobile.search.episode_log import EpisodeLog, EpisodeRow, Pending
 from amc_mobile.store import parse_json, read_json, read_lines, write_json
-from amc_mobile.workflows.workspace import Settings, Workspace, settings_from_toml
+from amc_mobile.workflows.workspace import Settings, Workspace
 
 MUTATIONS = 2000
 STATE = Path(__file__).parent / "phone_fake" / "state" / "pixel_8"
@@ -133,7 +136,7 @@ def workspace(folder: Path) -> Input:
     space.remember(Settings(model="resnet20", data="digits", width_multiplier=0.5, seed=3), run="resnet20-macs-0.5")
 
     def parse() -> None:
-        space.settings(None)
+        space.settings()
         space.table_location()
         with pytest.raises(AmcMobileError):  # there is no such run
             space.run_folder(None)
@@ -336,16 +339,12 @@ def widths_in_a_table(folder: Path) -> Input:
 def configuration(folder: Path) -> Input:
     path = folder / "amc.toml"
     path.write_text(
-        '# as always\nmodel = "resnet20"\ndata = "digits"\nthreads = 2\nwidth_multiplier = 0.5\noffline = false\n'
+        '# as always\nmodel = "resnet20"\nthreads = 2\nmacs_ratio = 0.5\noffline = false\nwaive = ["HOT"]\n'
     )
-    return of_file(path, lambda: Workspace(folder).settings(path))
-
-
-@enters
-def configuration_alone(folder: Path) -> Input:
-    path = folder / "amc.toml"
-    path.write_text('model = "resnet20"\nthreads = 2\nwidth_multiplier = 0.5\n')
-    return of_file(path, partial(settings_from_toml, path))
+    command = typer.main.get_command(app)
+    search = command.commands["search"]
+    context = typer.Context(search, parent=typer.Context(command))
+    return of_file(path, partial(flags_from, path, context), InvalidConfig)
 
 
 @enters

@@ -248,7 +248,7 @@ def doctor(space: Workspace, runtime: str | None = None, *, clean: bool = False)
 
     found = HostNeighbours().look()
     here = {"neighbours": found.to_document() if found else None, "problems": _busy(found)}
-    used = space.settings(None, runtime=runtime).runtime
+    used = space.settings(runtime=runtime).runtime
     document = list_devices(used, try_out=not clean, clean=clean) | {"this_computer": here}
     phones = document["phones"]
     if not phones and not document["problems"]:

@@ -15,7 +15,7 @@ from amc_mobile.device.user_folder import profiles_folder
 from amc_mobile.errors import CorruptFile, InvalidConfig, InvalidInput
 from amc_mobile.export.precision import FLOAT32, PRECISIONS
 from amc_mobile.latency.database_url import take_password
-from amc_mobile.store import MAX_TOML_BYTES, held, is_file_name, parse_toml, read_bytes, read_json, write_json
+from amc_mobile.store import held, is_file_name, read_json, write_json
 
 FORMAT_VERSION = 1  # 1: settings, last_run, checkpoint
 RUNTIMES = ("tflite", "onnxruntime", BENCHMARK_MODEL)  # the last runs .tflite files on phones
@@ -27,7 +27,7 @@ LIMITS = (
 
 @dataclass(frozen=True)
 class Settings:
-    """What a command works on. Order of precedence: flags, `--config` file, last step, these defaults."""
+    """What a command works on. Order of precedence: flags, last step, these defaults."""
 
     model: str = ""
     checkpoint: str = ""
@@ -97,21 +97,6 @@ def check_settings(settings: Settings) -> None:
         raise InvalidConfig("a width multiplier of 0 leaves no channels", next_step="use, for example, 0.5")
 
 
-def settings_from_toml(path: Path) -> dict[str, Any]:
-    """The settings in a TOML file. Raises InvalidConfig for unknown keys and for values of the wrong type."""
-    try:
-        document = parse_toml(read_bytes(path, MAX_TOML_BYTES))
-    except CorruptFile as error:
-        raise InvalidConfig(error.message, next_step="check --config") from error
-    except ValueError as error:
-        raise InvalidConfig(f"{path}: not TOML: {error}", next_step="correct that line") from error
-    try:
-        _check_types(document)
-    except InvalidConfig as error:
-        raise InvalidConfig(f"{path}: {error.message}", next_step=error.next_step) from error
-    return document
-
-
 def settings_from_document(path: Path, document: Any) -> Settings:
     """Settings as they were saved in a file. Raises CorruptFile."""
     if not isinstance(document, dict):
@@ -175,8 +160,8 @@ class Workspace:
     def _remembered_settings(self) -> Settings:
         return settings_from_document(self.folder / "workspace.json", self._remembered().get("settings", {}))
 
-    def settings(self, config: Path | None, **flags: Any) -> Settings:
-        """Merges remembered settings, the config file and the flags that are not None."""
+    def settings(self, **flags: Any) -> Settings:
+        """The remembered settings with the flags that are not None on top."""
         remembered = asdict(self._remembered_settings())
         chosen = {key: value for key, value in flags.items() if value is not None}
         # To be without the device is asked for each time: a measurement must not be left out by memory.
@@ -189,8 +174,7 @@ class Workspace:
         if chosen.get("device", remembered.get("device")) != remembered.get("device"):
             # Another device: the phone, its problems and its runtime are not the remembered ones.
             remembered = {k: v for k, v in remembered.items() if k not in ("serial", "waive", "clock_mode", "runtime")}
-        from_file = settings_from_toml(config) if config else {}
-        settings = replace(Settings(), **{**remembered, **from_file, **chosen})
+        settings = replace(Settings(), **{**remembered, **chosen})
         check_settings(settings)
         return settings
 

@@ -118,11 +118,11 @@ def test_it_measures_through_the_command_line(library: RuntimeLibrary, phone: Fa
     assert measured["p50_ms"] == pytest.approx(1.50025)
     assert measured["conditions"]["runtime"] == RUNTIME
     refused = amc("measure", "model.tflite", "--device", "host", "--runtime", "benchmark_model")
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "on phones only" in refused.stderr
     (tmp_path / "model.onnx").write_text("classic 1500.25")
     refused = amc("measure", "model.onnx", "--device", "pixel", "--runtime", "benchmark_model")
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "does not run .onnx" in refused.stderr
 
 

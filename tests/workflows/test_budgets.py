@@ -144,7 +144,7 @@ def test_a_budget_that_no_plan_can_meet_is_named(
 
 def test_the_device_itself_is_no_further_device(amc: CommandLine) -> None:
     code, _, err = searching(amc, "--latency-ms", "3", "--also", "pixel:3")
-    assert code == 1 and "--also pixel is the --device itself" in err
+    assert code == 2 and "--also pixel is the --device itself" in err
 
 
 def test_a_latency_ratio_is_of_the_device_that_it_was_asked_for(amc: CommandLine) -> None:

@@ -99,4 +99,4 @@ def test_a_further_budget_that_no_plan_meets_is_the_run_s_error_and_the_front_go
     assert len(found["runs"]) == 4 and not found["policies"]
     assert all("0.1 ms (also galaxy:0.1)" in run["error"] for run in found["runs"])
     code, _, err = comparing(amc, "--macs-ratio", "0.9", "--also", "galaxy:3")
-    assert code == 1 and "--also is a further latency budget" in err
+    assert code == 2 and "--also is a further latency budget" in err

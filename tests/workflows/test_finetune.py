@@ -86,4 +86,4 @@ def test_a_run_keeps_and_draws_the_held_out_accuracy_of_epochs(tmp_path: Path, c
 
 
 def test_threads_to_decode_with_cannot_be_fewer_than_none(tmp_path: Path, command: Callable[..., str]) -> None:
-    assert command("train", "--model", "resnet20", "--data", "digits", "--workers", "-1").startswith("exit 1: error: ")
+    assert command("train", "--model", "resnet20", "--data", "digits", "--workers", "-1").startswith("exit 2: error: ")

@@ -99,7 +99,7 @@ def test_export_quantises_the_final_network_anew_and_the_report_says_so(session:
 
 def test_a_precision_that_a_format_does_not_have_is_refused_with_a_way_out(session: Path) -> None:
     done = amc(session, "export", "--onnx", "--fp16", "--quiet")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "error: there is no float16 for .onnx files" in done.stderr
     assert "next: export with --tflite, or with --int8" in done.stderr
 

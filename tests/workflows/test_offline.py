@@ -127,9 +127,9 @@ def test_a_table_of_another_tool_that_lacks_an_operator_names_it(recorded: Path,
     assert code == 1
     assert "reducemean_2: ReduceMean 32" in err
     code, _, err = amc(*IMPORT, "--shape", "operator=kind,cin=cin")
-    assert code == 1 and "'cin=cin'" in err and "in_channels" in err
+    assert code == 2 and "'cin=cin'" in err and "in_channels" in err
     code, _, err = amc(*IMPORT, "--shape", "operator=kind,in_channels=cin")
-    assert code == 1 and "lacks out_channels" in err
+    assert code == 2 and "lacks out_channels" in err
 
 
 def test_the_conditions_are_those_of_the_device_with_the_runtime_and_threads_asked_for() -> None:

@@ -72,7 +72,7 @@ def test_a_refused_search_leaves_no_run_and_does_not_become_the_last(folder: Pat
     command(*SEARCH, "--run", "mine")
     settings = (folder / "amc-workspace/runs/mine/settings.json").read_bytes()
     assert command(*SEARCH, "--macs-ratio", "0.0001", "--run", "small").startswith("exit 1: ")
-    assert command(*SEARCH, "--keep", "nothing", "--run", "wrong").startswith("exit 1: ")
+    assert command(*SEARCH, "--keep", "nothing", "--run", "wrong").startswith("exit 2: ")
     assert command(*SEARCH, "--reward", "top1", "--run", "mine").startswith("exit 1: ")
     assert runs(folder) == ["mine"]
     assert last_run(folder) == "mine"
