@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amc_mobile.device.held_settings import HeldSettings, forget, note, noted
 from amc_mobile.device.phone_lock import phone_lock
-from amc_mobile.device.user_folder import locks_folder
-from amc_mobile.errors import DeviceDisconnected, DeviceError, DeviceUnavailable, InvalidConfig, PhoneBusy
+from amc_mobile.device.user_folder import clock_caps_folder, locks_folder, phone_file_stem
+from amc_mobile.errors import (
+    CorruptFile,
+    DeviceDisconnected,
+    DeviceError,
+    DeviceUnavailable,
+    InvalidConfig,
+    InvalidInput,
+    PhoneBusy,
+)
+from amc_mobile.store import read_json, write_json
 
 if TYPE_CHECKING:  # brings adbutils, and every command looks at the modes
     from amc_mobile.device.adb import AdbPhone
@@ -19,6 +29,7 @@ FIXED = "fixed_performance"  # Android's sustainable clocks: steadier, but lower
 UNLOCKED = "unlocked"
 MODES = (UNLOCKED, FIXED)
 FIXED_PERFORMANCE_SDK = 30
+CAPS_FORMAT_VERSION = 1  # 1: caps
 RESTORE_TIMEOUT_S = 30.0
 _KEEP_ON = "svc power stayon true; input keyevent KEYCODE_WAKEUP || true"
 _FIX_PERFORMANCE = "\ncmd power set-fixed-performance-mode-enabled true"
@@ -62,6 +73,26 @@ def clock_mode(
             give_back(adb, at_end)
         raise
     give_back(adb, at_end)
+
+
+def note_caps(serial: str, caps: Mapping[str, int]) -> None:
+    """Writes down the limits of a phone's clocks that are always there: as `4-7` -> MHz."""
+    write_json(_caps_path(serial), {"caps": dict(caps)}, format_version=CAPS_FORMAT_VERSION)
+
+
+def noted_caps(serial: str) -> dict[str, int]:
+    """What `note_caps` wrote; empty where it wrote nothing, or the file is damaged: then they are found again."""
+    path = _caps_path(serial)
+    if path.exists():
+        with contextlib.suppress(InvalidInput, CorruptFile):
+            caps = read_json(path, format_version=CAPS_FORMAT_VERSION).get("caps")
+            if isinstance(caps, dict) and all(type(mhz) is int for mhz in caps.values()):
+                return caps
+    return {}
+
+
+def _caps_path(serial: str) -> Path:
+    return clock_caps_folder() / f"{phone_file_stem(serial)}.json"
 
 
 def give_back(adb: AdbPhone, and_then: str = "") -> None:

@@ -26,7 +26,8 @@ class Conditions:
     """Everything that changes a latency besides the model.
 
     `library_sha256`: of the runtime's library, since two builds of one version differ by more than 50 %; `cores`: those
-    the process may use, as in `0-3,6`; `clock_mode`: the governors of the cores, or "unknown"; `layout`: how the
+    the process may use, as in `0-3,6`; `clock_mode`: the governors of the cores, or "unknown"; on phones also
+    the mode held and clocks that are always limited, as in `unlocked schedutil 4-7<=1200MHz`; `layout`: how the
     runtime rewrites graphs on this processor, as `OnnxLayout.text` gives it, "" where that is not known; `unit`: which
     phone of its model, "" for computers and where that is not known.
     """

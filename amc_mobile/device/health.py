@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING
 
 from amc_mobile.device.conditions import core_ranges
@@ -32,7 +32,9 @@ REMEDIES = {
     BUSY: "end the other programs and run the same command again, which measures anew; or pass --waive BUSY",
 }
 POLL_S = 10.0
+CAP_POLL_S = 2.0
 CLOCK_TOLERANCE = 0.01
+OnWait = Callable[[Mapping[str, str], float], None]  # the problems waited for the end of, the seconds waited so far
 
 
 def problems(facts: PhoneFacts, state: PhoneState, profile: DeviceProfile) -> dict[str, str]:
@@ -47,19 +49,22 @@ def problems(facts: PhoneFacts, state: PhoneState, profile: DeviceProfile) -> di
     return found
 
 
-def thermal_problems(state: PhoneState, profile: DeviceProfile) -> dict[str, str]:
-    """Those that waiting may mend."""
+def thermal_problems(state: PhoneState, profile: DeviceProfile, *, cooling: bool = False) -> dict[str, str]:
+    """Those that go away with time. `cooling`: the phone was too hot, and is until it is clearly below the limit."""
     found = {}
+    limit = profile.max_celsius - (profile.hysteresis_celsius if cooling else 0.0)
     if state.thermal is not None and state.thermal.status > 0:
         found[THROTTLED] = f"thermal status {state.thermal.status}: Android slows the phone down"
-    if state.celsius is not None and state.celsius > profile.max_celsius:
-        found[HOT] = f"{state.celsius:.1f} C, above {profile.max_celsius:g} C"
+    if state.celsius is not None and state.celsius > limit:
+        found[HOT] = f"{state.celsius:.1f} C, above {limit:g} C"
     return found
 
 
-def drift(before: PhoneState, now: PhoneState, cores: Collection[int], profile: DeviceProfile) -> dict[str, str]:
+def drift(
+    before: PhoneState, now: PhoneState, cores: Collection[int], profile: DeviceProfile, *, cooling: bool = False
+) -> dict[str, str]:
     """What has come over the phone since `before`: heat, or a lower limit of the clocks of `cores` (empty: any)."""
-    found = thermal_problems(now, profile)
+    found = thermal_problems(now, profile, cooling=cooling)
     limits = {policy.cores: policy.scaling_max_khz for policy in before.policies}
     for policy in now.policies:
         used = not cores or set(cores) & set(policy.cores)
@@ -72,20 +77,64 @@ def drift(before: PhoneState, now: PhoneState, cores: Collection[int], profile: 
     return found
 
 
-def clock_limits(state: PhoneState, cores: Collection[int]) -> dict[str, str]:
-    """Whether `cores` (empty: any) may not run as fast as they can: a latency measured so is not the phone's own.
+def clock_caps(state: PhoneState, cores: Collection[int]) -> dict[str, int]:
+    """The limits in MHz of those of `cores` (empty: any) that may not run as fast as they can, as `4-7` -> 1200.
 
-    A phone whose screen is off may limit them, and the fixed performance mode does.
+    A phone whose screen is off may limit them, heat does, the fixed performance mode does, some vendors always do.
     """
-    found = {}
-    for policy in state.policies:
-        used = not cores or set(cores) & set(policy.cores)
-        if used and policy.scaling_max_khz < policy.max_khz * (1 - CLOCK_TOLERANCE):
-            found[CLOCK_LIMITED] = (
-                f"cores {core_ranges(policy.cores)} may run at {policy.scaling_max_khz // 1000} MHz, built for "
-                f"{policy.max_khz // 1000} MHz"
-            )
-    return found
+    return {
+        core_ranges(policy.cores): policy.scaling_max_khz // 1000
+        for policy in state.policies
+        if (not cores or set(cores) & set(policy.cores))
+        and policy.scaling_max_khz < policy.max_khz * (1 - CLOCK_TOLERANCE)
+    }
+
+
+def clock_limits(state: PhoneState, cores: Collection[int], lasting: Mapping[str, int] | None = None) -> dict[str, str]:
+    """Whether `cores` (empty: any) have other limits than the `lasting` ones: latencies are not the phone's own."""
+    caps, lasting = clock_caps(state, cores), lasting or {}
+    built_for = {core_ranges(policy.cores): policy.max_khz // 1000 for policy in state.policies}
+    for used in sorted(caps.keys() | lasting.keys()):
+        now = caps.get(used, built_for.get(used))
+        if used in lasting and now != lasting[used]:
+            return {CLOCK_LIMITED: f"cores {used} may run at {now} MHz, when the command began at {lasting[used]} MHz"}
+        if used not in lasting:
+            return {CLOCK_LIMITED: f"cores {used} may run at {now} MHz, built for {built_for[used]} MHz"}
+    return {}
+
+
+def lasting_caps(
+    read_state: Callable[[], PhoneState],
+    cores: Collection[int],
+    profile: DeviceProfile,
+    on_wait: OnWait | None = None,
+) -> dict[str, int]:
+    """The caps of the clocks that do not go away on a cool phone, as `clock_caps`; empty where they have gone.
+
+    Raises PhoneUnfit after the profile's longest wait when they still change or the phone stays hot.
+    """
+    began = since = time.monotonic()
+    before: dict[str, int] = {}
+    while True:
+        state = read_state()
+        caps, now = clock_caps(state, cores), time.monotonic()
+        if not caps:
+            return caps
+        if caps != before or state.low_power_mode or thermal_problems(state, profile):
+            before, since = caps, now
+        elif now - since >= profile.cap_wait_s:
+            return caps
+        found = clock_limits(state, cores)
+        if now - began >= profile.cooldown_s:
+            require_fit(_after(found, now - began), ())
+        if on_wait:
+            on_wait(found, now - began)
+        time.sleep(min(CAP_POLL_S, profile.cap_wait_s, profile.cooldown_s))
+
+
+def waiting_stage(found: Mapping[str, str]) -> str:
+    """What a wait for these problems to end is called in progress lines."""
+    return "wait for the phone to cool" if {HOT, THROTTLED} & set(found) else "wait for the phone's clocks"
 
 
 def is_emulator(facts: PhoneFacts) -> bool:
@@ -117,25 +166,37 @@ def wait_until_cool(
     profile: DeviceProfile,
     *,
     waived: Collection[str] = (),
-    on_wait: Callable[[PhoneState, float], None] | None = None,
+    on_wait: OnWait | None = None,
     poll_s: float | None = None,
-    problems: Callable[[PhoneState], dict[str, str]] | None = None,
+    problems: Callable[[PhoneState, bool], dict[str, str]] | None = None,
 ) -> PhoneState:
     """Waits until the phone is neither hot nor throttled, at most `profile.cooldown_s`; returns its last state.
 
-    `on_wait`: told the state and the seconds waited so far. `problems`: what else to wait for the end of, instead of
-    heat. Raises PhoneUnfit when the phone stays as it is.
+    `on_wait`: told what is waited for the end of, and the seconds waited so far. `problems`: what else than heat that
+    is, given the state and whether the phone was too hot before. Raises PhoneUnfit when the phone stays as it is.
     """
     began = time.monotonic()
+    was_hot = False
     while True:
         state = read_state()
-        every = problems(state) if problems else thermal_problems(state, profile)
-        found = {name: text for name, text in every.items() if name not in waived}
+
+        def left(cooling: bool, state: PhoneState = state) -> dict[str, str]:
+            every = problems(state, cooling) if problems else thermal_problems(state, profile, cooling=cooling)
+            return {name: text for name, text in every.items() if name not in waived}
+
+        found = left(was_hot)
+        was_hot = was_hot or HOT in found
         waited = time.monotonic() - began
         if not found:
             return state
         if waited >= profile.cooldown_s:
-            require_fit({name: f"{text} after {waited:.0f} s of waiting" for name, text in found.items()}, waived)
+            if not (found := left(False)):  # cool enough, if not as cool as was hoped for
+                return state
+            require_fit(_after(found, waited), waived)
         if on_wait:
-            on_wait(state, waited)
-        time.sleep(min(POLL_S if poll_s is None else poll_s, profile.cooldown_s - waited))
+            on_wait(found, waited)
+        time.sleep(max(0.0, min(POLL_S if poll_s is None else poll_s, profile.cooldown_s - waited)))
+
+
+def _after(found: Mapping[str, str], waited_s: float) -> dict[str, str]:
+    return {name: f"{text} after {waited_s:.0f} s of waiting" for name, text in found.items()}

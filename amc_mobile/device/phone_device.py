@@ -16,7 +16,7 @@ from amc_mobile.device.adb import AdbPhone
 from amc_mobile.device.batch_scripts import CLEAN_UP
 from amc_mobile.device.bench_manifest import BenchManifest, BenchModel, BenchPair, BenchTiming
 from amc_mobile.device.bench_results import BenchError, BenchEvent, BenchGraph, BenchStart, ResultStream
-from amc_mobile.device.clock_mode import UNLOCKED, clock_mode, held_mode
+from amc_mobile.device.clock_mode import UNLOCKED, clock_mode, held_mode, note_caps, noted_caps
 from amc_mobile.device.conditions import Conditions, core_ranges
 from amc_mobile.device.layout import OnnxLayout, questions
 from amc_mobile.device.layout import read as read_layout
@@ -40,7 +40,6 @@ TRIAL = "trial"
 TRIAL_DEADLINE_S = 30
 HANG_GRACE_S = 10.0
 STATE_VALID_S = 3.0  # what was just read with the facts is not read again
-OnWait = Callable[[PhoneState, float], None]
 
 
 class PhoneDevice:
@@ -60,7 +59,7 @@ class PhoneDevice:
         threads: int | None = None,
         mode: str = UNLOCKED,
         waived: Collection[str] = (),
-        on_wait: OnWait | None = None,
+        on_wait: health.OnWait | None = None,
         on_neighbours: OnNeighbours | None = None,
     ) -> None:
         health.check_waivers(waived)
@@ -82,6 +81,7 @@ class PhoneDevice:
         self._baseline: PhoneState | None = None
         self._paths: dict[str, str] = {}  # of models on the phone
         self._layout: str | None = None
+        self._caps: Mapping[str, int] | None = None
         self._is_held = False  # a session is under way
         self.neighbourhood = Neighbourhood(lambda: read_neighbours(adb), profile.quiet_wait_s, on_neighbours)
 
@@ -115,8 +115,10 @@ class PhoneDevice:
                 clock_mode(self.adb, facts.sdk, self._wanted_mode, run=self._open, at_end=CLEAN_UP)
             )
             self._paths.clear()
-            if held == UNLOCKED and self._baseline and health.clock_limits(self._baseline, self.cores):
-                self._baseline = self._wait(lambda state: health.clock_limits(state, self.cores))
+            if held == UNLOCKED and self._baseline and health.clock_limits(self._baseline, self.cores, self._caps):
+                self._baseline = self._wait(
+                    lambda state, cooling: health.clock_limits(state, self.cores, self._clock_caps())
+                )
             self.leave_alone()
             yield self
 
@@ -209,12 +211,35 @@ class PhoneDevice:
         """
         return self._wait(self._drift)
 
-    def _drift(self, state: PhoneState) -> dict[str, str]:
+    def _drift(self, state: PhoneState, cooling: bool) -> dict[str, str]:
         if self._baseline is None:
-            return health.thermal_problems(state, self.profile)
-        return health.drift(self._baseline, state, self.cores, self.profile)
+            return health.thermal_problems(state, self.profile, cooling=cooling)
+        return health.drift(self._baseline, state, self.cores, self.profile, cooling=cooling)
 
-    def _wait(self, problems: Callable[[PhoneState], dict[str, str]]) -> PhoneState:
+    def _clock_caps(self) -> Mapping[str, int]:
+        """The limits of the clocks that are always there, which no wait ends: a condition of what is measured."""
+        if self._caps is None:
+            self._caps = self._asked_clock_caps()
+        return self._caps
+
+    def _asked_clock_caps(self) -> Mapping[str, int]:
+        is_free = held_mode(self._wanted_mode, self.facts.sdk) == UNLOCKED and health.CLOCK_LIMITED not in self._waived
+        if not is_free or not health.clock_caps(self.facts.state, self.cores):
+            return {}
+        with ExitStack() as stack:
+            if not self._is_held:
+                stack.enter_context(phone_lock(self.adb.serial, locks_folder()))
+                stack.enter_context(clock_mode(self.adb, self.facts.sdk, UNLOCKED))  # wakes the screen
+            state = read_state(self.adb)
+            known = noted_caps(self.adb.serial)
+            if known and health.clock_caps(state, self.cores) == known:
+                return known
+            caps = health.lasting_caps(lambda: read_state(self.adb), self.cores, self.profile, self._on_wait)
+        if caps:
+            note_caps(self.adb.serial, caps)
+        return caps
+
+    def _wait(self, problems: Callable[[PhoneState, bool], dict[str, str]]) -> PhoneState:
         return health.wait_until_cool(
             self._read_state, self.profile, waived=self._waived, on_wait=self._on_wait, problems=problems
         )
@@ -295,6 +320,7 @@ class PhoneDevice:
         """The library's hash covers the runner too: a latency is bound to both."""
         facts = self.facts
         governors = {policy.governor for policy in facts.state.policies if set(policy.cores) & set(self.cores)}
+        caps = [f"{cores}<={mhz}MHz" for cores, mhz in sorted(self._clock_caps().items())]
         both = hashlib.sha256(f"{self.library.sha256}{self._runner_sha256}".encode()).hexdigest()
         return Conditions(
             device=" ".join(f"{facts.properties.get('ro.product.manufacturer', '')} {facts.model}".split()),
@@ -306,7 +332,7 @@ class PhoneDevice:
             delegate=DELEGATES[self.library.runtime],
             threads=self.threads,
             cores=core_ranges(self.cores) or "any",
-            clock_mode=" ".join([held_mode(self._wanted_mode, facts.sdk), *sorted(governors)]),
+            clock_mode=" ".join([held_mode(self._wanted_mode, facts.sdk), *sorted(governors), *caps]),
             layout=self.layout(),
             unit=facts.unit,
         )

@@ -26,8 +26,9 @@ class DeviceProfile:
 
     `match`: alternatives; one fits when each of its properties matches its regular expression whole, whatever the case.
     `priority`: of several profiles that fit a phone the highest is proposed. `cores`: in the kernel's list form, empty:
-    derived from the core clusters. `max_celsius`: skin and battery, before and while measuring. `cooldown_s`: the
-    longest wait for that, `quiet_wait_s` for other programs to end.
+    derived from the core clusters. `max_celsius`: skin and battery, before and while measuring; a phone above it is
+    waited for until it is `hysteresis_celsius` cooler. `cooldown_s`: the longest wait for that, `quiet_wait_s` for
+    other programs to end. `cap_wait_s`: a limit of the clocks that a cool phone keeps for so long is its own.
     """
 
     name: str
@@ -37,10 +38,12 @@ class DeviceProfile:
     runtime: str = "tflite"
     threads: int = 1
     cores: str = ""
-    max_celsius: float = 35.0
+    max_celsius: float = 38.0  # a phone that charges is at 33 to 37 C
+    hysteresis_celsius: float = 2.0
     min_battery_percent: float = 25.0
     cooldown_s: float = 900.0
     quiet_wait_s: float = 60.0
+    cap_wait_s: float = 60.0
     is_emulator: bool = False
     is_host: bool = False
     is_built_in: bool = False  # not one of the user's; no key of the file
@@ -153,7 +156,8 @@ def _check(path: Path, profile: DeviceProfile) -> None:
     if cores == (0,):
         raise InvalidConfig(f"{path}: cores = {profile.cores!r}: core 0 serves interrupts", next_step="add another one")
     for key, low, high in (
-        ("max_celsius", 0, 150), ("min_battery_percent", 0, 100), ("cooldown_s", 0, 86400), ("quiet_wait_s", 0, 86400),
+        ("max_celsius", 0, 150), ("hysteresis_celsius", 0, 50), ("min_battery_percent", 0, 100),
+        ("cooldown_s", 0, 86400), ("quiet_wait_s", 0, 86400), ("cap_wait_s", 0, 86400),
     ):  # fmt: skip
         value = getattr(profile, key)
         if not low <= value <= high:

@@ -28,6 +28,10 @@ def held_settings_folder() -> Path:
     return user_folder() / "held_settings"
 
 
+def clock_caps_folder() -> Path:
+    return user_folder() / "clock_caps"
+
+
 def layouts_folder() -> Path:
     return user_folder() / "layouts"
 

@@ -11,7 +11,7 @@ from amc_mobile.device.adb import AdbPhone
 from amc_mobile.device.adb_server import AdbServer
 from amc_mobile.device.attached_phone import AttachedPhone, remedy
 from amc_mobile.device.bench import runner_program
-from amc_mobile.device.clock_mode import give_back_left_over
+from amc_mobile.device.clock_mode import give_back_left_over, noted_caps
 from amc_mobile.device.neighbours import Neighbours
 from amc_mobile.device.phone import remove_all
 from amc_mobile.device.phone_device import PhoneDevice
@@ -173,7 +173,8 @@ def _phone_problems(
         found.append(_problem(NO_PROFILE, what, f"write one: a TOML file in {profiles_folder()}"))
     else:
         cores = profile.cores_for(profile.threads, facts.state.policies)
-        unfit = health.problems(facts, facts.state, profile) | health.clock_limits(facts.state, cores)
+        limits = health.clock_limits(facts.state, cores, noted_caps(facts.serial))
+        unfit = health.problems(facts, facts.state, profile) | limits
         found += [_problem(name, what, health.REMEDIES[name]) for name, what in unfit.items()]
         try:
             library = choose_library(libraries, runtime or profile.runtime, facts.abis)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from amc_mobile.device.conditions import Conditions
+from amc_mobile.device.health import waiting_stage
 from amc_mobile.device.host import HostDevice, installed_runtimes
 from amc_mobile.device.neighbours import Neighbours
 from amc_mobile.device.profile import DeviceProfile, load_profiles, profile_named
@@ -66,7 +67,7 @@ def open_device(settings: Settings, runtime: str, progress: Progress) -> Device:
     from amc_mobile.device.benchmark_model_passes import BenchmarkModelPasses
     from amc_mobile.device.clock_mode import give_back_left_over
     from amc_mobile.device.phone_device import PhoneDevice
-    from amc_mobile.device.phone_facts import PhoneState, read_facts
+    from amc_mobile.device.phone_facts import read_facts
     from amc_mobile.device.phone_passes import PhonePasses
     from amc_mobile.device.profile import most_special
     from amc_mobile.device.runtime_library import choose_library, list_libraries
@@ -87,9 +88,8 @@ def open_device(settings: Settings, runtime: str, progress: Progress) -> Device:
     by_program = settings.runtime == BENCHMARK_MODEL and runtime == "tflite"
     library = choose_library(list_libraries(runtimes_folder()), BENCHMARK_MODEL if by_program else runtime, facts.abis)
 
-    def on_wait(state: PhoneState, waited_s: float) -> None:
-        shown = f"{state.celsius:.1f} C" if state.celsius is not None else "throttled"
-        progress("wait for the phone to cool", int(waited_s), int(profile.cooldown_s), shown)
+    def on_wait(found: Mapping[str, str], waited_s: float) -> None:
+        progress(waiting_stage(found), int(waited_s), int(profile.cooldown_s), "; ".join(found.values()))
 
     is_program = library.runtime == BENCHMARK_MODEL
     phone = PhoneDevice(

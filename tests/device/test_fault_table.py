@@ -131,7 +131,7 @@ FAULTS = {
     ),
     "adb server killed": Fault(lambda stand: stand.adb_server.kill(), Stand.attach_again),
     "no shell v2": Fault(forget_shell_v2, remember_shell_v2, otherwise="no shell protocol v2", before=tuple(COMMANDS)),
-    "hot phone": Fault(heat, cool, otherwise="41.5 C, above 35 C", before=("devices",)),
+    "hot phone": Fault(heat, cool, otherwise="41.5 C, above 38 C", before=("devices",)),
     "clock drop": Fault(
         limit_clock(1_200_000), limit_clock(2_900_000), otherwise="may run at 1200 MHz", before=("devices",)
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def test_a_good_phone_has_no_problem(adb: AdbPhone) -> None:
     ("file", "old", "new", "name", "said"),
     [
         ("dumpsys_battery.txt", "level: 77", "level: 24", health.LOW_BATTERY, "24 %, below 25 %"),
-        ("dumpsys_battery.txt", "temperature: 265", "temperature: 401", health.HOT, "40.1 C, above 35 C"),
+        ("dumpsys_battery.txt", "temperature: 265", "temperature: 401", health.HOT, "40.1 C, above 38 C"),
         ("dumpsys_thermalservice.txt", SKIN, HOT_SKIN, health.HOT, "41.5 C"),
         ("dumpsys_thermalservice.txt", "Thermal Status: 0", "Thermal Status: 2", health.THROTTLED, "status 2"),
         ("setting_low_power", "0", "1", health.LOW_POWER_MODE, "battery saver"),
@@ -75,22 +76,56 @@ def test_the_wait_ends_when_the_phone_is_cool(adb: AdbPhone, phone: FakePhone) -
     phone.sandbox.edit("dumpsys_thermalservice.txt", SKIN, HOT_SKIN)
     seen = []
 
-    def cool_it(state: PhoneState, waited_s: float) -> None:
-        seen.append(state.celsius)
+    def cool_it(found: Mapping[str, str], waited_s: float) -> None:
+        seen.append(found)
         phone.sandbox.edit("dumpsys_thermalservice.txt", HOT_SKIN, SKIN)
 
     state = health.wait_until_cool(
         lambda: read_state(adb), replace(PROFILE, cooldown_s=60), on_wait=cool_it, poll_s=0.01
     )
-    assert (seen, state.celsius) == ([41.5], 27.5)
+    assert (seen, state.celsius) == ([{health.HOT: "41.5 C, above 38 C"}], 27.5)
 
 
 def test_the_wait_for_a_phone_that_stays_hot_has_an_end(adb: AdbPhone, phone: FakePhone) -> None:
     phone.sandbox.edit("dumpsys_thermalservice.txt", SKIN, HOT_SKIN)
-    with pytest.raises(PhoneUnfit, match=r"41\.5 C, above 35 C after") as caught:
+    with pytest.raises(PhoneUnfit, match=r"41\.5 C, above 38 C after") as caught:
         health.wait_until_cool(lambda: read_state(adb), PROFILE, poll_s=0.05)
     assert list(caught.value.problems) == [health.HOT]
     assert health.wait_until_cool(lambda: read_state(adb), PROFILE, waived=[health.HOT]).celsius == 41.5
+
+
+def test_a_hot_phone_is_waited_for_until_it_is_clearly_cooler(adb: AdbPhone, phone: FakePhone) -> None:
+    """Else a phone at the limit starts and stops with every tenth of a degree; one that charges stays just below it."""
+    temperatures = iter([38.5, 37.5, 36.5, 35.5])
+    seen = []
+
+    def warm(celsius: float) -> PhoneState:
+        return replace(read_state(adb), battery=replace(read_state(adb).battery, celsius=celsius))
+
+    def next_state(found: Mapping[str, str], waited_s: float) -> None:
+        seen.append(found[health.HOT])
+
+    state = health.wait_until_cool(
+        lambda: warm(next(temperatures)), replace(PROFILE, cooldown_s=60), on_wait=next_state, poll_s=0.0
+    )
+    assert (seen, state.celsius) == (["38.5 C, above 38 C", "37.5 C, above 36 C", "36.5 C, above 36 C"], 35.5)
+    assert health.wait_until_cool(lambda: warm(37.5), PROFILE).celsius == 37.5  # never too hot: nothing to wait for
+
+
+def test_a_phone_that_charges_and_stays_just_below_the_limit_is_measured(adb: AdbPhone) -> None:
+    state = read_state(adb)
+    temperatures = iter([38.5, *[37.5] * 1000])
+    waited = health.wait_until_cool(
+        lambda: replace(state, battery=replace(state.battery, celsius=next(temperatures))),
+        replace(PROFILE, cooldown_s=0.05),
+        poll_s=0.001,
+    )
+    assert waited.celsius == 37.5
+
+
+def test_a_wait_for_clocks_is_not_called_cooling() -> None:
+    assert health.waiting_stage({health.CLOCK_LIMITED: "1200 MHz"}) == "wait for the phone's clocks"
+    assert health.waiting_stage({health.CLOCK_DROPPED: "1200 MHz", health.HOT: "41 C"}) == "wait for the phone to cool"
 
 
 def test_a_lower_clock_limit_of_the_used_cores_is_drift(adb: AdbPhone, phone: FakePhone) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -199,7 +199,8 @@ def unlocked(
     monkeypatch.setattr(health, "POLL_S", 0.01)
 
     def make(cooldown_s: float = 0.1, **settings: Any) -> PhoneDevice:
-        profile = replace(PROFILES["pixel_8"], cooldown_s=cooldown_s)
+        limits = {"cap_wait_s": settings.pop("cap_wait_s", 60.0)}
+        profile = replace(PROFILES["pixel_8"], cooldown_s=cooldown_s, **limits)
         return PhoneDevice(adb, profile, library, fake_runner(tmp_path), **settings)
 
     return make
@@ -214,8 +215,47 @@ def test_a_phone_whose_clocks_are_limited_is_waited_for_and_then_named(
     assert set(caught.value.problems) == {health.CLOCK_LIMITED}
     with unlocked(waived=[health.CLOCK_LIMITED]).session() as device:
         assert device.adb.run("echo", "measured") == "measured\n"
-    with unlocked(60, on_wait=lambda state, waited_s: limit_clock(phone, 2360)).session() as device:
+    with unlocked(60, on_wait=lambda found, waited_s: limit_clock(phone, 2360)).session() as device:
         device.require_steady()
+
+
+def test_clocks_that_are_always_limited_are_a_condition(
+    unlocked: Callable[..., PhoneDevice], phone: FakePhone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "CAP_POLL_S", 0.01)
+    stay_on = phone.sandbox.state / "setting_stay_on_while_plugged_in"
+    waits: list[tuple[str, str]] = []
+
+    def waiting(found: Mapping[str, str], waited_s: float) -> None:
+        waits.append((*found, stay_on.read_text().strip()))
+
+    limit_clock(phone, 1200)
+    device = unlocked(60, cap_wait_s=0.05, on_wait=waiting)
+    assert device.conditions().clock_mode == "unlocked sched_pixel 4-7<=1200MHz"
+    assert set(waits) == {(health.CLOCK_LIMITED, "7")}  # with the screen on: off it limits the clocks too
+    assert stay_on.read_text().strip() == "0"
+    with device.session():
+        device.require_steady()
+    waits.clear()
+    again = unlocked(60, cap_wait_s=60, on_wait=waiting)  # another process, which need not find that out again
+    with again.session():
+        assert again.conditions() == device.conditions()
+    assert waits == []
+    hasty = unlocked(0.1)
+    assert hasty.conditions() == device.conditions()
+    limit_clock(phone, 1500)
+    with pytest.raises(PhoneUnfit, match="1500 MHz, when the command began at 1200 MHz") as caught, hasty.session():
+        pass
+    assert set(caught.value.problems) == {health.CLOCK_LIMITED}
+    limit_clock(phone, 2360)
+    assert unlocked().conditions().clock_mode == "unlocked sched_pixel"
+
+
+def test_a_cap_of_a_hot_phone_is_not_its_own(unlocked: Callable[..., PhoneDevice], phone: FakePhone) -> None:
+    limit_clock(phone, 1200)
+    phone.sandbox.edit("dumpsys_battery.txt", "temperature: 265", "temperature: 401")
+    with pytest.raises(PhoneUnfit, match="may run at 1200 MHz, built for 2360 MHz after"):
+        unlocked(0.1, cap_wait_s=0.0).conditions()
 
 
 def test_clocks_that_drop_in_a_session_are_waited_for(unlocked: Callable[..., PhoneDevice], phone: FakePhone) -> None:

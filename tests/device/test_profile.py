@@ -95,6 +95,8 @@ def test_the_users_profiles_override_and_add(tmp_path: Path) -> None:
         ('summary = "x"\ncores = "0"', "core 0"),
         ('summary = "x"\ncores = "a-b"', "a-b"),
         ('summary = "x"\nmax_celsius = 900', "max_celsius"),
+        ('summary = "x"\nhysteresis_celsius = -1', "hysteresis_celsius"),
+        ('summary = "x"\ncap_wait_s = -1', "cap_wait_s"),
         ('summary = "x"\n[[match]]\n"ro.x" = "("', "ro.x"),
         ('summary = "x"\n[[match]]\nro.x = "y"', "is no text"),
         ('summary = "x"\nmatch = 1', "match"),
