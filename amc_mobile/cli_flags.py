@@ -30,6 +30,18 @@ DataFlag = Annotated[
         "(images, labels) with uint8 images (N, C, H, W) or (N, H, W, C) and labels (N,), or a torch Dataset.",
     ),
 ]
+AccuracyFlag = Annotated[
+    str | None,
+    typer.Option(
+        "--accuracy",
+        help="file.py:function(outputs, labels) -> number in [0, 1], for networks that do not classify: outputs as the "
+        "network returns them for a batch, labels (N, ...) as the data have them.",
+    ),
+]
+LossFlag = Annotated[
+    str | None,
+    typer.Option("--loss", help="file.py:function(outputs, labels) -> mean loss of a batch, to train by."),
+]
 DeviceFlag = Annotated[
     str | None, typer.Option("--device", help="host: this computer; or a phone's profile, e.g. pixel: see `devices`.")
 ]

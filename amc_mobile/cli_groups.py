@@ -17,11 +17,13 @@ import typer
 
 from amc_mobile.cli_flags import (
     DEFAULT_WORKSPACE,
+    AccuracyFlag,
     ChannelChoiceFlag,
     CheckpointFlag,
     DataFlag,
     DeviceFlag,
     JsonFlag,
+    LossFlag,
     ModelFlag,
     RuntimeFlag,
     SerialFlag,
@@ -40,6 +42,8 @@ class NetworkFlags:
     model: ModelFlag = None
     data: DataFlag = None
     checkpoint: CheckpointFlag = None
+    accuracy: AccuracyFlag = None
+    loss: LossFlag = None
 
 
 @dataclass(frozen=True)

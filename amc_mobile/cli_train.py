@@ -8,9 +8,11 @@ import typer
 
 from amc_mobile.cli_flags import (
     DEFAULT_WORKSPACE,
+    AccuracyFlag,
     Bf16Flag,
     ConfigFlag,
     DataFlag,
+    LossFlag,
     ModelFlag,
     RunFlag,
     SeedFlag,
@@ -39,6 +41,8 @@ def train(
             "--checkpoint", help="Weights that the training starts from; `profile --checkpoint` takes them as they are."
         ),
     ] = None,
+    accuracy: AccuracyFlag = None,
+    loss: LossFlag = None,
     workers: WorkersFlag = None,
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
     seed: SeedFlag = None,
@@ -52,8 +56,9 @@ def train(
     from amc_mobile.workflows.train import train_network
 
     space, settings = opened(
-        workspace, model=model, data=data, checkpoint=checkpoint, seed=seed, workers=workers, **vars(variant)
-    )
+        workspace, model=model, data=data, checkpoint=checkpoint, accuracy=accuracy, loss=loss, seed=seed,
+        workers=workers, **vars(variant),
+    )  # fmt: skip
     with output.progress() as progress:
         result = train_network(
             space, settings, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, bf16=bf16,

@@ -26,7 +26,8 @@ RESIZE_BATCH = 256
 class ImageSet:
     """Images with their labels, kept as stored and normalised batch by batch.
 
-    `images`: (N, C, H, W), uint8 in 0..255 or float32 in the scale of `mean` and `std`, or files to decode;
+    `images`: (N, C, H, W), uint8 in 0..255 or float32 in the scale of `mean` and `std`, or files to decode; several
+    inputs lie behind each other in (N, numbers, 1, 1);
     `labels`: (N,) int64, or (N, objects, 5) float32 for detectors: class and corners x1, y1, x2, y2 in shares of the
     sides, class -1 where an image has fewer objects; `mean`, `std`: (C,) float32, for pixel values in 0..1 (uint8 is
     divided by 255 first). `mirrors`: whether a mirrored image keeps its label, so that training may flip it (not so
@@ -44,10 +45,9 @@ class ImageSet:
         if len(shape) != 4 or self.images.dtype not in (torch.uint8, torch.float32):
             raise InvalidInput(f"images must be (N, C, H, W) uint8 or float32, got {shape} {self.images.dtype}")
         found, is_int = tuple(self.labels.shape), self.labels.dtype == torch.int64
-        are_boxes = len(found) == 3 and found[1] > 0 and found[2] == 5 and self.labels.dtype == torch.float32
-        if found[:1] != shape[:1] or not ((len(found) == 1 and is_int) or are_boxes):
+        if found[:1] != shape[:1] or not ((len(found) == 1 and is_int) or len(found) > 1):
             raise InvalidInput(
-                f"labels must be ({shape[0]},) int64 or ({shape[0]}, objects, 5) float32 for {shape[0]} images, "
+                f"labels must be ({shape[0]},) int64, or ({shape[0]}, ...) for detectors and tasks of one's own, "
                 f"got {found} {self.labels.dtype}"
             )
         if not self.mean.shape == self.std.shape == (shape[1],):
@@ -60,12 +60,14 @@ class ImageSet:
 
     @property
     def has_boxes(self) -> bool:
-        return self.labels.ndim == 3
+        return self.labels.ndim == 3 and self.labels.shape[2] == 5 and self.labels.is_floating_point()
 
     @property
     def classes(self) -> Tensor:
-        """(N,) int64, or (N, objects) of images with boxes."""
-        return self.labels[..., 0].long() if self.has_boxes else self.labels
+        """(N,) int64, or (N, objects) of images with boxes; zeros for labels of another kind."""
+        if self.has_boxes:
+            return self.labels[..., 0].long()
+        return self.labels if self.labels.ndim == 1 else torch.zeros(len(self), dtype=torch.int64)
 
     def normalised(self, select: slice | Tensor | Sequence[int] = slice(None)) -> Tensor:
         """The selected images as float32 (N, C, H, W), channels last in memory, ready for the network."""
@@ -107,6 +109,7 @@ class Dataset:
 
     `accuracy_on`: what every accuracy on the test set is said to be on. "training images" where a network with
     published weights has seen them. `resized_from`: height and width that the images had before, where they had one.
+    `input_shapes`: of several inputs that lie behind each other in the images, (C, H, W) each.
     """
 
     train: ImageSet
@@ -115,6 +118,7 @@ class Dataset:
     spec: str
     accuracy_on: str = "test images"
     resized_from: tuple[int, int] | None = None
+    input_shapes: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         for name, images in (("training", self.train), ("test", self.test)):
@@ -126,7 +130,7 @@ class Dataset:
                     f"the {name} set of {self.spec!r} has labels {low} to {high} for {len(self.classes)} classes"
                 )
         only = set(self.train.classes.flatten().tolist()) - {-1}
-        if len(only) == 1 and not self.train.has_boxes:
+        if len(only) == 1 and self.train.labels.ndim == 1:
             LOG.warning(
                 "warning: all %d training images of %s are of class %s: no accuracy tells anything.",
                 len(self.train), self.spec, self.classes[only.pop()],
@@ -138,8 +142,9 @@ class Dataset:
             )
 
     @property
-    def num_classes(self) -> int:
-        return len(self.classes)
+    def num_classes(self) -> int | None:
+        """None where the labels are no classes."""
+        return len(self.classes) if self.train.labels.ndim == 1 or self.train.has_boxes else None
 
     @property
     def input_shape(self) -> tuple[int, int, int, int]:

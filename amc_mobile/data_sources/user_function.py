@@ -43,7 +43,8 @@ def load(
     torch Dataset; an image is a PIL image, an (H, W, C) uint8 array or a (C, H, W) tensor. Arrays of images are
     (N, C, H, W), or (N, H, W, C) with up to four channels, or (N, H, W) in grey. Floating-point images are taken as
     normalised already; uint8 images get `normalisation`, or ImageNet's. For detectors the labels of a pair are boxes,
-    (N, objects, 5) as in an ImageSet.
+    (N, objects, 5) as in an ImageSet; for a task of the user's own they are (N, ...) numbers.
+    A network with several inputs gets them as a tuple of arrays in place of the images: ((first, second), labels).
     `channels`: what the network takes, 1 or 3; None: what the images have.
     """
     function = load_function(spec)
@@ -58,6 +59,8 @@ def load(
         return replace(result, spec=spec)
     if not isinstance(result, tuple | list) or len(result) != 2:
         raise InvalidInput(f"{spec} must return (train, test) or a Dataset, it returned a {type(result).__name__}")
+    if all(isinstance(part, tuple) and len(part) == 2 and isinstance(part[0], tuple) for part in result):
+        return _several_inputs(spec, result, normalisation)
     parts = [_collected_or_given(spec, part) for part in result]
     before = parts[0][0].shape[2:] if isinstance(parts[0], tuple) else parts[0].images.shape[2:]
     train, test = (_image_set(part, image_size, channels, normalisation) for part in parts)
@@ -72,8 +75,7 @@ def _collected_or_given(spec: str, part: Any) -> ImageSet | tuple[Tensor, Tensor
     if isinstance(part, ImageSet):
         return part
     if isinstance(part, tuple) and len(part) == 2 and hasattr(part[0], "shape"):
-        images, labels = torch.as_tensor(part[0]), torch.as_tensor(part[1])
-        labels = labels.float() if labels.ndim == 3 else labels.reshape(-1).long()
+        images, labels = torch.as_tensor(part[0]), _labels(part[1])
     else:
         images, labels = _collected(spec, part)
     if images.dtype != torch.uint8:
@@ -85,6 +87,33 @@ def _collected_or_given(spec: str, part: Any) -> ImageSet | tuple[Tensor, Tensor
                 spec, float(images.min()), float(images.max()),
             )  # fmt: skip
     return _channels_first(spec, images), labels
+
+
+def _labels(given: Any) -> Tensor:
+    """(N,) int64 of whole numbers, else (N, ...) float32 or int64."""
+    labels = torch.as_tensor(given)
+    labels = labels.float() if labels.is_floating_point() else labels.long()
+    if labels.ndim == 2 and labels.shape[1] == 1 and not labels.is_floating_point():
+        return labels[:, 0]
+    if labels.ndim == 1 and labels.is_floating_point():
+        return labels.long() if bool((labels == labels.round()).all()) else labels[:, None]
+    return labels
+
+
+def _several_inputs(
+    spec: str, parts: Sequence[Any], normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None
+) -> Dataset:
+    """Every input normalised, behind each other."""
+    sets, shapes = [], []
+    for inputs, given in parts:
+        chosen = [_collected_or_given(spec, (one, given)) for one in inputs]
+        normalised = [_image_set(part, None, None, normalisation).normalised() for part in chosen]
+        shapes.append(tuple(tuple(one.shape[1:]) for one in normalised))
+        packed = torch.cat([one.flatten(1) for one in normalised], 1)[:, :, None, None]
+        plain = torch.zeros(packed.shape[1]), torch.ones(packed.shape[1])
+        sets.append(ImageSet(packed, _labels(given), *plain, mirrors=False))
+    count = 1 + max(int(part.classes.max()) for part in sets)
+    return Dataset(sets[0], sets[1], tuple(str(i) for i in range(count)), spec, input_shapes=shapes[0])
 
 
 def _channels_first(spec: str, images: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 
 from amc_mobile.errors import InvalidConfig, InvalidInput, MissingDependency, UnsupportedLayer
 from amc_mobile.export.converters import first_line, quiet
-from amc_mobile.export.interpret import Floats, tflite_interpreter
+from amc_mobile.export.interpret import Floats, parts_of, tflite_ends, tflite_inputs, tflite_interpreter
 from amc_mobile.export.precision import FLOAT32, PRECISIONS
 
 Quantize = Callable[[bytes, str, Floats], bytes]
@@ -104,9 +104,11 @@ def _ranges(source: bytes, static: Any, images: Floats) -> dict[str, Any]:
 
 def _samples(source: bytes, images: Floats) -> dict[str, list[dict[str, Any]]]:
     """Images as the file's signature names them, channels last."""
-    ((name, signature),) = tflite_interpreter(source).get_signature_list().items()
-    (argument,) = signature["inputs"]
-    return {name: [{argument: np.ascontiguousarray(image.transpose(1, 2, 0)[None])} for image in images]}
+    interpreter = tflite_interpreter(source)
+    ((name, signature),) = interpreter.get_signature_list().items()
+    sources = tflite_ends(interpreter)[0]
+    arguments = sorted(signature["inputs"], key=lambda argument: (len(argument), argument))
+    return {name: [dict(zip(arguments, tflite_inputs(image, sources), strict=True)) for image in images]}
 
 
 def quantize_onnx(source: bytes, precision: str, images: Floats) -> bytes:
@@ -122,8 +124,15 @@ def quantize_onnx(source: bytes, precision: str, images: Floats) -> bytes:
     import onnx
     from onnxruntime import quantization as ort
 
-    name = onnx.load_from_string(source).graph.input[0].name
-    batches = iter([{name: image[None]} for image in images])
+    inputs = onnx.load_from_string(source).graph.input
+    names = [value.name for value in inputs]
+    shapes = [tuple(size.dim_value for size in value.type.tensor_type.shape.dim) for value in inputs]
+    batches = iter(
+        [
+            dict(zip(names, parts_of(image, shapes) if len(names) > 1 else [image[None]], strict=True))
+            for image in images
+        ]
+    )
 
     class Reader(ort.CalibrationDataReader):  # type: ignore[misc]
         def get_next(self) -> dict[str, Floats] | None:

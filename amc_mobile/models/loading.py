@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from torch import Tensor, nn
 from amc_mobile.errors import AmcMobileError, InvalidConfig, InvalidInput, MissingDependency
 from amc_mobile.models.checkpoints import load_checkpoint, read_weights, save_checkpoint
 from amc_mobile.models.registry import IMAGENET, MODELS, Normalisation
-from amc_mobile.models.task import CLASSIFICATION, Task
+from amc_mobile.models.task import CLASSIFICATION, OwnTask, Task
+from amc_mobile.packing import PackedModule, Shapes, pack
 from amc_mobile.user_file import load_function, names_a_function
 
 __all__ = ["LoadedModel", "load_checkpoint", "load_model", "read_weights", "save_checkpoint"]
@@ -25,6 +28,7 @@ LOG = logging.getLogger(__name__)
 DEFAULT_INPUT_SIZE = 224
 DEFAULT_CLASSES = 1000
 COLOURS = 3
+SEVERAL_OUTPUTS = "pass --accuracy file.py:function, which reads the outputs"
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,12 +86,16 @@ def load_model(
     in_channels: int | None = None,
     checkpoint: Path | None = None,
     seed: int = 0,
+    task: OwnTask | None = None,
+    input_shapes: Shapes = (),
 ) -> LoadedModel:
     """Builds the network `spec` names, with the weights of `checkpoint`, or else drawn by `seed`.
 
     `spec`: a name of the registry; `path/to/file.py:function`, called with those of num_classes, width_multiplier,
     input_size and in_channels that it takes; `torchvision:NAME`; `timm:NAME` (both without pretrained weights).
     `input_size`: pixels, of both sides or (height, width). None stands for the network's own default.
+    `task`: of the user's own, in place of the network's. `input_shapes`: of several inputs, (C, H, W) each; the module
+    then takes them behind each other, see `amc_mobile.packing`.
     One image is run to see that what the task reads comes out; a softmax at the end of a classifier is warned of.
     Raises InvalidInput, InvalidConfig, or MissingDependency.
     """
@@ -104,10 +112,19 @@ def load_model(
     if checkpoint is not None:
         load_checkpoint(built.module, checkpoint)
     built.module.eval()
+    if input_shapes:
+        built = replace(built, input_shape=(1, sum(math.prod(shape) for shape in input_shapes), 1, 1))
+    if task is not None or input_shapes:
+        with _running(built) as image:
+            module = pack(built.module, image, input_shapes)
+        packing = module.packing if isinstance(module, PackedModule) else None
+        if task is None and packing is not None and len(packing.output_shapes) > 1:
+            raise InvalidInput(f"{spec} gives {len(packing.output_shapes)} outputs", next_step=SEVERAL_OUTPUTS)
+        built = replace(built, module=module, task=replace(task, packing=packing) if task else built.task)
     classes = _classes_of(built)
-    if num_classes is not None and classes != num_classes:
+    if None not in (num_classes, classes) and classes != num_classes:
         raise InvalidInput(f"{spec} gives {classes} outputs, {num_classes} classes were asked for")
-    return LoadedModel(built.module, built.input_shape, classes, spec, built.normalisation, built.task)
+    return replace(built, num_classes=classes or num_classes or 0)
 
 
 def _build(
@@ -234,22 +251,32 @@ def _loaded(
     return LoadedModel(module, (1, channels, *sides), 0, spec, normalisation, task)
 
 
-def _classes_of(built: LoadedModel) -> int:
+@contextmanager
+def _running(built: LoadedModel) -> Iterator[Tensor]:
+    """An empty image, for a block that runs the network; what goes wrong there is the network's fault."""
     parameter = next(built.module.parameters(), None)
     if parameter is None:
         raise InvalidInput(f"{built.spec} has no weights: there is nothing to prune")
-    image = torch.zeros(built.input_shape, device=parameter.device, dtype=parameter.dtype)
     try:
-        with torch.inference_mode():
-            output = built.module(image)
+        yield torch.zeros(built.input_shape, device=parameter.device, dtype=parameter.dtype)
+    except AmcMobileError:
+        raise
     except Exception as error:
         raise InvalidInput(
             f"{built.spec} fails on an input of {built.input_shape}: {type(error).__name__}: {error}",
             next_step="pass the --input-size that the network is made for, and --data with images of its channels",
         ) from error
+
+
+def _classes_of(built: LoadedModel) -> int | None:
+    with _running(built) as image, torch.inference_mode():
+        output = built.module(image)
     if not isinstance(output, Tensor) or output.shape[:1] != (1,):
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise InvalidInput(f"{built.spec} must give one tensor for one image, it gave {shape}")
+        raise InvalidInput(
+            f"{built.spec} must give one tensor for one image, it gave {shape}",
+            next_step=SEVERAL_OUTPUTS,
+        )
     if built.task is CLASSIFICATION and _is_softmax(output):
         LOG.warning(
             "warning: %s ends in a softmax. Its outputs are read as logits: leave the softmax out of the network, "

@@ -6,7 +6,9 @@ A network without an attribute `task` classifies. One that does something else h
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from torch.nn import functional
 
 from amc_mobile.errors import InvalidInput
 from amc_mobile.models.augmentation import augmented
+from amc_mobile.packing import Packing
 
 
 @runtime_checkable
@@ -32,8 +35,8 @@ class Task(Protocol):
     def learning_rate(self) -> float:
         """That training from scratch does well with, at its highest, unless told otherwise."""
 
-    def num_classes(self, outputs: Tensor) -> int:
-        """Raises InvalidInput when the outputs have not the shape that the task reads."""
+    def num_classes(self, outputs: Tensor) -> int | None:
+        """None where outputs do not tell it. Raises InvalidInput when they have not the shape that the task reads."""
 
     def check_labels(self, labels: Tensor) -> None:
         """Raises InvalidInput when the labels are another task's."""
@@ -103,3 +106,74 @@ class Classification:
 
 
 CLASSIFICATION = Classification()
+
+
+@dataclass(frozen=True)
+class OwnTask:
+    """A task by the user's own functions of outputs, as the network returns them, and labels (N, ...).
+
+    `accuracy_of` gives a number in [0, 1] for a batch, `loss_of` the mean loss of one; without it the network learns
+    from its original alone. `packing`: of a network with several inputs or outputs.
+    """
+
+    accuracy_of: Callable[[Any, Tensor], Any]
+    loss_of: Callable[[Any, Tensor], Any] | None = None
+    packing: Packing | None = None
+
+    metric = "accuracy"
+    of_single_images = False
+    learning_rate = 0.01
+
+    def num_classes(self, outputs: Tensor) -> int | None:
+        return None
+
+    def check_labels(self, labels: Tensor) -> None:
+        """They are the user's functions' to read."""
+
+    def loss(self, outputs: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+        """0 without a loss of the user's."""
+        if self.loss_of is None:
+            return outputs.sum() * 0
+        return torch.as_tensor(self._called("loss", self.loss_of, outputs, labels))
+
+    def distillation_loss(self, outputs: Tensor, targets: Tensor, temperature: float) -> Tensor:
+        """The squared error of each output in terms of its variance, averaged over the outputs."""
+        pairs = zip(self._parts(outputs), self._parts(targets), strict=True)
+        errors = [(found - wanted).square().mean() / wanted.var().clamp_min(1e-6) for found, wanted in pairs]
+        return torch.stack(errors).mean()
+
+    def augmented(
+        self, pixels: Tensor, labels: Tensor, generator: torch.Generator, *, mirrors: bool
+    ) -> tuple[Tensor, Tensor]:
+        """As they are: what a shift does to the labels is not known."""
+        return pixels, labels
+
+    def accuracy(self, outputs: Tensor, labels: Tensor) -> float:
+        value = float(self._called("accuracy", self.accuracy_of, outputs, labels))
+        if not 0 <= value <= 1:
+            raise InvalidInput(f"the accuracy function gave {value}", next_step="let it return a number in [0, 1]")
+        return value
+
+    def right(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """The images whose own accuracy is at least one half."""
+        return torch.tensor([self.accuracy(outputs[i : i + 1], labels[i : i + 1]) >= 0.5 for i in range(len(labels))])
+
+    def predicted_classes(self, outputs: Tensor) -> Tensor:
+        """(N, positions): at each position of each output the strongest channel; of a single channel, its sign."""
+        parts = [part if part.ndim > 1 else part[:, None] for part in self._parts(outputs)]
+        strongest = [part.argmax(1) if part.shape[1] > 1 else (part > 0).long()[:, 0] for part in parts]
+        return torch.cat([part.reshape(len(outputs), -1) for part in strongest], 1)
+
+    def _parts(self, outputs: Tensor) -> list[Tensor]:
+        return [outputs] if self.packing is None else self.packing.outputs(outputs)
+
+    def _called(self, name: str, function: Callable[[Any, Tensor], Any], outputs: Tensor, labels: Tensor) -> Any:
+        given = outputs if self.packing is None else self.packing.structured(outputs)
+        try:
+            return function(given, labels)
+        except Exception as error:
+            shapes = ", ".join(str(tuple(part.shape)) for part in self._parts(outputs))
+            raise InvalidInput(
+                f"the {name} function failed for outputs of {shapes} and labels of {tuple(labels.shape)}: "
+                f"{type(error).__name__}: {error}"
+            ) from error

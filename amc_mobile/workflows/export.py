@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from amc_mobile.data import DataSplit
 from amc_mobile.device.timing import Device
@@ -32,6 +33,7 @@ from amc_mobile.export.to_onnx import to_onnx
 from amc_mobile.export.to_tflite import to_tflite
 from amc_mobile.models.evaluation import logits
 from amc_mobile.models.task import Task
+from amc_mobile.packing import PackedModule
 from amc_mobile.report.content import TOP1
 from amc_mobile.store import write_bytes
 from amc_mobile.workflows.gate import all_of, further_gate, measured_pair, own_gate, own_limit
@@ -64,6 +66,12 @@ class ExportResult:
                 f"max difference {file['parity']['max_abs']:.1e}, "
                 f"same class {file['parity']['top1_agreement']:.1%}{compared}"
             )
+            for part in file["output_parity"]:
+                shape = " x ".join(map(str, part["shape"]))
+                lines.append(
+                    f"    output {part['output']} ({shape}): max difference {part['max_abs']:.1e} "
+                    f"of values up to {part['largest']:.3g}"
+                )
             if file["float32"]:
                 lines.append(
                     f"    {file['precision']}, SQNR {file['sqnr_db']:.1f} dB; before: "
@@ -171,6 +179,7 @@ def _exported(
                 "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
                 "test_top1": _accuracy(network, outputs, data),
                 "parity": parity(outputs, reference.numpy(), _classes_by(network.task)).to_document(),
+                "output_parity": _by_output(network.module, outputs, reference),
                 "sqnr_db": sqnr_db(outputs, reference.numpy()) if before else None,
                 "float32": before,
                 "not_delegated": not_delegated(path.read_bytes()) if form == "tflite" else None,
@@ -233,6 +242,21 @@ def _original(network: Network, run: Run, form: str, settings: Settings, calibra
     if not path.exists():
         _quantize(plain, path, form, settings, calibration)
     return path
+
+
+def _by_output(module: nn.Module, outputs: Floats, reference: Tensor) -> list[dict[str, Any]]:
+    """Of a network with several outputs, the parity of each."""
+    if not isinstance(module, PackedModule) or len(module.packing.output_shapes) < 2:
+        return []
+    sides = (torch.from_numpy(outputs), reference)
+    pairs = zip(*(module.packing.outputs(side) for side in sides), strict=True)
+    return [
+        {
+            "output": index, "shape": list(wanted.shape[1:]), "max_abs": float((found - wanted).abs().max()),
+            "largest": float(wanted.abs().max()),
+        }
+        for index, (found, wanted) in enumerate(pairs)
+    ]  # fmt: skip
 
 
 def _device(settings: Settings, form: str, progress: Progress) -> Device | None:

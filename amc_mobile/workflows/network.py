@@ -19,8 +19,9 @@ from amc_mobile.channels.structure import ChannelGroups
 from amc_mobile.data import Dataset, DataSplit, held_out, held_out_count, load_dataset, split
 from amc_mobile.errors import InvalidConfig, InvalidInput
 from amc_mobile.models.loading import LoadedModel, expected_input, load_model
-from amc_mobile.models.task import Task
+from amc_mobile.models.task import OwnTask, Task
 from amc_mobile.store import read_json
+from amc_mobile.user_file import load_function
 from amc_mobile.workflows.workspace import FORMAT_VERSION, Settings, Workspace
 
 LOG = logging.getLogger(__name__)
@@ -59,17 +60,28 @@ def load_model_and_data(settings: Settings, checkpoint: Path | None) -> tuple[Lo
         sides = (height, width)
     loaded = load_model(
         spec,
-        num_classes=len(dataset.classes) if dataset is not None else None,
+        num_classes=dataset.num_classes if dataset is not None else None,
         width_multiplier=settings.width_multiplier,
         input_size=sides,
         in_channels=channels,
         checkpoint=checkpoint,
         seed=settings.seed,
+        task=own_task(settings),
+        input_shapes=dataset.input_shapes if dataset is not None else (),
     )
     if dataset is not None:
         loaded.task.check_labels(dataset.train.labels)
         _say_enlarged(dataset, spec)
     return loaded, dataset
+
+
+def own_task(settings: Settings) -> OwnTask | None:
+    """The task that the user's own accuracy function makes. Raises InvalidInput."""
+    if not settings.accuracy:
+        if settings.loss:
+            raise InvalidInput("--loss needs the accuracy function that belongs to it", next_step="pass --accuracy too")
+        return None
+    return OwnTask(load_function(settings.accuracy), load_function(settings.loss) if settings.loss else None)
 
 
 def _say_enlarged(dataset: Dataset, spec: str) -> None:

@@ -9,8 +9,10 @@ import torch
 
 from amc_mobile.channels.exported import exported
 from amc_mobile.data import held_out
+from amc_mobile.errors import InvalidConfig
 from amc_mobile.models.evaluation import evaluate
 from amc_mobile.models.loading import save_checkpoint
+from amc_mobile.models.task import OwnTask
 from amc_mobile.models.training import TrainConfig, train
 from amc_mobile.models.training_state import EpochReport
 from amc_mobile.store import write_json
@@ -63,6 +65,8 @@ def train_network(
     checkpoint = resolved_checkpoint(space, settings) if settings.checkpoint else None
     loaded, data = load_model_and_data(settings, checkpoint)
     assert data is not None  # the settings name one
+    if isinstance(loaded.task, OwnTask) and loaded.task.loss_of is None:
+        raise InvalidConfig("training with an accuracy function of your own needs a loss", next_step="pass --loss too")
     exported(loaded.module, torch.zeros(loaded.input_shape))  # what cannot be pruned is not worth being trained
     config = TrainConfig(
         epochs=epochs, learning_rate=loaded.task.learning_rate if learning_rate is None else learning_rate,

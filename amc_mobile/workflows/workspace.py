@@ -31,6 +31,8 @@ class Settings:
 
     model: str = ""
     checkpoint: str = ""
+    accuracy: str = ""  # file.py:function of outputs and labels, in place of the network's own task
+    loss: str = ""  # likewise, to train by
     data: str = ""
     device: str = "host"  # a profile's name
     serial: str = ""  # of the phone, where several fit the device; of several that share a profile, separated by commas
@@ -168,9 +170,8 @@ class Workspace:
         remembered = {k: v for k, v in remembered.items() if k not in ("offline", "conditions")}
         if chosen.get("model", remembered.get("model")) != remembered.get("model"):
             # Another network: its weights and size are not the remembered ones.
-            remembered = {
-                k: v for k, v in remembered.items() if k not in ("checkpoint", "width_multiplier", "input_size")
-            }
+            of_network = ("checkpoint", "width_multiplier", "input_size", "accuracy", "loss")
+            remembered = {k: v for k, v in remembered.items() if k not in of_network}
         if chosen.get("device", remembered.get("device")) != remembered.get("device"):
             # Another device: the phone, its problems and its runtime are not the remembered ones.
             remembered = {k: v for k, v in remembered.items() if k not in ("serial", "waive", "clock_mode", "runtime")}
