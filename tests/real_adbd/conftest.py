@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from phone_fake.phone import PrivateAdbServer
 
 from amc_mobile.device.adb import AdbPhone, choose_phone
 from amc_mobile.device.adb_server import AdbServer
-from amc_mobile.device.runtime_library import add_library
 
 
 @pytest.fixture(scope="session")
@@ -51,16 +51,36 @@ def adb(phone: RealAdbd) -> AdbPhone:
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A user's folder with the arm64 libraries added, and the runner for phones in it."""
+    """A user's folder to which `runtime add` gave the arm64 libraries, and the runner for phones in it."""
     folder = tmp_path_factory.mktemp("home")
+    amc = CommandLine(folder, AMC_MOBILE_HOME=str(folder))
     for library in arm64_sandbox.LIBRARIES.glob("libonnxruntime.so.*"):
-        add_library(library, folder / "runtimes")
+        (added,) = amc.document("runtime", "add", str(official_aar(library, folder)))["runtimes"]
+        assert added["runtime"] == "onnxruntime"
     for library in arm64_sandbox.LIBRARIES.glob(
         "libLiteRt.so"
-    ):  # its name tells no version; the pinned one was fetched
-        add_library(library, folder / "runtimes", version=importlib.metadata.version("ai-edge-litert"))
+    ):  # its name tells no version: the pinned one was fetched
+        amc.document("runtime", "add", str(library), "--version", importlib.metadata.version("ai-edge-litert"))
     arm64_sandbox.build(output=folder / "amc-bench")
     return folder
+
+
+def official_aar(library: Path, folder: Path) -> Path:
+    """ONNX Runtime as Maven has it: the JNI library stands by the runtime, whose symbol it imports."""
+    (folder / "jni.c").write_text(
+        "void *OrtGetApiBase(void);\nvoid *Java_ai_onnxruntime_OnnxRuntime_init(void) { return OrtGetApiBase(); }\n"
+    )
+    jni = folder / "libonnxruntime4j_jni.so"
+    arm64_sandbox.zig("-shared", "-fPIC", str(folder / "jni.c"), str(library), "-o", str(jni))
+    assert b"\0OrtGetApiBase\0" in jni.read_bytes()
+    aar = folder / f"onnxruntime-android-{library.name.removeprefix('libonnxruntime.so.')}.aar"
+    with zipfile.ZipFile(aar, "w") as archive:
+        archive.writestr("AndroidManifest.xml", "<manifest/>")
+        archive.writestr("classes.jar", b"")
+        archive.writestr("headers/onnxruntime_c_api.h", "")
+        archive.write(library, "jni/arm64-v8a/libonnxruntime.so")
+        archive.write(jni, "jni/arm64-v8a/libonnxruntime4j_jni.so")
+    return aar
 
 
 @pytest.fixture

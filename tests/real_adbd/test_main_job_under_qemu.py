@@ -28,6 +28,10 @@ def test_the_main_job_runs_behind_the_real_adbd(runtime: str, pattern: str, amc:
         pytest.skip(f"no {pattern} in {arm64_sandbox.LIBRARIES}: {arm64_sandbox.FETCH}")
     if runtime == "tflite":
         pytest.importorskip("litert_torch")
+    # Exit code 1: these libraries are built for Linux computers, though they run on this phone.
+    (examined,) = amc.document("doctor", "--runtime", runtime, codes=(1,))["phones"]
+    assert set(examined["trials"].values()) == {"ran"}
+    assert {problem["name"] for problem in examined["problems"]} - {"BUSY"} == {"FOREIGN_RUNTIME"}
     run_main_job(amc, runtime, "--device", "pixel", "--serial", phone.serial)
     left = sorted(path.name for path in phone.sandbox.local(FOLDER).iterdir())
     assert all(name.startswith("keep-") for name in left), left
