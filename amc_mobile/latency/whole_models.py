@@ -12,6 +12,8 @@ from amc_mobile.latency.measurement import BUSY, NOISY, ModelMeasurement
 
 Widths = NDArray[np.int64]
 UNTRUSTED = 0.2  # weight of a number that other work on the machine may have spoilt
+TOLD_DRIFT = 0.05  # relative; a p50 measured twice differs by less than this on a device left alone
+DRIFT_REMEDY = "close other programs and let it cool down, then run the step again; if it stays, `amc-mobile profile`"
 TRUSTED_SIGMA = 0.02  # relative; a measurement this uncertain counts half
 
 
@@ -70,3 +72,8 @@ class WholeModel:
 def trust(sigma: float) -> float:
     """The weight of a measurement with a relative uncertainty of `sigma`."""
     return 1.0 / (1.0 + (sigma / TRUSTED_SIGMA) ** 2)
+
+
+def slower(drift: float) -> str:
+    """`drift`: how many times as long as before a device takes: 1.25 is "25 % slower", 0.8 "25 % faster"."""
+    return f"{100 * (drift - 1):.0f} % slower" if drift > 1 else f"{100 * (1 / drift - 1):.0f} % faster"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from amc_mobile.latency.whole_models import DRIFT_REMEDY, TOLD_DRIFT, slower
 from amc_mobile.report.content import Report
 from amc_mobile.report.quantities import against_limit, change, compared, ms, percent, printable
 
@@ -81,7 +82,12 @@ def _parity(report: Report) -> list[str]:
 
 
 def _prediction(report: Report) -> list[str]:
-    pruned, band = report.pruned, report.predictions.band
+    pruned, band, drift = report.pruned, report.predictions.band, report.predictions.drift
+    if drift is not None and abs(drift - 1) > TOLD_DRIFT:
+        return [
+            f"The device is {slower(drift)} than its latency table (the original takes {drift:.2f} times as long as at "
+            f"the profile), and so are predictions: {DRIFT_REMEDY}."
+        ]
     if pruned is None or pruned.latency is None or pruned.predicted_ms is None or band is None:
         return []
     if abs(pruned.latency.p50_ms / pruned.predicted_ms - 1) <= band:

@@ -36,7 +36,7 @@ class EpisodePoint:
     episode: int
     reward: float | None
     predicted: float | None
-    measured_ms: float | None = None
+    measured_ms: float | None = None  # the original's p50 over the measured speed-up
     policy: str = ""
     is_best: bool = False  # its plan is the one that was chosen
 
@@ -66,6 +66,7 @@ class Predictions:
     band: float | None = None  # relative half width within which 90 % of measurements should fall
     loo_error: float | None = None  # mean relative error, each calibration model left out in turn
     terms: tuple[Term, ...] = ()  # corrections that were tried on these models
+    drift: float | None = None  # how many times as long as at the profile the original takes, as last seen
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,7 @@ def _layer_row(layer: LayerRow) -> tuple[str, ...]:
 def search(report: Report) -> Section:
     unit = report.budget.unit if report.budget else "ms"
     rows: list[tuple[str, str]] = []
+    note = ""
     if report.episodes:
         rewards = [(p.reward, p.episode) for p in report.episodes if p.reward is not None]
         rows.append(("episodes", str(len({p.episode for p in report.episodes}))))
@@ -147,11 +148,15 @@ def search(report: Report) -> Section:
         chosen = next((p for p in report.episodes if p.is_best), None)
         if chosen is not None:
             text = f"episode {chosen.episode}, reward {number(chosen.reward)}, predicted {cost(chosen.predicted, unit)}"
-            rows.append(("chosen", text + (f", measured {ms(chosen.measured_ms)}" if chosen.measured_ms else "")))
+            rows.append(
+                ("chosen", text + (f", {ms(chosen.measured_ms)} by its speed-up" if chosen.measured_ms else ""))
+            )
         elif rewards:
             best, episode = max(rewards, key=lambda pair: pair[0])
             rows.append(("highest reward", f"{number(best)} in episode {episode}"))
         rows.append(("measured while searching", f"{sum(p.measured_ms is not None for p in report.episodes)} plans"))
+        if any(p.measured_ms is not None for p in report.episodes):
+            note = "Measured: the original's p50 when the run began over the plan's measured speed-up."
     if report.budget is not None:
         asked = f" (asked: {report.budget.asked})" if report.budget.asked else ""
         rows.append(("budget", f"{'p50 ' if unit == 'ms' else ''}{cost(report.budget.limit, unit)}{asked}"))
@@ -160,7 +165,7 @@ def search(report: Report) -> Section:
         found = f"measured, at most {ms(one.gate.cost)}" if is_latency else cost(one.predicted, one.unit)
         said = f"{found} of {cost(one.limit, one.unit)}: {one.status}"
         rows.append((f"budget {one.asked}", said))
-    return Section("search", "Search", ("", ""), tuple(rows), "No search yet: run `amc-mobile search`.")
+    return Section("search", "Search", ("", ""), tuple(rows), "No search yet: run `amc-mobile search`.", note)
 
 
 def gate(report: Report) -> Section:
@@ -201,6 +206,8 @@ def predictions(report: Report) -> Section:
         rows.append(("band", f"+-{percent(report.predictions.band)}"))
     if report.predictions.loo_error is not None:
         rows.append(("mean error, each model left out in turn", percent(report.predictions.loo_error)))
+    if report.predictions.drift is not None:
+        rows.append(("the original, against the profile", f"takes {report.predictions.drift:.2f} times as long"))
     for term in report.predictions.terms:
         used = "used" if term.kept else "not used"
         errors = f"{percent(term.error_with)} with it, {percent(term.error_without)} without"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,12 +17,14 @@ from amc_mobile.errors import (
     InvalidConfig,
     MissingDependency,
 )
+from amc_mobile.latency.whole_models import DRIFT_REMEDY, TOLD_DRIFT, slower
 from amc_mobile.search.budget import Budget, Unit, format_cost, joined, rescaled
 from amc_mobile.search.reward import MeasuredCost
 from amc_mobile.workflows.latency_model import LatencyModel, latency_model
 from amc_mobile.workflows.measuring import RecordedDevice, chosen_runtime, open_device
 from amc_mobile.workflows.network import Network
 from amc_mobile.workflows.offline import recorded
+from amc_mobile.workflows.plan_measurer import PlanMeasurer
 from amc_mobile.workflows.plans import Plans
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.runs import Run
@@ -30,7 +32,6 @@ from amc_mobile.workflows.workspace import Settings, Workspace
 
 Widths = NDArray[np.int64]
 Measure = Callable[[Widths], MeasuredCost]
-TOLD_DRIFT = 0.05
 
 
 @dataclass(eq=False)
@@ -65,6 +66,7 @@ class Part:
             "predicted_cost": predicted, "measured_ms": found.measured if found else None,
             "ci_high_ms": found.ci_high if found else None, "verdict": verdict,
             "drift": self.latency.drift if self.latency is not None else 1.0,
+            "drift_at_plan": self.measure.drift_at(widths) if isinstance(self.measure, PlanMeasurer) else None,
         }  # fmt: skip
 
 
@@ -159,16 +161,30 @@ def reference_p50_ms(latency: LatencyModel, network: Network) -> float:
     return measured.get(tuple(int(w) for w in full), float(latency.p50_ms(full[None])[0]))
 
 
-def told_drift(drift: float) -> str:
-    """Empty where the device is as fast as at the profile, or nearly."""
-    return f"the original takes {drift:.2f} times as long as at the profile" if abs(drift - 1) > TOLD_DRIFT else ""
+def drift_text(row: Mapping[str, Any]) -> str:
+    """How fast the device of a budget is against its table, and what to do; empty where it is as fast, or nearly.
+
+    `row`: of `Part.document`. What was seen next to the plan counts, else what was seen when the run began.
+    """
+    drift = float(row.get("drift_at_plan") or row["drift"])
+    if abs(drift - 1) <= TOLD_DRIFT:
+        return ""
+    return (
+        f"the original takes {drift:.2f} times as long as at the profile: the device is {slower(drift)} than its "
+        f"table; {DRIFT_REMEDY}"
+    )
+
+
+def measured_text(measured_ms: float) -> str:
+    """What a search calls measured: the p50 that the original had when the run began, over the measured speed-up."""
+    return f"{measured_ms:.3f} ms by its measured speed-up"
 
 
 def told(row: dict[str, Any]) -> str:
     """One further budget in a line."""
-    drift = f"; there {text}" if (text := told_drift(row["drift"])) else ""
+    drift = f"; there {text}" if (text := drift_text(row)) else ""
     where = f" on {row['device']}" if row["device"] else ""
-    measured = f", measured {row['measured_ms']:.3f} ms" if row["measured_ms"] is not None else ""
+    measured = f", {measured_text(row['measured_ms'])}" if row["measured_ms"] is not None else ""
     cost = f"{'predicted ' if row['unit'] == 'ms' else ''}{format_cost(row['predicted_cost'], row['unit'])}{measured}"
     return (
         f"  budget {format_cost(row['limit'], row['unit'])} ({row['asked']}){where}: {cost}: {row['verdict']}{drift}\n"

@@ -30,7 +30,7 @@ class Comparison:
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Headers and one row per budget and policy."""
         headers = ["budget", "policy", "seeds", "reward", "one-shot", "refitted", "fine-tuned", "MACs", "predicted",
-                   "measured", "evaluations", "CPU s"]  # fmt: skip
+                   "by speed-up", "evaluations", "CPU s"]  # fmt: skip
         rows = [
             [
                 row["budget"],
@@ -53,7 +53,7 @@ class Comparison:
 
     def further_table(self) -> tuple[list[str], list[list[str]]]:
         """Headers and one row per policy and budget that its plans meet besides the first; no rows without such."""
-        headers = ["budgets", "policy", "further budget", "limit", "cost", "measured", "verdict"]
+        headers = ["budgets", "policy", "further budget", "limit", "cost", "by speed-up", "verdict"]
         rows = [
             [
                 row["budget"],

@@ -56,7 +56,7 @@ def comparison_page(comparison: Comparison) -> SeriesPage:
 def _front(runs: Runs, accuracy: str) -> Picture:
     """Over measured ms where every run was measured, over predicted ms without the device, else over MACs."""
     if all(run["measured_ms"] is not None for run in runs):
-        key, full, unit, scale = "measured_ms", "original_ms", "measured p50, ms", 1.0
+        key, full, unit, scale = "measured_ms", "original_ms", "original's p50 / measured speed-up, ms", 1.0
     elif all(run.get("offline") for run in runs):
         key, full, unit, scale = "predicted_cost", "original_ms", "predicted p50, ms, not measured", 1.0
     else:
@@ -134,7 +134,7 @@ def _runs(comparison: Comparison) -> Section:
         )
         for run in comparison.runs
     ]  # fmt: skip
-    headers = ("run", "budget", "policy", "seed", "reward", *STAGES, "MACs", "measured, ms", "CPU s", "note")
+    headers = ("run", "budget", "policy", "seed", "reward", *STAGES, "MACs", "by speed-up, ms", "CPU s", "note")
     return Section(
         "runs", "Runs: where every number comes from", headers, tuple(rows), "No runs.", link="runs/{}/search.json"
     )

@@ -219,6 +219,11 @@ class LatencyModel:
         return found
 
     @property
+    def profiled_p50_ms(self) -> float:
+        """The original's p50 at the profile, whatever the device does now."""
+        return self.reference.p50_ms / self.drift
+
+    @property
     def calibration(self) -> Calibration:
         if isinstance(self.predictor, ShapePredictor):
             return self.predictor.calibration

@@ -34,7 +34,7 @@ class PlanMeasurer:
             self._take(key, row)
 
     def __call__(self, widths: Widths) -> MeasuredCost:
-        key = ",".join(str(int(w)) for w in widths)
+        key = _key(widths)
         if key not in self._known:
             predicted = float(self._latency.p50_ms(widths[None])[0])
             file = self._latency.template.model_at(self._plans.reconstructor.kept(widths))
@@ -56,5 +56,14 @@ class PlanMeasurer:
         row = self._known[key]
         return MeasuredCost(row["predicted_ms"], row["measured_ms"], row["ci_high_ms"])
 
+    def drift_at(self, widths: Widths) -> float | None:
+        """How many times as long as at the profile the original took next to that plan; None: it was not measured."""
+        row = self._known.get(_key(widths))
+        return row["raw_original_p50_ms"] / self._latency.profiled_p50_ms if row is not None else None
+
     def _take(self, key: str, row: dict[str, float]) -> None:
         self._latency.extra.append(ModelPoint.from_search([int(w) for w in key.split(",")], row))
+
+
+def _key(widths: Widths) -> str:
+    return ",".join(str(int(w)) for w in widths)

@@ -34,7 +34,7 @@ from amc_mobile.report.files import report_document, write_report
 from amc_mobile.report.text import render_text
 from amc_mobile.workflows import report_details
 from amc_mobile.workflows.gate import count_gate
-from amc_mobile.workflows.latency_model import latency_model
+from amc_mobile.workflows.latency_model import LatencyModel, latency_model
 from amc_mobile.workflows.measuring import RecordedDevice, chosen_runtime
 from amc_mobile.workflows.network import default_grids, load_network
 from amc_mobile.workflows.progress import silent
@@ -77,7 +77,8 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
         predictions = Predictions()
         if latency is not None:
             layers = report_details.layers(latency, folder, network)
-            predictions = report_details.predictions(latency, folder)
+            drift = _drift(latency, search, export, settings)
+            predictions = replace(report_details.predictions(latency, folder), drift=drift)
     finally:
         if latency is not None:
             latency.close()
@@ -135,6 +136,19 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
         settings={**asdict(settings), **{k: v for k, v in wanted.items() if v is not None}},
     )
     return ReportResult(report, write_report(report, folder.folder))
+
+
+def _drift(
+    latency: LatencyModel, search: dict[str, Any], export: dict[str, Any] | None, settings: Settings
+) -> float | None:
+    """How many times as long as at the profile the original takes, as last seen; None where it was not measured."""
+    judged = _judged(export, settings)
+    is_alike = export is not None and export.get("precision", FLOAT32) == settings.precision
+    if judged and is_alike and judged["runtime"] == chosen_runtime(settings):
+        return float(judged["pair"]["before"]["p50_ms"]) / latency.profiled_p50_ms
+    rows = search.get("budgets", [])
+    seen = rows[0].get("drift_at_plan") if rows else None
+    return float(seen) if seen is not None else None
 
 
 def _own_gate(search: dict[str, Any], export: dict[str, Any] | None) -> Gate:

@@ -21,13 +21,14 @@ from amc_mobile.search.loop import run_search
 from amc_mobile.search.reward import HOLDING_COST
 from amc_mobile.workflows.budgets import (
     Part,
+    drift_text,
     fix_reference,
     further_counts,
+    measured_text,
     measured_together,
     met_together,
     on_device,
     told,
-    told_drift,
 )
 from amc_mobile.workflows.latency_model import LatencyModel, latency_model
 from amc_mobile.workflows.network import may_have_seen
@@ -64,8 +65,8 @@ class SearchOutcome:
     def text(self) -> str:
         s = self.search
         unit: Unit = s["budget"]["unit"]
-        measured = f", measured {s['measured_ms']:.3f} ms" if s["measured_ms"] is not None else ""
-        drift = told_drift(s["budget"]["drift"])
+        measured = f", {measured_text(s['measured_ms'])}" if s["measured_ms"] is not None else ""
+        drift = drift_text(s["budgets"][0])
         if s["offline"]:
             measured = f"; {not_measured(s['conditions']['device'])}"
         sources = ", ".join(f"{len(sites)} {source}" for source, sites in s["kernel_sources"].items() if sites)
@@ -210,7 +211,7 @@ def _searched(
             guarantee = AccuracyGuarantee(max(scorer.original_top1 - wanted.max_loss, 0.0))
 
         def on_episode(row: EpisodeRow) -> None:
-            shown = f", measured {row.measured_ms:.3f} ms" if row.measured_ms is not None else ""
+            shown = f", {measured_text(row.measured_ms)}" if row.measured_ms is not None else ""
             note = f"reward {row.reward:.4f}, predicted {format_cost(row.predicted_cost, wanted.unit)}{shown}"
             progress("search", row.episode + 1, episodes, note)
 

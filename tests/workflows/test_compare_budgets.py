@@ -57,7 +57,7 @@ def test_a_comparison_without_the_phone_says_everywhere_that_nothing_was_measure
 
     page = (folder / "compare.html").read_text()
     assert page.count(LABEL) == 3  # over the pictures and beside each run
-    assert "predicted p50, ms, not measured" in page and "measured p50, ms<" not in page
+    assert "predicted p50, ms, not measured" in page and "measured speed-up, ms<" not in page
     rows = list(csv.DictReader((folder / "compare.csv").read_text().splitlines()))
     assert [(row["note"], row["measured_ms"]) for row in rows] == [(LABEL, "")] * 2
 

@@ -97,7 +97,9 @@ def test_a_stage_that_no_run_had_is_not_in_the_bars() -> None:
     assert "fine-tuned" not in said
 
 
-@pytest.mark.parametrize(("measured", "unit"), [(True, "measured p50, ms"), (False, "MACs of one image, millions")])
+@pytest.mark.parametrize(
+    ("measured", "unit"), [(True, "original's p50 / measured speed-up, ms"), (False, "MACs of one image, millions")]
+)
 def test_the_front_is_over_measured_latency_where_every_run_has_one(measured: bool, unit: str) -> None:
     svg = picture(comparison(0.3, 0.5, 0.7, measured=measured), "compare-front")
     assert unit in texts(svg)

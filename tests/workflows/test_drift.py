@@ -66,6 +66,33 @@ def test_a_ratio_is_of_the_original_at_any_speed(amc: Amc, bench: Bench) -> None
     assert (shown["passed"], shown["attempts"][0]["why"], shown["text"]) == (True, "first", gate["text"])
 
 
+@pytest.mark.parametrize(("slowdown", "said"), [(1.37, "37 % slower"), (0.8, "25 % faster"), (1.02, "")])
+def test_a_device_of_another_speed_than_its_table_is_named_with_what_to_do(
+    amc: Amc, bench: Bench, slowdown: float, said: str
+) -> None:
+    bench.slowdown = lambda label: slowdown
+    code, out, err = amc(*SEARCH, "--latency-ratio", "0.7", "--run", "moved", "--quiet")
+    assert code == 0, err
+    search = json.loads(Path("amc-workspace/runs/moved/search.json").read_text())
+    assert search["budgets"][0]["drift_at_plan"] == pytest.approx(slowdown)
+    assert f"{search['measured_ms']:.3f} ms by its measured speed-up" in out
+    assert "measured" not in out.replace("by its measured speed-up", "")
+    advice = "close other programs and let it cool down, then run the step again; if it stays, `amc-mobile profile`"
+    for stage in ("search", "export"):
+        code, text, err = amc("report")
+        assert code == 0, err
+        shown = json.loads(Path("amc-workspace/runs/moved/report.json").read_text())
+        assert shown["predictions"]["drift"] == pytest.approx(slowdown)
+        assert "the original's p50 when the run began over the plan's measured speed-up" in text
+        page = Path("amc-workspace/runs/moved/report.html").read_text()
+        for told in (text, page, out if stage == "search" else text):
+            assert ("er than its" in told) == bool(said) and said in told.replace("\u00a0", " ")
+        assert (advice in text) == (advice in out) == bool(said)
+        if stage == "search":
+            code, _, err = amc("export", "--onnx", "--quiet")
+            assert code == 0, err
+
+
 def test_a_further_device_that_became_slower_is_held_to_its_budget(
     amc: Amc, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
