@@ -65,7 +65,10 @@ class StateFlags:
 
     waive: Annotated[
         list[str] | None,
-        typer.Option(help="Measure in spite of a problem, e.g. HOT; BUSY: as if no other program ran. Repeatable."),
+        typer.Option(
+            help="Measure in spite of a problem, e.g. HOT; BUSY: as if no other program ran. "
+            "WIDE_BAND: search with a table that predicts badly. Repeatable."
+        ),
     ] = None
     clock_mode: Annotated[
         str | None, typer.Option(help="unlocked, or fixed_performance: Android's sustainable clocks.")

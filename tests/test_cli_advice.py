@@ -59,7 +59,7 @@ SAID_BY: dict[str, tuple[str, ...] | dict[str, tuple[str, ...]]] = {
     "workflows/offline.py": SEARCHES,
     "workflows/plans.py": SEARCHES,
     "workflows/profile.py": ("profile",),
-    "workflows/search.py": ("profile",),
+    "workflows/search.py": {"device": MEASURES, "*": ("search",)},
     "workflows/search_config.py": {"max-loss": ("search",), "*": SEARCHES},
     "workflows/search_setup.py": ("search",),
     "workflows/sensitivity.py": ("sensitivity",),

@@ -21,6 +21,7 @@ EMULATOR = "EMULATOR"
 CLOCK_DROPPED = "CLOCK_DROPPED"
 CLOCK_LIMITED = "CLOCK_LIMITED"
 BUSY = "BUSY"  # the only one that is measured beside in any case, and flagged
+WIDE_BAND = "WIDE_BAND"  # of a latency table, on any device: predictions too unsure for a search
 REMEDIES = {
     LOW_BATTERY: "charge the phone",
     HOT: "let the phone cool: take it out of its case, off the charger, out of the sun",
@@ -30,6 +31,7 @@ REMEDIES = {
     CLOCK_DROPPED: "let the phone cool, then measure again",
     CLOCK_LIMITED: "let the phone cool, and end the power or game mode that limits its clocks",
     BUSY: "end the other programs and run the same command again, which measures anew; or pass --waive BUSY",
+    WIDE_BAND: "close other programs, let the device cool down and run `amc-mobile profile --workspace DIR`",
 }
 POLL_S = 10.0
 CAP_POLL_S = 2.0

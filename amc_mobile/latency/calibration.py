@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 BAND_FLOOR = 0.02
+# A search holds a prediction with the band on top against the budget, so that from here on more than a third of the
+# budget is given away, and plans that differ by half cannot be told apart: random plans would do as well.
+USABLE_BAND = 0.5
 COVERAGE = 0.9  # of new plans lie within the band
 FEW_FACTOR = 1.5  # of the largest leave-one-out error, where there are too few of them to tell the band
 UNKNOWN_ERROR = 0.1  # where nothing can be left out
@@ -50,6 +53,16 @@ class Calibration:
     hinge_ms_per_mb: float = 0.0
     boundary_ms_per_mb: float = 0.0
     terms: tuple[Term, ...] = ()
+
+    @property
+    def problem(self) -> str:
+        """What speaks against searching with it; empty where it is of use."""
+        if self.band <= USABLE_BAND:
+            return ""
+        return (
+            f"predictions of whole models are up to {self.band:.1%} off; above {USABLE_BAND:.0%} they do not tell "
+            "which plan is faster"
+        )
 
     @property
     def needs_weights(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from amc_mobile.device.health import REMEDIES, WIDE_BAND
 from amc_mobile.latency.whole_models import DRIFT_REMEDY, TOLD_DRIFT, slower
 from amc_mobile.report.content import Report
 from amc_mobile.report.quantities import against_limit, change, compared, ms, percent, printable
@@ -16,6 +17,7 @@ FLAG_ADVICE = {
     "THERMAL": "the device throttled: let it cool and measure again",
     "EMULATOR": "an emulator's latency says nothing about a phone: measure on a phone",
     "PARTIAL_DELEGATE": "some operators ran outside the delegate: see the conditions",
+    WIDE_BAND: f"the latency table predicts too badly to tell plans apart: {REMEDIES[WIDE_BAND]}",
     "LUT_STALE": "the latency table was measured under other conditions: run `amc-mobile profile` again",
 }
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from amc_mobile.device.health import REMEDIES, WIDE_BAND
 from amc_mobile.device.timing import Device
 from amc_mobile.errors import (
     AmbiguousDevice,
     DeviceUnauthorized,
     DeviceUnavailable,
     InvalidConfig,
+    InvalidInput,
     MissingDependency,
 )
 from amc_mobile.latency.whole_models import DRIFT_REMEDY, TOLD_DRIFT, slower
@@ -138,6 +140,16 @@ def on_device(
         opened, other = recorded(space, other)
     latency = latency_model(space, other, network, own.grids, progress, device=opened)
     return Part(Budget(latency.safe_p50_ms, limit_ms, own.grids, "ms", f"also {device}:{limit_ms:g}"), latency, device)
+
+
+def require_usable(parts: Sequence[Part], waived: Collection[str]) -> None:
+    """Raises InvalidInput where a device's table predicts too badly for a search, unless WIDE_BAND is waived."""
+    for part in parts:
+        if part.latency is not None and WIDE_BAND not in waived and (problem := part.latency.calibration.problem):
+            raise InvalidInput(
+                f"the latency table of {part.device} is of no use: {problem} [{WIDE_BAND}]",
+                next_step=f"{REMEDIES[WIDE_BAND]}; or search anyway: --waive {WIDE_BAND}",
+            )
 
 
 def fix_reference(part: Part, network: Network, run: Run, progress: Progress) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from amc_mobile.device.conditions import readable
-from amc_mobile.device.health import BUSY, REMEDIES
+from amc_mobile.device.health import BUSY, REMEDIES, WIDE_BAND
 from amc_mobile.device.neighbours import Neighbours
 from amc_mobile.errors import DeviceError, InvalidConfig
 from amc_mobile.latency.adoption import ANCHORS, judge
@@ -90,7 +90,7 @@ class ProfileResult:
         return {
             "model": self.model, "precision": self.precision, "conditions": self.conditions, "kernels": self.kernels,
             "original_p50_ms": self.original_p50_ms, "fastest_p50_ms": self.fastest_p50_ms,
-            "calibration": self.calibration.to_document(), "busy": self.busy.document(),
+            "calibration": self.calibration.to_document(), "flags": list(self.flags), "busy": self.busy.document(),
             "phones": [phone.to_document() for phone in self.phones],
             "other_units": [other.document() for other in self.other_units],
         }  # fmt: skip
@@ -111,8 +111,18 @@ class ProfileResult:
                 *(f"phone {phone.text()}" for phone in self.phones),
                 *(other.text() for other in self.other_units),
                 *self.busy.lines(),
+                *self._unusable(),
             ]
         )
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        return (WIDE_BAND,) if self.calibration.problem else ()
+
+    def _unusable(self) -> list[str]:
+        if not self.calibration.problem:
+            return []
+        return [f"Warning: {self.calibration.problem} [{WIDE_BAND}]", f"next: {REMEDIES[WIDE_BAND]}"]
 
     def _layout(self) -> str:
         known = readable(self.conditions)

@@ -11,7 +11,9 @@ from typing import Any
 
 from amc_mobile import __version__
 from amc_mobile.device.conditions import Conditions
+from amc_mobile.device.health import WIDE_BAND
 from amc_mobile.export.precision import FLOAT32
+from amc_mobile.latency.calibration import USABLE_BAND
 from amc_mobile.latency.measurement import ModelMeasurement
 from amc_mobile.report.content import (
     TOP1,
@@ -125,7 +127,7 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
         finetuning=report_details.finetuning(folder),
         predictions=predictions,
         conditions=pair["after"]["conditions"] if pair else search["conditions"] if offline else {},
-        flags=_flags(pair, export),
+        flags=(*_flags(pair, export), *((WIDE_BAND,) if (predictions.band or 0.0) > USABLE_BAND else ())),
         data=DataFacts(split["source"], split["sizes"]),
         kept_groups=()
         if search.get("granularity") == "weight"

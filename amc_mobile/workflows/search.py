@@ -28,6 +28,7 @@ from amc_mobile.workflows.budgets import (
     measured_together,
     met_together,
     on_device,
+    require_usable,
     told,
 )
 from amc_mobile.workflows.latency_model import LatencyModel, latency_model
@@ -173,6 +174,7 @@ def _searched(
         for further, ms in asked_devices(wanted.also):
             parts.append(on_device(space, remembered, network, own, further, ms, progress))
             fix_reference(parts[-1], network, folder, progress)
+        require_usable(parts, settings.waived)
         budget = met_together(parts)
         budget.check()
         drawn_limits = DrawnLimits(settings.seed) if wanted.reward in HOLDING_COST else None
