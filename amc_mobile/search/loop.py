@@ -35,6 +35,18 @@ class CheckConfig:
 
 
 @dataclass(frozen=True)
+class OverBudget:
+    """A plan that was measured over the budget."""
+
+    episode: int  # that found it
+    policy: str  # where it came from; "check": measured after the last episode
+    reward: float
+    measured_ms: float
+    ci_high_ms: float
+    widths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class SearchResult:
     """The best plan. With `measure` it was measured within the budget; without, it is predicted to be."""
 
@@ -50,6 +62,7 @@ class SearchResult:
     evaluations: int  # different plans scored
     measurements: int  # different plans measured
     search_limit: float  # the budget, or less when plans were measured over it
+    better_over: tuple[OverBudget, ...] = ()  # better plans that were measured over the budget, best first
 
 
 def run_search(
@@ -246,4 +259,8 @@ class _Search:
             evaluations=len(plans),
             measurements=sum(row.measured_ms is not None for row in plans),
             search_limit=self.standings.search_limit,
+            better_over=tuple(
+                OverBudget(row.episode, row.policy, row.reward, row.measured_ms or 0, row.ci_high_ms or 0, row.widths)
+                for row in self.standings.better_over(best)
+            ),
         )

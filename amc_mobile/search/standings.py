@@ -70,6 +70,12 @@ class Standings:
         measured = [row for row in self.plans.values() if self._measured_within(row)]
         return self._best(measured + self._predicted_within(unmeasured, budget))
 
+    def better_over(self, best: EpisodeRow) -> list[EpisodeRow]:
+        """The plans better than `best` that were measured over the budget, best first: why none of them was chosen."""
+        over = [row for row in self.plans.values() if row.ci_high_ms is not None and not self._measured_within(row)]
+        better = [row for row in over if self.rank(row) > self.rank(best)]
+        return sorted(better, key=self.rank, reverse=True)
+
     def candidate(self, budget: Budget) -> EpisodeRow | None:
         """The best plan not measured yet that would beat the best measured one."""
         best = self.best_measured()

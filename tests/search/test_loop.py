@@ -279,3 +279,14 @@ def test_measuring_needs_a_budget_in_milliseconds(tmp_path):
 def test_a_reward_that_is_not_a_number_is_an_error_naming_the_plan(tmp_path):
     with pytest.raises(InvalidInput, match=r"the plan \[\d+, .*nan"):
         search(tmp_path, score=lambda widths: Outcome(float("nan")))
+
+
+@pytest.mark.parametrize("name", ["ddpg-sequential", "random", "critic", "evolution"])
+def test_a_better_plan_is_lost_only_by_a_measurement_over_the_budget_and_is_named(tmp_path, name):
+    phone = toy.Phone(tmp_path / "records", slower=1.1, corrects=False)
+    result = measured_search(tmp_path, phone, name=name)
+    plans = {row.widths: row for row in EpisodeLog(tmp_path / "episodes.csv").rows}  # the latest line of each
+    better = {widths for widths, row in plans.items() if row.reward > result.reward}
+    assert better and all(plans[widths].ci_high_ms > 7.0 for widths in better)
+    assert {row.widths for row in result.better_over} == better
+    assert result.better_over[0].reward == max(row.reward for row in plans.values())
