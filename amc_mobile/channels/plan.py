@@ -102,14 +102,23 @@ def _count(value: Any) -> int:
     return value
 
 
+LEAST_CHOICES = 4  # multiples that a group's width is chosen from
+
+
+def multiple_for(channels: int, multiple: int) -> int:
+    """What a group of so many channels keeps multiples of: `multiple`, halved while it leaves too few choices."""
+    while multiple > 2 and channels // multiple < LEAST_CHOICES:
+        multiple //= 2
+    return multiple
+
+
 def grid(channels: int, *, multiple: int = 8, min_keep_ratio: float = 0.2) -> NDArray[np.int64]:
     """The widths a search may choose for a group: multiples of `multiple` and the full width, ascending.
 
     Groups that `multiple` would leave fewer than four choices use half of it, down to 2: a CIFAR ResNet's 16 channels
     become 4, 8, 12, 16. Never below 2 channels.
     """
-    while multiple > 2 and channels // multiple < 4:
-        multiple //= 2
+    multiple = multiple_for(channels, multiple)
     lowest = max(MIN_CHANNELS, math.ceil(min_keep_ratio * channels))
     widths = {w for w in range(multiple, channels + 1, multiple) if w >= lowest} | {channels}
     return np.array(sorted(widths), dtype=np.int64)

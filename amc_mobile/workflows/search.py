@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from amc_mobile.errors import AccuracyNotKept, AmcMobileError, InvalidConfig, MissingLatency
+from amc_mobile.channels.plan import LEAST_CHOICES
+from amc_mobile.errors import AccuracyNotKept, AmcMobileError, InvalidInput, MissingLatency
 from amc_mobile.models.evaluation import evaluate
 from amc_mobile.pruning.matrices import Matrices
 from amc_mobile.search.budget import Budget, Unit, format_cost
@@ -44,6 +45,7 @@ from amc_mobile.workflows.search_config import SearchConfig, asked_devices
 from amc_mobile.workflows.search_setup import (
     check_continues,
     cost_of,
+    finer_multiples,
     identity_of,
     limit_of,
     multiple_of,
@@ -80,7 +82,8 @@ class SearchOutcome:
             f"predicted {format_cost(s['predicted_cost'], unit)}{measured}\n"
             + (f"  {drift}\n" if drift else "")
             + "".join(told(row) for row in s["budgets"][1:])
-            + f"  kept channels are multiples of {s['multiple']['used']}: {s['multiple']['why']}\n"
+            + (f"  {self._over()}\n" if s["better_over"] else "")
+            + (f"  {self._multiples()}\n" if s["granularity"] == "channel" else "")
             + (f"  {self._promise()}\n" if s["accuracy_kept"] is not None else "")
             + (f"  kernels of the prediction: {sources}\n" if s["offline"] else "")
             + f"  MACs {s['macs'] / 1e6:.2f} M of {s['original_macs'] / 1e6:.2f} M, "
@@ -88,6 +91,26 @@ class SearchOutcome:
             f"  {Finished.told(s['refit'])}\n"
             f"  {s['metric']} on {s['test_images']} {s['accuracy_on']}: {accuracies}"
         )
+
+    def _over(self) -> str:
+        """Why plans that scored better were not chosen."""
+        over = self.search["better_over"]
+        first, limit = over[0], self.search["budget"]["limit"]
+        plans = "1 plan that scored better was" if len(over) == 1 else f"{len(over)} plans that scored better were"
+        return (
+            f"{plans} measured over the budget: the best, of episode {first['episode']} ({first['policy']}), "
+            f"reward {first['reward']:.4f}, takes up to {first['ci_high_ms']:.4g} ms of {limit:.4g} ms"
+        )
+
+    def _multiples(self) -> str:
+        """What kept channels are multiples of, group by group where that differs, and why."""
+        asked, groups = self.search["multiple"], self.search["multiple"]["groups"]
+        finer = "".join(
+            f"; of {used} in {', '.join(name for name, own in groups.items() if own == used)}"
+            for used in sorted(set(groups.values()), reverse=True)
+        )
+        why = f" (with fewer than {LEAST_CHOICES * asked['used']} channels, so that there is a choice)" if finer else ""
+        return f"kept channels are multiples of {asked['used']} or all: {asked['why']}{finer}{why}"
 
     def _promise(self) -> str:
         """What became of --max-loss."""
@@ -159,7 +182,7 @@ def _searched(
     if wanted.unit == "ms":
         latency = latency_model(space, settings, network, list(plans.grids), progress, device=device)
     try:
-        multiple = multiple_of(folder, wanted, latency)
+        multiple = multiple_of(folder, wanted, network, latency)
         wanted = replace(wanted, multiple=multiple.used)
         plans = plans_of(network, wanted)
         if latency is not None:
@@ -180,7 +203,7 @@ def _searched(
         drawn_limits = DrawnLimits(settings.seed) if wanted.reward in HOLDING_COST else None
         if drawn_limits is None and wanted.max_loss is None and budget.allows(budget.full):
             costs, allowed = (format_cost(cost, own.unit) for cost in (own.cost_of(own.full), own.limit))
-            raise InvalidConfig(
+            raise InvalidInput(
                 f"the original network is within the budget already: it costs {costs} of {allowed}",
                 next_step="lower the budget; or look for cheaper networks below it, with --reward error-log-macs "
                 "(-params, -latency) or --max-loss 0.01",
@@ -204,6 +227,7 @@ def _searched(
         started = time.process_time()
         scorer = PlanScorer(network, data, plans, wanted.reward)
         scorer.unit, scorer.cost_of = wanted.unit, own.cost_of
+        finer = finer_multiples(network, plans, multiple.used) if isinstance(plans, ChannelPlans) else {}
         policy = policy_of(wanted, budget, plans, seed=settings.seed)
         set_up_s = plans.set_up_s + time.process_time() - started
         episodes = min(wanted.episodes, policy.episodes_per_round or wanted.episodes)
@@ -214,6 +238,7 @@ def _searched(
 
         def on_episode(row: EpisodeRow) -> None:
             shown = f", {measured_text(row.measured_ms)}" if row.measured_ms is not None else ""
+            shown += ", over the budget" if row.ci_high_ms is not None and row.ci_high_ms > limit else ""
             note = f"reward {row.reward:.4f}, predicted {format_cost(row.predicted_cost, wanted.unit)}{shown}"
             progress("search", row.episode + 1, episodes, note)
 
@@ -248,9 +273,10 @@ def _searched(
                 "drift": latency.drift if latency is not None else 1.0,
             },
             "conditions": None if latency is None else latency.conditions.to_document(),
-            "multiple": asdict(multiple), "offline": device is not None,
+            "multiple": {**asdict(multiple), "groups": finer}, "offline": device is not None,
             "kernel_sources": _sources(result.widths, latency),
             "policy": wanted.policy, "episodes": result.episodes, "evaluations": result.evaluations,
+            "better_over": [asdict(plan) for plan in result.better_over],
             "measurements": result.measurements, "reward": result.reward, "episode": result.episode,
             "predicted_cost": _predicted(result.widths, own, latency), "measured_ms": result.measured_ms,
             "ci_high_ms": budgets[0]["ci_high_ms"], "plan": plan,

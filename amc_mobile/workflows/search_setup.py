@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from amc_mobile.channels.plan import multiple_for
 from amc_mobile.data import DataSplit
-from amc_mobile.errors import CorruptFile, InvalidInput
+from amc_mobile.errors import CorruptFile, InvalidConfig, InvalidInput
 from amc_mobile.latency.probe import LEAST_MULTIPLE
 from amc_mobile.models.checkpoints import weights_sha256
 from amc_mobile.search.budget import Budget, Unit
@@ -40,9 +41,19 @@ def plans_of(network: Network, wanted: SearchConfig) -> ChannelPlans | WeightPla
     return ChannelPlans(network, multiple=multiple, min_keep_ratio=wanted.min_keep_ratio, keep=wanted.keep)
 
 
-def multiple_of(run: Run, wanted: SearchConfig, latency: LatencyModel | None) -> GridMultiple:
-    """What kept channels are multiples of: as asked, as the run has it, or as the device was found to prefer."""
+def multiple_of(run: Run, wanted: SearchConfig, network: Network, latency: LatencyModel | None) -> GridMultiple:
+    """What kept channels are multiples of: as asked, as the run has it, or as the device was found to prefer.
+
+    Raises InvalidConfig for one that is asked for and that no group has channels for.
+    """
     if wanted.multiple is not None:
+        channels = network.groups.channels
+        widest = max(channels, key=lambda name: channels[name], default="")
+        if widest and wanted.multiple > channels[widest]:
+            raise InvalidConfig(
+                f"--multiple {wanted.multiple} is more than any channel group has: {widest} has {channels[widest]}",
+                next_step="pass a smaller one, e.g. --multiple 16",
+            )
         return GridMultiple(wanted.multiple, "--multiple")
     if run.has("multiple"):  # a probe in between must not make it another search
         known = run.read("multiple")
@@ -50,6 +61,15 @@ def multiple_of(run: Run, wanted: SearchConfig, latency: LatencyModel | None) ->
     found = probed_multiple(latency) if latency is not None else GridMultiple(LEAST_MULTIPLE, "the default")
     run.write("multiple", asdict(found))
     return found
+
+
+def finer_multiples(network: Network, plans: Plans, multiple: int) -> dict[str, int]:
+    """By group: what narrow groups keep multiples of, which would have too few choices with `multiple`."""
+    return {
+        name: used
+        for (name, channels), grid in zip(network.groups.channels.items(), plans.grids, strict=True)
+        if len(grid) > 1 and (used := multiple_for(channels, multiple)) != multiple
+    }
 
 
 def limit_of(

@@ -157,3 +157,13 @@ def test_a_fine_tuning_belongs_to_the_weights_it_began_with(tmp_path: Path) -> N
     assert (run.best_stage(), run.is_outdated(exported)) == ("finetuned", False)
     run.save_weights("pruned", nn.Linear(2, 2))  # as a longer search does that finds another plan
     assert (run.best_stage(), run.finetuned(), run.is_outdated(exported)) == ("pruned", None, True)
+
+
+def test_what_kept_channels_are_multiples_of_is_said_group_by_group(folder: Path, command: Command) -> None:
+    refused = command(*SEARCH, "--multiple", "1000")
+    assert refused.startswith("exit 2: ") and "--multiple 1000" in refused and "has 16" in refused
+    said = command(*SEARCH, "--multiple", "16", "--run", "mine")
+    assert "multiples of 16 or all: --multiple; of 4 in 0, 3 (with fewer than 64 channels" in said
+    found = json.loads((folder / "amc-workspace/runs/mine/search.json").read_text())
+    assert found["multiple"] == {"used": 16, "why": "--multiple", "groups": {"0": 4, "3": 4}}
+    assert all(kept % 4 == 0 for kept in found["plan"]["kept_channels"].values())
