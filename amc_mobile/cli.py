@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from amc_mobile import cli_device, cli_table
+from amc_mobile import __version__, cli_device, cli_table
 from amc_mobile.cli_compare import compare, sensitivity
 from amc_mobile.cli_config import config
 from amc_mobile.cli_flags import (
@@ -43,9 +43,9 @@ from amc_mobile.cli_groups import (
 )
 from amc_mobile.cli_search import search
 from amc_mobile.cli_train import finetune, train
-from amc_mobile.errors import AmcMobileError
+from amc_mobile.errors import AmcMobileError, BudgetNotMet, BudgetNotVerified
 from amc_mobile.latency.database_url import ask_with
-from amc_mobile.terminal import ask_password, show, show_error
+from amc_mobile.terminal import ask_password, show, show_error, show_json_error
 from amc_mobile.workflows.workspace import Settings, Workspace, check_settings
 
 app = typer.Typer(
@@ -53,10 +53,29 @@ app = typer.Typer(
     "Example: amc-mobile profile --device host --model mobilenet_v1 --data digits; "
     "amc-mobile search --latency-ratio 0.5; amc-mobile finetune; amc-mobile export --tflite --onnx; amc-mobile report",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+# The root of the parser's errors about what was typed. Typer carries the parser within, at a place of its own choice.
+UsageMistake: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
 app.add_typer(cli_table.app, name="table")
 cli_device.register(app)
 
@@ -163,6 +182,17 @@ def measure(
     output.show(result)
 
 
+def status(workspace: WorkspaceFlag = DEFAULT_WORKSPACE, as_json: JsonFlag = False) -> None:
+    """Show what the workspace remembers: network, data, device, table and runs, and what the next step is.
+
+    Example: amc-mobile status
+    """
+    from amc_mobile.workflows.listing import show_status, status_text
+
+    document = show_status(Workspace(workspace))
+    show(status_text(document), document, as_json=as_json)
+
+
 def report(
     run: RunFlag = None,
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
@@ -179,7 +209,20 @@ def report(
 
 
 # In the order of `--help`.
-for command in (compare, sensitivity, models, train, profile, search, finetune, export, measure, report, config):
+for command in (
+    compare,
+    sensitivity,
+    models,
+    train,
+    profile,
+    search,
+    finetune,
+    export,
+    measure,
+    report,
+    status,
+    config,
+):
     app.command()(command)
 
 
@@ -220,10 +263,21 @@ def main() -> None:
     ask_with(ask_password)
     try:
         with stopped_by_signals():
-            app(prog_name="amc-mobile")  # also for `python -m amc_mobile`
+            code = app(prog_name="amc-mobile", standalone_mode=False)  # also for `python -m amc_mobile`
     except AmcMobileError as error:
+        # Whether a budget was met is told after the command's own document.
+        if "--json" in sys.argv and not isinstance(error, BudgetNotMet | BudgetNotVerified):
+            show_json_error(type(error).__name__, error.message, error.next_step, error.exit_code)
         show_error(error.message, error.next_step)
         raise SystemExit(error.exit_code) from None
+    except UsageMistake as mistake:
+        if "--json" in sys.argv:
+            show_json_error("UsageMistake", mistake.format_message(), "amc-mobile COMMAND --help", 2)  # type: ignore[attr-defined]
+        mistake.show()  # type: ignore[attr-defined]
+        raise SystemExit(2) from None
+    except typer.Abort:
+        raise SystemExit(1) from None
     except Stopped as stopped:
         print("stopped; the same command goes on where it was", file=sys.stderr)
         raise SystemExit(stopped.exit_code) from None
+    raise SystemExit(code if isinstance(code, int) else 0)

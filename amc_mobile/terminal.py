@@ -50,7 +50,9 @@ def _lines() -> Progress:
     def report(stage: str, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
         started, before = begun.setdefault(stage, (now, done))
-        step = done * 20 // total if total else done
+        # Waiting may take hours and may end at any moment: it is told at 1, 2, 4, 8 ... seconds.
+        is_waiting = stage.startswith("wait for ") or not total
+        step = done.bit_length() if is_waiting else done * 20 // total
         is_timed = now - started >= SETTLED_S and done > before
         if shown.get(stage) not in ((step, is_timed), (step, True)):
             shown[stage] = (step, is_timed)
@@ -79,6 +81,12 @@ def show_error(message: str, next_step: str) -> None:
     print(f"error: {visible(message)}", file=sys.stderr)
     if next_step:
         print(f"next: {visible(next_step)}", file=sys.stderr)
+
+
+def show_json_error(kind: str, message: str, next_step: str, exit_code: int) -> None:
+    """In the place of the result, for programs that read stdout."""
+    document = {"error": {"kind": kind, "message": message, "next": next_step, "exit_code": exit_code}}
+    print(json.dumps(document, indent=1))
 
 
 def show(text: str, document: dict[str, Any], *, as_json: bool) -> None:

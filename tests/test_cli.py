@@ -21,7 +21,7 @@ from torch import nn
 COMMANDS = (
     "models", "devices", "doctor", "runtime add", "runtime list", "train", "profile", "search", "finetune", "export",
     "measure", "report", "compare", "sensitivity", "table show", "table export", "table import", "table merge",
-    "table verify", "table adopt", "table plot", "config",
+    "table verify", "table adopt", "table plot", "config", "status",
 )  # fmt: skip
 PROGRAM = "from amc_mobile.cli import main; main()"
 
@@ -124,6 +124,88 @@ def test_an_unknown_key_in_a_toml_file_lists_the_known_ones(tmp_path: Path) -> N
     (tmp_path / "amc.toml").write_text('modle = "resnet20"\n')
     done = amc("profile", "--config", "amc.toml", cwd=tmp_path)
     assert_clear_error(done, "modle", "known keys: ", "macs_ratio", "model", "width")
+
+
+def said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command in this process."""
+    from amc_mobile.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["amc-mobile", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    output = capsys.readouterr()
+    return int(ended.value.code or 0), output.out, output.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "kind", "message"),
+    [
+        (("search", "--latency-ms", "-3"), 2, "InvalidConfig", "a latency is above 0 ms"),
+        (("search", "--episodes", "many"), 2, "UsageMistake", "--episodes"),
+        (("measure", "none.onnx"), 1, "InvalidInput", "none.onnx"),
+    ],
+)
+def test_errors_are_json_where_json_is_asked_for(
+    words: tuple[str, ...], code: int, kind: str, message: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    ended, out, err = said(capsys, monkeypatch, *words, "--json")
+    error = json.loads(out)["error"]
+    assert (ended, error["exit_code"], error["kind"]) == (code, code, kind)
+    assert message in error["message"]
+    assert error["next"]
+    assert err
+    assert said(capsys, monkeypatch, *words)[:2] == (code, "")
+
+
+def test_version_short_help_and_completion(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from amc_mobile import __version__
+
+    assert said(capsys, monkeypatch, "--version") == (0, f"{__version__}\n", "")
+    for words in ((), ("search",), ("table", "show")):
+        code, out, _ = said(capsys, monkeypatch, *words, "-h")
+        assert code == 0
+        assert "Example: amc-mobile" in out
+    assert "--install-completion" in said(capsys, monkeypatch, "-h")[1]
+
+
+def test_waiting_is_told_at_longer_and_longer_intervals(capsys: pytest.CaptureFixture[str]) -> None:
+    from amc_mobile.terminal import progress_bars
+
+    with progress_bars(quiet=False) as progress:
+        for second in range(61):
+            progress("wait for other programs to end", second, 60, "cc1plus takes 1.0 cores")
+    assert len(capsys.readouterr().err.splitlines()) <= 8
+
+
+def test_status_tells_what_a_workspace_remembers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from amc_mobile.store import write_json
+    from amc_mobile.workflows.workspace import Settings, Workspace
+
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = said(capsys, monkeypatch, "status")
+    assert code == 0 and "next: amc-mobile train --model" in out
+    assert not (tmp_path / "amc-workspace").exists()
+    space = Workspace(tmp_path / "amc-workspace")
+    for name, steps in (
+        ("resnet20-macs-ratio-0.5", ("settings", "search")),
+        ("mine", ("settings", "search", "export")),
+    ):
+        for step in steps:
+            write_json(space.runs / name / f"{step}.json", {}, format_version=1)
+    space.remember(Settings(model="resnet20", data="digits"), run="resnet20-macs-ratio-0.5")
+    document = json.loads(said(capsys, monkeypatch, "status", "--json")[1])
+    assert (document["model"], document["data"], document["device"]) == ("resnet20", "digits", "host")
+    runs = {run["short"]: (run["stage"], run["is_last"]) for run in document["runs"]}
+    assert runs == {"macs-ratio-0.5": ("searched", True), "mine": ("exported", False)}
+    assert document["next"] == "amc-mobile finetune"
+    assert space.run_folder("macs-ratio-0.5").name == "resnet20-macs-ratio-0.5"
+    assert "macs-ratio-0.5  searched  last" in " ".join(said(capsys, monkeypatch, "status")[1].split("\n")).replace(
+        "   ", "  "
+    )
 
 
 def test_a_configuration_has_the_keys_of_the_flags(tmp_path: Path) -> None:

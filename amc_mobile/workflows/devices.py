@@ -17,7 +17,7 @@ from amc_mobile.device.phone import remove_all
 from amc_mobile.device.phone_device import PhoneDevice
 from amc_mobile.device.phone_facts import PhoneFacts, read_facts, read_neighbours
 from amc_mobile.device.phone_lock import phone_lock
-from amc_mobile.device.profile import DeviceProfile, load_profiles, matching_profiles
+from amc_mobile.device.profile import HOST, DeviceProfile, load_profiles, matching_profiles
 from amc_mobile.device.runtime_library import (
     BENCHMARK_MODEL,
     MAVEN,
@@ -240,7 +240,8 @@ def _lines_of(owner: str, problems: Sequence[Mapping[str, str]]) -> list[str]:
 
 
 def doctor(space: Workspace, runtime: str | None = None, *, clean: bool = False) -> dict[str, Any]:
-    """As `list_devices`, with `ok`: whether a phone is there and nothing is wrong with any of them.
+    """As `list_devices`, with `ok`: whether nothing is wrong with any phone; without phones, whether this computer
+    can measure, where it is the workspace's device.
 
     `runtime`: the one in use; else the one that the workspace remembers, or the profile's. On each phone every library
     that was added for it runs a tiny network. `this_computer`: the other programs on it; they do not disturb a phone.
@@ -249,17 +250,22 @@ def doctor(space: Workspace, runtime: str | None = None, *, clean: bool = False)
 
     found = HostNeighbours().look()
     here = {"neighbours": found.to_document() if found else None, "problems": _busy(found)}
-    used = space.settings(runtime=runtime).runtime
+    settings = space.settings(runtime=runtime)
+    used = settings.runtime
     document = list_devices(used, try_out=not clean, clean=clean) | {"this_computer": here}
     phones = document["phones"]
     if not phones and not document["problems"]:
         document["problems"].append(_problem(NOT_READY, "adb sees no phone", PLUG_IN))
     ok = not document["problems"] and not any(phone["problems"] for phone in phones)
+    if not phones and settings.device == HOST:  # work on this computer needs no phone, nor adb
+        ok = bool(document["devices"])
     return {"ok": ok, **document}
 
 
 def doctor_text(document: dict[str, Any]) -> str:
-    verdict = "all is well" if document["ok"] else "what to mend is listed last"
+    verdict = "all is well" if document["ok"] else "what to correct is listed last"
+    if document["ok"] and not document["phones"]:
+        verdict = "all is well for work on this computer (--device host); for a phone see above"
     here = _lines_of("this computer: ", document["this_computer"]["problems"])
     removed = [
         f"{phone['serial']}: removed {phone['removed_bytes'] >> 20} MiB of amc-mobile's files"

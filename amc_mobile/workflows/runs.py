@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,14 +22,14 @@ from amc_mobile.pruning.magnitude import hold_masks
 from amc_mobile.search.budget import Unit
 from amc_mobile.store import read_json, replacing, write_json
 from amc_mobile.workflows.network import Network, load_network
-from amc_mobile.workflows.workspace import BEGUN, Settings, Workspace, settings_from_document
+from amc_mobile.workflows.workspace import BEGUN, Settings, Workspace, safe_name, settings_from_document
 
 FORMAT_VERSION = 1
 
 
 def run_name(*parts: object) -> str:
     """A folder name made of `parts`, safe for any model spec."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(str(part) for part in parts if part != "")).strip("-.")
+    return safe_name("-".join(str(part) for part in parts if part != ""))
 
 
 def precision_part(settings: Settings) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -121,6 +122,11 @@ def _check_types(document: dict[str, Any]) -> None:
             )
 
 
+def safe_name(text: str) -> str:
+    """`text` as a folder's name."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")
+
+
 BEGUN = "settings.json"  # of a run's folder; a search that no plan can satisfy ends before it is written
 
 
@@ -197,9 +203,22 @@ class Workspace:
             ),
         )
 
+    @property
+    def last_run(self) -> str:
+        """The name of the run that was worked on last; empty where there is none."""
+        return str(self._remembered().get("last_run", ""))
+
     def run_folder(self, name: str | None) -> Path:
-        """The folder of the named run, or of the last one. Raises InvalidConfig when there is none."""
-        chosen = name or str(self._remembered().get("last_run", ""))
+        """The folder of the named run, or of the last one. Raises InvalidConfig when there is none.
+
+        `name`: may leave out the model's name before it, as `status` does.
+        """
+        chosen = name or self.last_run
+        if name and is_file_name(name) and not (self.runs / name / BEGUN).exists():
+            longer = [
+                path.parent.name for path in self.runs.glob(f"*/{BEGUN}") if path.parent.name.endswith(f"-{name}")
+            ]
+            chosen = longer[0] if len(longer) == 1 else name
         folder = self.runs / chosen
         if not is_file_name(chosen) or not (folder / BEGUN).exists():
             known = sorted(path.parent.name for path in self.runs.glob(f"*/{BEGUN}"))
