@@ -151,6 +151,13 @@ def split(dataset: Dataset, *, calibration: int = 512, reward: int = 512, seed: 
     )
 
 
+def few(images: ImageSet, count: int) -> ImageSet:
+    """`count` of the images, always the same ones, classes as even as they come; all where there are no more."""
+    if count >= len(images):
+        return images
+    return images.subset(_balanced_order(images, torch.Generator().manual_seed(HELD_OUT_SEED))[:count].sort().values)
+
+
 def _balanced_order(images: ImageSet, generator: torch.Generator) -> Tensor:
     """A random order in which any stretch holds about the same share of every class: with boxes, the first object's."""
     labels = images.classes[:, 0] if images.has_boxes else images.classes

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from amc_mobile.channels.surgery import copied
 from amc_mobile.models.evaluation import runs_channels_last
 from amc_mobile.pruning.program import Program
 
@@ -57,7 +58,7 @@ def folded(model: nn.Module, folding: Folding | None = None) -> nn.Module:
         conv, batch_norm = modules[layer], modules[norm]
         assert isinstance(conv, nn.Conv2d) and isinstance(batch_norm, nn.BatchNorm2d)
         memo[id(conv)], memo[id(batch_norm)] = _fused(conv, batch_norm), nn.Identity()
-    clone = copy.deepcopy(model, memo).eval()
+    clone = copied(model, memo).eval()
     layout = torch.channels_last if folding.channels_last else torch.contiguous_format
     return clone.to(memory_format=layout)  # type: ignore[call-overload,no-any-return]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from amc_mobile.channels.ids import DimensionIds, Ids
 from amc_mobile.channels.structure import ChannelGroups
-from amc_mobile.channels.surgery import resize
+from amc_mobile.channels.surgery import copied, resize
 from amc_mobile.pruning.gram import GramStatistics, LayerGram, group_channels
 from amc_mobile.pruning.importance import kept_of
 from amc_mobile.pruning.least_squares import DEFAULT_RIDGE, corrected
@@ -230,7 +229,7 @@ def _assembled(model: nn.Module, tensors: Mapping[str, Tensor], state: Mapping[s
         if isinstance(original, nn.Parameter):
             tensor = nn.Parameter(tensor, requires_grad=original.requires_grad)
         memo[id(original)] = tensor
-    built = copy.deepcopy(model, memo).eval()
+    built = copied(model, memo).eval()
     for module in built.modules():
         resize(module)
     return built

@@ -225,7 +225,7 @@ def _searched(
                     part.measure = PlanMeasurer(part.latency, folder, plans, part.reference_ms, named)
         measure = measured_together(parts)
         started = time.process_time()
-        scorer = PlanScorer(network, data, plans, wanted.reward)
+        scorer = PlanScorer(network, data, plans, wanted.reward, images=wanted.scored_images)
         scorer.unit, scorer.cost_of = wanted.unit, own.cost_of
         finer = finer_multiples(network, plans, multiple.used) if isinstance(plans, ChannelPlans) else {}
         policy = policy_of(wanted, budget, plans, seed=settings.seed)

@@ -143,6 +143,7 @@ def identity_of(settings: Settings, wanted: SearchConfig, network: Network, data
         "data": settings.data, "split": document["sizes"], "train": document["train_sha256"],
         **({"precision": precision_part(settings)} if precision_part(settings) else {}),
         **{f"search.{key}": value for key, value in asdict(wanted).items() if key != "episodes"},
+        "scored_images": wanted.scored_images,
     }  # fmt: skip
 
 

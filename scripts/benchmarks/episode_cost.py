@@ -2,8 +2,9 @@
 
 MobileNet-V1 on 32x32 images (46 M MACs, 10 classes) with random weights, 3000 synthetic calibration images of 10
 points each, half the MACs: what is timed does not depend on what images show. Once with the default reward (the
-logits' fidelity on few images), once with the paper's (top-1 on 3000 images). An episode is reconstruction,
-evaluation, agent and cost model; the set-up, once per search, is given beside it.
+logits' fidelity on few images), as this CPU computes it and in float32 in any case, once with the paper's (top-1 on
+3000 images). An episode is reconstruction, evaluation, agent and cost model; the set-up, once per search, is given
+beside it. What a CPU with AVX2 alone takes: ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2, the float32 figures.
 
 Where AMC_MOBILE_DATA is set, both rewards also rank plans of pretrained CIFAR-10 ResNets: Spearman's correlation with
 the top-1 on test images of the reconstructed networks, over 24 plans within half the MACs. Both score as searches do,
@@ -28,7 +29,7 @@ from scipy.stats import spearmanr
 
 from amc_mobile.channels.cost import CostModel
 from amc_mobile.channels.groups import find_groups
-from amc_mobile.data import Dataset, DataSplit, ImageSet, held_out_count, split
+from amc_mobile.data import Dataset, DataSplit, ImageSet, split
 from amc_mobile.models.evaluation import bf16_is_fast, logits
 from amc_mobile.models.loading import load_model
 from amc_mobile.models.task import CLASSIFICATION
@@ -44,13 +45,13 @@ from amc_mobile.workflows.plan_scorer import PlanScorer
 from amc_mobile.workflows.plans import ChannelPlans
 from amc_mobile.workflows.preparation import Preparations
 from amc_mobile.workflows.progress import silent
-from amc_mobile.workflows.search_config import SearchConfig
+from amc_mobile.workflows.search_config import FIDELITY_IMAGES, SearchConfig
 from amc_mobile.workflows.workspace import Workspace
 
 # CPU seconds per episode of the public implementations for this network, 3000 images and reward, on a like machine.
 OFFICIAL = {"official_amc": 16.7, "nni": 14.4, "nni_speedup": 63.0}
 POINTS = 10
-FEW = held_out_count(10**9)  # images of the default reward, where there are enough
+FEW = FIDELITY_IMAGES  # of the default reward
 RANKED_PLANS = 24
 
 
@@ -81,7 +82,9 @@ def synthetic_network(images: int) -> Network:
     return Network(loaded, Dataset(image_set(images), image_set(10), classes, "synthetic"), groups)
 
 
-def episode_cost(network: Network, data: DataSplit, reward: str, policy: str, episodes: int) -> dict[str, float]:
+def episode_cost(
+    network: Network, data: DataSplit, reward: str, policy: str, episodes: int, *, bf16: bool | None = None
+) -> dict[str, float]:
     """Mean CPU seconds of an episode by part, and the set-up's."""
     known = Preparations().statistics(
         network, data, channel_choice="backward", seed=0, matrices=Matrices(), progress=silent
@@ -89,7 +92,7 @@ def episode_cost(network: Network, data: DataSplit, reward: str, policy: str, ep
     started = time.process_time()
     plans = ChannelPlans(network, multiple=8, min_keep_ratio=0.2, keep="")
     plans.prepare(known)
-    scorer = PlanScorer(network, data, plans, reward)
+    scorer = PlanScorer(network, data, plans, reward, bf16=bf16)
     cost = TimedCost(CostModel(network.module, network.groups))
     full = network.groups.sizes
     budget = Budget(cost, 0.5 * float(cost.costs.macs(full)), tuple(plans.grids), "macs")
@@ -163,10 +166,11 @@ def main() -> None:
     few = min(FEW, images)
     network = synthetic_network(2 * images + 10)
     figures: dict[str, float] = {}
-    for name, reward, count in (("default", "fidelity", few), ("paper", "top1", images)):
+    kinds = (("default", "fidelity", few, None), ("float32", "fidelity", few, False), ("paper", "top1", images, None))
+    for name, reward, count, bf16 in kinds:
         assert network.dataset is not None
         data = split(network.dataset, calibration=images, reward=count, seed=0)
-        cost = episode_cost(network, data, reward, options.policy, episodes)
+        cost = episode_cost(network, data, reward, options.policy, episodes, bf16=bf16)
         figures |= {f"{name}_reward.{key}": round(value, 4) for key, value in cost.items()}
     figures = {"cpu_s_per_episode": figures["default_reward.cpu_s_per_episode"], **figures}
     if root := os.environ.get("AMC_MOBILE_DATA"):
@@ -174,7 +178,9 @@ def main() -> None:
             ranks = rank_correlations(model, Path(root), images, plans)
             figures |= {key: round(value, 4) for key, value in ranks.items()}
     conditions = {
-        "machine": platform.machine(), "python": platform.python_version(), "torch": torch.__version__, "threads": 1,
+        "machine": platform.machine(), "instructions": torch.backends.cpu.get_cpu_capability(), "bf16": bf16_is_fast(),
+        "isa_of_onednn": os.environ.get("ONEDNN_MAX_CPU_ISA", "all"),
+        "python": platform.python_version(), "torch": torch.__version__, "threads": 1,
         "network": "mobilenet_v1 x1.0 @32, 10 classes", "calibration_images": images, "points_per_image": POINTS,
         "default_reward": f"fidelity on {few} images", "paper_reward": f"top-1 on {images} images",
         "policy": options.policy, "episodes": episodes, "ranked_plans": plans,
@@ -182,6 +188,8 @@ def main() -> None:
     if options.json:
         print_document("episode_cost", figures, conditions, OFFICIAL)
         return
+    for key in ("machine", "instructions", "bf16", "isa_of_onednn"):
+        print(f"{key:45} {conditions[key]!s:>10}")
     for key, value in {**figures, **OFFICIAL}.items():
         print(f"{key:45} {value:10.4f}")
 

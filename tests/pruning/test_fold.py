@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from networks import PRUNABLE
 from torch import nn
 from traced_networks import halves, subject
 
+from amc_mobile.channels.surgery import copied
 from amc_mobile.pruning.fold import Folding, find_folding, folded
 from amc_mobile.pruning.importance import channel_order
 from amc_mobile.pruning.reconstruction import Reconstructor
@@ -51,6 +55,50 @@ def test_a_folding_holds_for_pruned_networks_too() -> None:
     assert norms(pruned) == 5
     assert norms(quick) == 0
     assert quick.fc.weight.data_ptr() != pruned.fc.weight.data_ptr()
+
+
+@pytest.mark.parametrize("name", PRUNABLE)
+def test_a_copy_is_what_deepcopy_gives(name: str) -> None:
+    model = subject(name).model
+    memo: dict[int, Any] = {}
+    twin, other = copied(model, memo), copy.deepcopy(model)
+    assert str(twin) == str(other)
+    assert list(twin.state_dict()) == list(other.state_dict())
+    for key, value in model.state_dict().items():
+        assert torch.equal(twin.state_dict()[key], value)
+        assert twin.state_dict()[key].data_ptr() != value.data_ptr()
+    shared = {id(module) for module in model.modules()} & {id(module) for module in twin.modules()}
+    assert not shared
+    assert [n for n, _ in twin.named_modules()] == [n for n, _ in other.named_modules()]  # one module twice stays one
+    for mine, theirs in zip(twin.modules(), model.modules(), strict=True):
+        assert list(mine.__dict__) == list(theirs.__dict__)
+        mutable = [k for k, v in theirs.__dict__.items() if isinstance(v, (dict, list, set))]
+        assert not any(mine.__dict__[key] is theirs.__dict__[key] for key in mutable)
+    twin.register_forward_hook(lambda *_: None)
+    assert not model._forward_hooks
+
+
+class Holder(nn.Module):
+    """Holds a module in a plain list, which only deepcopy follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 3)
+        self.listed = [self.inner]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.listed[0](x)  # type: ignore[no-any-return]
+
+
+def test_a_copy_follows_modules_in_lists_and_takes_what_the_memo_gives() -> None:
+    model = Holder()
+    twin = copied(model, {})
+    assert isinstance(twin, Holder)
+    assert twin.listed[0] is twin.inner is not model.inner
+    other = nn.Linear(3, 3)
+    replaced = copied(model, {id(model.inner): other})
+    assert isinstance(replaced, Holder)
+    assert replaced.inner is replaced.listed[0] is other
 
 
 def test_batch_norms_that_follow_no_convolution_stay() -> None:

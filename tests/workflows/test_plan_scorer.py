@@ -19,6 +19,7 @@ from amc_mobile.workflows.plan_scorer import PlanScorer
 from amc_mobile.workflows.plans import ChannelPlans
 from amc_mobile.workflows.preparation import Preparations
 from amc_mobile.workflows.progress import silent
+from amc_mobile.workflows.search_config import SearchConfig
 from amc_mobile.workflows.workspace import Settings, Workspace
 
 VIEWING = """
@@ -70,6 +71,31 @@ def test_a_residual_network_is_scored_folded(tmp_path: Path, monkeypatch: pytest
     assert norms == [0, 0, 0]  # the original and the two plans
     unfolded = logits(reconstructor.build(half), scorer.images)
     assert outcome.fidelity == pytest.approx(fidelity(unfolded, scorer.reference), abs=0.02)  # bfloat16
+
+
+def test_the_fidelity_looks_at_few_images_unless_told_or_accuracy_counts() -> None:
+    asked = [
+        SearchConfig(macs_ratio=0.5), SearchConfig(macs_ratio=0.5, reward_images=300),
+        SearchConfig(macs_ratio=0.5, max_loss=0.01), SearchConfig(macs_ratio=0.5, reward="top1"),
+    ]  # fmt: skip
+    assert [wanted.scored_images for wanted in asked] == [128, None, None, None]
+
+
+def test_few_images_hold_every_class_alike_and_score_like_all_of_them(tmp_path: Path) -> None:
+    network = load_network(Workspace(tmp_path), Settings(model="resnet20", data="digits", input_size=32))
+    data = network.split(calibration=60, reward=140, seed=0)
+    plans = ChannelPlans(network, multiple=8, min_keep_ratio=0.2, keep="")
+    plans.prepare(
+        Preparations().statistics(network, data, channel_choice="l1", seed=0, matrices=Matrices(), progress=silent)
+    )
+    part, whole = (PlanScorer(network, data, plans, "fidelity", images=n, bf16=False) for n in (40, None))
+    counts = torch.bincount(part.images.labels)
+    assert len(part.images) == 40
+    assert int(counts.max()) - int(counts.min()) <= 1
+    assert len(whole.images) == 140
+    half = np.maximum(plans.sizes // 2, 2)
+    assert part(half).reward == pytest.approx(whole(half).reward, abs=0.1)
+    assert part(plans.sizes).reward == pytest.approx(1)
 
 
 def test_a_network_that_views_its_maps_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
