@@ -22,6 +22,7 @@ from amc_mobile.cli_flags import (
     SeedFlag,
     SerialFlag,
     ThreadsFlag,
+    UntrainedFlag,
     WorkersFlag,
     WorkspaceFlag,
 )
@@ -63,6 +64,7 @@ def compare(
     pruning: PruningFlags,
     multiple: MultipleFlag = 8,
     images: ImageFlags,
+    untrained: UntrainedFlag = False,
     keep: KeepFlag = "",
     finetune_epochs: Annotated[int, typer.Option(help="Fine-tune every plan so long; 0: not.")] = 0,
     offline: OfflineFlag = False,
@@ -106,7 +108,7 @@ def compare(
     from amc_mobile.workflows.compare import compare_policies  # late, as in `search`
 
     with output.progress() as progress:
-        result = compare_policies(space, settings, wanted, progress=progress)
+        result = compare_policies(space, settings, wanted, progress=progress, untrained=untrained)
     output.show(result)
 
 
@@ -117,6 +119,7 @@ def sensitivity(
     multiple: Annotated[int, typer.Option("--multiple", help="Round kept channels up to multiples of this.")] = 1,
     channel_choice: ChannelChoiceFlag = "backward",
     images: ImageFlags,
+    untrained: UntrainedFlag = False,
     network: NetworkFlags,
     variant: VariantFlags,
     workers: WorkersFlag = None,
@@ -142,7 +145,7 @@ def sensitivity(
     from amc_mobile.workflows.sensitivity import sensitivity as measure_sensitivity  # late, as in `search`
 
     with output.progress() as progress:
-        result = measure_sensitivity(space, settings, wanted, progress=progress)
+        result = measure_sensitivity(space, settings, wanted, progress=progress, untrained=untrained)
     output.show(result)
 
 

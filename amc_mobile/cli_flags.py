@@ -113,5 +113,12 @@ ChannelChoiceFlag = Annotated[
 ]
 MultipleFlag = Annotated[int, typer.Option("--multiple", help="Kept channels are multiples of this.")]
 KeepFlag = Annotated[str, typer.Option("--keep", help="Groups that stay whole: names, patterns, or residual.")]
+UntrainedFlag = Annotated[
+    bool,
+    typer.Option(
+        "--untrained", envvar="AMC_MOBILE_UNTRAINED",
+        help="Go on with a network that is no better than guessing on the images.",
+    ),
+]  # fmt: skip
 RewardFlag = Annotated[str, typer.Option("--reward", help="fidelity, top1, macs or error-log-macs, -params, -latency.")]
 DEFAULT_WORKSPACE = Path("amc-workspace")

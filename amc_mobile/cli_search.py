@@ -20,6 +20,7 @@ from amc_mobile.cli_flags import (
     SeedFlag,
     SerialFlag,
     ThreadsFlag,
+    UntrainedFlag,
     WorkersFlag,
     WorkspaceFlag,
 )
@@ -54,6 +55,7 @@ def search(
         ),
     ] = None,
     images: ImageFlags,
+    untrained: UntrainedFlag = False,
     max_loss: Annotated[
         float | None,
         typer.Option(
@@ -100,6 +102,6 @@ def search(
     from amc_mobile.workflows.search import search_plan  # late: it loads torch, which wrong flags need not wait for
 
     with output.progress() as progress:
-        result = search_plan(space, settings, wanted, run=run, progress=progress)
+        result = search_plan(space, settings, wanted, run=run, progress=progress, untrained=untrained)
     output.show(result)
     result.raise_if_accuracy_not_kept()

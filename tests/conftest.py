@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from arm64_sandbox import fetch_hint
 from fault_summary import cells, fault_table
 
+os.environ["AMC_MOBILE_UNTRAINED"] = "1"  # most networks of the tests have random weights
 GOLDEN = Path(__file__).parent / "golden"
 
 

@@ -44,6 +44,7 @@ SAID_BY: dict[str, tuple[str, ...] | dict[str, tuple[str, ...]]] = {
     "latency/storage.py": {"workspace": (*NETWORKS, "export", "report"), "table": ("profile",)},
     "models/checkpoints.py": ("train", *SEARCHES),
     "models/detection.py": ("train", *SEARCHES),
+    "models/loading.py": ("train", *SEARCHES),
     "models/task.py": ("train", *SEARCHES),
     "report/advice.py": {"offline": ("export",), "*": ("search",)},
     "search/ddpg_policies.py": SEARCHES,
@@ -55,7 +56,7 @@ SAID_BY: dict[str, tuple[str, ...] | dict[str, tuple[str, ...]]] = {
     "workflows/export.py": ("export",),
     "workflows/measure.py": ("measure",),
     "workflows/measuring.py": MEASURES,
-    "workflows/network.py": {"keep": SEARCHES, "*": NETWORKS},
+    "workflows/network.py": {"keep": SEARCHES, "untrained": (*SEARCHES, "sensitivity"), "*": NETWORKS},
     "workflows/offline.py": SEARCHES,
     "workflows/plans.py": SEARCHES,
     "workflows/profile.py": ("profile",),
@@ -70,6 +71,7 @@ SAID_BY: dict[str, tuple[str, ...] | dict[str, tuple[str, ...]]] = {
     "workflows/search_setup.py": ("search",),
     "workflows/sensitivity.py": ("sensitivity",),
     "workflows/table.py": TABLE,
+    "workflows/train.py": ("train",),
     "workflows/workspace.py": {"run": ("export", "report", "finetune"), "config": ("train", *SEARCHES), "*": NETWORKS},
 }
 

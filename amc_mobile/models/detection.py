@@ -15,6 +15,7 @@ from amc_mobile.models.mean_average_precision import Detections, matched, mean_a
 MATCHING_OVERLAP = 0.5  # from here on an anchor stands for an object
 NEGATIVES = 3  # background anchors in the loss for each matched one: the hardest
 SUPPRESSING_OVERLAP = 0.45
+CHANCE = 0.005  # mean average precision of random weights
 LEAST_SCORE = 0.01
 MOST_DETECTIONS = 100  # candidates of an image before suppression
 SURE_SCORE = 0.5  # what a user of the detector would be shown
@@ -123,6 +124,10 @@ class Detection:
     def predicted_classes(self, outputs: Tensor) -> Tensor:
         """(N, anchors), 0 for background."""
         return outputs[..., : 1 + self.classes].argmax(dim=-1)
+
+    def is_guessing(self, outputs: Tensor, labels: Tensor) -> bool:
+        """Random boxes hardly ever overlap an object by half."""
+        return self.accuracy(outputs, labels) < CHANCE
 
     def detections(self, outputs: Tensor) -> list[Detections]:
         """The objects of each image after non-maximum suppression, best first. `outputs` as the network gives them."""

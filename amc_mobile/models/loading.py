@@ -72,7 +72,7 @@ def expected_input(spec: str, input_size: int | None = None) -> ExpectedInput:
         own = size if isinstance(size, int) else None
         return ExpectedInput(input_size or own, channels if isinstance(channels, int) else None, None)
     if kind == "timm" and name:
-        built = _from_timm(spec, name, DEFAULT_CLASSES, input_size, COLOURS)
+        built = _from_timm(spec, name, DEFAULT_CLASSES, input_size, COLOURS, published=False)
         return ExpectedInput(built.input_shape[-1], None, built.normalisation)
     return ExpectedInput(input_size or DEFAULT_INPUT_SIZE, None, IMAGENET)
 
@@ -92,7 +92,8 @@ def load_model(
     """Builds the network `spec` names, with the weights of `checkpoint`, or else drawn by `seed`.
 
     `spec`: a name of the registry; `path/to/file.py:function`, called with those of num_classes, width_multiplier,
-    input_size and in_channels that it takes; `torchvision:NAME`; `timm:NAME` (both without pretrained weights).
+    input_size and in_channels that it takes; `torchvision:NAME`; `timm:NAME`. These two
+    have their published weights, where there are any for so many classes and no `checkpoint` is given.
     `input_size`: pixels, of both sides or (height, width). None stands for the network's own default.
     `task`: of the user's own, in place of the network's. `input_shapes`: of several inputs, (C, H, W) each; the module
     then takes them behind each other, see `amc_mobile.packing`.
@@ -108,7 +109,7 @@ def load_model(
         raise InvalidConfig(f"input_size is {input_size}; it must be at least 1")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        built = _build(spec, num_classes, width_multiplier, sides, in_channels)
+        built = _build(spec, num_classes, width_multiplier, sides, in_channels, published=checkpoint is None)
     if checkpoint is not None:
         load_checkpoint(built.module, checkpoint)
     built.module.eval()
@@ -133,6 +134,8 @@ def _build(
     width_multiplier: float,
     sides: tuple[int, int] | None,
     in_channels: int | None,
+    *,
+    published: bool,
 ) -> LoadedModel:
     kind, _, name = spec.partition(":")
     if names_a_function(spec):
@@ -153,7 +156,7 @@ def _build(
         if width_multiplier != 1.0:
             raise InvalidConfig(f"{spec}: width_multiplier cannot be changed for {kind}'s models")
         build = _from_torchvision if kind == "torchvision" else _from_timm
-        return build(spec, name, num_classes or DEFAULT_CLASSES, input_size, channels)
+        return build(spec, name, num_classes, input_size, channels, published=published)
     raise InvalidInput(
         f"no model {spec!r}",
         next_step=f"choose one of {', '.join(MODELS)}, path/to/file.py:function, torchvision:NAME, timm:NAME",
@@ -190,7 +193,9 @@ def _from_user_file(
     return _loaded(module, in_channels or expected.channels or COLOURS, (height, width), spec, None)
 
 
-def _from_torchvision(spec: str, name: str, num_classes: int, input_size: int | None, in_channels: int) -> LoadedModel:
+def _from_torchvision(
+    spec: str, name: str, num_classes: int | None, input_size: int | None, in_channels: int, *, published: bool
+) -> LoadedModel:
     if in_channels != COLOURS:
         raise InvalidConfig(
             f"{spec} takes images of {COLOURS} channels, not of {in_channels}",
@@ -199,22 +204,48 @@ def _from_torchvision(spec: str, name: str, num_classes: int, input_size: int | 
     models = _imported("torchvision.models", "torchvision")
     if name not in models.list_models(module=models):
         raise InvalidInput(f"torchvision has no classification model {name!r}")
-    module = _called(spec, models.get_model, {"name": name, "weights": None, "num_classes": num_classes})
+    best = getattr(models.get_model_weights(name), "DEFAULT", None) if published else None
+    arguments = {"name": name, "weights": None, "num_classes": num_classes or DEFAULT_CLASSES}
+    if best is not None and num_classes in (None, len(best.meta["categories"])):
+        module = _with_published_weights(spec, models.get_model, arguments, {"name": name, "weights": best})
+    else:
+        module = _called(spec, models.get_model, arguments)
     size = input_size or DEFAULT_INPUT_SIZE
     return _loaded(module, in_channels, (size, size), spec, IMAGENET)
 
 
-def _from_timm(spec: str, name: str, num_classes: int, input_size: int | None, in_channels: int) -> LoadedModel:
+def _from_timm(
+    spec: str, name: str, num_classes: int | None, input_size: int | None, in_channels: int, *, published: bool
+) -> LoadedModel:
     timm = _imported("timm", "timm")
     if not timm.is_model(name):
         raise InvalidInput(f"timm has no model {name!r}")
-    arguments = {"model_name": name, "pretrained": False, "num_classes": num_classes, "in_chans": in_channels}
+    classes = num_classes or DEFAULT_CLASSES
+    arguments = {"model_name": name, "pretrained": False, "num_classes": classes, "in_chans": in_channels}
     module = _called(spec, timm.create_model, arguments)
     described: dict[str, Any] = getattr(module, "pretrained_cfg", {})
+    if published and in_channels == COLOURS and described.get("num_classes") == classes:
+        module = _with_published_weights(spec, timm.create_model, arguments, {**arguments, "pretrained": True})
     normalisation = (tuple(described.get("mean", IMAGENET[0])), tuple(described.get("std", IMAGENET[1])))
     own_size = described.get("input_size", (3, DEFAULT_INPUT_SIZE, DEFAULT_INPUT_SIZE))[-1]
     size = input_size or own_size
     return _loaded(module, in_channels, (size, size), spec, normalisation)
+
+
+def _with_published_weights(
+    spec: str, function: Callable[..., Any], plain: dict[str, Any], published: dict[str, Any]
+) -> nn.Module:
+    """The library downloads them, unless it has them already."""
+    try:
+        module = function(**published)
+    except Exception as error:  # of the network, the disk or the library itself
+        LOG.warning(
+            "warning: %s has random weights, since its published ones cannot be had: %s: %s", spec,
+            type(error).__name__, error,
+        )  # fmt: skip
+        return _called(spec, function, plain)
+    LOG.warning("%s has its published weights%s", spec, f" {published['weights']}" if "weights" in published else "")
+    return module  # type: ignore[no-any-return]
 
 
 def _imported(module: str, package: str) -> Any:

@@ -6,6 +6,7 @@ A network without an attribute `task` classifies. One that does something else h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -61,6 +62,9 @@ class Task(Protocol):
     def predicted_classes(self, outputs: Tensor) -> Tensor:
         """int64, one or several an image: what has to agree between two runtimes."""
 
+    def is_guessing(self, outputs: Tensor, labels: Tensor) -> bool:
+        """Whether the outputs are no better than those of random weights. False where that cannot be told."""
+
 
 class Classification:
     """Logits (N, classes) for labels (N,) int64."""
@@ -103,6 +107,13 @@ class Classification:
 
     def predicted_classes(self, outputs: Tensor) -> Tensor:
         return outputs.argmax(1)
+
+    def is_guessing(self, outputs: Tensor, labels: Tensor) -> bool:
+        """At most three standard errors above one in so many classes."""
+        images, chance = len(labels), 1 / outputs.shape[1]
+        return float(self.right(outputs, labels).sum()) <= images * chance + 3 * math.sqrt(
+            images * chance * (1 - chance)
+        )
 
 
 CLASSIFICATION = Classification()
@@ -163,6 +174,9 @@ class OwnTask:
         parts = [part if part.ndim > 1 else part[:, None] for part in self._parts(outputs)]
         strongest = [part.argmax(1) if part.shape[1] > 1 else (part > 0).long()[:, 0] for part in parts]
         return torch.cat([part.reshape(len(outputs), -1) for part in strongest], 1)
+
+    def is_guessing(self, outputs: Tensor, labels: Tensor) -> bool:
+        return False
 
     def _parts(self, outputs: Tensor) -> list[Tensor]:
         return [outputs] if self.packing is None else self.packing.outputs(outputs)

@@ -30,8 +30,9 @@ SMALL_BATCH = 64  # images per step of a fine-tuning
 
 
 def compare_policies(
-    space: Workspace, settings: Settings, wanted: CompareConfig, *, progress: Progress = silent
-) -> Comparison:
+    space: Workspace, settings: Settings, wanted: CompareConfig, *, progress: Progress = silent,
+    untrained: bool = False,
+) -> Comparison:  # fmt: skip
     """Runs what is missing, each in its own run folder, and puts all results side by side.
 
     A run that finds no plan within the budget is listed with its error; the others go on. The workspace's last run
@@ -43,7 +44,7 @@ def compare_policies(
     for number, (search, seed) in enumerate(searches):
         name = compared_run(settings, search, seed)
         progress("compare", number, len(searches), name)
-        runs.append(_run(space, replace(settings, seed=seed), search, wanted, name, prepared, progress))
+        runs.append(_run(space, replace(settings, seed=seed), search, wanted, name, prepared, progress, untrained))
     progress("compare", len(searches), len(searches))
     space.remember(settings)
     title = f"{settings.model}, {wanted.search.episodes} episodes, reward {wanted.search.reward}"
@@ -72,7 +73,7 @@ def _is_offline(settings: Settings, search: SearchConfig) -> bool:
 
 def _run(
     space: Workspace, settings: Settings, search: SearchConfig, wanted: CompareConfig, name: str,
-    prepared: Preparations, progress: Progress,
+    prepared: Preparations, progress: Progress, untrained: bool,
 ) -> dict[str, Any]:  # fmt: skip
     folder = Run(space.runs / name)
     row: dict[str, Any] = {
@@ -83,7 +84,10 @@ def _run(
         _check_same(folder, begun, search, prepared.network(space, settings))
     else:
         try:
-            search_plan(space, settings, search, run=name, progress=progress, prepared=prepared, is_compared=True)
+            search_plan(
+                space, settings, search, run=name, progress=progress, prepared=prepared, is_compared=True,
+                untrained=untrained,
+            )  # fmt: skip
         except (BudgetNotMet, UnreachableBudget) as error:
             return {**row, "error": error.message}
     if wanted.finetune_epochs and not _is_finetuned(folder, wanted.finetune_epochs):

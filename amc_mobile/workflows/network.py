@@ -16,8 +16,9 @@ from amc_mobile.channels.groups import find_groups
 from amc_mobile.channels.plan import grid
 from amc_mobile.channels.prove import prove
 from amc_mobile.channels.structure import ChannelGroups
-from amc_mobile.data import Dataset, DataSplit, held_out, held_out_count, load_dataset, split
+from amc_mobile.data import Dataset, DataSplit, ImageSet, held_out, held_out_count, load_dataset, split
 from amc_mobile.errors import InvalidConfig, InvalidInput
+from amc_mobile.models.evaluation import logits
 from amc_mobile.models.loading import LoadedModel, expected_input, load_model
 from amc_mobile.models.task import OwnTask, Task
 from amc_mobile.store import read_json
@@ -82,6 +83,19 @@ def own_task(settings: Settings) -> OwnTask | None:
             raise InvalidInput("--loss needs the accuracy function that belongs to it", next_step="pass --accuracy too")
         return None
     return OwnTask(load_function(settings.accuracy), load_function(settings.loss) if settings.loss else None)
+
+
+def require_trained(network: Network, images: ImageSet) -> None:
+    """Raises InvalidInput where the network is no better on `images` than guessing: pruning it tells nothing."""
+    outputs = logits(network.module, images)
+    if network.task.is_guessing(outputs, images.labels):
+        reached = network.task.accuracy(outputs, images.labels)
+        raise InvalidInput(
+            f"{network.loaded.spec} reaches {network.task.metric} {reached:.1%} on {len(images)} images, which is no "
+            "better than guessing: its weights are random, or not made for these images",
+            next_step="pass its weights with --checkpoint, or train it first: `amc-mobile train`; --untrained goes on "
+            "all the same",
+        )
 
 
 def _say_enlarged(dataset: Dataset, spec: str) -> None:

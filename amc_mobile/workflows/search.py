@@ -33,7 +33,7 @@ from amc_mobile.workflows.budgets import (
     told,
 )
 from amc_mobile.workflows.latency_model import LatencyModel, latency_model
-from amc_mobile.workflows.network import may_have_seen
+from amc_mobile.workflows.network import may_have_seen, require_trained
 from amc_mobile.workflows.offline import not_measured, recorded
 from amc_mobile.workflows.plan_measurer import PlanMeasurer
 from amc_mobile.workflows.plan_scorer import PlanScorer
@@ -140,11 +140,12 @@ def search_plan(
     progress: Progress,
     prepared: Preparations | None = None,
     is_compared: bool = False,
+    untrained: bool = False,
 ) -> SearchOutcome:
     """Searches, refits the best plan layer by layer and keeps both in a run folder. The run becomes the last one.
 
     `prepared`: what earlier searches of this network have worked out. `is_compared`: the run belongs to a comparison,
-    and the last one stays what it is.
+    and the last one stays what it is. `untrained`: a network that is no better than guessing is pruned all the same.
 
     Raises UnreachableBudget before searching, MissingLatency when the device has not been profiled, BudgetNotMet. A
     search that is refused before its first episode leaves no run and changes none.
@@ -158,7 +159,9 @@ def search_plan(
     folder = Run(space.runs / name)
     with space.working_on(name):
         try:
-            return _searched(space, settings, wanted, folder, progress, prepared or Preparations(), is_compared)
+            return _searched(
+                space, settings, wanted, folder, progress, prepared or Preparations(), is_compared, untrained
+            )
         except AmcMobileError:
             if not folder.has_begun:
                 shutil.rmtree(folder.folder, ignore_errors=True)
@@ -167,7 +170,7 @@ def search_plan(
 
 def _searched(
     space: Workspace, settings: Settings, wanted: SearchConfig, folder: Run, progress: Progress,
-    prepared: Preparations, is_compared: bool,
+    prepared: Preparations, is_compared: bool, untrained: bool,
 ) -> SearchOutcome:  # fmt: skip
     place = place_part(settings, wanted.unit)
     network = prepared.network(space, settings)
@@ -208,6 +211,8 @@ def _searched(
                 next_step="lower the budget; or look for cheaper networks below it, with --reward error-log-macs "
                 "(-params, -latency) or --max-loss 0.01",
             )
+        if not untrained and wanted.reward != "macs":
+            require_trained(network, data.reward)
         folder.begin(settings, asdict(wanted), network)
         folder.write("split", data.document())
         if not is_compared:

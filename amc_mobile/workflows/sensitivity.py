@@ -19,7 +19,7 @@ from amc_mobile.report.series import Spread
 from amc_mobile.report.series_page import Picture, SeriesPage, write_series_page
 from amc_mobile.report.tables import render_rows
 from amc_mobile.store import read_json, write_json
-from amc_mobile.workflows.network import Network, load_network
+from amc_mobile.workflows.network import Network, load_network, require_trained
 from amc_mobile.workflows.plan_scorer import PlanScorer
 from amc_mobile.workflows.plans import ChannelPlans
 from amc_mobile.workflows.preparation import Preparations
@@ -99,7 +99,9 @@ class Sensitivity:
         return SeriesPage(f"Sensitivity: {self.model}", (self.heading() + ".",), (picture,), (self.table(),))
 
 
-def sensitivity(space: Workspace, settings: Settings, wanted: SensitivityConfig, *, progress: Progress) -> Sensitivity:
+def sensitivity(
+    space: Workspace, settings: Settings, wanted: SensitivityConfig, *, progress: Progress, untrained: bool = False
+) -> Sensitivity:
     """Cuts each group alone to each ratio, refits its readers in one shot and scores the network on the reward images.
 
     Writes sensitivity.json after every point, and goes on from it; sensitivity.html and .svg at the end.
@@ -115,6 +117,8 @@ def sensitivity(space: Workspace, settings: Settings, wanted: SensitivityConfig,
     missing = {key: plan for plan in plans if (key := (plan["group"], plan["kept"])) not in known}
     original_top1 = read_json(path, format_version=FORMAT_VERSION)["original_top1"] if known else 0.0
     if missing:
+        if not untrained:
+            require_trained(network, data.reward)
         scored = ChannelPlans(network, multiple=wanted.multiple, min_keep_ratio=1.0, keep="")
         scored.prepare(
             Preparations().statistics(

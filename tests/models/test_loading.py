@@ -9,6 +9,7 @@ import torch
 
 from amc_mobile.errors import InvalidConfig, InvalidInput, MissingDependency
 from amc_mobile.models.loading import ExpectedInput, expected_input, load_model
+from amc_mobile.models.task import CLASSIFICATION
 
 USER_FILE = """
 import torch
@@ -135,3 +136,66 @@ def test_a_library_s_network_is_built(spec: str) -> None:
         pytest.skip(f"{library} is an optional library and not installed")
     loaded = load_model(spec, num_classes=6, input_size=64)
     assert loaded.num_classes == 6
+
+
+TORCHVISION = """
+import enum
+from types import SimpleNamespace
+import torch
+
+
+def net(value, classes):
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+                                torch.nn.Linear(8, classes))
+    torch.nn.init.constant_(model[0].weight, value)
+    return model
+
+
+BEST = SimpleNamespace(meta={"categories": list("abcd")})
+
+
+def list_models(module):
+    return ["tiny", "unreachable"]
+
+
+def get_model_weights(name):
+    return SimpleNamespace(DEFAULT=BEST)
+
+
+def get_model(name, weights=None, num_classes=4):
+    if weights is not None and name == "unreachable":
+        raise OSError("no route to host")
+    return net(0.25 if weights is BEST else 0.5, num_classes)
+"""
+
+
+def test_a_library_s_network_has_its_published_weights_where_the_classes_are_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision/__init__.py").write_text("")
+    (tmp_path / "torchvision/models.py").write_text(TORCHVISION)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("torchvision", "torchvision.models"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+    def first_weight(name: str, classes: int) -> float:
+        caplog.clear()
+        return float(
+            load_model(f"torchvision:{name}", num_classes=classes, input_size=8).module[0].weight.detach()[0, 0, 0, 0]
+        )
+
+    assert first_weight("tiny", 4) == 0.25
+    assert "torchvision:tiny has its published weights" in caplog.text
+    assert first_weight("tiny", 5) == 0.5
+    assert not caplog.text
+    assert first_weight("unreachable", 4) == 0.5
+    assert "has random weights, since its published ones cannot be had: OSError: no route to host" in caplog.text
+
+
+def test_guessing_is_told_from_having_learnt() -> None:
+    labels = torch.arange(90) % 3
+    answers = torch.nn.functional.one_hot(labels, 3).float()
+    assert CLASSIFICATION.is_guessing(answers[:, [1, 2, 0]], labels)
+    assert CLASSIFICATION.is_guessing(torch.eye(3)[torch.zeros(90, dtype=torch.int64)], labels)
+    assert not CLASSIFICATION.is_guessing(answers, labels)

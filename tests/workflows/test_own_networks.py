@@ -197,3 +197,17 @@ def test_an_accuracy_function_that_fails_is_named(own: Callable[..., str], tmp_p
                   "--accuracy", "wrong.py:accuracy")  # fmt: skip
     assert "the accuracy function failed for outputs of" in refused
     assert "KeyError: 'nothing'" in refused
+
+
+def test_random_weights_are_not_searched_unless_that_is_asked_for(
+    own: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AMC_MOBILE_UNTRAINED")
+    network = ("--model", "own.py:build", "--data", "own.py:stripes")
+    for command in (("search", "--macs-ratio", "0.6", "--policy", "uniform"), ("sensitivity", "--ratios", "0.5")):
+        refused = own(*command, *network)
+        assert refused.startswith("exit 1: error: own.py:build reaches top-1")
+        assert "no better than guessing" in refused
+        assert "--checkpoint" in refused
+    assert not list((tmp_path / "amc-workspace/runs").glob("*/settings.json"))
+    assert "MACs" in own("search", "--macs-ratio", "0.6", "--policy", "uniform", *network, "--untrained")
