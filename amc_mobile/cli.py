@@ -229,7 +229,7 @@ for command in (
 class Stopped(BaseException):
     """A person or another program ends the command. Not a KeyboardInterrupt: typer would end without a word."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int = signal.SIGTERM) -> None:
         super().__init__(number)
         self.exit_code = 128 + number
 

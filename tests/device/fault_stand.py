@@ -1,10 +1,13 @@
-"""The four commands that meet a phone, run on a fake one that can be struck in their middle."""
+"""The commands that meet a phone, run on a fake one that can be struck in their middle."""
 
 from __future__ import annotations
 
+import ctypes
 import io
 import json
+import os
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -17,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benches import fake_runner
+from benches import fake_runner, runners
 from elf_files import ARM64, shared_library
 from phone_fake.faults import Fault
 from phone_fake.phone import FakePhone, PrivateAdbServer
 from stored_passes import stored_rows
 
-from amc_mobile.cli import main
+from amc_mobile.cli import Stopped, main
+from amc_mobile.device import phone_batch
 from amc_mobile.device.held_settings import noted
 from amc_mobile.device.runtime_library import add_library
 
@@ -45,6 +49,7 @@ COMMANDS = {
     "profile": ["profile", "--device", "pixel", "--model", "net.py:build", "--input-size", "16", "--data", "digits"],
     "search": ["search", "--latency-ratio", "0.7", "--episodes", "4", "--policy", "random", "--measure-every", "2",
                "--calibration-images", "32", "--reward-images", "16"],
+    "export": ["export", "--onnx"],
     "measure": ["measure", "model.onnx", "--device", "pixel"],
 }  # fmt: skip
 ANSWER = "getprop"  # of what `devices` asks, the middle of an answer
@@ -72,6 +77,17 @@ class Kept:
         """Whether `other` has all of this, in the same order."""
         passes = all(other.rows.get(subject, [])[: len(made)] == made for subject, made in self.rows.items())
         return passes and self.plans.items() <= other.plans.items() and (not self.result or self.result == other.result)
+
+
+class _FastClock:
+    """The module `time` for code that waits: some seconds pass with every look at it."""
+
+    def __init__(self) -> None:
+        self._passed_s = 0.0
+
+    def monotonic(self) -> float:
+        self._passed_s += 10.0
+        return time.monotonic() + self._passed_s
 
 
 class Stand:
@@ -119,7 +135,8 @@ class Stand:
         rows: dict[str, list[tuple[str, int]]] = {}
         for _, subject, samples, busy in stored_rows(workspace / "table.sqlite"):
             rows.setdefault(subject, []).append((samples, busy))
-        (run,) = (workspace / "runs").glob("*") if (workspace / "runs").exists() else (workspace,)
+        runs = [path for path in (workspace / "runs").glob("[!.]*") if path.is_dir()]
+        (run,) = runs or (workspace,)
         measured, result = run / "measured.json", run / "search.json"
         plans = json.loads(measured.read_text())["plans"] if measured.exists() else {}
         document = json.loads(result.read_text()) if result.exists() else {}
@@ -179,6 +196,19 @@ class Stand:
         kept = self.kept()
         return bool({"profile": kept.rows, "search": kept.plans}.get(self.command, True))
 
+    def terminate(self) -> None:
+        """What SIGTERM does to the command: its handler's exception, in the thread that stands for the process."""
+        assert self._thread is not None
+        thread_id = ctypes.c_ulong(self._thread.ident or 0)
+        assert ctypes.pythonapi.PyThreadState_SetAsyncExc(thread_id, ctypes.py_object(Stopped)) == 1
+
+    def hang(self) -> None:
+        """Stops the runner, and lets time pass until it has had more than any model."""
+        for pid in runners(self.phone):
+            if b"run-" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGSTOP)
+        self.limits.setattr(phone_batch, "time", _FastClock())
+
     def run(self) -> Ended:
         self._start()
         return self.finish()
@@ -208,7 +238,9 @@ class Stand:
         assert self._ended, f"the command hangs: {''.join(traceback.format_stack(frame)[-3:])}"
         wall_s = time.monotonic() - self._began
         assert not self._trouble, self._trouble[0]
-        lines = [line for line in self._err.getvalue().splitlines() if line.startswith(("error: ", "next: "))]
+        lines = [
+            line for line in self._err.getvalue().splitlines() if line.startswith(("error: ", "next: ", "stopped"))
+        ]
         out = self._out.getvalue()
         return Ended(self._ended[0], json.loads(out) if out else {}, "\n".join(lines), wall_s)
 

@@ -17,7 +17,13 @@ from phone_fake.phone import FEATURES, FakePhone, PrivateAdbServer
 
 from amc_mobile.device import adb, adb_shell, clock_mode, phone_batch
 
-MIDDLE = {"devices": 0, "profile": 60, "search": 30, "measure": 5}  # results told: some are kept, some are under way
+MIDDLE = {
+    "devices": 0,
+    "profile": 60,
+    "search": 30,
+    "export": 4,
+    "measure": 5,
+}  # results told: some are kept, some are under way
 GRACE_S = 45.0  # far above what is needed, below the product's own limits: for busy machines
 SURVIVED = ""
 SKIN, HOT_SKIN = "mValue=27.5, mType=3", "mValue=41.5, mType=3"
@@ -36,6 +42,7 @@ class Fault:
     named: dict[str, str] = field(default_factory=dict)
     otherwise: str = SURVIVED
     within_s: float = 0.0
+    exit_code: int = 1
     before: tuple[str, ...] = ()  # commands that it strikes beforehand: in the middle there is nothing left to strike
 
     def says(self, command: str) -> str:
@@ -135,8 +142,20 @@ FAULTS = {
     "clock drop": Fault(
         limit_clock(1_200_000), limit_clock(2_900_000), otherwise="may run at 1200 MHz", before=("devices",)
     ),
+    "hung runner": Fault(Stand.hang, lambda stand: None, otherwise="hangs: it has given no result"),
+    "SIGTERM": Fault(
+        Stand.terminate, lambda stand: None, otherwise="stopped; the same command goes on", exit_code=128 + 15
+    ),
     "garbage on stdout": Fault(everything("garbage"), mend_links, before=("devices",)),
 }
+
+
+# `devices` starts no runner and leaves nothing on a phone; an export takes long and measures as `measure` does.
+LEFT_OUT = {("SIGTERM", "devices"), ("hung runner", "devices")} | {
+    (name, "export")
+    for name in FAULTS.keys() - {"link drops, comes back", "unplug", "disk full", "hot phone", "hung runner", "SIGTERM"}
+}
+CELLS = [(name, command) for name in FAULTS for command in COMMANDS if (name, command) not in LEFT_OUT]
 
 
 class Undisturbed:
@@ -157,7 +176,8 @@ class Undisturbed:
                 server.attach(phone)
                 stand = Stand(command, phone, server, here, self.home, patch)
                 ended = stand.run()
-            assert ended.exit_code == 0, ended.error
+            # The gate reads the true latencies of this phone, whose smaller networks are not as fast as they should be.
+            assert ended.exit_code in ((0, 3) if command == "export" else (0,)), ended.error
             self._known[command] = (stand.kept(), ended)
             stand.check(stand.kept())
             phone.stop()
@@ -166,10 +186,11 @@ class Undisturbed:
 
     def copy(self, command: str, target: Path) -> Path:
         """A working folder in which the command finds what the steps before it left, and nothing more."""
-        if command == "search":
-            self("profile")
-        profiled = self._folder / "profile"
-        made = copied(profiled if command in ("profile", "search") and profiled.exists() else self._furnished, target)
+        before = {"profile": "profile", "search": "profile", "export": "search"}.get(command, "furnished")
+        if before != command and before != "furnished":
+            self(before)
+        found = self._folder / before
+        made = copied(found if found.exists() else self._furnished, target)
         if command == "profile":  # what the networks' kernels are cut from takes longest and is no part of the test
             (made / "amc-workspace" / "table.sqlite").unlink(missing_ok=True)
         return made
@@ -196,7 +217,7 @@ def stand(command: str, undisturbed: Undisturbed, tmp_path: Path, monkeypatch: p
 
 def said(command: str, ended: Ended) -> str:
     """The error, or for `devices` what the list says is wrong with the phone."""
-    if command != "devices":
+    if command != "devices" or ended.exit_code > 1:
         return ended.error
     assert ended.exit_code == 0, ended.error
     problems = [*ended.document["problems"], *(p for phone in ended.document["phones"] for p in phone["problems"])]
@@ -206,8 +227,7 @@ def said(command: str, ended: Ended) -> str:
 # adbutils leaves the socket open that a dead adb server refused.
 @pytest.mark.filterwarnings("ignore:.*unclosed <socket:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-@pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize(("name", "command"), CELLS)
 def test_a_fault_loses_nothing_and_is_named(
     name: str,
     command: str,
@@ -234,18 +254,18 @@ def test_a_fault_loses_nothing_and_is_named(
     wanted = fault.says(command)
     error = said(command, ended)
     if wanted == SURVIVED:
-        assert (ended.exit_code, error) == (0, "")
+        assert (ended.exit_code, error) == (good.exit_code, said(command, good))
         assert stand.same(ended, good)
         assert after == whole
     else:
         assert wanted in error
-        assert "\nnext: " in error
-        assert ended.exit_code == (0 if command == "devices" else 1)
+        assert "\nnext: " in error or fault.exit_code > 1
+        assert ended.exit_code == (0 if command == "devices" and fault.exit_code == 1 else fault.exit_code)
     told = len(stand.reported)
     fault.mend(stand)
     stand.limits.undo()
     again = stand.run()
-    assert (again.exit_code, said(command, again)) == (0, "")
+    assert (again.exit_code, said(command, again)) == (good.exit_code, said(command, good))
     assert stand.same(again, good)
     assert stand.kept() == whole
     assert stand.has_its_settings()
