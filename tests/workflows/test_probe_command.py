@@ -73,7 +73,7 @@ def test_a_search_keeps_multiples_that_run_no_slower_code(amc: Amc, bench: Bench
     settings = json.loads(Path("amc-workspace/runs/probed/settings.json").read_text())
     assert settings["search"]["multiple"] == 16
     asked = answer(amc, *SEARCH, "--run", "asked", "--multiple", "8")
-    assert asked["multiple"] == {"used": 8, "why": "--multiple"}
+    assert asked["multiple"] == {"used": 8, "why": "--multiple", "groups": {}}
     # What began before the probe goes on as it began.
     assert answer(amc, *SEARCH, "--run", "before")["multiple"] == before["multiple"]
     shown = amc(*(word for word in SEARCH if word != "--json"), "--run", "probed")[1]
