@@ -99,7 +99,7 @@ class ImageSet:
             digest.update(self.images.fingerprint())
         tensors = (self.labels, self.mean, self.std)
         for tensor in tensors if isinstance(self.images, FileImages) else (self.images, *tensors):
-            digest.update(tensor.contiguous().numpy().tobytes())
+            digest.update(tensor.contiguous().numpy().data)  # as it lies in memory, not a copy
         return digest.hexdigest()
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from amc_mobile.errors import InvalidConfig
 from amc_mobile.models.checkpoints import weights_sha256
@@ -21,6 +21,11 @@ from amc_mobile.models.prefetch import fetched
 from amc_mobile.models.task import CLASSIFICATION, Task
 from amc_mobile.models.training_state import EpochReport, TrainingState
 from amc_mobile.models.weight_average import WeightAverage
+
+# What backpropagation keeps of a batch may occupy this much; larger batches are computed in parts, whose gradients add
+# up. Batch norms see the parts: no fewer images than this.
+ACTIVATION_BYTES = 192 * 2**20
+LEAST_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -104,10 +109,11 @@ def train(
     state = TrainingState(model, optimizer, identity, averaged=averaged)
     if resume is not None and resume.exists():
         state.load(resume)
+    part_size = images_at_once(model, images) if len(state.reports) < config.epochs else config.batch_size
     with _threads(config.threads):
         for epoch in range(len(state.reports), config.epochs):
             started = time.perf_counter()
-            loss, top1 = _run_epoch(model, tutor, task, images, optimizer, config, epoch, average, on_step)
+            loss, top1 = _run_epoch(model, tutor, task, images, optimizer, config, epoch, average, on_step, part_size)
             state.reports.append(
                 EpochReport(
                     epoch=epoch + 1,
@@ -160,6 +166,7 @@ def _run_epoch(
     epoch: int,
     average: WeightAverage | None,
     on_step: Callable[[int, int], None] | None,
+    part_size: int,
 ) -> tuple[float, float | None]:
     """Mean loss and accuracy over the (augmented) training images of this epoch; None for what takes a whole set."""
     device = next(model.parameters()).device
@@ -178,26 +185,29 @@ def _run_epoch(
             labels = images.labels[index].to(device)
             if config.augment:
                 pixels, labels = task.augmented(pixels, labels, generator, mirrors=images.mirrors)
-            batch = images.normalise(pixels.to(device))
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
-                outputs = model(batch)
-            outputs = outputs.float()
-            loss = task.loss(outputs, labels, config.label_smoothing)
-            if tutor is not None:
-                with torch.no_grad():
-                    targets = tutor(batch)
-                soft = task.distillation_loss(outputs, targets, config.temperature)
-                loss = (1 - config.distill_weight) * loss + config.distill_weight * soft
+            parts = -(-len(index) // part_size)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            for part, wanted in zip(torch.tensor_split(pixels, parts), torch.tensor_split(labels, parts), strict=True):
+                batch = images.normalise(part.to(device))
+                with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+                    outputs = model(batch)
+                outputs = outputs.float()
+                loss = task.loss(outputs, wanted, config.label_smoothing)
+                if tutor is not None:
+                    with torch.no_grad():
+                        targets = tutor(batch)
+                    soft = task.distillation_loss(outputs, targets, config.temperature)
+                    loss = (1 - config.distill_weight) * loss + config.distill_weight * soft
+                share = len(part) / len(index)
+                (loss * share if parts > 1 else loss).backward()  # type: ignore[no-untyped-call]
+                total_loss += loss.detach() * len(part)
+                if task.of_single_images:
+                    correct += task.right(outputs.detach(), wanted).sum()
             optimizer.step()
             if average is not None:
                 average.update(model, epoch * batches + step + 1)
             if on_step is not None:
                 on_step(epoch * batches + step + 1, config.epochs * batches)
-            total_loss += loss.detach() * len(index)
-            if task.of_single_images:
-                correct += task.right(outputs.detach(), labels).sum()
     mean_loss = float(total_loss) / len(images)
     if not math.isfinite(mean_loss):
         raise InvalidConfig(
@@ -205,6 +215,29 @@ def _run_epoch(
             next_step=f"lower the learning rate ({config.learning_rate})",
         )
     return mean_loss, float(correct) / len(images) if task.of_single_images else None
+
+
+def images_at_once(model: nn.Module, images: LabelledImages) -> int:
+    """How many images' activations fit in ACTIVATION_BYTES, LEAST_AT_ONCE or more: batches are computed in such parts.
+
+    Depends on the network and the size of the images alone. What backpropagation needs is counted on a copy.
+    """
+    few = min(len(images), 2)
+    probe = copy.deepcopy(model).train()
+    own = {tensor.data_ptr() for tensor in (*probe.parameters(), *probe.buffers())}
+    saved: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if tensor.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        kept = probe(images.normalised(slice(0, few)).to(device))  # alive, so that no storage is counted as another
+    del kept
+    return max(LEAST_AT_ONCE, int(ACTIVATION_BYTES * few / max(sum(saved.values()), 1)))
 
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:

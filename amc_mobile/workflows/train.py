@@ -73,6 +73,7 @@ def train_network(
         batch_size=batch_size, bf16=bf16, seed=settings.seed,
     )  # fmt: skip
     parts = held_out(data)
+    del data  # its training set is in `parts`, too
     state = space.folder / "train.safetensors"
     note = f"{len(parts.train)} images of {' x '.join(map(str, loaded.input_shape[1:]))}, {epochs} epochs"
 
@@ -91,8 +92,8 @@ def train_network(
     write_json(space.trained_record, record, format_version=FORMAT_VERSION)
     state.unlink(missing_ok=True)
     space.remember(replace(settings, checkpoint=""))
-    top1, weights = evaluate(loaded.module, data.test, task=loaded.task), str(space.trained_checkpoint)
-    return TrainResult(spec, top1, len(data.test), epochs, weights, data.accuracy_on, loaded.task.metric)
+    top1, weights = evaluate(loaded.module, parts.test, task=loaded.task), str(space.trained_checkpoint)
+    return TrainResult(spec, top1, len(parts.test), epochs, weights, parts.accuracy_on, loaded.task.metric)
 
 
 def _of_epoch(report: EpochReport, metric: str) -> str:

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from amc_mobile.data import ImageSet
 from amc_mobile.data_sources.file_images import FileImages
 from amc_mobile.errors import CorruptFile, InvalidConfig, InvalidInput
+from amc_mobile.models import training
 from amc_mobile.models.augmentation import augmented
 from amc_mobile.models.evaluation import evaluate, logits
 from amc_mobile.models.task import CLASSIFICATION
-from amc_mobile.models.training import TrainConfig, best_epoch, learning_rate_at, train
+from amc_mobile.models.training import TrainConfig, best_epoch, images_at_once, learning_rate_at, train
 from amc_mobile.models.training_state import EpochReport
 from amc_mobile.models.weight_average import WeightAverage
 
@@ -135,7 +136,8 @@ def test_images_decoded_in_every_epoch_train_as_those_in_memory() -> None:
     for net, images in zip(nets, (held, replace(held, images=files)), strict=True):
         train(net, images, CONFIG)
     assert torch.equal(*map(weights, nets))
-    assert Counter(decoded) == {str(i): CONFIG.epochs for i in range(len(held))}
+    counted = Counter(["0", "1"])  # on which the activations of an image are counted
+    assert Counter(decoded) - counted == {str(i): CONFIG.epochs for i in range(len(held))}
 
 
 def test_the_average_follows_the_weights_at_its_decay() -> None:
@@ -236,6 +238,58 @@ def test_a_loss_that_explodes_is_an_error_with_advice() -> None:
     with pytest.raises(InvalidConfig, match="diverged") as caught:
         train(small_net(), stripes(), replace(CONFIG, learning_rate=1e30, warmup_share=0.0))
     assert "lower the learning rate" in caught.value.next_step
+
+
+def test_batches_computed_in_parts_train_as_whole_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients of parts add up to the batch's; only batch norms would see fewer images at a time."""
+    nets = []
+    for least in (10**6, 16):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            nets.append(nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 2)))
+        monkeypatch.setattr(training, "ACTIVATION_BYTES", 1)
+        monkeypatch.setattr(training, "LEAST_AT_ONCE", least)
+        train(nets[-1], stripes(), replace(CONFIG, batch_size=65))
+    assert torch.allclose(weights(nets[0]), weights(nets[1]), atol=1e-5)
+    assert not torch.equal(weights(nets[0]), weights(nets[1]))  # it was in parts
+
+
+def test_as_many_images_at_once_as_their_activations_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One image of 8x8: 256 bytes of input, 2048 of a convolution's output, 2048 behind the batch norm."""
+    model = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+    before = weights(model).clone()
+    monkeypatch.setattr(training, "ACTIVATION_BYTES", 100 * (256 + 2048 + 2048))
+    assert 90 <= images_at_once(model, stripes()) <= 100
+    monkeypatch.setattr(training, "ACTIVATION_BYTES", 1)
+    assert images_at_once(model, stripes()) == 16
+    assert torch.equal(weights(model), before)
+
+
+def test_the_activations_of_a_large_batch_are_not_all_held_at_once() -> None:
+    """In a process of its own, a network whose activations of one batch would take 1.2 GB."""
+    program = """
+import resource
+import torch
+from torch import nn
+from amc_mobile.data import ImageSet
+from amc_mobile.models.training import TrainConfig, train
+
+def peak_mb():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+def unit(inputs):
+    return [nn.Conv2d(inputs, 16, 1), nn.BatchNorm2d(16), nn.ReLU()]
+
+net = nn.Sequential(*unit(3), *unit(16), *unit(16), *unit(16), *unit(16), *unit(16), *unit(16), *unit(16), *unit(16),
+                    nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 2))
+pixels = torch.zeros(128, 3, 64, 64, dtype=torch.uint8)
+images = ImageSet(pixels, torch.arange(128) % 2, torch.full((3,), 0.5), torch.full((3,), 0.5))
+before = peak_mb()
+train(net, images, TrainConfig(epochs=1, batch_size=128, threads=1), validate=images)
+print(peak_mb() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True)
+    assert float(done.stdout) < 1000  # whole: 1800
 
 
 def test_a_setting_that_makes_no_sense_is_refused() -> None:
