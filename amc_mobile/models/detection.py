@@ -43,6 +43,11 @@ class Detection:
         return self.classes
 
     def check_labels(self, labels: Tensor) -> None:
+        if labels.ndim == 3 and (labels.shape[2] != 5 or not labels.is_floating_point()):
+            raise InvalidInput(
+                f"labels of shape {tuple(labels.shape)} {labels.dtype} are no boxes",
+                next_step="give (N, objects, 5) float32: class, x1, y1, x2, y2 in shares of the sides",
+            )
         if labels.ndim != 3:
             raise InvalidInput(
                 "the network detects objects, and the labels of the data set are classes of whole images",

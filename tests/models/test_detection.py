@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from amc_mobile.data import Dataset, ImageSet, load_dataset, split
+from amc_mobile.data import Dataset, load_dataset, split
 from amc_mobile.errors import InvalidInput
 from amc_mobile.models.detection import Detection
 from amc_mobile.models.detection_boxes import SsdAnchors, corners, decoded, encoded, overlaps, suppressed
@@ -225,5 +225,8 @@ def test_a_network_of_the_user_says_its_task(tmp_path: Path) -> None:
 
 
 def test_labels_of_another_shape_are_refused(shapes: Dataset) -> None:
-    with pytest.raises(InvalidInput, match=r"objects, 5\) float32"):
-        ImageSet(shapes.test.images, shapes.test.labels[..., :4], shapes.test.mean, shapes.test.std)
+    for labels in (shapes.test.labels[..., :4], shapes.test.labels.long()):
+        with pytest.raises(InvalidInput, match="are no boxes") as refused:
+            TASK.check_labels(labels)
+        assert "(N, objects, 5) float32" in refused.value.next_step
+    TASK.check_labels(shapes.test.labels)
