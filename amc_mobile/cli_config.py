@@ -81,8 +81,8 @@ def _checked(path: Path, key: str, value: Any, flag: Any) -> Any:
         return values
     kind = _kind(flag)
     if type(value) is not kind and not (kind is float and type(value) is int):
-        shown = str(value)[:60]
-        raise InvalidConfig(f"{path}: {key} = {shown!r} is not of type {kind.__name__}", next_step="correct that value")
+        shown = "" if kind is str else f" = {str(value)[:60]!r}"  # which may hold a password
+        raise InvalidConfig(f"{path}: {key}{shown} is not of type {kind.__name__}", next_step="correct that value")
     return value
 
 

@@ -77,7 +77,7 @@ def test_two_phones_share_a_profile(phones: list[FakePhone], tmp_path: Path) -> 
     assert "the phones cannot share the work: os Android 14" in refused.stderr
     assert f"on {second}" in refused.stderr
     twice = amc(*WORDS, "--serial", first, "--serial", first)
-    assert twice.returncode == 1
+    assert twice.returncode == 2
     assert "names a phone twice" in twice.stderr
 
 

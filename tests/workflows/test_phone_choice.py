@@ -38,7 +38,7 @@ def test_export_and_the_table_commands_choose_the_phone_and_waive(amc: Amc, aske
         (settings,) = asked
         assert (settings.serial, settings.waived, settings.clock_mode) == ("B", ("HOT", "BUSY"), "fixed_performance")
     code, _, err = amc("export", "--onnx", "--waive", "WARM", "--quiet")
-    assert code == 1 and "unknown problem 'WARM'" in err
+    assert code == 2 and "unknown problem 'WARM'" in err
 
 
 def test_an_export_without_its_phone_advises_what_export_can_do(amc: Amc, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ def written(folder: Path) -> str:
 
 def test_no_file_of_a_workspace_or_a_run_holds_the_password(tmp_path: Path) -> None:
     space = Workspace(tmp_path)
-    settings = space.settings(None, table=URL)
+    settings = space.settings(table=URL)
     space.remember(settings)
     network = SimpleNamespace(module=nn.Linear(1, 1))
     Run(space.runs / "r").begin(settings, {}, network)  # type: ignore[arg-type]
@@ -38,15 +38,19 @@ def test_what_an_earlier_version_wrote_is_read_without_the_password(tmp_path: Pa
     (tmp_path / "workspace.json").write_text(json.dumps(document))
     run = Run(space.runs / "r")
     run.write("settings", {"settings": document["settings"], "search": {}})
-    assert space.table_location() == space.settings(None).table == run.settings().table == BARE
-    space.remember(space.settings(None))
+    assert space.table_location() == space.settings().table == run.settings().table == BARE
+    space.remember(space.settings())
     assert "s3cret" not in (tmp_path / "workspace.json").read_text()
 
 
-def test_a_password_in_a_config_file_is_not_copied(tmp_path: Path) -> None:
-    config = tmp_path / "config.toml"
-    config.write_text(f'table = "{URL}"\n')
-    assert Workspace(tmp_path / "w").settings(config).table == BARE
+def test_a_wrong_table_in_a_config_file_is_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.toml").write_text(f'table = ["{URL}"]\n')
+    amc = CommandLine(tmp_path, monkeypatch, capsys)
+    code, out, err = amc("search", "--macs-ratio", "0.5", "--config", "config.toml")
+    assert code == 2 and "table is not of type str" in err
+    assert "s3cret" not in out + err
 
 
 @pytest.mark.parametrize("url", [URL, "mysql://amc:s3cret@h/d", "postgresql://amc:s3@cret@h/d"])
