@@ -211,7 +211,7 @@ def test_status_tells_what_a_workspace_remembers(
 def test_a_configuration_has_the_keys_of_the_flags(tmp_path: Path) -> None:
     (tmp_path / "amc.toml").write_text(
         'model = "resnet20"\ndata = "digits"\nmacs_ratio = 0.5\npolicy = "uniform"\nepisodes = 1\nepochs = 3\n'
-        "width = 0.5\ncalibration_images = 64\nreward_images = 32\nquiet = true\nseed = 4\n"
+        "width = 0.5\ncalibration_images = 64\nreward_images = 32\nquiet = true\nseed = 4\nuntrained = true\n"
     )
     done = amc("search", "--config", "amc.toml", "--json", "--seed", "5", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
