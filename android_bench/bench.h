@@ -67,6 +67,7 @@ bool set_cores(const char *list, Message *why);
 void cores_seen(char *list, size_t size); /* Cpus_allowed_list of this process; "" where it cannot be read */
 void reset_peak_memory(void);
 long peak_memory_kb(void); /* since the last reset; -1 where the kernel does not tell */
+long memory_kb(void); /* now; -1 likewise */
 bool read_file(const char *path, size_t limit, Text *content, Message *why);
 bool is_readable(const char *path);
 void log_line(const char *format, ...) __attribute__((format(printf, 1, 2)));

@@ -92,11 +92,15 @@ void reset_peak_memory(void) {
     is_told = is_told || !is_reset;
 }
 
-long peak_memory_kb(void) {
+static long status_number(const char *key) {
     char value[64];
-    status_line("VmHWM:", value, sizeof value);
+    status_line(key, value, sizeof value);
     return value[0] >= '0' && value[0] <= '9' ? strtol(value, NULL, 10) : -1;
 }
+
+long peak_memory_kb(void) { return status_number("VmHWM:"); }
+
+long memory_kb(void) { return status_number("VmRSS:"); }
 
 bool is_readable(const char *path) {
     char byte;

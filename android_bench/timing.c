@@ -99,17 +99,17 @@ bool measure_pair(const Backend *backend, const Entry entries[2], Measured measu
     half.min_samples = (half.min_samples + 1) / 2;
     half.max_s /= 2;
     bool good = true;
-    reset_peak_memory();
+    long alone_kb = memory_kb();
     for (int i = 0; i < 2; i++) good = prepare(&measured[i], 2 * (size_t)half.samples, why) && good;
     for (int i = 0; i < 2 && good; i++) {
         Message inner = {""};
+        reset_peak_memory();
+        long others_kb = memory_kb() - alone_kb; /* what the first model holds is not the second one's */
         good = open_session(backend, &entries[i], &running[i], &measured[i], &inner);
         if (!good) fail(why, "%s: %.400s", entries[i].id, inner.text);
+        measured[i].peak_rss_kb = peak_memory_kb() - others_kb;
     }
     for (int i = 0; i < 4 && good; i++) good = time_block(&running[order[i]], &half, &measured[order[i]], why);
-    for (int i = 0; i < 2; i++) {
-        measured[i].peak_rss_kb = peak_memory_kb();
-        close_session(&running[i]);
-    }
+    for (int i = 0; i < 2; i++) close_session(&running[i]);
     return good;
 }

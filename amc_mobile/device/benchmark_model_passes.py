@@ -21,7 +21,7 @@ from amc_mobile.device.phone import InstalledFile
 from amc_mobile.device.phone_device import PhoneDevice
 from amc_mobile.device.phone_output import parse_allowed_cores
 from amc_mobile.device.phone_passes import LOAD_ALLOWANCE_S, START_ALLOWANCE_S, PhonePasses
-from amc_mobile.device.timing import Job, SamplesMs, Timing
+from amc_mobile.device.timing import Job, PassRecord, TimedPass, Timing
 from amc_mobile.errors import DeviceError, PhoneOutputInvalid
 
 RUNTIME = "tflite (benchmark_model, averages)"  # what conditions call it
@@ -56,28 +56,27 @@ class BenchmarkModelPasses(PhonePasses):
     def unfinished(self) -> str:
         return ""  # a pass ends with the process that asked for it
 
-    def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[SamplesMs, None, None]:
+    def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[TimedPass, None, None]:
         """One sample per pass; `plan` is not kept.
 
         Raises DeviceError naming the model that fails, or is too fast for what is printed.
         """
         for job in jobs:
-            yield (self._average_ms(job),)
+            said = _checked(self._said(job), job)
+            yield TimedPass((said.average_ms,), _record(said))
 
-    def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[SamplesMs, SamplesMs]]:
+    def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[TimedPass, TimedPass]]:
         """Processes in the order before, after, after, before; two samples of each model per round."""
         for _ in range(rounds):
-            first, second, third, fourth = (self._average_ms(job) for job in (before, after, after, before))
-            yield (first, fourth), (second, third)
+            said = [_checked(self._said(job), job) for job in (before, after, after, before)]
+            first, second, third, fourth = (one.average_ms for one in said)
+            yield TimedPass((first, fourth), _record(said[0])), TimedPass((second, third), _record(said[1]))
 
     def try_out(self, model: bytes) -> None:
         """Runs a model once. Raises DeviceError naming what fails."""
         with self.phone.untimed():
             self._on_phone.clear()
             self._said(Job("trial", "a tiny network", lambda: model, Timing(1, 0.0, 0, 1.0)))
-
-    def _average_ms(self, job: Job) -> float:
-        return _checked(self._said(job), job).average_ms
 
     def _said(self, job: Job) -> BenchmarkModelResult:
         words = [self._program, f"--graph={self._keep(job.model())}", *flags(job.timing, self.phone.threads)]
@@ -121,6 +120,10 @@ def flags(timing: Timing, threads: int) -> list[str]:
         f"--min_secs={timing.samples * timing.min_sample_ms / 1000:g}",
         f"--max_secs={timing.max_s:g}",
     ]
+
+
+def _record(said: BenchmarkModelResult) -> PassRecord:
+    return PassRecord(load_ms=said.init_ms, first_ms=said.first_ms)
 
 
 def _checked(result: BenchmarkModelResult, job: Job) -> BenchmarkModelResult:

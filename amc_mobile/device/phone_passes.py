@@ -12,7 +12,7 @@ from amc_mobile.device.bench_results import BenchError, BenchResult
 from amc_mobile.device.conditions import Conditions
 from amc_mobile.device.neighbours import Neighbours
 from amc_mobile.device.phone_device import PhoneDevice
-from amc_mobile.device.timing import Job, SamplesMs, Timing
+from amc_mobile.device.timing import Job, PassRecord, TimedPass, Timing
 from amc_mobile.errors import DeviceError, PhoneUnfit, RunnerFailed
 
 # Loading a model and its first inference, which no timing bounds; the runner is ended only when it hangs.
@@ -36,7 +36,7 @@ class PhonePasses:
         """Raises PhoneBusy, PhoneUnfit naming the problems, PhoneDiskFull."""
         return self.phone.session()
 
-    def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[SamplesMs, None, None]:
+    def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[TimedPass, None, None]:
         """Raises DeviceError naming the model that fails, and what PhoneDevice.bench raises."""
         files = _Files(jobs)
         entries = [BenchModel(files.names[job.key], files.names[job.key], _bench_timing(job.timing)) for job in jobs]
@@ -45,7 +45,7 @@ class PhonePasses:
     def unfinished(self) -> str:
         return self.phone.unfinished()
 
-    def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[SamplesMs, SamplesMs]]:
+    def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[TimedPass, TimedPass]]:
         """Both models open together in every round, timed before-after-after-before."""
         jobs = (before, after)
         files = _Files(jobs)
@@ -76,7 +76,7 @@ class PhonePasses:
 
     def _results(
         self, entries: Sequence[BenchModel | BenchPair], files: _Files, jobs: Sequence[Job], plan: str = ""
-    ) -> Generator[SamplesMs, None, None]:
+    ) -> Generator[TimedPass, None, None]:
         deadline_s = START_ALLOWANCE_S + sum(2 * job.timing.max_s + LOAD_ALLOWANCE_S for job in jobs)
         model_deadline_s = MODEL_ALLOWANCE_S + max(2 * job.timing.max_s for job in jobs)
         events = self.phone.bench(
@@ -97,7 +97,8 @@ class PhonePasses:
                     if event.index != given:
                         raise RunnerFailed(f"result {event.index} came where {given} was due")
                     given += 1
-                    yield event.samples_ms
+                    record = PassRecord(event.load_ms, event.first_ms, event.peak_rss_kb)
+                    yield TimedPass(event.samples_ms, record)
 
 
 class _Files(Mapping[str, bytes]):

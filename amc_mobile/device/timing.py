@@ -18,6 +18,30 @@ SamplesMs = tuple[float, ...]  # milliseconds per inference, in the order run; w
 
 
 @dataclass(frozen=True)
+class PassRecord:
+    """What else is known of a pass; None: the device does not tell.
+
+    `load_ms`: until the session was ready; `first_ms`: its first inference; `peak_rss_kb`: the most memory that the
+    process held meanwhile, the runtime's own included.
+    """
+
+    load_ms: float | None = None
+    first_ms: float | None = None
+    peak_rss_kb: int | None = None
+
+
+NOTHING_KNOWN = PassRecord()
+
+
+@dataclass(frozen=True)
+class TimedPass:
+    """What a device gives for one job."""
+
+    samples_ms: SamplesMs
+    record: PassRecord = NOTHING_KNOWN
+
+
+@dataclass(frozen=True)
 class Timing:
     """How one session is timed. Slow models take at least `min_samples` and stop at `max_s`."""
 
@@ -55,13 +79,13 @@ class Device(Protocol):
     def session(self) -> AbstractContextManager[object]:
         """Holds the device for measuring; passes are made within it."""
 
-    def passes(self, jobs: Sequence[Job]) -> Generator[SamplesMs, None, None]:
+    def passes(self, jobs: Sequence[Job]) -> Generator[TimedPass, None, None]:
         """Makes the passes and gives their results one after another, in this order, as they come.
 
         Closing the generator ends the work. Raises DeviceError that names the model that fails.
         """
 
-    def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[SamplesMs, SamplesMs]]:
+    def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[TimedPass, TimedPass]]:
         """Times two models in alternating blocks, before-after-after-before, in fresh sessions per round."""
 
     def is_steady(self) -> bool:
@@ -81,7 +105,7 @@ class Device(Protocol):
 class ResumableDevice(Protocol):
     """A device that goes on with its passes when this process is killed, and gives the next one what it has done."""
 
-    def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[SamplesMs, None, None]:
+    def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[TimedPass, None, None]:
         """As Device.passes. `plan`: whatever is needed to ask for the same jobs again; kept with them."""
 
     def unfinished(self) -> str:
@@ -108,26 +132,36 @@ class SessionDevice(ABC):
     def session(self) -> Iterator[None]:
         yield
 
-    def passes(self, jobs: Sequence[Job]) -> Generator[SamplesMs, None, None]:
+    def passes(self, jobs: Sequence[Job]) -> Generator[TimedPass, None, None]:
         for job in jobs:
-            with _naming(job), self.open(job.model()) as session:
+            with _naming(job), ExitStack() as stack:
+                session, record = self._opened(stack, job.model())
                 samples = time_session(session, job.timing)
-            yield samples
+            yield TimedPass(samples, record)
 
-    def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[SamplesMs, SamplesMs]]:
+    def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[TimedPass, TimedPass]]:
         jobs = (before, after)
         files = [job.model() for job in jobs]
         for _ in range(rounds):
             samples: tuple[list[float], list[float]] = ([], [])
             with ExitStack() as stack:
-                sessions = []
+                opened = []
                 for job, file in zip(jobs, files, strict=True):
                     with _naming(job):
-                        sessions.append(stack.enter_context(self.open(file)))
+                        opened.append(self._opened(stack, file))
                 for which in (0, 1, 1, 0):
                     with _naming(jobs[which]):
-                        samples[which].extend(time_session(sessions[which], jobs[which].timing.half))
-            yield tuple(samples[0]), tuple(samples[1])
+                        samples[which].extend(time_session(opened[which][0], jobs[which].timing.half))
+            first, second = (TimedPass(tuple(samples[which]), opened[which][1]) for which in (0, 1))
+            yield first, second
+
+    def _opened(self, stack: ExitStack, model: bytes) -> tuple[Session, PassRecord]:
+        """A session that has run once. Its memory cannot be told from the rest of this process."""
+        start = time.perf_counter()
+        session = stack.enter_context(self.open(model))
+        loaded = time.perf_counter()
+        session.run()
+        return session, PassRecord((loaded - start) * 1000, (time.perf_counter() - loaded) * 1000)
 
     def is_steady(self) -> bool:
         return True

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amc_mobile.device.conditions import Conditions
+from amc_mobile.device.timing import NOTHING_KNOWN, PassRecord
 from amc_mobile.errors import InvalidInput
 from amc_mobile.latency.statistics import low_ms, lowest_two_agree, median_interval, p50_interval_ms
 
@@ -38,6 +39,7 @@ class Pass:
 
     samples_ms: tuple[float, ...]
     busy: bool = False
+    record: PassRecord = field(default=NOTHING_KNOWN, compare=False)  # tables keep none
 
     def __post_init__(self) -> None:
         if not self.samples_ms:
@@ -149,20 +151,39 @@ class ModelMeasurement(_Timed):
             found.append(FEW_RUNS)
         return tuple(found)
 
+    @property
+    def load_ms(self) -> float | None:
+        """Until a session is ready: the median over the passes; None where the device does not tell."""
+        return _median(one.record.load_ms for one in self.passes)
+
+    @property
+    def first_ms(self) -> float | None:
+        """The first inference of a session: the median over the passes."""
+        return _median(one.record.first_ms for one in self.passes)
+
+    @property
+    def peak_rss_kb(self) -> int | None:
+        """The most memory that any pass took, the runtime's own included."""
+        return max((kb for one in self.passes if (kb := one.record.peak_rss_kb) is not None), default=None)
+
     def to_document(self) -> dict[str, Any]:
-        """The derived numbers are for readers; `from_document` takes samples and conditions alone."""
+        """The derived numbers are for readers; `from_document` takes samples, records and conditions alone."""
         return {
             "p50_ms": self.p50_ms,
             "ci_low_ms": self.ci_low_ms,
             "ci_high_ms": self.ci_high_ms,
             "p90_ms": self.p90_ms,
             "low_ms": self.low_ms,
+            "load_ms": self.load_ms,
+            "first_ms": self.first_ms,
+            "peak_rss_kb": self.peak_rss_kb,
             "runs": len(self._all_ms),
             "warmup_runs": self.warmup_runs,
             "flags": list(self.flags),
             "conditions": self.conditions.to_document(),
             "samples_ms": [list(samples) for samples in self.samples_ms],
             "busy": [one.busy for one in self.passes],
+            "records": [asdict(one.record) for one in self.passes],
         }
 
     @classmethod
@@ -170,10 +191,26 @@ class ModelMeasurement(_Timed):
         """Raises InvalidInput when the document is not a measurement."""
         try:
             samples: Sequence[Sequence[float]] = document["samples_ms"]
-            passes = tuple(Pass(tuple(s), bool(b)) for s, b in zip(samples, document["busy"], strict=True))
+            known = document.get("records")  # measurements of older versions have none
+            records = [_record(one) for one in known] if known else [NOTHING_KNOWN] * len(samples)
+            rows = zip(samples, document["busy"], records, strict=True)
+            passes = tuple(Pass(tuple(s), bool(busy), record) for s, busy, record in rows)
             return cls(passes, Conditions.from_document(document["conditions"]), int(document["warmup_runs"]))
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidInput(f"not a measurement of a model: {error!r}") from error
+
+
+def _record(document: Mapping[str, Any]) -> PassRecord:
+    """Raises ValueError for what is no number of a pass."""
+    for name, value in document.items():
+        if value is not None and (type(value) not in (int, float) or not 0 <= value < math.inf):
+            raise ValueError(f"{name} = {str(value)[:40]}")
+    return PassRecord(**document)
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.median(known)) if known else None
 
 
 @dataclass(frozen=True)

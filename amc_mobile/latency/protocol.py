@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from amc_mobile.device.timing import Device, Job, ResumableDevice, SamplesMs, Timing
+from amc_mobile.device.timing import Device, Job, ResumableDevice, TimedPass, Timing
 from amc_mobile.latency.anchor import Anchor, best_anchor
 from amc_mobile.latency.measurement import KernelMeasurement, ModelMeasurement, PairMeasurement, Pass
 from amc_mobile.latency.protocol_config import ProtocolConfig
@@ -83,10 +83,10 @@ def measure_model(device: Device, model: bytes, config: ProtocolConfig | None = 
     config = config or ProtocolConfig()
     job = Job("model", "the model", lambda: model, config.model_timing)
 
-    def attempt() -> list[SamplesMs]:
+    def attempt() -> list[TimedPass]:
         if config.spread_s == 0:
             return list(device.passes([job] * config.model_passes))
-        made: list[SamplesMs] = []
+        made: list[TimedPass] = []
         began = time.monotonic()
         while len(made) < config.model_passes:
             due = began + config.spread_s * len(made) / max(1, config.model_passes - 1)
@@ -96,7 +96,7 @@ def measure_model(device: Device, model: bytes, config: ProtocolConfig | None = 
 
     with device.session():
         made, quiet = _until_steady(device, config, attempt)
-    passes = tuple(Pass(samples, busy=not quiet) for samples in made)
+    passes = tuple(Pass(one.samples_ms, not quiet, one.record) for one in made)
     return ModelMeasurement(passes, device.conditions(), config.warmup_runs)
 
 
@@ -114,11 +114,13 @@ def measure_pair(device: Device, before: bytes, after: bytes, config: ProtocolCo
     conditions = device.conditions()
     measured = [
         ModelMeasurement(
-            tuple(Pass(samples[which], busy=not quiet) for samples in rounds), conditions, config.warmup_runs
+            tuple(Pass(one[which].samples_ms, not quiet, one[which].record) for one in rounds),
+            conditions,
+            config.warmup_runs,
         )
         for which in (0, 1)
     ]
-    speedups = tuple(float(np.median(before_ms) / np.median(after_ms)) for before_ms, after_ms in rounds)
+    speedups = tuple(float(np.median(first.samples_ms) / np.median(second.samples_ms)) for first, second in rounds)
     return PairMeasurement(measured[0], measured[1], speedups)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from amc_mobile.device.conditions import Conditions, unit_of
 from amc_mobile.device.neighbours import Neighbours
-from amc_mobile.device.timing import Device, Job, ResumableDevice, SamplesMs
+from amc_mobile.device.timing import Device, Job, ResumableDevice, TimedPass
 from amc_mobile.errors import DeviceError
 
 
@@ -45,19 +45,19 @@ class SharingPhone:
     def session(self) -> AbstractContextManager[object]:
         return self._device.session()
 
-    def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[SamplesMs, None, None]:
+    def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[TimedPass, None, None]:
         device = self._device
         given = device.passes(jobs, plan=plan) if isinstance(device, ResumableDevice) else device.passes(jobs)
         with closing(given) as made:
-            for samples in made:
+            for one in made:
                 if self._given_up.is_set():
                     raise DeviceError("stopped", next_step="run the same command again: what was measured is kept")
-                yield samples
+                yield one
 
     def unfinished(self) -> str:
         return self._device.unfinished() if isinstance(self._device, ResumableDevice) else ""
 
-    def alternate(self, before: Job, after: Job, rounds: int) -> Generator[tuple[SamplesMs, SamplesMs], None, None]:
+    def alternate(self, before: Job, after: Job, rounds: int) -> Generator[tuple[TimedPass, TimedPass], None, None]:
         yield from self._device.alternate(before, after, rounds)
 
     def is_steady(self) -> bool:

@@ -12,7 +12,7 @@ from contextlib import closing
 from itertools import islice
 from typing import NamedTuple
 
-from amc_mobile.device.timing import Device, Job, ResumableDevice, SamplesMs, Timing
+from amc_mobile.device.timing import Device, Job, ResumableDevice, TimedPass, Timing
 from amc_mobile.latency.anchor import Anchor
 from amc_mobile.latency.measurement import Pass
 from amc_mobile.latency.protocol_config import ProtocolConfig
@@ -68,11 +68,11 @@ class StretchMaker:
             count = max(1, self._device.jobs_per_batch // self._config.anchor_every)
             batch, waiting = waiting[:count], waiting[count:]
             again = []
-            for keys, samples, steady in self._batch(batch):
+            for keys, timed, steady in self._batch(batch):
                 self._in_a_row = 0 if steady else self._in_a_row + 1
                 if steady or self._in_a_row > self._config.anchor_repeats or self._repeats_left == 0:
                     beside = is_busy(self._device)
-                    passes = [Pass(values, busy=beside or not steady) for values in samples]
+                    passes = [Pass(one.samples_ms, beside or not steady, one.record) for one in timed]
                     yield Stretch(list(zip(keys, passes, strict=True)), beside)
                 else:
                     self._repeats_left -= 1
@@ -81,8 +81,8 @@ class StretchMaker:
                 self._device.settle()
                 waiting = again + waiting
 
-    def _batch(self, stretches: Sequence[Sequence[str]]) -> Iterator[tuple[Sequence[str], list[SamplesMs], bool]]:
-        """For each stretch its keys, samples, and whether the device stayed the same meanwhile; as they come."""
+    def _batch(self, stretches: Sequence[Sequence[str]]) -> Iterator[tuple[Sequence[str], list[TimedPass], bool]]:
+        """For each stretch its keys, what was timed, and whether the device stayed the same meanwhile; as they come."""
         anchor = self._anchor
         first = anchor.first_jobs() if anchor else []
         last = anchor.jobs() if anchor else []
@@ -92,16 +92,16 @@ class StretchMaker:
             jobs += [Job(request.key, request.label, request.model, self._timing) for request in requests] + last
         with closing(self._start(jobs, stretches)) as made:
             if anchor is not None:
-                anchor.see(list(islice(made, len(first))))
+                anchor.see([one.samples_ms for one in islice(made, len(first))])
             for position, keys in enumerate(stretches):
-                samples = list(islice(made, len(keys)))
-                steady = anchor.is_steady(list(islice(made, len(last)))) if anchor else True
+                timed = list(islice(made, len(keys)))
+                steady = anchor.is_steady([one.samples_ms for one in islice(made, len(last))]) if anchor else True
                 # Heat shows in the anchor as well; the device itself is asked when it has nothing to do.
                 if position == len(stretches) - 1:
                     steady = steady and self._device.is_steady()
-                yield keys, samples, steady
+                yield keys, timed, steady
 
-    def _start(self, jobs: Sequence[Job], stretches: Sequence[Sequence[str]]) -> Generator[SamplesMs, None, None]:
+    def _start(self, jobs: Sequence[Job], stretches: Sequence[Sequence[str]]) -> Generator[TimedPass, None, None]:
         if self._stored is None or not isinstance(self._device, ResumableDevice):
             return self._device.passes(jobs)
         anchor = self._anchor

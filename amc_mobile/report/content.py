@@ -34,6 +34,9 @@ class Latency:
     ci_high_ms: float
     runs: int | None = None  # timed, warm-up left out
     passes: int | None = None  # fresh processes or sessions
+    load_ms: float | None = None  # until a session is ready, median
+    first_ms: float | None = None  # the first inference of a session, median
+    peak_rss_kb: int | None = None  # the most memory, the runtime's own included
 
     def __post_init__(self) -> None:
         for name in ("p50_ms", "p90_ms", "ci_low_ms", "ci_high_ms"):

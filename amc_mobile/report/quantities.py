@@ -66,6 +66,11 @@ def size(value: int | None) -> str:
     return f"{count(value)}B" if value >= 1000 else f"{value} B"
 
 
+def kilobytes(value: int | None) -> str:
+    """Memory, which the kernel counts in KiB."""
+    return size(None if value is None else value * 1024)
+
+
 def percent(share: float | None, decimals: int = 1) -> str:
     return NOTHING if share is None or not math.isfinite(share) else f"{100 * share:.{decimals}f} %"
 

@@ -15,6 +15,7 @@ from amc_mobile.report.quantities import (
     compared,
     cost,
     count,
+    kilobytes,
     ms,
     number,
     p50_with_interval,
@@ -61,6 +62,11 @@ def comparison(report: Report) -> Section:
     )  # fmt: skip
     old_p90, new_p90 = old_ms.p90_ms if old_ms else None, new_ms.p90_ms if new_ms else None
     add("latency p90", ms(old_p90), ms(new_p90), change(old_p90, new_p90))
+    for label, shown, attribute in (
+        ("load time", ms, "load_ms"), ("first inference", ms, "first_ms"), ("peak memory", kilobytes, "peak_rss_kb"),
+    ):  # fmt: skip
+        old, new = (getattr(side, attribute) if side else None for side in (old_ms, new_ms))
+        add(label, shown(old), shown(new), change(old, new))
     old_guess, new_guess = before.predicted_ms, after.predicted_ms if after else None
     add("predicted p50", ms(old_guess), ms(new_guess), change(old_guess, new_guess))
     for label, shown, attribute in (

@@ -11,6 +11,7 @@ from amc_mobile.device.neighbours import Neighbours
 from amc_mobile.errors import InvalidConfig, InvalidInput
 from amc_mobile.latency.measurement import ModelMeasurement
 from amc_mobile.latency.protocol import measure_model
+from amc_mobile.report.quantities import kilobytes, number
 from amc_mobile.workflows.measuring import chosen_runtime, open_device
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.workspace import Settings
@@ -26,6 +27,17 @@ def measurement_text(measurement: ModelMeasurement) -> str:
     return text + (f"   flags: {', '.join(measurement.flags)}" if measurement.flags else "")
 
 
+def session_lines(measurement: ModelMeasurement) -> list[str]:
+    """What is known of a session besides its latency."""
+    told = [
+        f"load {number(measurement.load_ms)} ms" if measurement.load_ms is not None else "",
+        f"first inference {number(measurement.first_ms)} ms" if measurement.first_ms is not None else "",
+        f"peak memory {kilobytes(measurement.peak_rss_kb)}" if measurement.peak_rss_kb is not None else "",
+    ]
+    known = "   ".join(one for one in told if one)
+    return [known] if known else []
+
+
 @dataclass(frozen=True)
 class MeasureResult:
     file: str
@@ -37,7 +49,7 @@ class MeasureResult:
         return {"file": self.file, **self.measurement.to_document(), "neighbours": known}
 
     def text(self) -> str:
-        lines = [self.file, measurement_text(self.measurement)]
+        lines = [self.file, measurement_text(self.measurement), *session_lines(self.measurement)]
         if self.neighbours and self.neighbours.is_busy:
             lines += [f"Warning: {self.neighbours.text()} [{BUSY}]", f"next: {REMEDIES[BUSY]}"]
         return "\n  ".join(lines)

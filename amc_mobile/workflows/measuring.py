@@ -11,7 +11,7 @@ from amc_mobile.device.host import HostDevice, installed_runtimes
 from amc_mobile.device.neighbours import Neighbours
 from amc_mobile.device.profile import DeviceProfile, load_profiles, profile_named
 from amc_mobile.device.runtime_library import BENCHMARK_MODEL
-from amc_mobile.device.timing import Device, Job, SamplesMs
+from amc_mobile.device.timing import Device, Job, TimedPass
 from amc_mobile.device.user_folder import profiles_folder
 from amc_mobile.errors import DeviceError, InvalidConfig, MissingDependency
 from amc_mobile.workflows.progress import Progress
@@ -120,10 +120,10 @@ class RecordedDevice:
     def session(self) -> AbstractContextManager[object]:
         raise self._error()
 
-    def passes(self, jobs: Sequence[Job]) -> Generator[SamplesMs, None, None]:
+    def passes(self, jobs: Sequence[Job]) -> Generator[TimedPass, None, None]:
         raise self._error()
 
-    def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[SamplesMs, SamplesMs]]:
+    def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[TimedPass, TimedPass]]:
         raise self._error()
 
     def is_steady(self) -> bool:

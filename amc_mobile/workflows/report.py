@@ -214,7 +214,9 @@ def _judged(export: dict[str, Any] | None, settings: Settings) -> dict[str, Any]
 def _latency(document: dict[str, Any]) -> Latency:
     m = ModelMeasurement.from_document(document)
     runs = sum(len(samples) for samples in m.samples_ms)
-    return Latency(m.p50_ms, m.p90_ms, m.ci_low_ms, m.ci_high_ms, runs, len(m.passes))
+    return Latency(
+        m.p50_ms, m.p90_ms, m.ci_low_ms, m.ci_high_ms, runs, len(m.passes), m.load_ms, m.first_ms, m.peak_rss_kb
+    )
 
 
 def _kept_as_scored(search: dict[str, Any]) -> str:

@@ -98,7 +98,7 @@ def test_a_program_that_comes_while_a_batch_is_measured_is_told_from_the_runner(
         first = next(made)
         stat.write_text("cpu0 0 0 0 11000 0\ncpu1 4000 0 0 7000 0\n")
         pause_at.unlink()
-        assert [samples[0] for samples in (first, *made)] == [1.5, 2.5]
+        assert [one.samples_ms[0] for one in (first, *made)] == [1.5, 2.5]
         assert not device.is_steady()
         found = device.neighbours()
         assert found is not None
@@ -125,7 +125,7 @@ def test_a_phone_that_hides_its_counts_is_measured_as_unknown(
     phone.sandbox.write("proc/stat", counts)
     device = passes(60, on_neighbours=lambda found, waited_s: pytest.fail("waited"))
     with device.session():
-        assert [samples[0] for samples in device.passes(jobs("ms=1.5"))] == [1.5]
+        assert [one.samples_ms[0] for one in device.passes(jobs("ms=1.5"))] == [1.5]
         assert device.is_steady()
     assert (device.neighbours(), device.most_neighbours()) == (None, None)
 

@@ -75,6 +75,9 @@ def test_a_file_is_measured_on_the_phone(command: Callable[..., subprocess.Popen
         "Google Pixel 8", "onnxruntime", "unlocked schedutil",
     )  # fmt: skip
     assert len(document["samples_ms"]) == 10
+    assert min(document["load_ms"], document["first_ms"]) > 0
+    assert 1000 < document["peak_rss_kb"] < 10_000_000
+    assert {one["peak_rss_kb"] > 1000 for one in document["records"]} == {True}
     assert document["p50_ms"] > 0
     assert phone.sandbox.wait_until_idle() == []
 

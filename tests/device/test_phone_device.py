@@ -288,7 +288,7 @@ def test_a_model_is_built_only_while_it_is_not_on_the_phone(
 
         timing = Timing(samples=2, min_sample_ms=0.1, warmup_runs=1, max_s=1.0)
         jobs = [Job(name, name, partial(build, name), timing) for name in names]
-        return [(name, samples[0]) for name, samples in zip(names, PhonePasses(device).passes(jobs), strict=True)]
+        return [(name, one.samples_ms[0]) for name, one in zip(names, PhonePasses(device).passes(jobs), strict=True)]
 
     with device.session():
         assert measure("k1", "k2", "k1") == [("k1", 1.0), ("k2", 2.0), ("k1", 1.0)]

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 from latency_toys import CONDITIONS, conv, passes
 
+from amc_mobile.device.timing import PassRecord
 from amc_mobile.errors import InvalidInput
 from amc_mobile.latency.measurement import (
     BUSY,
@@ -102,3 +104,22 @@ def test_the_same_widths_of_two_networks_have_two_keys() -> None:
 
 def test_a_kernels_key_holds_its_shapes_and_no_name() -> None:
     assert conv(8, 16).key == conv(8, 16).key != conv(16, 8).key
+
+
+def test_a_measurement_keeps_what_is_known_of_its_sessions() -> None:
+    records = (PassRecord(9.0, 2.0, 9000), PassRecord(5.0, 3.0, 8000), PassRecord(6.0, 4.0))
+    measured = ModelMeasurement(tuple(Pass((1.0,), record=record) for record in records), CONDITIONS, 4)
+    assert (measured.load_ms, measured.first_ms, measured.peak_rss_kb) == (6.0, 3.0, 9000)
+    document = measured.to_document()
+    assert (document["load_ms"], document["first_ms"], document["peak_rss_kb"]) == (6.0, 3.0, 9000)
+    assert [p.record for p in ModelMeasurement.from_document(json.loads(json.dumps(document))).passes] == [*records]
+    older = {key: value for key, value in document.items() if key != "records"}
+    assert ModelMeasurement.from_document(older).load_ms is None
+
+
+@pytest.mark.parametrize("bad", [-1.0, "9", True, math.inf, [1]])
+def test_a_record_that_is_no_number_is_refused(bad: object) -> None:
+    document = ModelMeasurement(passes(1.0), CONDITIONS, 4).to_document()
+    document["records"][0]["load_ms"] = bad
+    with pytest.raises(InvalidInput, match="not a measurement"):
+        ModelMeasurement.from_document(document)

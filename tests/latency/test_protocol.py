@@ -305,6 +305,15 @@ def test_one_model_alone(device: ToyDevice) -> None:
     assert (measured.warmup_runs, measured.conditions) == (4, CONDITIONS)
 
 
+def test_load_and_first_inference_come_along(device: ToyDevice) -> None:
+    config = ProtocolConfig(model_passes=3, model_samples=5, pair_rounds=2)
+    measured = measure_model(device, b"c", config)
+    assert (measured.load_ms, measured.peak_rss_kb) == (0.0, None)
+    assert measured.first_ms == pytest.approx(0.3)
+    pair = measure_pair(device, b"d", b"b", config)
+    assert (pair.before.first_ms, pair.after.first_ms) == (pytest.approx(0.4), pytest.approx(0.2))
+
+
 def test_a_pair_is_timed_in_alternating_blocks_so_that_drift_cancels(device: ToyDevice) -> None:
     device.slowdown = lambda opens: 1 + opens / 20  # steadily slower: the lone ratio of two runs would be wrong
     pair = measure_pair(device, b"d", b"b", ProtocolConfig(pair_rounds=5, model_samples=10))

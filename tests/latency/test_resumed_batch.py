@@ -13,7 +13,7 @@ import pytest
 from latency_toys import CONDITIONS, ToyDevice, conv, request
 
 from amc_mobile.device import timing as timing_module
-from amc_mobile.device.timing import Job, SamplesMs
+from amc_mobile.device.timing import Job, TimedPass
 from amc_mobile.latency.measurement import Pass
 from amc_mobile.latency.protocol import measure_kernels
 from amc_mobile.latency.protocol_config import ProtocolConfig
@@ -35,12 +35,12 @@ class WorksOn(ToyDevice):
     """Does all jobs that it was given, whatever becomes of the process that gave them."""
 
     jobs_per_batch: int = 15
-    left: tuple[str, list[str], list[SamplesMs]] | None = None
+    left: tuple[str, list[str], list[TimedPass]] | None = None
 
     def unfinished(self) -> str:
         return self.left[0] if self.left else ""
 
-    def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[SamplesMs, None, None]:
+    def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[TimedPass, None, None]:
         keys = [job.key for job in jobs]
         if self.left is None or self.left[1] != keys:
             self.left = (plan, keys, list(super().passes(jobs)))

@@ -12,7 +12,7 @@ import pytest
 from latency_toys import CONDITIONS, ToyDevice, add, conv, request
 
 from amc_mobile.device.conditions import unit_of
-from amc_mobile.device.timing import Job, SamplesMs
+from amc_mobile.device.timing import Job, TimedPass
 from amc_mobile.errors import DeviceError
 from amc_mobile.latency.bundle import from_lines, to_lines
 from amc_mobile.latency.protocol import measure_kernels
@@ -54,13 +54,13 @@ class Phone(ToyDevice):
                 self.meet.wait(20)
             yield
 
-    def passes(self, jobs: Sequence[Job]) -> Generator[SamplesMs, None, None]:
+    def passes(self, jobs: Sequence[Job]) -> Generator[TimedPass, None, None]:
         for job in jobs:
             name = job.model().decode()
             if self.fails and len(self.opened) >= self.after:
                 raise self.fails
             self.opened.append(name)
-            yield (MS[name] * self.factor(name),) * 4
+            yield TimedPass((MS[name] * self.factor(name),) * 4)
 
 
 def two(**second: object) -> dict[str, Phone]:

@@ -92,6 +92,15 @@ def test_a_pair_is_timed_in_alternating_blocks(
     assert [(result.id, len(result.samples_ms)) for result in run.results] == [("m0", 4), ("m1", 4)]
 
 
+def test_each_model_of_a_pair_has_its_own_peak_of_memory(runner: Path, manifest: Manifest, tmp_path: Path) -> None:
+    single = manifest("memory 60", "memory 20")
+    first, second = single.models
+    run = run_on_host(runner, replace(single, entries=(BenchPair(first, second), second)), tmp_path)
+    larger, smaller, alone = ((result.peak_rss_kb or 0) >> 10 for result in run.results)
+    assert 30 <= larger - smaller <= 50
+    assert abs(smaller - alone) <= 5
+
+
 def test_a_model_that_fails_does_not_end_the_run(runner: Path, manifest: Manifest, tmp_path: Path) -> None:
     asked = manifest("nonsense", "fail", "ok")
     missing = BenchModel("gone", "no such file")

@@ -11,7 +11,7 @@ import onnx
 
 from amc_mobile.device.conditions import Conditions
 from amc_mobile.device.neighbours import Neighbours
-from amc_mobile.device.timing import Job, SamplesMs
+from amc_mobile.device.timing import Job, TimedPass
 
 NETWORK = """
 from torch import nn
@@ -50,11 +50,11 @@ class Bench:
     def session(self) -> nullcontext[None]:
         return nullcontext()
 
-    def passes(self, jobs: Sequence[Job]) -> Generator[SamplesMs, None, None]:
+    def passes(self, jobs: Sequence[Job]) -> Generator[TimedPass, None, None]:
         for job in jobs:
-            yield (self.ms(job) * self.slowdown(job.label),) * job.timing.samples
+            yield TimedPass((self.ms(job) * self.slowdown(job.label),) * job.timing.samples)
 
-    def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[SamplesMs, SamplesMs]]:
+    def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[TimedPass, TimedPass]]:
         for _ in range(rounds):
             first, second = self.passes([before, after])
             yield first, second
