@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import Command, CommandLine
 from safetensors.torch import load_file
 from stored_passes import stored_passes
 from torch import nn
@@ -23,17 +24,13 @@ COMMANDS = (
     "measure", "report", "compare", "sensitivity", "table show", "table export", "table import", "table merge",
     "table verify", "table adopt", "table plot", "config", "status",
 )  # fmt: skip
-PROGRAM = "from amc_mobile.cli import main; main()"
 
 
-def amc(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM, *arguments], cwd=cwd, env=environment, capture_output=True, text=True
-    )
+def amc(*arguments: str, cwd: Path) -> Command:
+    return CommandLine(cwd)(*arguments)
 
 
-def assert_clear_error(done: subprocess.CompletedProcess[str], *words: str) -> None:
+def assert_clear_error(done: Command | subprocess.CompletedProcess[str], *words: str) -> None:
     assert done.returncode in (1, 2), done.stderr  # 2: what was typed cannot be meant
     assert "Traceback" not in done.stderr
     line = next(line for line in done.stderr.splitlines() if line.startswith("error: "))
@@ -285,23 +282,41 @@ def test_a_missing_file_to_measure_is_named(tmp_path: Path) -> None:
     assert_clear_error(amc("measure", "none.onnx", cwd=tmp_path), "none.onnx")
 
 
-SEARCH = ("search", "--macs-ratio", "0.5", "--model", "resnet20", "--data", "digits", "--policy", "random",
-          "--episodes", "12", "--calibration-images", "64", "--reward-images", "32", "--quiet")  # fmt: skip
+SMALL_NET = """
+from torch import nn
+
+
+def build(num_classes=10):
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, stride=2, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, num_classes),
+    )
+"""
+SMALL = ("--model", "net.py:build", "--input-size", "32", "--data", "digits", "--calibration-images", "64",
+         "--reward-images", "32", "--quiet")  # fmt: skip
+SEARCH = ("search", "--macs-ratio", "0.5", "--policy", "random", "--episodes", "60", *SMALL)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A user's folder with a small network."""
+    (tmp_path / "net.py").write_text(SMALL_NET)
+    return tmp_path
 
 
 def test_a_killed_search_goes_on_and_ends_like_one_that_was_not(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    whole.mkdir()
-    killed.mkdir()
+    for side in (whole, killed):
+        side.mkdir()
+        (side / "net.py").write_text(SMALL_NET)
     assert amc(*SEARCH, cwd=whole).returncode == 0
-    log = killed / "amc-workspace/runs/resnet20-macs-ratio-0.5-random-s0/episodes.csv"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM, *SEARCH], cwd=killed, env=environment)
+    log = killed / "amc-workspace/runs/net.py-build-macs-ratio-0.5-random-s0/episodes.csv"
+    process = CommandLine(killed).start(*SEARCH)
     deadline = time.monotonic() + 240
     while (not log.exists() or len(log.read_text().splitlines()) < 4) and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL, "the search ended before it could be killed"
     rows = log.read_text().splitlines()
     assert len(rows) >= 4
     assert amc(*SEARCH, cwd=killed).returncode == 0
@@ -317,11 +332,10 @@ def test_a_killed_search_goes_on_and_ends_like_one_that_was_not(tmp_path: Path) 
     assert plans[0] == plans[1]
 
 
-SHARED = ("--model", "resnet20", "--data", "digits", "--calibration-images", "64", "--reward-images", "32", "--json",
-          "--quiet")  # fmt: skip
+SHARED = (*SMALL, "--json")
 
 
-def test_compare_takes_every_number_from_a_run_folder_and_runs_nothing_twice(tmp_path: Path) -> None:
+def test_compare_takes_every_number_from_a_run_folder_and_runs_nothing_twice(folder: Path) -> None:
     words = (
         "compare",
         "--macs-ratio",
@@ -334,28 +348,28 @@ def test_compare_takes_every_number_from_a_run_folder_and_runs_nothing_twice(tmp
         "5",
         *SHARED,
     )
-    first = amc(*words, cwd=tmp_path)
+    first = amc(*words, cwd=folder)
     assert first.returncode == 0, first.stderr
     document = json.loads(first.stdout)
     assert [row["policy"] for row in document["policies"]] == ["uniform", "random"]
-    runs = tmp_path / "amc-workspace/runs"
+    runs = folder / "amc-workspace/runs"
     before = {path: path.stat().st_mtime_ns for path in runs.rglob("search.json")}
     assert len(before) == 2
     for run in document["runs"]:
         search = json.loads((runs / run["run"] / "search.json").read_text())
         assert (run["reward"], run["macs"]) == (search["reward"], search["macs"])
         assert run["refitted_top1"] == search["test_top1"]["refitted"]
-    page = (tmp_path / "amc-workspace/compare.html").read_text()
+    page = (folder / "amc-workspace/compare.html").read_text()
     for run in document["runs"]:
         assert f'href="runs/{run["run"]}/search.json"' in page
     assert page.count("<svg") == 3
-    assert json.loads(amc(*words, cwd=tmp_path).stdout) == document
+    assert json.loads(amc(*words, cwd=folder).stdout) == document
     assert {path: path.stat().st_mtime_ns for path in runs.rglob("search.json")} == before
 
 
-def test_a_search_that_must_keep_the_accuracy_says_whether_it_did(tmp_path: Path) -> None:
+def test_a_search_that_must_keep_the_accuracy_says_whether_it_did(folder: Path) -> None:
     done = amc("search", "--macs-ratio", "0.9", "--max-loss", "0.9", "--reward", "error-log-macs", "--policy", "random",
-               "--episodes", "6", *SHARED, cwd=tmp_path)  # fmt: skip
+               "--episodes", "6", *SHARED, cwd=folder)  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["accuracy_kept"] is True  # untrained: its accuracy is below 0.9, so nothing can be lost
@@ -363,12 +377,12 @@ def test_a_search_that_must_keep_the_accuracy_says_whether_it_did(tmp_path: Path
 
 
 @pytest.mark.parametrize("choice", ["taylor", "lasso"])
-def test_a_search_takes_a_channel_choice_and_a_memory_limit(choice: str, tmp_path: Path) -> None:
+def test_a_search_takes_a_channel_choice_and_a_memory_limit(choice: str, folder: Path) -> None:
     done = amc("search", "--macs-ratio", "0.5", "--policy", "uniform", "--channel-choice", choice, "--memory-mb", "1",
-               *SHARED, cwd=tmp_path)  # fmt: skip
+               *SHARED, cwd=folder)  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    run = tmp_path / "amc-workspace/runs" / found["run"]
+    run = folder / "amc-workspace/runs" / found["run"]
     wanted = json.loads((run / "settings.json").read_text())
     assert wanted["search"]["channel_choice"] == choice
     assert wanted["settings"]["memory_mb"] == 1
@@ -418,39 +432,36 @@ def test_the_checks_of_flags_load_no_torch() -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_an_unknown_channel_choice_lists_the_known_ones(tmp_path: Path) -> None:
-    done = amc("search", "--macs-ratio", "0.5", "--channel-choice", "l0", *SHARED, cwd=tmp_path)
+def test_an_unknown_channel_choice_lists_the_known_ones(folder: Path) -> None:
+    done = amc("search", "--macs-ratio", "0.5", "--channel-choice", "l0", *SHARED, cwd=folder)
     assert_clear_error(done, "'l0'", "backward, omp, lasso, thinet, taylor, fpgm, l1-rms, l1")
 
 
-def test_single_weights_are_pruned_fine_tuned_and_exported(tmp_path: Path) -> None:
-    (tmp_path / "net.py").write_text(SMALL_NET)
-    shared = ("--model", "net.py:build", "--input-size", "32", "--data", "digits", "--calibration-images", "64",
-              "--reward-images", "32", "--json", "--quiet")  # fmt: skip
+def test_single_weights_are_pruned_fine_tuned_and_exported(folder: Path) -> None:
     done = amc("search", "--granularity", "weight", "--params-ratio", "0.4", "--policy", "random", "--episodes", "6",
-               *shared, cwd=tmp_path)  # fmt: skip
+               *SHARED, cwd=folder)  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert 0.3 < found["parameters"] / found["original_parameters"] <= 0.4
     assert found["macs"] == found["original_macs"]
-    run = tmp_path / "amc-workspace/runs" / found["run"]
+    run = folder / "amc-workspace/runs" / found["run"]
     masks, pruned = load_file(run / "masks.safetensors"), load_file(run / "pruned.safetensors")
     kept = found["plan"]["kept_weights"]
     assert kept == {name.removesuffix(".weight"): int(mask.sum()) for name, mask in masks.items()}
     assert list(kept) == ["0", "2", "6"]
-    tuned = amc("finetune", "--epochs", "1", "--json", "--quiet", cwd=tmp_path)
+    tuned = amc("finetune", "--epochs", "1", "--json", "--quiet", cwd=folder)
     assert tuned.returncode == 0, tuned.stderr
     after = load_file(run / "finetuned.safetensors")
     for name, mask in masks.items():
         assert not after[name][mask == 0].any()
         assert not torch.equal(after[name], pruned[name])
-    exported = amc("export", "--onnx", "--quiet", cwd=tmp_path)
+    exported = amc("export", "--onnx", "--quiet", cwd=folder)
     assert exported.returncode == 0, exported.stderr
     assert "latency do not follow the density" in exported.stdout
     assert "PASS" in exported.stdout
-    assert amc("report", cwd=tmp_path).returncode == 0
+    assert amc("report", cwd=folder).returncode == 0
     again = amc("search", "--granularity", "weight", "--params-ratio", "0.4", "--policy",
-                f"from-file:{run / 'search.json'}", *shared, cwd=tmp_path)  # fmt: skip
+                f"from-file:{run / 'search.json'}", *SHARED, cwd=folder)  # fmt: skip
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["plan"] == found["plan"]
 
@@ -462,29 +473,17 @@ def test_single_weights_are_pruned_fine_tuned_and_exported(tmp_path: Path) -> No
         (("--granularity", "filter", "--params-ratio", "0.5"), "channel, weight"),
     ],
 )
-def test_a_granularity_that_cannot_be_is_refused(words: tuple[str, ...], said: str, tmp_path: Path) -> None:
-    assert_clear_error(amc("search", *words, *SHARED, cwd=tmp_path), said)
+def test_a_granularity_that_cannot_be_is_refused(words: tuple[str, ...], said: str, folder: Path) -> None:
+    assert_clear_error(amc("search", *words, *SHARED, cwd=folder), said)
 
 
-SMALL_NET = """
-from torch import nn
-
-
-def build(num_classes=10):
-    return nn.Sequential(
-        nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, stride=2, padding=1), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, num_classes),
-    )
-"""
 PROFILE = ("profile", "--device", "host", "--waive", "BUSY", "--runtime", "onnxruntime", "--model", "net.py:build",
            "--input-size", "32", "--data", "digits", "--quiet")  # fmt: skip
 
 
-def test_a_killed_profile_goes_on_and_measures_nothing_twice(tmp_path: Path) -> None:
-    (tmp_path / "net.py").write_text(SMALL_NET)
-    table = tmp_path / "amc-workspace/table.sqlite"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM, *PROFILE], cwd=tmp_path, env=environment)
+def test_a_killed_profile_goes_on_and_measures_nothing_twice(folder: Path) -> None:
+    table = folder / "amc-workspace/table.sqlite"
+    process = CommandLine(folder).start(*PROFILE)
     deadline = time.monotonic() + 240
     while not (before := stored_passes(table)) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
@@ -492,14 +491,14 @@ def test_a_killed_profile_goes_on_and_measures_nothing_twice(tmp_path: Path) -> 
     assert process.wait() == -signal.SIGKILL, "the profile ended before it could be killed"
     before = stored_passes(table)
     assert before
-    assert amc(*PROFILE, cwd=tmp_path).returncode == 0
+    assert amc(*PROFILE, cwd=folder).returncode == 0
     after = stored_passes(table)
     assert after[: len(before)] == before
     assert len(after) > len(before)
     # A finished kernel is not measured again, neither by the second call nor by a third.
-    assert amc(*PROFILE, cwd=tmp_path).returncode == 0
+    assert amc(*PROFILE, cwd=folder).returncode == 0
     assert stored_passes(table) == after
     passes = Counter(subject for _, subject, _ in after)
     assert max(passes.values()) <= 10  # the protocol's most passes, over both calls together
-    shown = json.loads(amc("table", "show", "--json", cwd=tmp_path).stdout)["conditions"]
+    shown = json.loads(amc("table", "show", "--json", cwd=folder).stdout)["conditions"]
     assert sum(len(entry["kernels"]) + entry["model_measurements"] for entry in shown) == len(passes)

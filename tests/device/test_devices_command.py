@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +10,7 @@ from typing import Any
 
 import pytest
 from benches import fake_runner
+from command_line import CommandLine
 from elf_files import ARM64, shared_library
 from phone_fake.phone import FakePhone, PrivateAdbServer
 
@@ -23,27 +21,13 @@ AAR = "tensorflow-lite-2.17.0.aar"
 
 
 @pytest.fixture
-def amc(adb_server: PrivateAdbServer, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def amc(adb_server: PrivateAdbServer, tmp_path: Path) -> CommandLine:
     fake_runner(tmp_path)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "AMC_MOBILE_HOME": str(tmp_path / "home"),
-        "AMC_MOBILE_RUNNER": str(tmp_path / "amc-bench"),
-    }
-
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        program = "from amc_mobile.cli import main; main()"
-        return subprocess.run(
-            [sys.executable, "-c", program, *words], cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
-
-    return run
+    runner = str(tmp_path / "amc-bench")
+    return CommandLine(tmp_path, AMC_MOBILE_HOME=str(tmp_path / "home"), AMC_MOBILE_RUNNER=runner)
 
 
-def test_doctor_cleans_what_is_ours_and_nothing_else(
-    amc: Callable[..., subprocess.CompletedProcess[str]], new_phone: Callable[..., FakePhone]
-) -> None:
+def test_doctor_cleans_what_is_ours_and_nothing_else(amc: CommandLine, new_phone: Callable[..., FakePhone]) -> None:
     phone = new_phone()
     ours, others = phone.sandbox.local("/data/local/tmp/amc-mobile"), phone.sandbox.local("/data/local/tmp/mine")
     for path in (ours / "keep-0123" / "lib.so", ours / "models" / "m", others):
@@ -61,7 +45,7 @@ def test_doctor_cleans_what_is_ours_and_nothing_else(
 
 
 def test_doctor_does_not_clean_a_phone_that_is_measured_on(
-    amc: Callable[..., subprocess.CompletedProcess[str]], new_phone: Callable[..., FakePhone], tmp_path: Path
+    amc: CommandLine, new_phone: Callable[..., FakePhone], tmp_path: Path
 ) -> None:
     phone = new_phone()
     ours = phone.sandbox.local("/data/local/tmp/amc-mobile")
@@ -84,7 +68,7 @@ def names(phone: dict[str, Any]) -> list[str]:
 
 
 def test_a_new_user_is_led_to_a_phone_that_measures(
-    amc: Callable[..., subprocess.CompletedProcess[str]], new_phone: Callable[..., FakePhone], tmp_path: Path
+    amc: CommandLine, new_phone: Callable[..., FakePhone], tmp_path: Path
 ) -> None:
     nothing = amc("doctor")
     assert nothing.returncode == 0  # for work on this computer
@@ -104,7 +88,7 @@ def test_a_new_user_is_led_to_a_phone_that_measures(
 
 
 def test_doctor_tells_of_other_programs_on_a_phone_and_on_this_computer(
-    amc: Callable[..., subprocess.CompletedProcess[str]], phone: FakePhone, tmp_path: Path
+    amc: CommandLine, phone: FakePhone, tmp_path: Path
 ) -> None:
     amc("runtime", "add", str(aar(tmp_path)))
     document = json.loads(amc("doctor", "--json").stdout)
@@ -120,7 +104,7 @@ def test_doctor_tells_of_other_programs_on_a_phone_and_on_this_computer(
 
 
 def test_devices_says_what_is_wrong_with_each_phone(
-    amc: Callable[..., subprocess.CompletedProcess[str]],
+    amc: CommandLine,
     new_phone: Callable[..., FakePhone],
     adb_server: PrivateAdbServer,
 ) -> None:
@@ -146,7 +130,7 @@ def test_devices_says_what_is_wrong_with_each_phone(
 
 
 def test_a_library_for_linux_computers_is_not_taken_for_androids(
-    amc: Callable[..., subprocess.CompletedProcess[str]], phone: FakePhone, tmp_path: Path
+    amc: CommandLine, phone: FakePhone, tmp_path: Path
 ) -> None:
     file = tmp_path / "libtensorflowlite_c-2.17.0.so"
     file.write_bytes(shared_library(ARM64, ("libc.so.6",), ("TfLiteInterpreterCreate",)))
@@ -156,22 +140,15 @@ def test_a_library_for_linux_computers_is_not_taken_for_androids(
 
 
 def test_without_adb_this_computer_is_still_listed(
-    amc: Callable[..., subprocess.CompletedProcess[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    amc: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    environment = {"ADBUTILS_ADB_PATH": str(tmp_path / "none"), "ANDROID_ADB_SERVER_PORT": "9"}
-    program = "import os; os.environ.update(%r); from amc_mobile.cli import main; main()" % environment  # noqa: UP031
-    done = subprocess.run(
-        [sys.executable, "-c", program, "devices"],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-    )  # fmt: skip
+    done = CommandLine(tmp_path, ADBUTILS_ADB_PATH=str(tmp_path / "none"), ANDROID_ADB_SERVER_PORT="9")("devices")
     assert done.returncode == 0, done.stderr
     assert "host" in done.stdout
     assert "platform-tools" in done.stdout
 
 
-def test_a_broken_profile_of_the_user_is_named(
-    amc: Callable[..., subprocess.CompletedProcess[str]], phone: FakePhone, tmp_path: Path
-) -> None:
+def test_a_broken_profile_of_the_user_is_named(amc: CommandLine, phone: FakePhone, tmp_path: Path) -> None:
     folder = tmp_path / "home" / "device_profiles"
     folder.mkdir(parents=True)
     (folder / "mine.toml").write_text("sumary = 'x'\n")
@@ -180,7 +157,7 @@ def test_a_broken_profile_of_the_user_is_named(
     assert "mine.toml: unknown key 'sumary'" in done.stderr
 
 
-def test_what_is_no_library_is_refused(amc: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+def test_what_is_no_library_is_refused(amc: CommandLine, tmp_path: Path) -> None:
     (tmp_path / "x-1.0.0.aar").write_text("no zip")
     done = amc("runtime", "add", "x-1.0.0.aar")
     assert done.returncode == 1

@@ -6,13 +6,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import Command, CommandLine
 from onnx_files import convolution
 from phone_fake.phone import FakePhone, PrivateAdbServer
 
@@ -21,9 +20,6 @@ from amc_mobile.device.runtime_library import add_library
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler (cc)")
 ROOT = Path(__file__).parent.parent.parent
-# A shell that starts the tests in the background has SIGINT ignored, which children inherit.
-HEED_INTERRUPTS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-PROGRAM = f"{HEED_INTERRUPTS}; from amc_mobile.cli import main; main()"
 
 
 @pytest.fixture(scope="module")
@@ -38,35 +34,21 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def command(
-    adb_server: PrivateAdbServer, phone: FakePhone, home: Path, tmp_path: Path
-) -> Callable[..., subprocess.Popen[str]]:
+def command(adb_server: PrivateAdbServer, phone: FakePhone, home: Path, tmp_path: Path) -> Callable[..., Command]:
     phone.sandbox.edit("getprop.txt", "arm64-v8a", "x86_64")
     phone.sandbox.set_clusters({tuple(sorted(os.sched_getaffinity(0))): 2000000})
     (tmp_path / "model.onnx").write_bytes(convolution(32))
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "AMC_MOBILE_HOME": str(home),
-        "AMC_MOBILE_RUNNER": str(build_host_runner(home / "runner")),
-    }
-
-    def start(*words: str) -> subprocess.Popen[str]:
-        words = ("measure", "model.onnx", "--device", "pixel", "--json", *words)
-        return subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *words],
-            cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-
-    return start
+    runner = build_host_runner(home / "runner")
+    line = CommandLine(tmp_path, AMC_MOBILE_HOME=str(home), AMC_MOBILE_RUNNER=str(runner))
+    return lambda *words: line.start("measure", "model.onnx", "--device", "pixel", "--json", *words)
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
+def finish(process: Command) -> tuple[int, str, str]:
+    code = process.wait(timeout_s=120)
+    return code, process.stdout, process.stderr
 
 
-def test_a_file_is_measured_on_the_phone(command: Callable[..., subprocess.Popen[str]], phone: FakePhone) -> None:
+def test_a_file_is_measured_on_the_phone(command: Callable[..., Command], phone: FakePhone) -> None:
     code, out, err = finish(command())
     assert code == 0, err
     document = json.loads(out)
@@ -82,9 +64,7 @@ def test_a_file_is_measured_on_the_phone(command: Callable[..., subprocess.Popen
     assert phone.sandbox.wait_until_idle() == []
 
 
-def test_a_busy_phone_is_measured_with_a_warning(
-    command: Callable[..., subprocess.Popen[str]], phone: FakePhone, home: Path
-) -> None:
+def test_a_busy_phone_is_measured_with_a_warning(command: Callable[..., Command], phone: FakePhone, home: Path) -> None:
     profiles = home / "device_profiles"
     profiles.mkdir(exist_ok=True)
     own = (ROOT / "amc_mobile" / "device_profiles" / "pixel.toml").read_text()
@@ -120,7 +100,7 @@ FAULTS: dict[str, tuple[Callable[[FakePhone], object], str]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_survived_or_named_and_mended(
-    command: Callable[..., subprocess.Popen[str]], phone: FakePhone, home: Path, fault: str
+    command: Callable[..., Command], phone: FakePhone, home: Path, fault: str
 ) -> None:
     strike, said = FAULTS[fault]
     profiles = home / "device_profiles"
@@ -143,7 +123,7 @@ def test_a_fault_is_survived_or_named_and_mended(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_gives_the_phone_back(
-    command: Callable[..., subprocess.Popen[str]], phone: FakePhone, number: signal.Signals
+    command: Callable[..., Command], phone: FakePhone, number: signal.Signals
 ) -> None:
     phone.faults.add("stall", "sleep.*tail -c", after_bytes=0, times=99)
     process = command("--clock-mode", "fixed_performance")

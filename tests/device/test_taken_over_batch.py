@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Generator
@@ -15,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from benches import NETWORK, fake_runner, installed, manifest, results, runners
+from command_line import CommandLine
 from phone_fake.phone import FakePhone
 from stored_passes import stored_passes
 
@@ -27,7 +26,6 @@ from amc_mobile.device.runtime_library import add_library
 MODELS = {f"m{n}": f"ms={n + 1}.5 wait=0.1" for n in range(4)}
 PATIENCE_S = 50.0
 WANTED = [(name, n + 1.5) for n, name in enumerate(MODELS)]
-PROGRAM = "from amc_mobile.cli import main; main()"
 
 
 @pytest.fixture
@@ -187,23 +185,23 @@ def test_a_killed_profile_takes_what_the_phone_went_on_to_measure(
     phone.sandbox.edit("getprop.txt", "[arm64-v8a]", f"[{added.abi}]")
     monkeypatch.setenv("AMC_MOBILE_HOME", str(home))
     monkeypatch.setenv("AMC_MOBILE_RUNNER", str(build_host_runner(tmp_path / "built")))
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     words = ["profile", "--device", "pixel", "--model", "net.py:build", "--input-size", "32", "--data", "digits",
              "--runtime", "onnxruntime", "--json", "--quiet"]  # fmt: skip
-    command = [sys.executable, "-c", PROGRAM, *words]
+    amc = CommandLine(tmp_path)
 
     def results_file() -> list[Path]:
         return list(phone.sandbox.local(FOLDER).glob("batch-*/results.jsonl"))
 
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL) as process:
-        wait_for(lambda: any(has_kernels(path.read_bytes()) for path in results_file()), limit_s=120)
-        process.send_signal(signal.SIGKILL)
+    process = amc.start(*words)
+    wait_for(lambda: any(has_kernels(path.read_bytes()) for path in results_file()), limit_s=120)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
     before = Counter(samples for _, _, samples in stored_passes(table))
     wait_for(lambda: is_done(phone), limit_s=60)
     (measured,) = results_file()
     lines = [json.loads(line) for line in measured.read_text().splitlines()]
     alone = {json.dumps(line["samples_ms"]) for line in lines if line["event"] == "result"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    done = amc(*words)
     assert done.returncode == 0, done.stderr
     after = Counter(samples for _, _, samples in stored_passes(table))
     assert before <= after

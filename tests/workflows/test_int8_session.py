@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Command, CommandLine
 
 pytestmark = pytest.mark.skipif(find_spec("litert_torch") is None, reason="needs the tflite extra")
 
@@ -24,17 +22,13 @@ def build(num_classes=10):
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, num_classes),
     )
 """
-PROGRAM = "from amc_mobile.cli import main; main()"
 
 
-def amc(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM, *arguments], cwd=folder, env=environment, capture_output=True, text=True
-    )
+def amc(folder: Path, *arguments: str) -> Command:
+    return CommandLine(folder)(*arguments)
 
 
-def document(done: subprocess.CompletedProcess[str]) -> Any:
+def document(done: Command) -> Any:
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
