@@ -112,7 +112,7 @@ def test_a_fault_is_survived_or_named_and_mended(
     code, out, err = finish(command())
     assert "Traceback" not in err
     if said:
-        assert (code, out) == (1, ""), err
+        assert (code, json.loads(out)["error"]["exit_code"]) == (1, 1), err
         assert said in err
         assert "\nnext: " in err
     else:

@@ -56,10 +56,10 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     )
     assert profiled["precision"] == "int8"
-    # A budget that a busy machine meets as well.
-    found = document(amc(folder, "search", "--latency-ms", "100", "--policy", "random", "--reward-images", "64",
-                         "--calibration-images", "200", "--episodes", "3", "--measure-every", "0", "--json",
-                         "--quiet"))  # fmt: skip
+    # A budget that a busy machine meets as well, and a reward that looks for cheaper networks below it.
+    found = document(amc(folder, "search", "--latency-ms", "100", "--reward", "error-log-macs", "--policy", "random",
+                         "--reward-images", "64", "--calibration-images", "200", "--episodes", "3", "--measure-every",
+                         "0", "--json", "--quiet"))  # fmt: skip
     assert found["run"].startswith("net.py-build-int8-latency-ms-100")
     assert 0 < found["predicted_cost"] < 100
     assert 0 < found["measured_ms"] < 100
@@ -106,7 +106,12 @@ def test_a_run_can_be_exported_in_another_precision(session: Path) -> None:
 
 
 def test_two_precisions_at_once_are_a_usage_error(tmp_path: Path) -> None:
-    for command in (("profile",), ("search", "--latency-ratio", "0.5"), ("export", "--tflite"), ("compare",)):
+    for command in (
+        ("profile",),
+        ("search", "--latency-ratio", "0.5"),
+        ("export", "--tflite"),
+        ("compare", "--macs-ratio", "0.5"),
+    ):
         done = amc(tmp_path, *command, "--int8", "--fp16")
         assert done.returncode == 2
         assert "choose one of --int8, --fp16, --fp32" in done.stderr
