@@ -27,7 +27,7 @@ from amc_mobile.errors import (
 )
 from amc_mobile.export.interpret import Floats, not_delegated
 from amc_mobile.export.parity import file_logits, parity, sqnr_db
-from amc_mobile.export.precision import FLOAT32
+from amc_mobile.export.precision import FLOAT32, REMEDY, precision_problem
 from amc_mobile.export.quantize import QUANTIZERS, calibration_choice
 from amc_mobile.export.to_onnx import to_onnx
 from amc_mobile.export.to_tflite import to_tflite
@@ -77,6 +77,8 @@ class ExportResult:
                     f"    {file['precision']}, SQNR {file['sqnr_db']:.1f} dB; before: "
                     f"{file['float32']['bytes'] / 1e6:.3f} MB  {metric} {file['float32']['test_top1']:.1%}"
                 )
+            if file["problem"]:
+                lines += [f"    warning: {file['problem']}", f"    next: {REMEDY}"]
             if file["not_delegated"]:
                 lines.append(f"    not taken by XNNPACK: {', '.join(file['not_delegated'])}")
             if file["pair"]:
@@ -168,6 +170,7 @@ def _exported(
                 "test_top1": _accuracy(network, file_logits(plain, images), data),
             }  # fmt: skip
         outputs = file_logits(path, images)
+        accuracy, sqnr = _accuracy(network, outputs, data), sqnr_db(outputs, reference.numpy())
         original = _original(network, folder, form, settings, calibration) if devices[form] else None
         # Files for another runtime than the search's are measured, and no budget speaks of them.
         held = limit if limit is not None and RUNTIMES[form] == chosen_runtime(settings) else None
@@ -177,11 +180,13 @@ def _exported(
                 "format": form, "precision": settings.precision, "runtime": RUNTIMES[form],
                 "path": str(path), "bytes": path.stat().st_size,
                 "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-                "test_top1": _accuracy(network, outputs, data),
+                "test_top1": accuracy,
                 "parity": parity(outputs, reference.numpy(), _classes_by(network.task)).to_document(),
                 "output_parity": _by_output(network.module, outputs, reference),
-                "sqnr_db": sqnr_db(outputs, reference.numpy()) if before else None,
-                "float32": before,
+                "sqnr_db": sqnr if before else None, "float32": before,
+                "problem": precision_problem(
+                    settings.precision, network.task.metric, before["test_top1"], accuracy, len(data.test), sqnr
+                ) if before else "",
                 "not_delegated": not_delegated(path.read_bytes()) if form == "tflite" else None,
                 "pair": pair.to_document() if pair else None,
                 "decision": decision.to_document() if decision else None,
@@ -203,6 +208,7 @@ def _exported(
     ]
     document = {
         "stage": stage, "weights_sha256": folder.stage_sha256(stage),
+        "runtime": chosen_runtime(settings),  # of the search
         "precision": settings.precision, "granularity": wanted.get("granularity", "channel"),
         "test_top1": network.task.accuracy(reference, data.test.labels), "metric": network.task.metric,
         "accuracy_on": data.accuracy_on, "files": files, "gate": all_of(gate, further),

@@ -12,6 +12,7 @@ from torch import nn
 
 from amc_mobile.export.interpret import run_onnx, run_tflite, tflite_interpreter
 from amc_mobile.export.parity import sqnr_db
+from amc_mobile.export.precision import precision_problem
 from amc_mobile.export.quantize import quantize_onnx, quantize_tflite
 from amc_mobile.export.to_onnx import to_onnx
 from amc_mobile.export.to_tflite import to_tflite
@@ -53,3 +54,12 @@ def test_the_ranges_of_an_int8_tflite_file_are_those_of_all_images_in_any_order(
     int8 = quantize_tflite(exported("tflite"), "int8", IMAGES[::step])
     scale, _ = tflite_interpreter(int8).get_input_details()[0]["quantization"]
     assert scale == pytest.approx((IMAGES.max() - IMAGES.min()) / 255, rel=1e-5)
+
+
+def test_what_quantising_may_cost_is_limited_in_points_and_in_noise() -> None:
+    assert precision_problem("int8", "top-1", 0.869, 0.776, 540, 7.4) == (
+        "int8 costs 9.3 points of top-1, more than 2; its SQNR is 7.4 dB, below 10 dB"
+    )
+    assert precision_problem("int8", "top-1", 0.869, 0.850, 540, 25.0) == ""
+    assert precision_problem("int8", "top-1", 0.869, 0.848, 540, 25.0) == "int8 costs 2.1 points of top-1, more than 2"
+    assert precision_problem("int8", "top-1", 1.0, 0.875, 8, 25.0) == ""  # one image of eight
