@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from amc_mobile.device.health import REMEDIES, WIDE_BAND
+from amc_mobile.export.precision import REMEDY
+from amc_mobile.latency.calibration import COVERAGE
 from amc_mobile.latency.whole_models import DRIFT_REMEDY, TOLD_DRIFT, slower
 from amc_mobile.report.content import Report
+from amc_mobile.report.prediction_quality import prediction_quality
 from amc_mobile.report.quantities import against_limit, change, compared, ms, percent, printable
 
 ENOUGH_AGREEMENT = 0.99  # share of images on which an exported file and torch name the same class
@@ -24,7 +27,10 @@ FLAG_ADVICE = {
 
 def advice(report: Report) -> tuple[str, ...]:
     """In the order of weight; empty when there is nothing to do."""
-    makers = (_outdated, _over_budget, _not_there_yet, _flags, _parity, _prediction, _wrong_budget, _fine_tuning)
+    makers = (
+        _outdated, _over_budget, _not_there_yet, _flags, _quantised, _parity, _prediction, _band, _wrong_budget,
+        _fine_tuning,
+    )  # fmt: skip
     return tuple(remark for make in makers for remark in make(report))
 
 
@@ -73,6 +79,14 @@ def _flags(report: Report) -> list[str]:
     return [f"{printable(flag)}: {FLAG_ADVICE.get(flag, 'see the conditions')}." for flag in report.flags]
 
 
+def _quantised(report: Report) -> list[str]:
+    return [
+        f"{printable(file.path)}: {printable(file.problem)}; {REMEDY}."
+        for file in report.files
+        if file.problem and not file.is_outdated
+    ]
+
+
 def _parity(report: Report) -> list[str]:
     return [
         f"{printable(stage.name)} names another class than torch on {percent(1 - stage.parity.top1_agreement)} of "
@@ -98,6 +112,17 @@ def _prediction(report: Report) -> list[str]:
         f"The measured p50 is {change(pruned.predicted_ms, pruned.latency.p50_ms)} off the predicted "
         f"{ms(pruned.predicted_ms)}, outside the band of +-{percent(band)}: the device may have changed since "
         "`amc-mobile profile`; run it again."
+    ]
+
+
+def _band(report: Report) -> list[str]:
+    quality, band = prediction_quality(report.predictions), report.predictions.band
+    if quality is None or band is None or quality.covered is None or not quality.breaks_promise:
+        return []
+    return [
+        f"{percent(quality.covered, 0)} of {quality.models} whole models are inside the band of +-{percent(band)} that "
+        f"{percent(COVERAGE, 0)} should be in: predictions are less sure than it says. Close other programs and run "
+        "`amc-mobile profile` again."
     ]
 
 

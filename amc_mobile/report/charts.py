@@ -113,7 +113,7 @@ def search_curve(episodes: Sequence[EpisodePoint], budget: Budget | None) -> Mar
     factor, unit = UNIT_FACTOR[budget.unit if budget else "ms"]
     predicted = [(p.episode, p.predicted * factor) for p in episodes if _finite(p.predicted)]
     measured = [(p.episode, p.measured_ms) for p in episodes if _finite(p.measured_ms)] if unit == "ms" else []
-    limit = [budget.limit * factor] if budget else []
+    limit = [budget.limit_of_search * factor] if budget else []
     costs = [value for _, value in predicted + measured]
     if costs:
         up = scale_over(costs + limit, bottom - 4, middle + 40)
@@ -147,7 +147,7 @@ def finetuning_curve(epochs: Sequence[EpochAccuracy], metric: str = TOP1) -> Mar
 def _is_measured_over(point: EpisodePoint, budget: Budget | None) -> bool:
     """Such a plan scored well by being too slow: it counts for nothing."""
     is_latency = budget is not None and budget.unit == "ms"
-    return is_latency and budget is not None and (point.measured_ms or 0) > budget.limit
+    return is_latency and budget is not None and (point.measured_ms or 0) > budget.limit_of_search
 
 
 def _finite(value: float | None) -> TypeGuard[float]:

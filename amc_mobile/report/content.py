@@ -116,12 +116,22 @@ class Gate:
 
 @dataclass(frozen=True)
 class Budget:
-    """What was asked for. `limit` is in `unit`: ms of p50, MACs for one image, or parameters."""
+    """What was asked for. `limit` is in `unit`: ms of p50, MACs for one image, or parameters.
+
+    A share of the original is another number of ms whenever the original is measured: `limit` is that of the gate,
+    `searched_limit` that of the search where it differs.
+    """
 
     unit: Unit
     limit: float
     asked: str = ""  # as the user put it, e.g. "--latency-ratio 0.5"
     gate: Gate = Gate()
+    searched_limit: float | None = None
+
+    @property
+    def limit_of_search(self) -> float:
+        """What plans were held against."""
+        return self.limit if self.searched_limit is None else self.searched_limit
 
 
 @dataclass(frozen=True)
@@ -172,6 +182,7 @@ class FileRow:
     sqnr_db: float | None = None  # of a quantised file's logits against torch, on test images
     not_delegated: tuple[str, ...] | None = None  # operators that XNNPACK left to LiteRT's own kernels
     is_outdated: bool = False  # written before the present weights of the network
+    problem: str = ""  # what quantising it costs too much of
 
 
 @dataclass(frozen=True)

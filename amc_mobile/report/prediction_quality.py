@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from amc_mobile.latency.calibration import COVERAGE
 from amc_mobile.report.details import Predictions
 
 
@@ -20,6 +21,12 @@ class PredictionQuality:
     bias: float
     rank_correlation: float | None  # Spearman; None below three models or without spread
     covered: float | None  # share of the models inside the band
+
+    @property
+    def breaks_promise(self) -> bool:
+        """Whether more models are outside the band than a band of COVERAGE leaves out, by more than one."""
+        outside = 0.0 if self.covered is None else (1 - self.covered) * self.models
+        return outside > (1 - COVERAGE) * self.models + 1
 
 
 def prediction_quality(predictions: Predictions) -> PredictionQuality | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from amc_mobile.device.conditions import readable
+from amc_mobile.latency.calibration import COVERAGE
 from amc_mobile.report.content import TOP1, Report
-from amc_mobile.report.details import LayerRow
+from amc_mobile.report.details import EpisodePoint, LayerRow
 from amc_mobile.report.prediction_quality import prediction_quality
 from amc_mobile.report.quantities import (
     NOTHING,
@@ -153,7 +154,7 @@ def search(report: Report) -> Section:
             rows.append(("proposed by", policies))
         chosen = next((p for p in report.episodes if p.is_best), None)
         if chosen is not None:
-            text = f"episode {chosen.episode}, reward {number(chosen.reward)}, predicted {cost(chosen.predicted, unit)}"
+            text = f"episode {chosen.episode}, reward {number(chosen.reward)}, {_predicted(report, chosen)}"
             rows.append(
                 ("chosen", text + (f", {ms(chosen.measured_ms)} by its speed-up" if chosen.measured_ms else ""))
             )
@@ -165,13 +166,26 @@ def search(report: Report) -> Section:
             note = "Measured: the original's p50 when the run began over the plan's measured speed-up."
     if report.budget is not None:
         asked = f" (asked: {report.budget.asked})" if report.budget.asked else ""
-        rows.append(("budget", f"{'p50 ' if unit == 'ms' else ''}{cost(report.budget.limit, unit)}{asked}"))
+        limit = cost(report.budget.limit, unit)
+        if report.budget.searched_limit is not None:
+            searched = cost(report.budget.searched_limit, unit)
+            limit = f"{searched} in the search, {limit} at the export: a share of the original as measured then"
+        rows.append(("budget", f"{'p50 ' if unit == 'ms' else ''}{limit}{asked}"))
     for one in report.further_budgets:
         is_latency = one.unit == "ms" and one.gate.cost is not None
         found = f"measured, at most {ms(one.gate.cost)}" if is_latency else cost(one.predicted, one.unit)
         said = f"{found} of {cost(one.limit, one.unit)}: {one.status}"
         rows.append((f"budget {one.asked}", said))
     return Section("search", "Search", ("", ""), tuple(rows), "No search yet: run `amc-mobile search`.", note)
+
+
+def _predicted(report: Report, chosen: EpisodePoint) -> str:
+    """Of the chosen plan: what the search saw, and how that differs from what is predicted by now."""
+    unit = report.budget.unit if report.budget else "ms"
+    then, now = cost(chosen.predicted, unit), ms(report.pruned.predicted_ms if report.pruned else None)
+    if unit != "ms" or now in (then, NOTHING):
+        return f"predicted {then}"
+    return f"predicted {then} then, {now} with what was measured since"
 
 
 def gate(report: Report) -> Section:
@@ -207,7 +221,7 @@ def predictions(report: Report) -> Section:
         if quality.rank_correlation is not None:
             rows.append(("rank correlation", f"{quality.rank_correlation:.3f}"))
         if quality.covered is not None:
-            rows.append(("inside the band", percent(quality.covered, 0)))
+            rows.append(("inside the band", f"{percent(quality.covered, 0)} ({percent(COVERAGE, 0)} promised)"))
     if report.predictions.band is not None:
         rows.append(("band", f"+-{percent(report.predictions.band)}"))
     if report.predictions.loo_error is not None:

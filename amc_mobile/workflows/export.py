@@ -162,7 +162,7 @@ def _exported(
         progress("export", position, len(formats), form)
         plain, path = (_file(folder, "model", form, p) for p in (FLOAT32, settings.precision))
         EXPORTERS[form](model, network.input_shape, plain)
-        before = None
+        before: dict[str, Any] | None = None
         if path != plain:
             _quantize(plain, path, form, settings, calibration)
             before = {

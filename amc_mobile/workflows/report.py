@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from amc_mobile import __version__
-from amc_mobile.device.conditions import Conditions
 from amc_mobile.device.health import WIDE_BAND
 from amc_mobile.export.precision import FLOAT32
 from amc_mobile.latency.calibration import USABLE_BAND
@@ -31,15 +30,11 @@ from amc_mobile.report.content import (
     Report,
     Stage,
 )
-from amc_mobile.report.details import KeptGroup, LayerRow, Predictions
 from amc_mobile.report.files import report_document, write_report
 from amc_mobile.report.text import render_text
 from amc_mobile.workflows import report_details
 from amc_mobile.workflows.gate import count_gate
-from amc_mobile.workflows.latency_model import LatencyModel, latency_model
-from amc_mobile.workflows.measuring import RecordedDevice, chosen_runtime
-from amc_mobile.workflows.network import default_grids, load_network
-from amc_mobile.workflows.progress import silent
+from amc_mobile.workflows.report_details import SearchDetails
 from amc_mobile.workflows.runs import Run
 from amc_mobile.workflows.workspace import Settings, Workspace
 
@@ -57,38 +52,26 @@ class ReportResult:
 
 
 def report_run(space: Workspace, *, run: str | None) -> ReportResult:
-    """Writes report.html, report.json and layers.csv into the run's folder. Steps that have not run are left out."""
+    """Writes report.html, report.json and layers.csv into the run's folder. Steps that have not run are left out.
+
+    Reads the run's records alone: network, images, latency table and device may be gone.
+    """
     folder = Run(space.run_folder(run))
     settings, search = folder.settings(), folder.read("search")
     wanted = folder.read("settings")["search"]
-    network = load_network(space, settings)
+    known = report_details.details(folder)
     written = folder.read("export") if folder.has("export") else None
     outdated = written is not None and folder.is_outdated(written)
     export = None if outdated else written  # files of other weights prove nothing of the network as it is
     split = folder.read("split")
-    judged = _judged(export, settings)
+    judged = _judged(export)
     exported = export.get("precision", FLOAT32) if export else None
-    grids = default_grids(network, multiple=wanted["multiple"], min_keep_ratio=wanted["min_keep_ratio"])
-    latency = None
-    if search["budget"]["unit"] == "ms":
-        # Reading needs no phone.
-        device = RecordedDevice(Conditions.from_document(search["conditions"]))
-        latency = latency_model(space, settings, network, grids, silent, device=device)
-    try:
-        layers: tuple[LayerRow, ...] = ()
-        predictions = Predictions()
-        if latency is not None:
-            layers = report_details.layers(latency, folder, network)
-            drift = _drift(latency, search, export, settings)
-            predictions = replace(report_details.predictions(latency, folder), drift=drift)
-    finally:
-        if latency is not None:
-            latency.close()
+    predictions = replace(known.predictions, drift=_drift(known, search, export, settings))
     split_name = search.get("accuracy_on", "test images").removesuffix(" images")
     seen = partial(Accuracy, images=int(search["test_images"]), split=split_name, metric=search.get("metric", TOP1))
     budget = search["budget"]
     budgets = search.get("budgets", [])
-    limit = export["gate"]["limit"] if export and budget["unit"] == "ms" else budget["limit"]
+    limit = float(export["gate"]["limit"] if export and budget["unit"] == "ms" else budget["limit"])
     pair = judged["pair"] if judged else None
     offline = pair is None and bool(search.get("offline"))
     report = Report(
@@ -98,9 +81,10 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
         program_version=__version__,
         budget=Budget(
             budget["unit"],
-            float(limit),
+            limit,
             f"--{budgets[0]['asked'] if budgets else budget['asked']}",
             _own_gate(search, export),
+            searched_limit=float(budget["limit"]) if float(budget["limit"]) != limit else None,
         ),
         original=ModelColumn(
             latency=_latency(pair["before"]) if pair else None,
@@ -122,16 +106,14 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
         ),
         speedup=Ratio(pair["speedup"], pair["speedup_ci_low"], pair["speedup_ci_high"]) if pair else None,
         stages=_stages(folder, search, written, seen, outdated=outdated),
-        layers=layers,
+        layers=known.layers,
         episodes=report_details.episodes(folder, search),
         finetuning=report_details.finetuning(folder),
         predictions=predictions,
         conditions=pair["after"]["conditions"] if pair else search["conditions"] if offline else {},
         flags=(*_flags(pair, export), *((WIDE_BAND,) if (predictions.band or 0.0) > USABLE_BAND else ())),
         data=DataFacts(split["source"], split["sizes"]),
-        kept_groups=()
-        if search.get("granularity") == "weight"
-        else tuple(KeptGroup(g.name, g.channels, g.reason) for g in network.groups.kept_groups),
+        kept_groups=known.kept_groups,
         files=_files(written, outdated=outdated),
         offline=offline,
         further_budgets=_further_budgets(budgets[1:], search, export),
@@ -141,14 +123,14 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
 
 
 def _drift(
-    latency: LatencyModel, search: dict[str, Any], export: dict[str, Any] | None, settings: Settings
+    known: SearchDetails, search: dict[str, Any], export: dict[str, Any] | None, settings: Settings
 ) -> float | None:
     """How many times as long as at the profile the original takes, as last seen; None where it was not measured."""
-    judged = _judged(export, settings)
+    judged = _judged(export)
     is_alike = export is not None and export.get("precision", FLOAT32) == settings.precision
-    if judged and is_alike and judged["runtime"] == chosen_runtime(settings):
-        return float(judged["pair"]["before"]["p50_ms"]) / latency.profiled_p50_ms
     rows = search.get("budgets", [])
+    if judged and is_alike and known.profiled_p50_ms and rows and judged["runtime"] == rows[0]["runtime"]:
+        return float(judged["pair"]["before"]["p50_ms"]) / known.profiled_p50_ms
     seen = rows[0].get("drift_at_plan") if rows else None
     return float(seen) if seen is not None else None
 
@@ -205,10 +187,11 @@ def _pruned_top1(
     return float(judged["test_top1"] if judged and quantised else export["test_top1"])
 
 
-def _judged(export: dict[str, Any] | None, settings: Settings) -> dict[str, Any] | None:
+def _judged(export: dict[str, Any] | None) -> dict[str, Any] | None:
     """The exported file that the budget speaks of, else any that was measured."""
     measured = [file for file in (export or {}).get("files", []) if file["pair"]]
-    return next((f for f in measured if f["runtime"] == chosen_runtime(settings)), measured[0] if measured else None)
+    searched_for = (export or {}).get("runtime")
+    return next((f for f in measured if f["runtime"] == searched_for), measured[0] if measured else None)
 
 
 def _latency(document: dict[str, Any]) -> Latency:
@@ -276,6 +259,7 @@ def _files(export: dict[str, Any] | None, *, outdated: bool) -> tuple[FileRow, .
             _latency(file["pair"]["after"]) if file["pair"] else None,
             file.get("precision", FLOAT32), file.get("sqnr_db"),
             None if file.get("not_delegated") is None else tuple(file["not_delegated"]), outdated,
+            file.get("problem", ""),
         )
         for file in (export or {}).get("files", [])
     )  # fmt: skip

@@ -1,17 +1,71 @@
-"""The details of a report, read from what a run's steps left behind and from the latency table."""
+"""The details of a report: what a search keeps of network and latency table, and what is read from a run's steps."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from amc_mobile.latency.whole_models import ModelPoint
-from amc_mobile.report.details import EpisodePoint, EpochAccuracy, LayerRow, PredictionPoint, Predictions
+from amc_mobile.errors import CorruptFile, InvalidInput
+from amc_mobile.report.details import (
+    EpisodePoint,
+    EpochAccuracy,
+    KeptGroup,
+    LayerRow,
+    PredictionPoint,
+    Predictions,
+)
+from amc_mobile.report.document import from_document, to_document
 from amc_mobile.search.episode_log import EpisodeLog
 from amc_mobile.workflows.latency_model import LatencyModel
 from amc_mobile.workflows.network import Network
 from amc_mobile.workflows.runs import Run
+
+DETAILS = "details"  # of a run's folder
+
+
+@dataclass(frozen=True)
+class SearchDetails:
+    """What a search keeps for reports, which then need neither network nor latency table.
+
+    `profiled_p50_ms`: of the original, as the latency table has it; None where that knows no whole models.
+    """
+
+    layers: tuple[LayerRow, ...] = ()
+    predictions: Predictions = field(default_factory=Predictions)
+    kept_groups: tuple[KeptGroup, ...] = ()
+    profiled_p50_ms: float | None = None
+
+
+def keep_details(
+    run: Run, network: Network, latency: LatencyModel | None, widths: NDArray[np.int64], *, granularity: str
+) -> None:
+    """Writes what a report needs besides the records of the steps. `widths`: of the plan that the search chose."""
+    kept = () if granularity == "weight" else network.groups.kept_groups
+    groups = tuple(KeptGroup(group.name, group.channels, group.reason) for group in kept)
+    details = SearchDetails(kept_groups=groups)
+    if latency is not None:
+        # A table of another tool has no whole models.
+        original_ms = None if latency.conditions.is_foreign else latency.profiled_p50_ms
+        details = SearchDetails(
+            layers(latency, network.groups.sizes, widths), predictions(latency), groups, original_ms
+        )
+    run.write(DETAILS, to_document(details))
+
+
+def details(run: Run) -> SearchDetails:
+    """Raises InvalidInput for a run of a version that did not keep them."""
+    again = "run the same `amc-mobile search` again: its episodes are kept"
+    if not run.has(DETAILS):
+        raise InvalidInput(f"run {run.folder.name} was searched by an older version", next_step=again)
+    document = run.read(DETAILS)
+    document.pop("format_version", None)
+    try:
+        return from_document(SearchDetails, document, DETAILS)
+    except InvalidInput as error:
+        raise CorruptFile(run.folder / f"{DETAILS}.json", error.message, next_step=again) from error
 
 
 def episodes(run: Run, search: dict[str, Any]) -> tuple[EpisodePoint, ...]:
@@ -25,9 +79,8 @@ def episodes(run: Run, search: dict[str, Any]) -> tuple[EpisodePoint, ...]:
     )  # fmt: skip
 
 
-def layers(latency: LatencyModel, run: Run, network: Network) -> tuple[LayerRow, ...]:
-    """The kernels of the original beside those of the run's plan."""
-    full, widths = network.groups.sizes, run.plan().widths
+def layers(latency: LatencyModel, full: NDArray[np.int64], widths: NDArray[np.int64]) -> tuple[LayerRow, ...]:
+    """The kernels of the original, at widths `full`, beside those of a plan."""
     before, after = latency.predictor.site_ms(full), latency.predictor.site_ms(widths)
     rows = []
     for site in latency.template.sites:
@@ -44,10 +97,8 @@ def layers(latency: LatencyModel, run: Run, network: Network) -> tuple[LayerRow,
     return tuple(rows)
 
 
-def predictions(latency: LatencyModel, run: Run) -> Predictions:
-    """Of all whole models measured. Those of the search refine the calibration of `latency` from here on."""
-    measured = run.read("measured")["plans"] if run.has("measured") else {}
-    latency.extra += [ModelPoint.from_search([int(w) for w in key.split(",")], row) for key, row in measured.items()]
+def predictions(latency: LatencyModel) -> Predictions:
+    """Of all whole models measured, those of the search too."""
     points = latency.points()
     if not points:
         return Predictions((), latency.calibration.band, latency.calibration.loo_mape)

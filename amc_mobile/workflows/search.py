@@ -40,6 +40,7 @@ from amc_mobile.workflows.plan_scorer import PlanScorer
 from amc_mobile.workflows.plans import ChannelPlans, Finished
 from amc_mobile.workflows.preparation import Preparations
 from amc_mobile.workflows.progress import Progress
+from amc_mobile.workflows.report_details import keep_details
 from amc_mobile.workflows.runs import Run, place_part, precision_part, run_name
 from amc_mobile.workflows.search_config import SearchConfig, asked_devices
 from amc_mobile.workflows.search_setup import (
@@ -302,6 +303,7 @@ def _searched(
                 "refitted": evaluate(pruned, data.test, task=network.task),  # or what was kept instead of it
             },
         }  # fmt: skip
+        keep_details(folder, network, latency, result.widths, granularity=wanted.granularity)
         folder.write("search", document)
         return SearchOutcome(folder.folder.name, document)
     except MissingLatency as error:

@@ -19,7 +19,7 @@ from amc_mobile.report.content import (
     Report,
     Stage,
 )
-from amc_mobile.report.details import KeptGroup, Predictions
+from amc_mobile.report.details import KeptGroup, PredictionPoint, Predictions
 from amc_mobile.report.html import render_html
 from amc_mobile.report.prediction_quality import prediction_quality
 from amc_mobile.report.text import render_text
@@ -178,3 +178,16 @@ def test_equal_predictions_have_no_rank_correlation() -> None:
 def test_the_verdict_line_cannot_be_broken_by_a_hostile_condition() -> None:
     line = verdict_line(replace(REPORT, conditions={"device": "a\x1b[2J\nPASS"}, kept_groups=(KeptGroup("g", 1, ""),)))
     assert "\x1b" not in line and "\n" not in line
+
+
+def test_a_band_that_holds_fewer_models_than_promised_is_pointed_out() -> None:
+    inside, outside = PredictionPoint(1.0, 1.01), PredictionPoint(1.0, 1.2)
+    (remark,) = advice(replace(REPORT, predictions=Predictions((inside,) * 7 + (outside,) * 2, band=0.1)))
+    assert remark.startswith("78 % of 9 whole models are inside the band of +-10.0 % that 90 % should be in")
+    assert "`amc-mobile profile`" in remark
+    # Of ten models one is left out, and another one by chance.
+    assert advice(replace(REPORT, predictions=Predictions((inside,) * 8 + (outside,) * 2, band=0.1))) == ()
+
+
+def test_a_prediction_that_moved_since_the_plan_was_proposed_is_named_with_both_values() -> None:
+    assert "predicted 1.175 ms then, 1.183 ms with what was measured since" in render_text(REPORT)

@@ -1,0 +1,77 @@
+"""A report needs the run's records alone, and says one number for one quantity."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench_device import Bench
+
+Amc = Callable[..., tuple[int, str, str]]
+SEARCH = ("search", "--policy", "random", "--episodes", "6", "--calibration-images", "64", "--reward-images", "32",
+          "--latency-ratio", "0.7", "--run", "one", "--quiet")  # fmt: skip
+RUN = Path("amc-workspace/runs/one")
+
+
+def done(amc: Amc, *words: str) -> str:
+    code, out, err = amc(*words)
+    assert code == 0, err
+    return out
+
+
+def report(amc: Amc) -> dict[str, Any]:
+    document = json.loads(done(amc, "report", "--json"))
+    return {key: value for key, value in document.items() if key != "created"}
+
+
+def test_a_report_needs_neither_network_nor_table_nor_runtime(amc: Amc, monkeypatch: pytest.MonkeyPatch) -> None:
+    done(amc, *SEARCH)
+    done(amc, "export", "--onnx", "--quiet")
+    before = report(amc)
+    assert len(before["layers"]) == 4 and all(layer["ms_after"] for layer in before["layers"])
+    assert {point["kind"] for point in before["predictions"]["points"]} == {"calibration", "search"}
+    assert before["kept_groups"] and before["predictions"]["drift"] == pytest.approx(1.0)
+    Path("net.py").unlink()
+    Path("amc-workspace/table.sqlite").unlink()
+    Path("amc-workspace/templates").unlink()
+    monkeypatch.setattr("amc_mobile.workflows.measuring.installed_runtimes", lambda: ())
+    assert report(amc) == before
+
+
+def test_a_run_without_the_record_is_refused_with_the_next_step(amc: Amc) -> None:
+    done(amc, *SEARCH)
+    (RUN / "details.json").write_text('{"format_version": 1, "layers": 3}')
+    code, _, err = amc("report")
+    assert code == 1 and "details.json" in err and "amc-mobile search` again" in err
+    (RUN / "details.json").unlink()
+    code, _, err = amc("report")
+    assert code == 1 and "older version" in err and "amc-mobile search` again" in err
+    done(amc, *SEARCH)
+    assert report(amc)["layers"]
+
+
+def test_a_share_of_an_original_that_became_slower_is_shown_with_both_its_values(amc: Amc, bench: Bench) -> None:
+    done(amc, *SEARCH)
+    searched = json.loads((RUN / "search.json").read_text())["budget"]["limit"]
+    assert report(amc)["budget"]["searched_limit"] is None
+    bench.slowdown = lambda label: 1.25
+    done(amc, "export", "--onnx", "--quiet")
+    budget = report(amc)["budget"]
+    assert budget["limit"] == pytest.approx(1.25 * searched)
+    assert budget["searched_limit"] == pytest.approx(searched)
+    text = done(amc, "report")
+    assert f"{searched:.4g} ms in the search, {1.25 * searched:.4g} ms at the export" in text
+    # The search's plans are drawn against what they were held against.
+    assert f">budget {searched:.4g}<" in (RUN / "report.html").read_text()
+
+
+def test_the_headline_before_the_export_is_that_of_the_weights_it_would_take(amc: Amc) -> None:
+    done(amc, *SEARCH)
+    done(amc, "finetune", "--epochs", "1", "--quiet")
+    stages = {stage["name"]: stage for stage in report(amc)["stages"]}
+    tuned = stages["fine-tuned"]
+    best = "refitted" if "not kept" in tuned["note"] else "fine-tuned"
+    assert report(amc)["pruned"]["accuracy"] == stages[best]["accuracy"]
