@@ -163,6 +163,10 @@ def measure(
     *,
     file: Annotated[Path, typer.Argument(help="A .tflite or .onnx file.")],
     threads: Annotated[int, typer.Option(help="Inference threads.")] = 1,
+    sustained_s: Annotated[
+        float | None,
+        typer.Option(help="Run for so many seconds, e.g. 60: p50 and p90 over time as the device heats up."),
+    ] = None,
     device: DeviceFlag = "host",
     serial: SerialFlag = None,
     measuring: MeasuringFlags,
@@ -178,7 +182,7 @@ def measure(
     settings = Settings(**{key: value for key, value in given.items() if value is not None})
     check_settings(settings)
     with output.progress() as progress:
-        result = measure_file(file, settings, progress=progress)
+        result = measure_file(file, settings, sustained_s=sustained_s, progress=progress)
     output.show(result)
 
 

@@ -14,13 +14,15 @@ from amc_mobile.device.health import BUSY, check_waivers
 from amc_mobile.device.host_neighbours import LONG_S, HostNeighbours
 from amc_mobile.device.neighbours import WINDOW_S, Neighbourhood, Neighbours, OnNeighbours
 from amc_mobile.device.runtimes import RUNTIMES, Runtime, RuntimeSession, installed_runtimes
-from amc_mobile.device.timing import SessionDevice
+from amc_mobile.device.timing import Heat, SessionDevice
 from amc_mobile.errors import InvalidConfig, MissingDependency
 
 __all__ = ["HostDevice", "Session", "installed_runtimes"]
 
 CPU_FOLDER = Path("/sys/devices/system/cpu")
 CPU_INFO = Path("/proc/cpuinfo")
+SENSORS_FOLDER = Path("/sys/class/hwmon")
+CPU_SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "soc_thermal")  # names of their drivers
 
 
 class Session:
@@ -109,6 +111,9 @@ class HostDevice(SessionDevice):
     def most_neighbours(self) -> Neighbours | None:
         return self._neighbourhood.most
 
+    def heat(self) -> Heat:
+        return read_heat(allowed_cores())
+
     def conditions(self) -> Conditions:
         cores = allowed_cores()
         return Conditions(
@@ -164,3 +169,29 @@ def clock_mode(cores: tuple[int, ...], folder: Path = CPU_FOLDER) -> str:
         except OSError:
             continue
     return "+".join(sorted(governors)) or "unknown"
+
+
+def read_heat(cores: tuple[int, ...], cpu_folder: Path = CPU_FOLDER, sensors: Path = SENSORS_FOLDER) -> Heat:
+    """The hottest sensor of the processor and the fastest clock of the cores; Linux only, and rarely in containers."""
+    thousandths = [
+        _whole_number(path)
+        for chip in sensors.glob("hwmon*")
+        if _line_of(chip / "name") in CPU_SENSORS
+        for path in chip.glob("temp*_input")
+    ]
+    clocks_khz = [_whole_number(cpu_folder / f"cpu{core}" / "cpufreq" / "scaling_cur_freq") for core in cores]
+    hottest, fastest = max(thousandths, default=0), max(clocks_khz, default=0)
+    return Heat(celsius=hottest / 1000 or None, clock_mhz=fastest / 1000 or None)
+
+
+def _line_of(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:  # also of a sensor that sleeps
+        return ""
+
+
+def _whole_number(path: Path) -> int:
+    """0 where the file holds none."""
+    text = _line_of(path)
+    return int(text) if text.isascii() and text.isdigit() else 0

@@ -12,7 +12,8 @@ from amc_mobile.device.bench_results import BenchError, BenchResult
 from amc_mobile.device.conditions import Conditions
 from amc_mobile.device.neighbours import Neighbours
 from amc_mobile.device.phone_device import PhoneDevice
-from amc_mobile.device.timing import Job, PassRecord, TimedPass, Timing
+from amc_mobile.device.phone_facts import read_state
+from amc_mobile.device.timing import Heat, Job, PassRecord, TimedPass, Timing
 from amc_mobile.errors import DeviceError, PhoneUnfit, RunnerFailed
 
 # Loading a model and its first inference, which no timing bounds; the runner is ended only when it hangs.
@@ -73,6 +74,16 @@ class PhonePasses:
 
     def most_neighbours(self) -> Neighbours | None:
         return self.phone.neighbourhood.most
+
+    def heat(self) -> Heat:
+        """Of the cores that the runner is on; nothing where the phone does not answer."""
+        try:
+            state = read_state(self.phone.adb)
+        except DeviceError:
+            return Heat()  # a pulled cable ends no measurement
+        cores = set(self.phone.cores)
+        limits_khz = [policy.scaling_max_khz for policy in state.policies if not cores or cores & set(policy.cores)]
+        return Heat(state.celsius, clock_limit_mhz=max(limits_khz) / 1000 if limits_khz else None)
 
     def _results(
         self, entries: Sequence[BenchModel | BenchPair], files: _Files, jobs: Sequence[Job], plan: str = ""

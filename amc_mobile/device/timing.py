@@ -115,6 +115,25 @@ class ResumableDevice(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Heat:
+    """Temperature of the device, and clock of the fastest core in use; None where the device does not report it.
+
+    `clock_mhz`: now; `clock_limit_mhz`: the highest that heat allows now.
+    """
+
+    celsius: float | None = None
+    clock_mhz: float | None = None
+    clock_limit_mhz: float | None = None
+
+
+@runtime_checkable
+class HeatReader(Protocol):
+    """A device that can be asked for its temperature and clocks while it works."""
+
+    def heat(self) -> Heat: ...
+
+
 class Session(Protocol):
     run: Callable[[], object]
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amc_mobile.device.conditions import Conditions
-from amc_mobile.device.timing import NOTHING_KNOWN, PassRecord
+from amc_mobile.device.timing import NOTHING_KNOWN, Heat, PassRecord
 from amc_mobile.errors import InvalidInput
 from amc_mobile.latency.statistics import low_ms, lowest_two_agree, median_interval, p50_interval_ms
 
@@ -211,6 +211,80 @@ def _record(document: Mapping[str, Any]) -> PassRecord:
 def _median(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.median(known)) if known else None
+
+
+@dataclass(frozen=True)
+class Window:
+    """A few seconds of a sustained measurement. `ended_s`: seconds from its beginning."""
+
+    ended_s: float
+    samples_ms: tuple[float, ...]
+    heat: Heat
+
+    @cached_property
+    def p50_ms(self) -> float:
+        return float(np.percentile(self.samples_ms, 50))
+
+    @cached_property
+    def p90_ms(self) -> float:
+        return float(np.percentile(self.samples_ms, 90))
+
+
+@dataclass(frozen=True)
+class SustainedMeasurement:
+    """One model run without a pause, in windows: how its latency changes as the device heats up.
+
+    `busy`: other programs took time too, which slows it as heat does.
+    """
+
+    windows: tuple[Window, ...]
+    conditions: Conditions
+    busy: bool = False
+
+    @cached_property
+    def samples_ms(self) -> tuple[float, ...]:
+        return tuple(value for window in self.windows for value in window.samples_ms)
+
+    @property
+    def p50_ms(self) -> float:
+        return float(np.percentile(self.samples_ms, 50))
+
+    @property
+    def p90_ms(self) -> float:
+        return float(np.percentile(self.samples_ms, 90))
+
+    @property
+    def slowdowns(self) -> tuple[float, ...]:
+        """Per window, its p50 over that of the fastest window: 1.2 is 20 % slower."""
+        fastest_ms = min(window.p50_ms for window in self.windows)
+        return tuple(window.p50_ms / fastest_ms for window in self.windows)
+
+    @property
+    def seconds(self) -> float:
+        return self.windows[-1].ended_s
+
+    def to_document(self) -> dict[str, Any]:
+        """The samples are left out: there may be some 10,000 a minute."""
+        return {
+            "p50_ms": self.p50_ms,
+            "p90_ms": self.p90_ms,
+            "runs": len(self.samples_ms),
+            "seconds": self.seconds,
+            "slowdown_at_end": self.slowdowns[-1],
+            "flags": [BUSY] if self.busy else [],
+            "windows": [
+                {
+                    "ended_s": window.ended_s,
+                    "runs": len(window.samples_ms),
+                    "p50_ms": window.p50_ms,
+                    "p90_ms": window.p90_ms,
+                    "slowdown": slowdown,
+                    **asdict(window.heat),
+                }
+                for window, slowdown in zip(self.windows, self.slowdowns, strict=True)
+            ],
+            "conditions": self.conditions.to_document(),
+        }
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,16 @@ from typing import TypeVar
 
 import numpy as np
 
-from amc_mobile.device.timing import Device, Job, ResumableDevice, TimedPass, Timing
+from amc_mobile.device.timing import Device, Heat, HeatReader, Job, ResumableDevice, TimedPass, Timing
 from amc_mobile.latency.anchor import Anchor, best_anchor
-from amc_mobile.latency.measurement import KernelMeasurement, ModelMeasurement, PairMeasurement, Pass
+from amc_mobile.latency.measurement import (
+    KernelMeasurement,
+    ModelMeasurement,
+    PairMeasurement,
+    Pass,
+    SustainedMeasurement,
+    Window,
+)
 from amc_mobile.latency.protocol_config import ProtocolConfig
 from amc_mobile.latency.requests import KernelRequest, ModelRequest, Request
 from amc_mobile.latency.statistics import pass_low_ms
@@ -26,6 +33,9 @@ from amc_mobile.latency.stretch_plan import StoredStretches, StretchPlan
 from amc_mobile.latency.stretches import StretchMaker, is_busy
 from amc_mobile.latency.table import LatencyTable
 
+WINDOW_S = 5.0
+FEWEST_WINDOWS = 4  # fewer do not show how latency changes
+MOST_SAMPLES = 100_000  # of one session, as the runner on phones has it
 T = TypeVar("T")
 OnResult = Callable[[int, int, str], None]  # done, total, the key that is done
 
@@ -98,6 +108,36 @@ def measure_model(device: Device, model: bytes, config: ProtocolConfig | None = 
         made, quiet = _until_steady(device, config, attempt)
     passes = tuple(Pass(one.samples_ms, not quiet, one.record) for one in made)
     return ModelMeasurement(passes, device.conditions(), config.warmup_runs)
+
+
+def measure_sustained(
+    device: Device,
+    model: bytes,
+    seconds: float,
+    *,
+    on_window: Callable[[float], None] | None = None,
+    config: ProtocolConfig | None = None,
+) -> SustainedMeasurement:
+    """Runs one model for `seconds` without letting the device cool, in windows of at most WINDOW_S.
+
+    Each window is a session of its own: loading the model between two takes some milliseconds. `on_window`: given the
+    seconds so far. Raises DeviceError when the model does not run.
+    """
+    config = config or ProtocolConfig()
+    count = max(FEWEST_WINDOWS, math.ceil(seconds / WINDOW_S))
+    timing = replace(config.model_timing, samples=MOST_SAMPLES, max_s=seconds / count)
+    job = Job("model", "the model", lambda: model, timing)
+    windows: list[Window] = []
+    with device.session():
+        began = time.monotonic()
+        for timed in device.passes([job] * count):
+            heat = device.heat() if isinstance(device, HeatReader) else Heat()
+            windows.append(Window(time.monotonic() - began, timed.samples_ms, heat))
+            if on_window:
+                on_window(windows[-1].ended_s)
+        device.is_steady()  # looks for other programs; being hot is no fault here
+        busy = is_busy(device)
+    return SustainedMeasurement(tuple(windows), device.conditions(), busy)
 
 
 def measure_pair(device: Device, before: bytes, after: bytes, config: ProtocolConfig | None = None) -> PairMeasurement:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from amc_mobile.device.health import BUSY, REMEDIES
 from amc_mobile.device.neighbours import Neighbours
+from amc_mobile.device.timing import Heat
 from amc_mobile.errors import InvalidConfig, InvalidInput
-from amc_mobile.latency.measurement import ModelMeasurement
-from amc_mobile.latency.protocol import measure_model
+from amc_mobile.latency.measurement import ModelMeasurement, SustainedMeasurement
+from amc_mobile.latency.protocol import measure_model, measure_sustained
 from amc_mobile.report.quantities import kilobytes, number
 from amc_mobile.workflows.measuring import chosen_runtime, open_device
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.workspace import Settings
 
 RUNTIME_OF_SUFFIX = {".tflite": "tflite", ".onnx": "onnxruntime"}
+SHORTEST_S, LONGEST_S = 1.0, 3600.0  # of a sustained measurement
 
 
 def measurement_text(measurement: ModelMeasurement) -> str:
@@ -50,16 +53,64 @@ class MeasureResult:
 
     def text(self) -> str:
         lines = [self.file, measurement_text(self.measurement), *session_lines(self.measurement)]
-        if self.neighbours and self.neighbours.is_busy:
-            lines += [f"Warning: {self.neighbours.text()} [{BUSY}]", f"next: {REMEDIES[BUSY]}"]
-        return "\n  ".join(lines)
+        return "\n  ".join(lines + _busy_lines(self.neighbours))
 
 
-def measure_file(file: Path, settings: Settings, *, progress: Progress) -> MeasureResult:
-    """Raises InvalidInput for a file that is missing or of another format, DeviceError when it does not run.
+@dataclass(frozen=True)
+class SustainedResult:
+    file: str
+    measurement: SustainedMeasurement
+    neighbours: Neighbours | None
 
-    InvalidConfig for a runtime of another format.
+    def document(self) -> dict[str, Any]:
+        known = self.neighbours.to_document() if self.neighbours else None
+        return {"file": self.file, "sustained": self.measurement.to_document(), "neighbours": known}
+
+    def text(self) -> str:
+        measured = self.measurement
+        lines = [
+            f"{self.file}: {len(measured.samples_ms)} runs in {measured.seconds:.0f} s",
+            *(
+                f"until {window.ended_s:6.1f} s   p50 {window.p50_ms:.3f} ms   p90 {window.p90_ms:.3f} ms   "
+                f"{slowdown:.2f}x the fastest{_heat_text(window.heat)}"
+                for window, slowdown in zip(measured.windows, measured.slowdowns, strict=True)
+            ),
+            f"all runs       p50 {measured.p50_ms:.3f} ms   p90 {measured.p90_ms:.3f} ms   "
+            f"at the end {measured.slowdowns[-1]:.2f}x as long as in the fastest window",
+        ]
+        return "\n  ".join(lines + _busy_lines(self.neighbours))
+
+
+def _heat_text(heat: Heat) -> str:
+    return "".join(
+        [
+            "" if heat.celsius is None else f"   {heat.celsius:.1f} C",
+            "" if heat.clock_mhz is None else f"   clock {heat.clock_mhz:.0f} MHz",
+            "" if heat.clock_limit_mhz is None else f"   clock limit {heat.clock_limit_mhz:.0f} MHz",
+        ]
+    )
+
+
+def _busy_lines(neighbours: Neighbours | None) -> list[str]:
+    if neighbours is None or not neighbours.is_busy:
+        return []
+    return [f"Warning: {neighbours.text()} [{BUSY}]", f"next: {REMEDIES[BUSY]}"]
+
+
+def measure_file(
+    file: Path, settings: Settings, *, sustained_s: float | None = None, progress: Progress
+) -> MeasureResult | SustainedResult:
+    """`sustained_s`: run for so long without a pause, in place of ten short passes.
+
+    Raises InvalidInput for a file that is missing or of another format, DeviceError when it does not run.
+
+    InvalidConfig for a runtime of another format, or a duration out of range.
     """
+    if sustained_s is not None and not SHORTEST_S <= sustained_s <= LONGEST_S:
+        raise InvalidConfig(
+            f"--sustained-s {sustained_s:g} is not between {SHORTEST_S:g} and {LONGEST_S:g} seconds",
+            next_step="pass, for example, --sustained-s 60",
+        )
     runtime = RUNTIME_OF_SUFFIX.get(file.suffix)
     if runtime is None:
         raise InvalidInput(f"{file}: not a .tflite or .onnx file", next_step="give a file of one of these formats")
@@ -69,8 +120,23 @@ def measure_file(file: Path, settings: Settings, *, progress: Progress) -> Measu
         raise InvalidConfig(
             f"{settings.runtime} does not run {file.suffix} files", next_step=f"leave --runtime out, or use {runtime}"
         )
+    if sustained_s is not None:
+        return _measure_sustained(file, settings, runtime, sustained_s, progress)
     progress("measure", 0, 1)
     device = open_device(settings, runtime, progress)
     measurement = measure_model(device, file.read_bytes())
     progress("measure", 1, 1)
     return MeasureResult(str(file), measurement, device.most_neighbours())
+
+
+def _measure_sustained(
+    file: Path, settings: Settings, runtime: str, seconds: float, progress: Progress
+) -> SustainedResult:
+    stage, total = "measure without a pause, s", math.ceil(seconds)
+    progress(stage, 0, total)
+    device = open_device(settings, runtime, progress)
+    measured = measure_sustained(
+        device, file.read_bytes(), seconds, on_window=lambda done_s: progress(stage, min(int(done_s), total), total)
+    )
+    progress(stage, total, total)
+    return SustainedResult(str(file), measured, device.most_neighbours())

@@ -7,8 +7,9 @@ import pytest
 
 from amc_mobile.device import host
 from amc_mobile.device.conditions import core_ranges
-from amc_mobile.device.host import HostDevice, clock_mode, installed_runtimes, processor_name
+from amc_mobile.device.host import HostDevice, clock_mode, installed_runtimes, processor_name, read_heat
 from amc_mobile.device.runtimes import RUNTIMES
+from amc_mobile.device.timing import Heat
 from amc_mobile.errors import InvalidConfig, MissingDependency
 
 
@@ -85,3 +86,18 @@ def test_a_runtime_that_is_not_installed_names_the_extra(monkeypatch: pytest.Mon
     with pytest.raises(MissingDependency) as caught:
         HostDevice("tflite")
     assert "amc-mobile[tflite]" in caught.value.next_step
+
+
+def test_heat_is_that_of_the_hottest_sensor_and_the_fastest_core_in_use(tmp_path: Path) -> None:
+    values = {
+        "hwmon/hwmon0/name": "nvme", "hwmon/hwmon0/temp1_input": "70000",
+        "hwmon/hwmon1/name": "coretemp", "hwmon/hwmon1/temp1_input": "51000", "hwmon/hwmon1/temp2_input": "53500",
+        "hwmon/hwmon1/temp3_input": "unreadable",
+        "cpu/cpu0/cpufreq/scaling_cur_freq": "1200000", "cpu/cpu1/cpufreq/scaling_cur_freq": "2400000",
+        "cpu/cpu2/cpufreq/scaling_cur_freq": "3600000",
+    }  # fmt: skip
+    for name, text in values.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    assert read_heat((0, 1), tmp_path / "cpu", tmp_path / "hwmon") == Heat(53.5, clock_mhz=2400.0)
+    assert read_heat((0, 1), tmp_path / "none", tmp_path / "none") == Heat()

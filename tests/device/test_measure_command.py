@@ -80,6 +80,25 @@ def test_a_busy_phone_is_measured_with_a_warning(command: Callable[..., Command]
     assert json.loads(out)["neighbours"] is None
 
 
+def test_a_sustained_measurement_shows_latency_heat_and_clock_limit_over_time(
+    command: Callable[..., Command],
+) -> None:
+    code, out, err = finish(command("--sustained-s", "1"))
+    assert code == 0, err
+    document = json.loads(out)["sustained"]
+    assert document["conditions"]["device"] == "Google Pixel 8"
+    windows = document["windows"]
+    assert len(windows) == 4
+    assert all(window["runs"] >= 4 and 0 < window["p50_ms"] <= window["p90_ms"] for window in windows)
+    ends = [window["ended_s"] for window in windows]
+    assert ends == sorted(ends)
+    assert document["seconds"] == ends[-1]
+    assert all(20 < window["celsius"] < 60 and window["clock_limit_mhz"] == 2000 for window in windows)
+    assert document["slowdown_at_end"] == windows[-1]["p50_ms"] / min(window["p50_ms"] for window in windows)
+    code, out, err = finish(command("--sustained-s", "0"))
+    assert (code, "--sustained-s 0 is not between 1 and 3600 seconds" in err) == (2, True)
+
+
 FAULTS: dict[str, tuple[Callable[[FakePhone], object], str]] = {
     "a cable pulled in an answer": (
         lambda phone: phone.faults.add("disconnect", "sleep.*tail -c", after_bytes=90),

@@ -11,11 +11,12 @@ import pytest
 from latency_toys import CONDITIONS, ToyDevice, conv, request
 
 from amc_mobile.device import timing as timing_module
+from amc_mobile.device.neighbours import Neighbours
 from amc_mobile.device.timing import Job, SamplesMs, Timing, time_session
 from amc_mobile.errors import DeviceError, InvalidConfig, InvalidInput
 from amc_mobile.latency.anchor import READINGS, Anchor
 from amc_mobile.latency.measurement import BUSY, Pass
-from amc_mobile.latency.protocol import measure_kernels, measure_model, measure_models, measure_pair
+from amc_mobile.latency.protocol import measure_kernels, measure_model, measure_models, measure_pair, measure_sustained
 from amc_mobile.latency.protocol_config import ProtocolConfig
 from amc_mobile.latency.requests import KernelRequest, ModelRequest
 from amc_mobile.latency.table import LatencyTable
@@ -333,3 +334,25 @@ def test_a_pair_is_timed_in_alternating_blocks_so_that_drift_cancels(device: Toy
 def test_a_protocol_that_cannot_work_is_refused(field: str, value: float) -> None:
     with pytest.raises(InvalidConfig, match=field):
         ProtocolConfig(**{field: value})
+
+
+# Sustained
+
+
+def test_a_sustained_measurement_says_how_much_slower_the_device_becomes(device: ToyDevice) -> None:
+    device.ms, device.slowdown = {"a": 100.0}, lambda opens: 1 + 0.1 * (opens - 1)
+    seconds: list[float] = []
+    found = measure_sustained(device, b"a", 60.0, on_window=seconds.append)
+    assert [window.p50_ms for window in found.windows] == pytest.approx([100 + 10 * i for i in range(12)])
+    assert len(seconds) == 12
+    assert found.slowdowns[-1] == pytest.approx(2.1)
+    assert device.held == ["taken", "given back"]  # and no wait for the device to cool
+    document = found.to_document()
+    assert all(4.9 <= window["runs"] * window["p50_ms"] / 1000 <= 5.5 for window in document["windows"])
+    assert document["windows"][0]["celsius"] is None
+    assert document["flags"] == []
+
+
+def test_a_sustained_measurement_under_load_is_flagged(device: ToyDevice) -> None:
+    device.beside = lambda opens: Neighbours(1.0, "compiler")
+    assert measure_sustained(device, b"a", 1.0).to_document()["flags"] == [BUSY]
