@@ -43,7 +43,7 @@ from amc_mobile.cli_groups import (
 )
 from amc_mobile.cli_search import search
 from amc_mobile.cli_train import finetune, train
-from amc_mobile.errors import AmcMobileError, BudgetNotMet, BudgetNotVerified
+from amc_mobile.errors import AmcMobileError, BudgetNotMet, BudgetNotVerified, SystemRefused
 from amc_mobile.latency.database_url import ask_with
 from amc_mobile.terminal import ask_password, show, show_error, show_json_error
 from amc_mobile.workflows.workspace import Settings, Workspace, check_settings
@@ -268,7 +268,10 @@ def main() -> None:
     try:
         with stopped_by_signals():
             code = app(prog_name="amc-mobile", standalone_mode=False)  # also for `python -m amc_mobile`
-    except AmcMobileError as error:
+    except (AmcMobileError, OSError) as raised:
+        if isinstance(raised, OSError) and not SystemRefused.explains(raised):
+            raise
+        error = SystemRefused(raised) if isinstance(raised, OSError) else raised
         # Whether a budget was met is told after the command's own document.
         if "--json" in sys.argv and not isinstance(error, BudgetNotMet | BudgetNotVerified):
             show_json_error(type(error).__name__, error.message, error.next_step, error.exit_code)

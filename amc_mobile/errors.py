@@ -5,6 +5,7 @@ AmcMobileError                exit 1
   InvalidInput                a model, checkpoint, data set or file that cannot be used as given
     NotFinite                 a layer whose values are NaN or infinite
   CorruptFile                 a saved file that cannot be read back
+  SystemRefused               a file that the system cannot write or open: full disk, permissions
   UnsupportedLayer            module path and operator that cannot be traced or cut
   MissingDependency           the extra to install
   MissingLatency              kernels without an entry in the latency table
@@ -29,6 +30,7 @@ AmcMobileError                exit 1
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -71,6 +73,25 @@ class CorruptFile(AmcMobileError):
     def __init__(self, path: Path, why: str, *, next_step: str = "") -> None:
         super().__init__(f"{path}: {why}", next_step=next_step or "check that it is the right file, or make it again")
         self.path = path
+
+
+class SystemRefused(AmcMobileError):
+    """The system cannot write or open a file: the disk is full, or its permissions forbid it."""
+
+    FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+    FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST})
+
+    def __init__(self, error: OSError) -> None:
+        is_full = error.errno in self.FULL
+        what = "free some space there" if is_full else "check its permissions"
+        super().__init__(
+            f"{error.filename or 'a file of this step'}: {error.strerror}",
+            next_step=f"{what}, or pass another --workspace; then run the same command again",
+        )
+
+    @classmethod
+    def explains(cls, error: OSError) -> bool:
+        return error.errno in cls.FULL | cls.FORBIDDEN
 
 
 class UnsupportedLayer(AmcMobileError):

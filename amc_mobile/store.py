@@ -54,17 +54,36 @@ def replacing(path: Path) -> Iterator[Path]:
 
     A process killed at any moment leaves the old file or the new one, never half of either.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Not tempfile: its files are readable by their owner alone, whatever the umask allows.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    temporary.open("xb").close()
+    with _named(path, temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.open("xb").close()
+        try:
+            yield temporary
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Adds `text` to the end of a file and sees that it is on the disk."""
+    with _named(path), path.open("ab", buffering=0) as file:
+        file.write(text.encode())
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _named(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Errors of the system that name no file, or a temporary one, name `path`."""
     try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.filename is None or error.filename == str(temporary):
+            error.filename = str(path)
+        raise
 
 
 @contextmanager
@@ -84,8 +103,8 @@ def held(path: Path, refusal: Callable[[str], AmcMobileError]) -> Iterator[None]
             if not _is_at(path, file):
                 continue  # the last holder deleted the file in between
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+            with _named(path):  # unbuffered: a full disk is met here, not once more when the file is closed
+                os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
             try:
                 yield
             finally:

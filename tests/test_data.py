@@ -400,3 +400,17 @@ def test_pixels_as_if_normalised_and_a_single_class_are_warned_of(
     of_images(tmp_path, "linspace(0, 255, 6 * 3 * 64).reshape(6, 3, 8, 8)", classes=1)
     assert "floating-point images with values from 0 to 255" in caplog.text
     assert "all 6 training images" in caplog.text
+
+
+@pytest.mark.parametrize(("images", "labels", "said", "next_step"), [
+    ("np.zeros((2, 3, 8, 8), np.uint8)", "['cat', 'dog']", "numbers of classes, it returned 'cat', 'dog'", ".index("),
+    ("np.array(['a', 'b'])", "[0, 1]", "images are no array of numbers", "uint8 or float32"),
+])  # fmt: skip
+def test_texts_where_numbers_belong_are_refused_with_the_way_to_numbers(
+    tmp_path: Path, images: str, labels: str, said: str, next_step: str
+) -> None:
+    part = f"({images}, {labels})"
+    (tmp_path / "mine.py").write_text(f"import numpy as np\ndef load():\n    return {part}, {part}\n")
+    with pytest.raises(InvalidInput, match=said) as raised:
+        load_dataset(f"{tmp_path}/mine.py:load")
+    assert next_step in raised.value.next_step

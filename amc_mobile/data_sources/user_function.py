@@ -75,7 +75,7 @@ def _collected_or_given(spec: str, part: Any) -> ImageSet | tuple[Tensor, Tensor
     if isinstance(part, ImageSet):
         return part
     if isinstance(part, tuple) and len(part) == 2 and hasattr(part[0], "shape"):
-        images, labels = torch.as_tensor(part[0]), _labels(part[1])
+        images, labels = _tensor(spec, part[0]), _labels(spec, part[1])
     else:
         images, labels = _collected(spec, part)
     if images.dtype != torch.uint8:
@@ -89,9 +89,26 @@ def _collected_or_given(spec: str, part: Any) -> ImageSet | tuple[Tensor, Tensor
     return _channels_first(spec, images), labels
 
 
-def _labels(given: Any) -> Tensor:
+def _tensor(spec: str, given: Any) -> Tensor:
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidInput(
+            f"{spec}: its images are no array of numbers ({error})",
+            next_step="return (images, labels) with images of one size: (N, C, H, W), uint8 or float32",
+        ) from error
+
+
+def _labels(spec: str, given: Any) -> Tensor:
     """(N,) int64 of whole numbers, else (N, ...) float32 or int64."""
-    labels = torch.as_tensor(given)
+    try:
+        labels = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        shown = ", ".join(repr(str(label)) for label in given[:3])
+        raise InvalidInput(
+            f"{spec}: labels must be numbers of classes, it returned {shown} ...",
+            next_step="number them: names = sorted(set(labels)); labels = [names.index(label) for label in labels]",
+        ) from error
     labels = labels.float() if labels.is_floating_point() else labels.long()
     if labels.ndim == 2 and labels.shape[1] == 1 and not labels.is_floating_point():
         return labels[:, 0]
@@ -111,7 +128,7 @@ def _several_inputs(
         shapes.append(tuple(tuple(one.shape[1:]) for one in normalised))
         packed = torch.cat([one.flatten(1) for one in normalised], 1)[:, :, None, None]
         plain = torch.zeros(packed.shape[1]), torch.ones(packed.shape[1])
-        sets.append(ImageSet(packed, _labels(given), *plain, mirrors=False))
+        sets.append(ImageSet(packed, _labels(spec, given), *plain, mirrors=False))
     count = 1 + max(int(part.classes.max()) for part in sets)
     return Dataset(sets[0], sets[1], tuple(str(i) for i in range(count)), spec, input_shapes=shapes[0])
 

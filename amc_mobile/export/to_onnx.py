@@ -39,6 +39,8 @@ def to_onnx(model: nn.Module, input_shape: Sequence[int], path: Path) -> None:
                 output_names=_numbered(OUTPUT_NAME, len(outputs)),
                 verbose=False,
             )
+        except OSError:  # of the disk, not of the network
+            raise
         except Exception as error:
             raise UnsupportedLayer(
                 "",

@@ -41,6 +41,8 @@ def to_tflite(model: nn.Module, input_shape: Sequence[int], path: Path) -> None:
             channels_last = litert_torch.to_channel_last_io(clone, args=images_in, outputs=images_out or None)
             converted = litert_torch.convert(channels_last, moved)
             converted.export(str(temporary))
+        except OSError:  # of the disk, not of the network
+            raise
         except Exception as error:
             raise UnsupportedLayer(
                 "",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
+import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -189,10 +192,20 @@ def save_checkpoint(module: nn.Module, path: Path) -> None:
     """Writes the weights as a .safetensors file, whole or not at all."""
     if path.suffix != ".safetensors":
         raise InvalidInput(f"checkpoints are written as .safetensors, not {path.name!r}")
+    write_tensors(path, module.state_dict())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a .safetensors file, whole or not at all. Raises OSError where the disk does not take it."""
     # Copies, because tied weights share memory, which the format refuses.
-    weights = {name: value.detach().cpu().contiguous().clone() for name, value in module.state_dict().items()}
+    copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
     with store.replacing(path) as temporary:
-        save_file(weights, temporary)
+        try:
+            save_file(copies, temporary, dict(metadata) if metadata else None)
+        except SafetensorError as error:  # has the number of the system's error in its text alone
+            if number := re.search(r"os error (\d+)", str(error)):
+                raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+            raise
 
 
 def weights_sha256(module: nn.Module | None) -> str:

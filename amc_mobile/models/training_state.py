@@ -9,11 +9,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from amc_mobile import store
 from amc_mobile.errors import CorruptFile, InvalidConfig
+from amc_mobile.models.checkpoints import write_tensors
 from amc_mobile.store import parse_json, parse_object
 
 # 1: tensors `model.NAME` and `momentum.NAME`; metadata `identity` and `reports` as JSON
@@ -72,10 +71,7 @@ class TrainingState:
             "identity": json.dumps(self.identity),
             "reports": json.dumps([asdict(report) for report in self.reports]),
         }
-        with store.replacing(path) as temporary:
-            # Copies, because tied weights share memory, which the format refuses.
-            copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-            save_file(copies, temporary, metadata)
+        write_tensors(path, tensors, metadata)
 
     def load(self, path: Path) -> None:
         """Puts the file's weights, momentum and reports in place of this state's.

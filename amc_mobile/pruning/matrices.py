@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from pathlib import Path
 
@@ -40,6 +41,8 @@ class Matrices:
             self._folder.mkdir(parents=True, exist_ok=True)
         self.spilled_bytes += size
         with tempfile.TemporaryFile(dir=self._folder) as file:  # the map holds it open
+            if hasattr(os, "posix_fallocate"):  # a full disk is an OSError here, and later the end of the process
+                os.posix_fallocate(file.fileno(), 0, size)
             return torch.from_numpy(np.memmap(file, dtype=np.float64, mode="w+", shape=shape))
 
     def keep(self, matrix: Tensor) -> Tensor:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from amc_mobile.errors import CorruptFile, InvalidInput
-from amc_mobile.store import MAX_TEXT_BYTES, read_bytes, read_json, write_json, write_text
+from amc_mobile.store import MAX_TEXT_BYTES, append_text, read_bytes, read_json, write_json, write_text
 
 FORMAT_VERSION = 1  # 1: first
 
@@ -142,10 +141,7 @@ class EpisodeLog:
         self._write_header({**self._header, "pending": {"line": len(self.rows), **asdict(pending)}})
 
     def append(self, row: EpisodeRow) -> None:
-        with self.path.open("a", newline="") as stream:
-            stream.write(_line(row))
-            stream.flush()
-            os.fsync(stream.fileno())
+        append_text(self.path, _line(row))
         self.rows.append(row)
 
     def seconds(self) -> dict[str, float]:

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from amc_mobile.channels import surgery
 from amc_mobile.channels.plan import PruningPlan
 from amc_mobile.errors import CorruptFile, InvalidInput
 from amc_mobile.export.precision import FLOAT32
-from amc_mobile.models.checkpoints import weights_sha256
+from amc_mobile.models.checkpoints import weights_sha256, write_tensors
 from amc_mobile.models.loading import load_checkpoint, save_checkpoint
 from amc_mobile.pruning.magnitude import hold_masks
 from amc_mobile.search.budget import Unit
-from amc_mobile.store import read_json, replacing, write_json
+from amc_mobile.store import read_json, write_json
 from amc_mobile.workflows.network import Network, load_network
 from amc_mobile.workflows.workspace import BEGUN, Settings, Workspace, safe_name, settings_from_document
 
@@ -111,8 +111,7 @@ class Run:
     def save_masks(self, masks: Mapping[str, Tensor]) -> None:
         """By parameter, the weights that stay: 1 in the file. Nothing is written where whole channels went."""
         if masks:
-            with replacing(self._masks) as temporary:
-                save_file({name: mask.to(torch.uint8) for name, mask in masks.items()}, temporary)
+            write_tensors(self._masks, {name: mask.to(torch.uint8) for name, mask in masks.items()})
 
     def masks(self) -> dict[str, Tensor]:
         return {name: mask.bool() for name, mask in load_file(self._masks).items()} if self._masks.exists() else {}
