@@ -167,6 +167,10 @@ def measure(
         float | None,
         typer.Option(help="Run for so many seconds, e.g. 60: p50 and p90 over time as the device heats up."),
     ] = None,
+    cadence_fps: Annotated[
+        float | None,
+        typer.Option(help="So many runs a second, e.g. 30, with gaps as in an app; default: back to back."),
+    ] = None,
     device: DeviceFlag = "host",
     serial: SerialFlag = None,
     measuring: MeasuringFlags,
@@ -182,7 +186,7 @@ def measure(
     settings = Settings(**{key: value for key, value in given.items() if value is not None})
     check_settings(settings)
     with output.progress() as progress:
-        result = measure_file(file, settings, sustained_s=sustained_s, progress=progress)
+        result = measure_file(file, settings, sustained_s=sustained_s, cadence_fps=cadence_fps, progress=progress)
     output.show(result)
 
 

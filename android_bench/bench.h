@@ -41,7 +41,7 @@ void text_free(Text *text);
 /* ---- manifest.c */
 typedef struct {
     int warmup_runs, samples, min_samples;
-    double min_sample_ms, max_s;
+    double min_sample_ms, max_s, period_ms;
 } Timing;
 
 typedef struct {
@@ -63,6 +63,7 @@ bool manifest_read(const char *path, Manifest *manifest, Message *why);
 
 /* ---- system.c: the clock, cores, memory, files, the watchdog */
 double now_ms(void); /* monotonic */
+void sleep_until(double until_ms);
 bool set_cores(const char *list, Message *why);
 void cores_seen(char *list, size_t size); /* Cpus_allowed_list of this process; "" where it cannot be read */
 void reset_peak_memory(void);

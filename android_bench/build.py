@@ -24,8 +24,9 @@ PAGE_BYTES = 16384  # phones with Android 15 may have such pages
 # whose headers are used, and in bionic, which is what it meets on the phone.
 LIBC_FUNCTIONS = (
     "__libc_init", "_exit", "alarm", "calloc", "clock_gettime", "close", "dup", "dup2", "free", "getpid", "malloc",
-    "memcpy", "memset", "open", "read", "realloc", "sched_setaffinity", "signal", "snprintf", "sscanf", "strcat",
-    "strchr", "strcmp", "strlen", "strncmp", "strrchr", "strspn", "strstr", "strtod", "strtol", "vsnprintf", "write",
+    "memcpy", "memset", "nanosleep", "open", "read", "realloc", "sched_setaffinity", "signal", "snprintf", "sscanf",
+    "strcat", "strchr", "strcmp", "strlen", "strncmp", "strrchr", "strspn", "strstr", "strtod", "strtol", "vsnprintf",
+    "write",
 )  # fmt: skip
 LIBDL_FUNCTIONS = ("dlerror", "dlopen", "dlsym")
 

@@ -104,6 +104,7 @@ static bool set_timing(Timing *timing, const char *key, const char *value, bool 
     else if (!strcmp(key, "min_samples")) *good = parse_int(value, 1, 100000, &timing->min_samples);
     else if (!strcmp(key, "min_sample_ms")) *good = parse_number(value, 1e6, &timing->min_sample_ms);
     else if (!strcmp(key, "max_s")) *good = parse_number(value, 1e6, &timing->max_s);
+    else if (!strcmp(key, "period_ms")) *good = parse_number(value, 1e4, &timing->period_ms);
     else return false;
     return true;
 }

@@ -20,6 +20,14 @@ double now_ms(void) {
     return (double)now.tv_sec * 1e3 + (double)now.tv_nsec / 1e6;
 }
 
+void sleep_until(double until_ms) {
+    for (double left = until_ms - now_ms(); left > 0; left = until_ms - now_ms()) {
+        long seconds = (long)(left / 1e3);
+        struct timespec pause = {seconds, (long)((left - (double)seconds * 1e3) * 1e6)};
+        nanosleep(&pause, NULL); /* a signal ends it early */
+    }
+}
+
 void log_line(const char *format, ...) {
     char line[1024] = "amc-bench: ";
     va_list arguments;

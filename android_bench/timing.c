@@ -41,13 +41,24 @@ static int runs_for(double min_sample_ms, double shortest_ms) {
     return whole < runs ? whole + 1 : whole > 1 ? whole : 1;
 }
 
+/* Where runs have a period: sleeps until the next one is due. One that is late starts at once, and the next a period
+ * after it. */
+static void wait_for_start(double period_ms, double *due_ms) {
+    if (period_ms <= 0) return;
+    double now = now_ms();
+    bool is_late = now >= *due_ms;
+    if (!is_late) sleep_until(*due_ms);
+    *due_ms = (is_late ? now : *due_ms) + period_ms;
+}
+
 /* Adds a block of samples, after its own warm-up. False: `why`, or nothing where the deadline has passed. */
 static bool time_block(const Running *running, const Timing *timing, Measured *measured, Message *why) {
     bool (*run)(void *, Message *) = running->backend->run;
     void *session = running->session;
-    double shortest = HUGE_VAL, began = now_ms();
+    double shortest = HUGE_VAL, began = now_ms(), due = 0;
     progress.current_id = running->id;
     for (int done = 0; done < timing->warmup_runs; done++) {
+        wait_for_start(timing->period_ms, &due);
         double start = now_ms();
         if (is_past_deadline() || !run(session, why)) return false;
         double end = now_ms();
@@ -57,10 +68,11 @@ static bool time_block(const Running *running, const Timing *timing, Measured *m
     }
     if (timing->warmup_runs == 0) shortest = measured->first_ms;
     /* The shortest warm-up run decides: one that was interrupted would make the samples too short to time. */
-    int runs = runs_for(timing->min_sample_ms, shortest);
+    int runs = timing->period_ms > 0 ? 1 : runs_for(timing->min_sample_ms, shortest);
     measured->runs_per_sample = runs;
     began = now_ms();
     for (int taken = 0; taken < timing->samples;) {
+        wait_for_start(timing->period_ms, &due);
         double start = now_ms();
         for (int i = 0; i < runs; i++)
             if (!run(session, why)) return false;

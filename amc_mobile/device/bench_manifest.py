@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from amc_mobile.errors import InvalidConfig
 
 MANIFEST_VERSION = 1  # 1: `key value` lines, models and pairs
+MOST_PERIOD_MS = 10_000.0
 RUNTIMES = ("tflite", "litert", "onnxruntime")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,80}", re.ASCII)
 _CORES = re.compile(r"[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?)*", re.ASCII)
@@ -16,13 +17,17 @@ _VERSION = re.compile(r"[A-Za-z0-9.+_-]{1,31}", re.ASCII)
 
 @dataclass(frozen=True)
 class BenchTiming:
-    """How one pass is timed. Slow models take at least `min_samples` and stop at `max_s`; 0: no limit."""
+    """How one pass is timed. Slow models take at least `min_samples` and stop at `max_s`; 0: no limit.
+
+    `period_ms`: from the start of one run to that of the next, a sample being one run; 0: back to back.
+    """
 
     warmup_runs: int = 4
     samples: int = 20
     min_sample_ms: float = 0.0  # a shorter model is run several times per sample, and the sample is the mean
     max_s: float = 0.0
     min_samples: int = 4
+    period_ms: float = 0.0
 
     def __post_init__(self) -> None:
         if not (
@@ -31,14 +36,19 @@ class BenchTiming:
             raise InvalidConfig(f"{self}: the counts are out of range")
         if not (0 <= self.min_sample_ms <= 1e6 and 0 <= self.max_s <= 1e6):
             raise InvalidConfig(f"{self}: the times must be between 0 and 1,000,000")
+        if not 0 <= self.period_ms <= MOST_PERIOD_MS:
+            raise InvalidConfig(f"period_ms = {self.period_ms} must be between 0 and {MOST_PERIOD_MS:g}")
 
-    def lines(self) -> list[str]:
+    def lines(self, before: BenchTiming | None) -> list[str]:
+        """What the manifest says where `before` held until now. Runners that know no period are not told of none."""
+        has_period = self.period_ms > 0 or (before is not None and before.period_ms > 0)
         return [
             f"warmup_runs {self.warmup_runs}",
             f"samples {self.samples}",
             f"min_sample_ms {self.min_sample_ms:.6f}",
             f"max_s {self.max_s:.6f}",
             f"min_samples {self.min_samples}",
+            *([f"period_ms {self.period_ms:.6f}"] if has_period else []),
         ]
 
 
@@ -148,7 +158,7 @@ class BenchManifest:
         for entry in self.entries:
             wanted = (entry.first if isinstance(entry, BenchPair) else entry).timing or self.timing
             if wanted != current:
-                lines += wanted.lines()
+                lines += wanted.lines(current)
                 current = wanted
             if isinstance(entry, BenchPair):
                 fields = (entry.first.id, entry.first.path, entry.second.id, entry.second.path)

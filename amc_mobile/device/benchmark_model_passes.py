@@ -22,7 +22,7 @@ from amc_mobile.device.phone_device import PhoneDevice
 from amc_mobile.device.phone_output import parse_allowed_cores
 from amc_mobile.device.phone_passes import LOAD_ALLOWANCE_S, START_ALLOWANCE_S, PhonePasses
 from amc_mobile.device.timing import Job, PassRecord, TimedPass, Timing
-from amc_mobile.errors import DeviceError, PhoneOutputInvalid
+from amc_mobile.errors import DeviceError, InvalidConfig, PhoneOutputInvalid
 
 RUNTIME = "tflite (benchmark_model, averages)"  # what conditions call it
 FEWEST_RUNS = 50  # the program's own default; a few slow runs weigh less
@@ -79,6 +79,11 @@ class BenchmarkModelPasses(PhonePasses):
             self._said(Job("trial", "a tiny network", lambda: model, Timing(1, 0.0, 0, 1.0)))
 
     def _said(self, job: Job) -> BenchmarkModelResult:
+        if job.timing.period_ms:
+            raise InvalidConfig(
+                "benchmark_model runs a model back to back only",
+                next_step="add a runtime library (amc-mobile runtime add) and pass --runtime tflite",
+            )
         words = [self._program, f"--graph={self._keep(job.model())}", *flags(job.timing, self.phone.threads)]
         if self.phone.cores:
             mask = sum(1 << core for core in self.phone.cores)

@@ -136,4 +136,5 @@ def _bench_timing(timing: Timing) -> BenchTiming:
         min_sample_ms=timing.min_sample_ms,
         max_s=timing.max_s,
         min_samples=timing.min_samples,
+        period_ms=timing.period_ms,
     )

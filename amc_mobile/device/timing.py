@@ -43,7 +43,11 @@ class TimedPass:
 
 @dataclass(frozen=True)
 class Timing:
-    """How one session is timed. Slow models take at least `min_samples` and stop at `max_s`."""
+    """How one session is timed. Slow models take at least `min_samples` and stop at `max_s`.
+
+    `period_ms`: from the start of one run to that of the next, as in an app that gets frames; a run that is late starts
+    at once, and a sample is one run. 0: back to back.
+    """
 
     samples: int
     min_sample_ms: float  # shorter models are called several times per sample, and the sample is the mean
@@ -51,6 +55,7 @@ class Timing:
     max_s: float
     min_samples: int = 4
     cpu_time: bool = False  # of the calling thread, for benchmarks on busy machines; a session must use no other thread
+    period_ms: float = 0.0
 
     @property
     def half(self) -> Timing:
@@ -203,22 +208,44 @@ def _naming(job: Job) -> Iterator[None]:
         raise DeviceError(f"{job.label}: {error.message}", next_step=error.next_step) from error
 
 
+class _Cadence:
+    """Starts runs a period apart."""
+
+    def __init__(self, period_ms: float) -> None:
+        self._period_s = period_ms / 1000
+        self._due_s = -math.inf
+
+    def wait(self) -> None:
+        """Until the next run is due. One that is late starts at once, and the next a period after it."""
+        now_s = time.perf_counter()
+        if now_s < self._due_s:
+            time.sleep(self._due_s - now_s)
+            self._due_s += self._period_s
+        else:
+            self._due_s = now_s + self._period_s
+
+
 def time_session(session: Session, timing: Timing) -> SamplesMs:
     """Warms up and times one session."""
+    cadence = _Cadence(timing.period_ms) if timing.period_ms else None
     run, clock = session.run, time.thread_time if timing.cpu_time else time.perf_counter
     shortest = math.inf
     began = clock()
     for done in range(timing.warmup_runs):
+        if cadence:
+            cadence.wait()
         start = clock()
         run()
         shortest = min(shortest, clock() - start)
         if done > 0 and clock() - began > timing.max_s / 2:
             break
     # The shortest warm-up run decides: a single interrupted one would make the samples too short to time.
-    calls = max(1, math.ceil(timing.min_sample_ms / 1000 / max(shortest, 1e-7)))
+    calls = 1 if cadence else max(1, math.ceil(timing.min_sample_ms / 1000 / max(shortest, 1e-7)))
     samples: list[float] = []
     began = clock()
     for _ in range(timing.samples):
+        if cadence:
+            cadence.wait()
         start = clock()
         for _ in range(calls):
             run()

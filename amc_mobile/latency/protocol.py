@@ -107,7 +107,7 @@ def measure_model(device: Device, model: bytes, config: ProtocolConfig | None = 
     with device.session():
         made, quiet = _until_steady(device, config, attempt)
     passes = tuple(Pass(one.samples_ms, not quiet, one.record) for one in made)
-    return ModelMeasurement(passes, device.conditions(), config.warmup_runs)
+    return ModelMeasurement(passes, device.conditions(), config.model_timing.warmup_runs)
 
 
 def measure_sustained(
@@ -125,7 +125,7 @@ def measure_sustained(
     """
     config = config or ProtocolConfig()
     count = max(FEWEST_WINDOWS, math.ceil(seconds / WINDOW_S))
-    timing = replace(config.model_timing, samples=MOST_SAMPLES, max_s=seconds / count)
+    timing = replace(config.model_timing, samples=MOST_SAMPLES, warmup_runs=config.warmup_runs, max_s=seconds / count)
     job = Job("model", "the model", lambda: model, timing)
     windows: list[Window] = []
     with device.session():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from amc_mobile.device.timing import Timing
 from amc_mobile.errors import InvalidConfig
@@ -27,6 +28,7 @@ class ProtocolConfig:
     model_samples: int = 20
     model_sample_ms: float = 0.2  # longer models: a sample is one inference
     model_pass_s: float = 1.0
+    cadence_fps: float = 0.0  # whole models: so many runs a second, as an app makes them; 0: back to back
     spread_s: float = 0.0  # the passes of `measure_model` are spread over at least this long
     warmup_runs: int = 4
     pair_rounds: int = 10
@@ -49,7 +51,7 @@ class ProtocolConfig:
         for name in ("kernel_sample_ms", "kernel_pass_s", "model_sample_ms", "model_pass_s", "anchor_drift"):
             if not getattr(self, name) > 0:
                 raise InvalidConfig(f"{name} = {getattr(self, name)} must be above 0")
-        for name in ("agreement", "agreement_us", "spread_s", "anchor_repeats", "anchor_total_repeats"):
+        for name in ("agreement", "agreement_us", "cadence_fps", "spread_s", "anchor_repeats", "anchor_total_repeats"):
             if not getattr(self, name) >= 0:
                 raise InvalidConfig(f"{name} = {getattr(self, name)} must not be negative")
 
@@ -61,8 +63,18 @@ class ProtocolConfig:
 
     @property
     def model_timing(self) -> Timing:
-        return Timing(
+        back_to_back = Timing(
             self.model_samples, self.model_sample_ms, self.warmup_runs, self.model_pass_s, cpu_time=self.cpu_time
+        )
+        if not self.cadence_fps:
+            return back_to_back
+        # A second of samples after half a second in which the clocks come down.
+        return replace(
+            back_to_back,
+            samples=max(self.model_samples, math.ceil(self.cadence_fps)),
+            warmup_runs=max(self.warmup_runs, math.ceil(self.cadence_fps / 2)),
+            max_s=2 * self.model_pass_s,
+            period_ms=1000 / self.cadence_fps,
         )
 
     def is_kernel_done(self, passes: Sequence[Pass]) -> bool:

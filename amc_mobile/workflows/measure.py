@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from amc_mobile.device.timing import Heat
 from amc_mobile.errors import InvalidConfig, InvalidInput
 from amc_mobile.latency.measurement import ModelMeasurement, SustainedMeasurement
 from amc_mobile.latency.protocol import measure_model, measure_sustained
+from amc_mobile.latency.protocol_config import ProtocolConfig
 from amc_mobile.report.quantities import kilobytes, number
 from amc_mobile.workflows.measuring import chosen_runtime, open_device
 from amc_mobile.workflows.progress import Progress
@@ -20,6 +22,7 @@ from amc_mobile.workflows.workspace import Settings
 
 RUNTIME_OF_SUFFIX = {".tflite": "tflite", ".onnx": "onnxruntime"}
 SHORTEST_S, LONGEST_S = 1.0, 3600.0  # of a sustained measurement
+LOWEST_FPS, HIGHEST_FPS = 1.0, 1000.0
 
 
 def measurement_text(measurement: ModelMeasurement) -> str:
@@ -42,18 +45,44 @@ def session_lines(measurement: ModelMeasurement) -> list[str]:
 
 
 @dataclass(frozen=True)
+class Cadence:
+    """Runs a second, as an app makes them that gets so many frames."""
+
+    fps: float
+
+    def document(self, samples_ms: Sequence[float]) -> dict[str, Any]:
+        return {"cadence_fps": self.fps, "late_share": self._late_share(samples_ms)}
+
+    def text(self, samples_ms: Sequence[float]) -> str:
+        return (
+            f"{self.fps:g} runs a second, with gaps; {self._late_share(samples_ms):.1%} of the runs took longer than "
+            f"the {1000 / self.fps:.1f} ms from one to the next"
+        )
+
+    def _late_share(self, samples_ms: Sequence[float]) -> float:
+        return sum(value > 1000 / self.fps for value in samples_ms) / len(samples_ms)
+
+
+@dataclass(frozen=True)
 class MeasureResult:
     file: str
     measurement: ModelMeasurement
     neighbours: Neighbours | None  # the most that it was measured beside
+    cadence: Cadence | None = None
 
     def document(self) -> dict[str, Any]:
         known = self.neighbours.to_document() if self.neighbours else None
-        return {"file": self.file, **self.measurement.to_document(), "neighbours": known}
+        paced = self.cadence.document(self._runs_ms) if self.cadence else {}
+        return {"file": self.file, **self.measurement.to_document(), "neighbours": known, **paced}
 
     def text(self) -> str:
         lines = [self.file, measurement_text(self.measurement), *session_lines(self.measurement)]
+        lines += [self.cadence.text(self._runs_ms)] if self.cadence else []
         return "\n  ".join(lines + _busy_lines(self.neighbours))
+
+    @property
+    def _runs_ms(self) -> list[float]:
+        return [value for samples in self.measurement.samples_ms for value in samples]
 
 
 @dataclass(frozen=True)
@@ -61,10 +90,12 @@ class SustainedResult:
     file: str
     measurement: SustainedMeasurement
     neighbours: Neighbours | None
+    cadence: Cadence | None = None
 
     def document(self) -> dict[str, Any]:
         known = self.neighbours.to_document() if self.neighbours else None
-        return {"file": self.file, "sustained": self.measurement.to_document(), "neighbours": known}
+        paced = self.cadence.document(self.measurement.samples_ms) if self.cadence else {}
+        return {"file": self.file, "sustained": self.measurement.to_document(), "neighbours": known, **paced}
 
     def text(self) -> str:
         measured = self.measurement
@@ -78,6 +109,7 @@ class SustainedResult:
             f"all runs       p50 {measured.p50_ms:.3f} ms   p90 {measured.p90_ms:.3f} ms   "
             f"at the end {measured.slowdowns[-1]:.2f}x as long as in the fastest window",
         ]
+        lines += [self.cadence.text(measured.samples_ms)] if self.cadence else []
         return "\n  ".join(lines + _busy_lines(self.neighbours))
 
 
@@ -98,19 +130,31 @@ def _busy_lines(neighbours: Neighbours | None) -> list[str]:
 
 
 def measure_file(
-    file: Path, settings: Settings, *, sustained_s: float | None = None, progress: Progress
+    file: Path,
+    settings: Settings,
+    *,
+    sustained_s: float | None = None,
+    cadence_fps: float | None = None,
+    progress: Progress,
 ) -> MeasureResult | SustainedResult:
-    """`sustained_s`: run for so long without a pause, in place of ten short passes.
+    """`sustained_s`: run for so long without letting the device cool, in place of ten short passes. `cadence_fps`: so
+    many runs a second, in place of runs back to back.
 
     Raises InvalidInput for a file that is missing or of another format, DeviceError when it does not run.
 
-    InvalidConfig for a runtime of another format, or a duration out of range.
+    InvalidConfig for a runtime of another format, or a number out of range.
     """
     if sustained_s is not None and not SHORTEST_S <= sustained_s <= LONGEST_S:
         raise InvalidConfig(
             f"--sustained-s {sustained_s:g} is not between {SHORTEST_S:g} and {LONGEST_S:g} seconds",
             next_step="pass, for example, --sustained-s 60",
         )
+    if cadence_fps is not None and not LOWEST_FPS <= cadence_fps <= HIGHEST_FPS:
+        raise InvalidConfig(
+            f"--cadence-fps {cadence_fps:g} is not between {LOWEST_FPS:g} and {HIGHEST_FPS:g} runs a second",
+            next_step="pass, for example, --cadence-fps 30",
+        )
+    cadence = Cadence(cadence_fps) if cadence_fps is not None else None
     runtime = RUNTIME_OF_SUFFIX.get(file.suffix)
     if runtime is None:
         raise InvalidInput(f"{file}: not a .tflite or .onnx file", next_step="give a file of one of these formats")
@@ -121,22 +165,30 @@ def measure_file(
             f"{settings.runtime} does not run {file.suffix} files", next_step=f"leave --runtime out, or use {runtime}"
         )
     if sustained_s is not None:
-        return _measure_sustained(file, settings, runtime, sustained_s, progress)
+        return _measure_sustained(file, settings, runtime, sustained_s, cadence, progress)
     progress("measure", 0, 1)
     device = open_device(settings, runtime, progress)
-    measurement = measure_model(device, file.read_bytes())
+    measurement = measure_model(device, file.read_bytes(), _protocol(cadence))
     progress("measure", 1, 1)
-    return MeasureResult(str(file), measurement, device.most_neighbours())
+    return MeasureResult(str(file), measurement, device.most_neighbours(), cadence)
+
+
+def _protocol(cadence: Cadence | None) -> ProtocolConfig:
+    return ProtocolConfig(cadence_fps=cadence.fps if cadence else 0.0)
 
 
 def _measure_sustained(
-    file: Path, settings: Settings, runtime: str, seconds: float, progress: Progress
+    file: Path, settings: Settings, runtime: str, seconds: float, cadence: Cadence | None, progress: Progress
 ) -> SustainedResult:
-    stage, total = "measure without a pause, s", math.ceil(seconds)
+    stage, total = "measure over time, s", math.ceil(seconds)
     progress(stage, 0, total)
     device = open_device(settings, runtime, progress)
     measured = measure_sustained(
-        device, file.read_bytes(), seconds, on_window=lambda done_s: progress(stage, min(int(done_s), total), total)
+        device,
+        file.read_bytes(),
+        seconds,
+        on_window=lambda done_s: progress(stage, min(int(done_s), total), total),
+        config=_protocol(cadence),
     )
     progress(stage, total, total)
-    return SustainedResult(str(file), measured, device.most_neighbours())
+    return SustainedResult(str(file), measured, device.most_neighbours(), cadence)

@@ -99,6 +99,18 @@ def test_a_sustained_measurement_shows_latency_heat_and_clock_limit_over_time(
     assert (code, "--sustained-s 0 is not between 1 and 3600 seconds" in err) == (2, True)
 
 
+def test_a_file_is_measured_at_a_cadence_on_the_phone(command: Callable[..., Command]) -> None:
+    code, out, err = finish(command("--cadence-fps", "200"))
+    assert code == 0, err
+    document = json.loads(out)
+    assert (document["cadence_fps"], document["warmup_runs"]) == (200, 100)
+    assert [len(samples) for samples in document["samples_ms"]] == [200] * 10
+    every = [value for samples in document["samples_ms"] for value in samples]
+    assert document["late_share"] == sum(value > 5 for value in every) / 2000
+    code, out, err = finish(command("--cadence-fps", "0.5"))
+    assert (code, "--cadence-fps 0.5 is not between 1 and 1000 runs a second" in err) == (2, True)
+
+
 FAULTS: dict[str, tuple[Callable[[FakePhone], object], str]] = {
     "a cable pulled in an answer": (
         lambda phone: phone.faults.add("disconnect", "sleep.*tail -c", after_bytes=90),

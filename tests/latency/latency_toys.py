@@ -72,7 +72,11 @@ class ToyDevice(SessionDevice):
 
     def clock(self) -> SimpleNamespace:
         """Stands in for the module `time` of the code that times sessions."""
-        return SimpleNamespace(perf_counter=lambda: self.now_s)
+
+        def sleep(seconds: float) -> None:
+            self.now_s += seconds
+
+        return SimpleNamespace(perf_counter=lambda: self.now_s, sleep=sleep)
 
 
 def conv(cin: int, cout: int, *, size: int = 8) -> Kernel:

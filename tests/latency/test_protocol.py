@@ -71,6 +71,39 @@ def test_one_interrupted_warmup_run_does_not_shorten_the_samples(device: ToyDevi
     assert calls["run"] == 3 + 2 * 3
 
 
+def starts_of_runs(device: ToyDevice, timing: Timing, spent_ms: Callable[[int], float]) -> list[float]:
+    """When each run begins, in ms; run number i takes `spent_ms(i)`."""
+    starts: list[float] = []
+
+    def run() -> None:
+        starts.append(device.now_s * 1000)
+        device.now_s += spent_ms(len(starts)) / 1000
+
+    samples = time_session(SimpleNamespace(run=run), timing)
+    assert samples == pytest.approx([spent_ms(i + 1) for i in range(timing.warmup_runs, len(starts))])
+    return starts
+
+
+def test_runs_at_a_cadence_start_a_period_apart_and_samples_leave_out_the_gaps(device: ToyDevice) -> None:
+    timing = Timing(4, 0.25, 3, 9.0, period_ms=40.0)
+    assert starts_of_runs(device, timing, lambda _: 0.1) == pytest.approx([0, 40, 80, 120, 160, 200, 240])
+
+
+def test_a_run_later_than_its_cadence_starts_at_once(device: ToyDevice) -> None:
+    timing = Timing(4, 0.25, 2, 9.0, period_ms=40.0)
+    starts = starts_of_runs(device, timing, lambda number: 70.0 if number == 3 else 5.0)
+    assert starts == pytest.approx([0, 40, 80, 150, 190, 230])
+
+
+def test_a_model_at_a_cadence_is_timed_for_a_second_per_pass(device: ToyDevice) -> None:
+    found = measure_model(device, b"a", ProtocolConfig(cadence_fps=30.0, model_passes=2))
+    assert [len(one.samples_ms) for one in found.passes] == [30, 30]
+    assert found.warmup_runs == 15
+    assert device.now_s == pytest.approx(2 * 44 / 30, rel=0.01)  # nothing waits after a pass's last run
+    with pytest.raises(InvalidConfig, match="cadence_fps"):
+        ProtocolConfig(cadence_fps=-1.0)
+
+
 # The anchor
 
 
@@ -351,6 +384,12 @@ def test_a_sustained_measurement_says_how_much_slower_the_device_becomes(device:
     assert all(4.9 <= window["runs"] * window["p50_ms"] / 1000 <= 5.5 for window in document["windows"])
     assert document["windows"][0]["celsius"] is None
     assert document["flags"] == []
+
+
+def test_a_sustained_measurement_may_keep_a_cadence(device: ToyDevice) -> None:
+    found = measure_sustained(device, b"a", 20.0, config=ProtocolConfig(cadence_fps=10.0))
+    assert [len(window.samples_ms) for window in found.windows] == pytest.approx([50] * 4, abs=2)
+    assert device.now_s == pytest.approx(20 + 4 * 0.4, abs=1)  # four runs of warm-up in each window
 
 
 def test_a_sustained_measurement_under_load_is_flagged(device: ToyDevice) -> None:

@@ -43,6 +43,15 @@ def test_models_with_a_timing_of_their_own_are_set_apart() -> None:
     ]  # fmt: skip
 
 
+def test_a_period_is_written_where_it_begins_and_ends() -> None:
+    spaced = BenchTiming(samples=2, period_ms=100 / 3)
+    entries = (MODEL, BenchModel("a", "a", spaced), BenchModel("b", "b", spaced), MODEL)
+    lines = BenchManifest(**{**GOOD, "entries": entries}).text().splitlines()
+    assert [line for line in lines if line.startswith(("period_ms", "model"))] == [
+        "model m m.tflite", "period_ms 33.333333", "model a a", "model b b", "period_ms 0.000000", "model m m.tflite",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "changed",
     [
@@ -72,7 +81,14 @@ def test_a_path_cannot_add_a_line(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"samples": 0}, {"warmup_runs": -1}, {"max_s": -1.0}, {"min_sample_ms": float("nan")}]
+    "wrong",
+    [
+        {"samples": 0},
+        {"warmup_runs": -1},
+        {"max_s": -1.0},
+        {"min_sample_ms": float("nan")},
+        {"period_ms": 10_001.0},
+    ],
 )
 def test_a_timing_is_in_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidConfig):
@@ -89,7 +105,13 @@ def test_only_runtimes_that_a_package_brings_can_be_located() -> None:
 @given(
     paths=st.lists(st.text(st.characters(exclude_characters="\t\n\0", codec="utf-8"), min_size=1), min_size=1),
     timing=st.builds(
-        BenchTiming, st.integers(0, 9), st.integers(1, 9), st.floats(0, 1), st.floats(0, 1e6), st.integers(1, 99)
+        BenchTiming,
+        st.integers(0, 9),
+        st.integers(1, 9),
+        st.floats(0, 1),
+        st.floats(0, 1e6),
+        st.integers(1, 99),
+        st.floats(0, 1e4),
     ),
 )
 def test_the_runner_reads_every_manifest_that_can_be_written(

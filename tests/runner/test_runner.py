@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +71,22 @@ def test_a_slow_model_stops_sampling_early_but_takes_its_least_number(
     assert 2 <= len(some.samples_ms) <= 4  # more than 0.1 s has passed after four of 30 ms
     (least,) = run_on_host(runner, manifest("sleep 30", timing=replace(limited, min_samples=6)), tmp_path).results
     assert len(least.samples_ms) == 6
+
+
+def test_runs_at_a_cadence_start_a_period_apart_and_samples_leave_out_the_gaps(
+    runner: Path, manifest: Manifest, tmp_path: Path
+) -> None:
+    spaced = BenchTiming(warmup_runs=2, samples=5, min_sample_ms=9, period_ms=60)
+    asked = manifest("sleep 2", "ok", timing=spaced)
+    first, second = asked.models
+    entries = (first, replace(second, timing=BRIEF))  # a period ends with the timing that it belongs to
+    began = time.monotonic()
+    run = run_on_host(runner, replace(asked, entries=entries), tmp_path)
+    assert time.monotonic() - began >= 0.36
+    result, back_to_back = run.results
+    assert (len(result.samples_ms), result.warmup_runs, result.runs_per_sample) == (5, 2, 1)
+    assert 2 <= min(result.samples_ms) < 60
+    assert len(back_to_back.samples_ms) == 3
 
 
 def test_a_timing_holds_for_the_models_that_follow_it(runner: Path, manifest: Manifest, tmp_path: Path) -> None:
