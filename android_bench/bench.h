@@ -69,6 +69,15 @@ void cores_seen(char *list, size_t size); /* Cpus_allowed_list of this process; 
 void reset_peak_memory(void);
 long peak_memory_kb(void); /* since the last reset; -1 where the kernel does not tell */
 long memory_kb(void); /* now; -1 likewise */
+
+typedef struct {
+    double ms, mhz_ms, top_ms; /* in all; times the clock in MHz; at the highest clock: summed over clusters of cores */
+} ClockTimes;
+
+/* What the clusters that this process may run on have done since the system started, or at their last reset. Counted
+ * in hundredths of a second. False where the kernel does not tell. */
+bool clock_times(ClockTimes *times);
+long switches(void); /* involuntary context switches of all threads so far; -1 where the kernel does not tell */
 bool read_file(const char *path, size_t limit, Text *content, Message *why);
 bool is_readable(const char *path);
 void log_line(const char *format, ...) __attribute__((format(printf, 1, 2)));
@@ -138,6 +147,8 @@ typedef struct {
     double *samples_ms;
     int samples, warmup_runs, runs_per_sample;
     long peak_rss_kb;
+    long switches; /* involuntary, while samples were taken; -1: unknown */
+    ClockTimes clock; /* from before loading to the last sample; ms 0: unknown */
 } Measured;
 
 /* One pass: a fresh session. False with an empty message: the deadline has passed. */

@@ -23,10 +23,10 @@ PAGE_BYTES = 16384  # phones with Android 15 may have such pages
 # All that the runner calls. A function missing here fails the link: each has to be one whose ABI is the same in musl,
 # whose headers are used, and in bionic, which is what it meets on the phone.
 LIBC_FUNCTIONS = (
-    "__libc_init", "_exit", "alarm", "calloc", "clock_gettime", "close", "dup", "dup2", "free", "getpid", "malloc",
-    "memcpy", "memset", "nanosleep", "open", "read", "realloc", "sched_setaffinity", "signal", "snprintf", "sscanf",
-    "strcat", "strchr", "strcmp", "strlen", "strncmp", "strrchr", "strspn", "strstr", "strtod", "strtol", "vsnprintf",
-    "write",
+    "__libc_init", "_exit", "alarm", "calloc", "clock_gettime", "close", "dup", "dup2", "free", "getenv", "getpid",
+    "getrusage", "malloc", "memcpy", "memset", "nanosleep", "open", "read", "realloc", "sched_setaffinity", "signal",
+    "snprintf", "sscanf", "strcat", "strchr", "strcmp", "strlen", "strncmp", "strrchr", "strspn", "strstr", "strtod",
+    "strtol", "vsnprintf", "write",
 )  # fmt: skip
 LIBDL_FUNCTIONS = ("dlerror", "dlopen", "dlsym")
 

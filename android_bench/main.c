@@ -64,6 +64,11 @@ static void write_result(size_t index, const Entry *entry, const Measured *measu
     for (int i = 0; i < measured->samples; i++) text_add(&line, "%s%.7g", i ? "," : "", measured->samples_ms[i]);
     text_add(&line, "]");
     if (measured->peak_rss_kb >= 0) text_add(&line, ",\"peak_rss_kb\":%ld", measured->peak_rss_kb);
+    if (measured->switches >= 0) text_add(&line, ",\"switches\":%ld", measured->switches);
+    const ClockTimes *clock = &measured->clock;
+    if (clock->ms > 0)
+        text_add(&line, ",\"clock_ms\":%.0f,\"clock_mhz_ms\":%.0f,\"clock_top_ms\":%.0f", clock->ms, clock->mhz_ms,
+                 clock->top_ms);
     progress.results++;
     finish(&line);
 }

@@ -8,10 +8,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
 #define MAX_CORES 1024
+#define MAX_CLUSTERS 16
+#define TICK_MS 10 /* cpufreq counts in USER_HZ, which every architecture's kernel shows as 100 */
 #define BITS_PER_WORD (8 * sizeof(unsigned long))
 
 double now_ms(void) {
@@ -109,6 +112,82 @@ static long status_number(const char *key) {
 long peak_memory_kb(void) { return status_number("VmHWM:"); }
 
 long memory_kb(void) { return status_number("VmRSS:"); }
+
+/* Whether one of the numbers in the text, as in `4 5 6 7`, is among the cores. */
+static bool holds_core(const char *text, const unsigned long *mask) {
+    while (*text) {
+        char *end;
+        long core = strtol(text, &end, 10);
+        if (end == text) return false;
+        if (core >= 0 && core < MAX_CORES && mask[(size_t)core / BITS_PER_WORD] >> ((size_t)core % BITS_PER_WORD) & 1)
+            return true;
+        text = end;
+    }
+    return false;
+}
+
+typedef struct {
+    char paths[MAX_CLUSTERS][512]; /* of the files that tell */
+    int count;
+} Clusters;
+
+static void find_clusters(Clusters *clusters) {
+    unsigned long mask[MAX_CORES / BITS_PER_WORD] = {0};
+    char list[1024];
+    const char *folder = getenv("AMC_BENCH_CPU_FOLDER");
+    if (!folder) folder = "/sys/devices/system/cpu";
+    cores_seen(list, sizeof list);
+    if (!parse_cores(list, mask)) return;
+    for (int policy = 0; policy < MAX_CORES && clusters->count < MAX_CLUSTERS; policy++) {
+        char path[512];
+        Text cores = {0};
+        Message ignored;
+        snprintf(path, sizeof path, "%.400s/cpufreq/policy%d/related_cpus", folder, policy);
+        if (read_file(path, 1u << 16, &cores, &ignored) && holds_core(cores.bytes, mask))
+            snprintf(clusters->paths[clusters->count++], sizeof path, "%.400s/cpufreq/policy%d/stats/time_in_state",
+                     folder, policy);
+        text_free(&cores);
+    }
+}
+
+/* Lines of a clock in kHz and the ticks at it. */
+static bool add_cluster(const char *text, ClockTimes *times) {
+    double highest = 0, top = 0;
+    while (*text) {
+        char *end;
+        double khz = strtod(text, &end);
+        if (end == text) break;
+        double ms = TICK_MS * strtod(end, (char **)&text);
+        if (text == end || !(khz > 0) || !(ms >= 0)) return false;
+        times->ms += ms;
+        times->mhz_ms += ms * khz / 1e3;
+        if (khz > highest) highest = khz, top = ms;
+        while (*text == '\n' || *text == ' ') text++;
+    }
+    times->top_ms += top;
+    return highest > 0;
+}
+
+bool clock_times(ClockTimes *times) {
+    static Clusters clusters;
+    static bool is_known;
+    if (!is_known) find_clusters(&clusters);
+    is_known = true;
+    memset(times, 0, sizeof *times);
+    for (int i = 0; i < clusters.count; i++) {
+        Text content = {0};
+        Message ignored;
+        bool good = read_file(clusters.paths[i], 1u << 16, &content, &ignored) && add_cluster(content.bytes, times);
+        text_free(&content);
+        if (!good) return false;
+    }
+    return clusters.count > 0;
+}
+
+long switches(void) {
+    struct rusage usage; /* musl's is longer than bionic's, and begins as it does */
+    return getrusage(RUSAGE_SELF, &usage) == 0 ? usage.ru_nivcsw : -1;
+}
 
 bool is_readable(const char *path) {
     char byte;

@@ -28,6 +28,13 @@ static bool open_session(const Backend *backend, const Entry *entry, Running *ru
     return true;
 }
 
+/* What the clocks did since `before`, which is unknown where it has no time. */
+static ClockTimes clock_since(ClockTimes before) {
+    ClockTimes now, none = {0};
+    if (before.ms <= 0 || !clock_times(&now) || now.ms < before.ms) return none;
+    return (ClockTimes){now.ms - before.ms, now.mhz_ms - before.mhz_ms, now.top_ms - before.top_ms};
+}
+
 static void close_session(Running *running) {
     if (running->session) running->backend->close(running->session);
     running->session = NULL;
@@ -70,6 +77,7 @@ static bool time_block(const Running *running, const Timing *timing, Measured *m
     /* The shortest warm-up run decides: one that was interrupted would make the samples too short to time. */
     int runs = timing->period_ms > 0 ? 1 : runs_for(timing->min_sample_ms, shortest);
     measured->runs_per_sample = runs;
+    long before = switches();
     began = now_ms();
     for (int taken = 0; taken < timing->samples;) {
         wait_for_start(timing->period_ms, &due);
@@ -80,9 +88,11 @@ static bool time_block(const Running *running, const Timing *timing, Measured *m
         double sample_ms = (end - start) / runs;
         measured->samples_ms[measured->samples++] = sample_ms > 1e-6 ? sample_ms : 1e-6; /* the clock's resolution */
         taken++;
-        if (is_past_deadline()) return taken == timing->samples;
+        if (is_past_deadline() && taken < timing->samples) return false;
         if (timing->max_s > 0 && end - began > timing->max_s * 1e3 && taken >= timing->min_samples) break;
     }
+    if (before < 0) measured->switches = -1;
+    else measured->switches += switches() - before;
     return true;
 }
 
@@ -94,11 +104,14 @@ static bool prepare(Measured *measured, size_t samples, Message *why) {
 
 bool measure(const Backend *backend, const Entry *entry, Measured *measured, Message *why) {
     Running running = {0};
+    ClockTimes before;
+    if (!clock_times(&before)) before.ms = 0;
     reset_peak_memory();
     bool good = prepare(measured, (size_t)entry->timing.samples, why) &&
                 open_session(backend, entry, &running, measured, why) &&
                 time_block(&running, &entry->timing, measured, why);
     measured->peak_rss_kb = peak_memory_kb();
+    measured->clock = clock_since(before);
     close_session(&running);
     return good;
 }
@@ -111,6 +124,8 @@ bool measure_pair(const Backend *backend, const Entry entries[2], Measured measu
     half.min_samples = (half.min_samples + 1) / 2;
     half.max_s /= 2;
     bool good = true;
+    ClockTimes before;
+    if (!clock_times(&before)) before.ms = 0;
     long alone_kb = memory_kb();
     for (int i = 0; i < 2; i++) good = prepare(&measured[i], 2 * (size_t)half.samples, why) && good;
     for (int i = 0; i < 2 && good; i++) {
@@ -122,6 +137,9 @@ bool measure_pair(const Backend *backend, const Entry entries[2], Measured measu
         measured[i].peak_rss_kb = peak_memory_kb() - others_kb;
     }
     for (int i = 0; i < 4 && good; i++) good = time_block(&running[order[i]], &half, &measured[order[i]], why);
-    for (int i = 0; i < 2; i++) close_session(&running[i]);
+    for (int i = 0; i < 2; i++) {
+        measured[i].clock = clock_since(before);
+        close_session(&running[i]);
+    }
     return good;
 }

@@ -46,7 +46,11 @@ class BenchResult:
     warmup_runs: int
     runs_per_sample: int
     samples_ms: tuple[float, ...]
-    peak_rss_kb: int | None = None  # None where the kernel does not tell
+    peak_rss_kb: int | None = None  # None where the kernel does not tell, as below
+    switches: int | None = None
+    clock_ms: int | None = None
+    clock_mhz_ms: int | None = None
+    clock_top_ms: int | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,19 @@ def _result(document: dict[str, Any]) -> BenchResult:
         runs_per_sample=_integer(document, "runs_per_sample", 1),
         samples_ms=_samples(document),
         peak_rss_kb=_integer(document, "peak_rss_kb", 1) if "peak_rss_kb" in document else None,
+        switches=_integer(document, "switches") if "switches" in document else None,
+        **_clock(document),
     )
+
+
+def _clock(document: dict[str, Any]) -> dict[str, int]:
+    if "clock_ms" not in document:
+        return {}
+    clock = {"clock_ms": _integer(document, "clock_ms", 1)}
+    clock |= {name: _integer(document, name) for name in ("clock_mhz_ms", "clock_top_ms")}
+    if clock["clock_top_ms"] > clock["clock_ms"]:
+        raise _bad("clock_top_ms is more than clock_ms")
+    return clock
 
 
 def _start(document: dict[str, Any]) -> BenchStart:

@@ -14,8 +14,13 @@ from amc_mobile.device.health import BUSY, check_waivers
 from amc_mobile.device.host_neighbours import LONG_S, HostNeighbours
 from amc_mobile.device.neighbours import WINDOW_S, Neighbourhood, Neighbours, OnNeighbours
 from amc_mobile.device.runtimes import RUNTIMES, Runtime, RuntimeSession, installed_runtimes
-from amc_mobile.device.timing import Heat, SessionDevice
+from amc_mobile.device.timing import Counters, Heat, SessionDevice
 from amc_mobile.errors import InvalidConfig, MissingDependency
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 __all__ = ["HostDevice", "Session", "installed_runtimes"]
 
@@ -108,6 +113,9 @@ class HostDevice(SessionDevice):
     def neighbours(self) -> Neighbours | None:
         return self._neighbourhood.now
 
+    def counters(self) -> Counters:
+        return counters(allowed_cores())
+
     def most_neighbours(self) -> Neighbours | None:
         return self._neighbourhood.most
 
@@ -157,6 +165,24 @@ def allowed_cores() -> tuple[int, ...]:
     if hasattr(os, "sched_getaffinity"):
         return tuple(sorted(os.sched_getaffinity(0)))
     return tuple(range(os.cpu_count() or 1))  # macOS and Windows do not tell
+
+
+def counters(cores: Collection[int], folder: Path = CPU_FOLDER) -> Counters:
+    """What the kernel has counted of this process and of the clusters that hold these cores. Virtual machines have no
+    clocks to count."""
+    usage = resource.getrusage(resource.RUSAGE_SELF) if resource else None
+    clocks: list[tuple[float, float, float]] = []  # ms, MHz times ms, ms at the highest clock
+    for policy in folder.glob("cpufreq/policy*"):
+        try:
+            if set(map(int, (policy / "related_cpus").read_text().split())) & set(cores):
+                lines = (policy / "stats" / "time_in_state").read_text().splitlines()
+                rows = [(int(khz) / 1000, 10.0 * int(ticks)) for khz, ticks in map(str.split, lines)]
+                clocks.append((sum(ms for _, ms in rows), sum(mhz * ms for mhz, ms in rows), max(rows)[1]))
+        except (OSError, ValueError):
+            clocks.clear()
+            break
+    clock_ms, clock_mhz_ms, clock_top_ms = map(sum, zip(*clocks, strict=True)) if clocks else (None, None, None)
+    return Counters(usage.ru_nivcsw if usage else None, clock_ms, clock_mhz_ms, clock_top_ms)
 
 
 def clock_mode(cores: tuple[int, ...], folder: Path = CPU_FOLDER) -> str:

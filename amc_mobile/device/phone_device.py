@@ -33,6 +33,7 @@ from amc_mobile.errors import CorruptFile, DeviceError, InvalidConfig, InvalidIn
 DELEGATES = {
     "tflite": "XNNPACK", "litert": "XNNPACK", "onnxruntime": "CPUExecutionProvider", BENCHMARK_MODEL: "XNNPACK",
 }  # fmt: skip
+AWAKE = "Awake"
 LAYOUT = "layout"  # the model and the file that tell it
 LAYOUT_FORMAT_VERSION = 1  # 1: the text of an OnnxLayout
 LAYOUT_DEADLINE_S = 60
@@ -83,6 +84,7 @@ class PhoneDevice:
         self._layout: str | None = None
         self._caps: Mapping[str, int] | None = None
         self._is_held = False  # a session is under way
+        self.screen = ""  # of this session: the first that was not AWAKE, where it was seen
         self.neighbourhood = Neighbourhood(lambda: read_neighbours(adb), profile.quiet_wait_s, on_neighbours)
 
     @property
@@ -124,7 +126,8 @@ class PhoneDevice:
 
     def _open(self, script: str) -> None:
         self._baseline = self._runner.open(script)
-        self._see_neighbours(self._baseline)
+        self.screen = ""
+        self._see(self._baseline)
 
     def unfinished(self) -> str:
         """The plan of a batch that a killed process left on the phone, else "". `bench` with the same models takes its
@@ -255,7 +258,8 @@ class PhoneDevice:
         if not self.neighbourhood.is_steady:
             self.neighbourhood.wait()
 
-    def _see_neighbours(self, state: PhoneState) -> None:
+    def _see(self, state: PhoneState) -> None:
+        self.screen = self.screen if self.screen not in ("", AWAKE) else state.screen
         if state.neighbours is not None and health.BUSY not in self._waived:
             self.neighbourhood.see(state.neighbours)
 
@@ -263,7 +267,7 @@ class PhoneDevice:
         """Raises PhoneUnfit when heat has come over the phone since the session began: what was measured is suspect."""
         assert self._baseline is not None, "only within a session"
         state = self._runner.take_state_at_end() or read_state(self.adb)
-        self._see_neighbours(state)
+        self._see(state)
         found = health.drift(self._runner.taken_over or self._baseline, state, self.cores, self.profile)
         health.require_fit(found, self._waived)
 

@@ -24,6 +24,7 @@ from amc_mobile.device.phone_output import (
     parse_properties,
     parse_switch,
     parse_thermal,
+    parse_wakefulness,
 )
 from amc_mobile.errors import PhoneOutputInvalid
 
@@ -40,6 +41,7 @@ STATE_QUESTIONS = {
     "battery": "dumpsys battery",
     "clocks": _CLOCKS,
     "low_power": "settings get global low_power",
+    "screen": "dumpsys power | grep -m 1 mWakefulness=",
 }
 FACT_QUESTIONS = {
     "properties": "getprop",
@@ -61,6 +63,7 @@ class PhoneState:
     battery: BatteryState
     policies: tuple[CpuPolicy, ...]
     low_power_mode: bool
+    screen: str = ""  # in Android's words, `Awake`, `Dozing` ...; empty where it does not tell
     neighbours: Neighbours | None = None
 
     @property
@@ -180,5 +183,6 @@ def state_from(answers: Mapping[str, str]) -> PhoneState:
         parse_battery(answers["battery"]),
         parse_cpu_policies(answers["clocks"]),
         parse_switch(answers["low_power"], "low-power setting"),
+        parse_wakefulness(answers["screen"]),
         parse_neighbours(answers.get(NEIGHBOURS, "")),
     )

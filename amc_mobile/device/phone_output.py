@@ -200,6 +200,12 @@ def parse_thermal(text: str) -> ThermalState:
     return ThermalState(int(status[1]), ready is not None and ready[1] == "true", tuple(temperatures))
 
 
+def parse_wakefulness(text: str) -> str:
+    """Of `dumpsys power`: Awake, Asleep, Dreaming or Dozing; empty where it holds no such line."""
+    found = re.search(r"\bmWakefulness=([A-Za-z]{1,20})\b", text, re.ASCII)
+    return found[1] if found else ""
+
+
 def parse_battery(text: str) -> BatteryState:
     """`dumpsys battery`. Its temperature is in tenths of a degree."""
     source = "battery state (dumpsys battery)"

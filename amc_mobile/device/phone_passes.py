@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
+from dataclasses import fields
 
 from amc_mobile.device.bench_manifest import BenchModel, BenchPair, BenchTiming
 from amc_mobile.device.bench_results import BenchError, BenchResult
@@ -20,6 +21,7 @@ from amc_mobile.errors import DeviceError, PhoneUnfit, RunnerFailed
 LOAD_ALLOWANCE_S = 5.0
 MODEL_ALLOWANCE_S = 30.0  # one model that loads slowly, and whose fewest samples take longer than its timing allows
 START_ALLOWANCE_S = 60.0
+RECORDED = [field.name for field in fields(PassRecord)]
 
 
 class PhonePasses:
@@ -85,6 +87,9 @@ class PhonePasses:
         limits_khz = [policy.scaling_max_khz for policy in state.policies if not cores or cores & set(policy.cores)]
         return Heat(state.celsius, clock_limit_mhz=max(limits_khz) / 1000 if limits_khz else None)
 
+    def screen(self) -> str:
+        return self.phone.screen
+
     def _results(
         self, entries: Sequence[BenchModel | BenchPair], files: _Files, jobs: Sequence[Job], plan: str = ""
     ) -> Generator[TimedPass, None, None]:
@@ -108,8 +113,8 @@ class PhonePasses:
                     if event.index != given:
                         raise RunnerFailed(f"result {event.index} came where {given} was due")
                     given += 1
-                    record = PassRecord(event.load_ms, event.first_ms, event.peak_rss_kb)
-                    yield TimedPass(event.samples_ms, record)
+                    record = {name: getattr(event, name) for name in RECORDED}
+                    yield TimedPass(event.samples_ms, PassRecord(**record))
 
 
 class _Files(Mapping[str, bytes]):

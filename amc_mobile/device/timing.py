@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Protocol, runtime_checkable
 
 from amc_mobile.device.conditions import Conditions
@@ -22,15 +22,38 @@ class PassRecord:
     """What else is known of a pass; None: the device does not tell.
 
     `load_ms`: until the session was ready; `first_ms`: its first inference; `peak_rss_kb`: the most memory that the
-    process held meanwhile, the runtime's own included.
+    process held meanwhile, the runtime's own included; `switches`: involuntary context switches of all threads while
+    samples were taken. The clusters of the cores in use worked for `clock_ms` in all, of which `clock_top_ms` at their
+    highest clock; `clock_mhz_ms` is the sum of time times clock. The kernel counts in steps of 10 ms.
     """
 
     load_ms: float | None = None
     first_ms: float | None = None
     peak_rss_kb: int | None = None
+    switches: int | None = None
+    clock_ms: float | None = None
+    clock_mhz_ms: float | None = None
+    clock_top_ms: float | None = None
 
 
 NOTHING_KNOWN = PassRecord()
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What a kernel has counted so far; None: it does not tell. As in PassRecord."""
+
+    switches: int | None = None
+    clock_ms: float | None = None
+    clock_mhz_ms: float | None = None
+    clock_top_ms: float | None = None
+
+    def since(self, before: Counters) -> Counters:
+        pairs = {name: (getattr(before, name), getattr(self, name)) for name in (f.name for f in fields(self))}
+        passed = {n: new - old for n, (old, new) in pairs.items() if old is not None and new is not None and new >= old}
+        if not passed.get("clock_ms"):  # no step has passed
+            passed = {name: value for name, value in passed.items() if name == "switches"}
+        return Counters(**passed)
 
 
 @dataclass(frozen=True)
@@ -105,6 +128,9 @@ class Device(Protocol):
     def most_neighbours(self) -> Neighbours | None:
         """The most that it was measured beside."""
 
+    def screen(self) -> str:
+        """In a phone's words, e.g. `Awake`, what its screen did; the first that was something else. "": unknown."""
+
 
 @runtime_checkable
 class ResumableDevice(Protocol):
@@ -159,25 +185,41 @@ class SessionDevice(ABC):
     def passes(self, jobs: Sequence[Job]) -> Generator[TimedPass, None, None]:
         for job in jobs:
             with _naming(job), ExitStack() as stack:
+                opened = self.counters()
                 session, record = self._opened(stack, job.model())
+                before = self.counters()
                 samples = time_session(session, job.timing)
-            yield TimedPass(samples, record)
+                now = self.counters()
+            passed = replace(now.since(opened), switches=now.since(before).switches)
+            yield TimedPass(samples, replace(record, **asdict(passed)))
 
     def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[TimedPass, TimedPass]]:
         jobs = (before, after)
         files = [job.model() for job in jobs]
         for _ in range(rounds):
             samples: tuple[list[float], list[float]] = ([], [])
+            switches: list[list[int | None]] = [[], []]
             with ExitStack() as stack:
-                opened = []
+                opened, began = [], self.counters()
                 for job, file in zip(jobs, files, strict=True):
                     with _naming(job):
                         opened.append(self._opened(stack, file))
                 for which in (0, 1, 1, 0):
+                    counted = self.counters()
                     with _naming(jobs[which]):
                         samples[which].extend(time_session(opened[which][0], jobs[which].timing.half))
-            first, second = (TimedPass(tuple(samples[which]), opened[which][1]) for which in (0, 1))
+                    switches[which].append(self.counters().since(counted).switches)
+                passed = asdict(self.counters().since(began))
+            first, second = (
+                TimedPass(
+                    tuple(samples[which]), replace(opened[which][1], **passed | {"switches": _sum(switches[which])})
+                )
+                for which in (0, 1)
+            )
             yield first, second
+
+    def counters(self) -> Counters:
+        return Counters()
 
     def _opened(self, stack: ExitStack, model: bytes) -> tuple[Session, PassRecord]:
         """A session that has run once. Its memory cannot be told from the rest of this process."""
@@ -198,6 +240,14 @@ class SessionDevice(ABC):
 
     def most_neighbours(self) -> Neighbours | None:
         return None
+
+    def screen(self) -> str:
+        return ""
+
+
+def _sum(values: Sequence[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
 
 
 @contextmanager

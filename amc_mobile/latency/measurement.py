@@ -98,6 +98,7 @@ class ModelMeasurement(_Timed):
     passes: tuple[Pass, ...]
     conditions: Conditions
     warmup_runs: int
+    screen: str = ""  # as Device.screen
 
     def __post_init__(self) -> None:
         if not self.passes:
@@ -166,6 +167,26 @@ class ModelMeasurement(_Timed):
         """The most memory that any pass took, the runtime's own included."""
         return max((kb for one in self.passes if (kb := one.record.peak_rss_kb) is not None), default=None)
 
+    @property
+    def switches_per_sample(self) -> float | None:
+        """Involuntary context switches, the mean over all samples: above 0, something took the core away."""
+        known = [(one.record.switches, len(one.samples_ms)) for one in self.passes if one.record.switches is not None]
+        return sum(n for n, _ in known) / sum(samples for _, samples in known) if known else None
+
+    @property
+    def mean_mhz(self) -> float | None:
+        """The clock of the cores in use, the mean over the time of all passes."""
+        return self._by_clock_time("clock_mhz_ms")
+
+    @property
+    def top_clock_share(self) -> float | None:
+        """The share of that time at the highest clock."""
+        return self._by_clock_time("clock_top_ms")
+
+    def _by_clock_time(self, name: str) -> float | None:
+        known = [(getattr(one.record, name), one.record.clock_ms) for one in self.passes if one.record.clock_ms]
+        return sum(value or 0.0 for value, _ in known) / sum(ms for _, ms in known) if known else None
+
     def to_document(self) -> dict[str, Any]:
         """The derived numbers are for readers; `from_document` takes samples, records and conditions alone."""
         return {
@@ -177,6 +198,10 @@ class ModelMeasurement(_Timed):
             "load_ms": self.load_ms,
             "first_ms": self.first_ms,
             "peak_rss_kb": self.peak_rss_kb,
+            "switches_per_sample": self.switches_per_sample,
+            "mean_mhz": self.mean_mhz,
+            "top_clock_share": self.top_clock_share,
+            "screen": self.screen or None,
             "runs": len(self._all_ms),
             "warmup_runs": self.warmup_runs,
             "flags": list(self.flags),
@@ -195,7 +220,8 @@ class ModelMeasurement(_Timed):
             records = [_record(one) for one in known] if known else [NOTHING_KNOWN] * len(samples)
             rows = zip(samples, document["busy"], records, strict=True)
             passes = tuple(Pass(tuple(s), bool(busy), record) for s, busy, record in rows)
-            return cls(passes, Conditions.from_document(document["conditions"]), int(document["warmup_runs"]))
+            conditions, warmup_runs = Conditions.from_document(document["conditions"]), int(document["warmup_runs"])
+            return cls(passes, conditions, warmup_runs, str(document.get("screen") or ""))
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidInput(f"not a measurement of a model: {error!r}") from error
 

@@ -107,7 +107,7 @@ def measure_model(device: Device, model: bytes, config: ProtocolConfig | None = 
     with device.session():
         made, quiet = _until_steady(device, config, attempt)
     passes = tuple(Pass(one.samples_ms, not quiet, one.record) for one in made)
-    return ModelMeasurement(passes, device.conditions(), config.model_timing.warmup_runs)
+    return ModelMeasurement(passes, device.conditions(), config.model_timing.warmup_runs, device.screen())
 
 
 def measure_sustained(
@@ -157,6 +157,7 @@ def measure_pair(device: Device, before: bytes, after: bytes, config: ProtocolCo
             tuple(Pass(one[which].samples_ms, not quiet, one[which].record) for one in rounds),
             conditions,
             config.warmup_runs,
+            device.screen(),
         )
         for which in (0, 1)
     ]

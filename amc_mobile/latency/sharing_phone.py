@@ -72,6 +72,9 @@ class SharingPhone:
     def most_neighbours(self) -> Neighbours | None:
         return self._device.most_neighbours()
 
+    def screen(self) -> str:
+        return self._device.screen()
+
 
 def sharing_phones(devices: Mapping[str, Device], given_up: threading.Event) -> list[SharingPhone]:
     """Each under its own conditions, which differ in the unit alone. `devices`: by serial.

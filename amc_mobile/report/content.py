@@ -37,6 +37,10 @@ class Latency:
     load_ms: float | None = None  # until a session is ready, median
     first_ms: float | None = None  # the first inference of a session, median
     peak_rss_kb: int | None = None  # the most memory, the runtime's own included
+    mean_mhz: float | None = None  # clock of the cores in use
+    top_clock_share: float | None = None  # of the time, at the highest clock
+    switches_per_sample: float | None = None  # involuntary context switches
+    screen: str | None = None  # in Android's words
 
     def __post_init__(self) -> None:
         for name in ("p50_ms", "p90_ms", "ci_low_ms", "ci_high_ms"):

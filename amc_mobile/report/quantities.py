@@ -71,6 +71,10 @@ def kilobytes(value: int | None) -> str:
     return size(None if value is None else value * 1024)
 
 
+def megahertz(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.0f} MHz"
+
+
 def percent(share: float | None, decimals: int = 1) -> str:
     return NOTHING if share is None or not math.isfinite(share) else f"{100 * share:.{decimals}f} %"
 

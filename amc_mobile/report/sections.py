@@ -17,6 +17,7 @@ from amc_mobile.report.quantities import (
     cost,
     count,
     kilobytes,
+    megahertz,
     ms,
     number,
     p50_with_interval,
@@ -26,6 +27,7 @@ from amc_mobile.report.quantities import (
 )
 
 MOST_LAYERS = 400  # rows; every layer is in layers.csv and report.json
+COSTS = {"load_ms", "first_ms", "peak_rss_kb"}  # what pruning is to change
 USE_OF_SPLIT = {
     "train": "fine-tuning",
     "calibration": "channel choice and least squares",
@@ -65,9 +67,13 @@ def comparison(report: Report) -> Section:
     add("latency p90", ms(old_p90), ms(new_p90), change(old_p90, new_p90))
     for label, shown, attribute in (
         ("load time", ms, "load_ms"), ("first inference", ms, "first_ms"), ("peak memory", kilobytes, "peak_rss_kb"),
+        ("mean clock", megahertz, "mean_mhz"), ("time at the highest clock", percent, "top_clock_share"),
+        ("context switches per sample", number, "switches_per_sample"),
     ):  # fmt: skip
         old, new = (getattr(side, attribute) if side else None for side in (old_ms, new_ms))
-        add(label, shown(old), shown(new), change(old, new))
+        add(label, shown(old), shown(new), change(old, new) if attribute in COSTS else NOTHING)
+    old_screen, new_screen = ((side.screen if side else None) or NOTHING for side in (old_ms, new_ms))
+    add("screen", old_screen, new_screen, NOTHING)
     old_guess, new_guess = before.predicted_ms, after.predicted_ms if after else None
     add("predicted p50", ms(old_guess), ms(new_guess), change(old_guess, new_guess))
     for label, shown, attribute in (

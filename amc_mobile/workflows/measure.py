@@ -15,7 +15,7 @@ from amc_mobile.errors import InvalidConfig, InvalidInput
 from amc_mobile.latency.measurement import ModelMeasurement, SustainedMeasurement
 from amc_mobile.latency.protocol import measure_model, measure_sustained
 from amc_mobile.latency.protocol_config import ProtocolConfig
-from amc_mobile.report.quantities import kilobytes, number
+from amc_mobile.report.quantities import NOTHING, kilobytes, megahertz, number, percent
 from amc_mobile.workflows.measuring import chosen_runtime, open_device
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.workspace import Settings
@@ -34,14 +34,23 @@ def measurement_text(measurement: ModelMeasurement) -> str:
 
 
 def session_lines(measurement: ModelMeasurement) -> list[str]:
-    """What is known of a session besides its latency."""
+    """What is known of the sessions besides their latency, and what the device did meanwhile."""
     told = [
         f"load {number(measurement.load_ms)} ms" if measurement.load_ms is not None else "",
         f"first inference {number(measurement.first_ms)} ms" if measurement.first_ms is not None else "",
         f"peak memory {kilobytes(measurement.peak_rss_kb)}" if measurement.peak_rss_kb is not None else "",
     ]
-    known = "   ".join(one for one in told if one)
-    return [known] if known else []
+    top = percent(measurement.top_clock_share)
+    did = [
+        f"clock {megahertz(measurement.mean_mhz)} on average, {top} of the time at the highest"
+        if top != NOTHING
+        else "",
+        f"{number(measurement.switches_per_sample)} involuntary context switches per sample"
+        if measurement.switches_per_sample is not None
+        else "",
+        f"screen {measurement.screen}" if measurement.screen else "",
+    ]
+    return ["   ".join(one for one in line if one) for line in (told, did) if any(line)]
 
 
 @dataclass(frozen=True)

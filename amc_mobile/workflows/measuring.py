@@ -135,6 +135,9 @@ class RecordedDevice:
     def neighbours(self) -> Neighbours | None:
         return None
 
+    def screen(self) -> str:
+        return ""
+
     def most_neighbours(self) -> Neighbours | None:
         return None
 

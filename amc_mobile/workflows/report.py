@@ -198,8 +198,9 @@ def _latency(document: dict[str, Any]) -> Latency:
     m = ModelMeasurement.from_document(document)
     runs = sum(len(samples) for samples in m.samples_ms)
     return Latency(
-        m.p50_ms, m.p90_ms, m.ci_low_ms, m.ci_high_ms, runs, len(m.passes), m.load_ms, m.first_ms, m.peak_rss_kb
-    )
+        m.p50_ms, m.p90_ms, m.ci_low_ms, m.ci_high_ms, runs, len(m.passes), m.load_ms, m.first_ms, m.peak_rss_kb,
+        m.mean_mhz, m.top_clock_share, m.switches_per_sample, m.screen or None,
+    )  # fmt: skip
 
 
 def _kept_as_scored(search: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from amc_mobile.device import host
 from amc_mobile.device.conditions import core_ranges
-from amc_mobile.device.host import HostDevice, clock_mode, installed_runtimes, processor_name, read_heat
+from amc_mobile.device.host import HostDevice, clock_mode, counters, installed_runtimes, processor_name, read_heat
 from amc_mobile.device.runtimes import RUNTIMES
 from amc_mobile.device.timing import Heat
 from amc_mobile.errors import InvalidConfig, MissingDependency
@@ -101,3 +101,31 @@ def test_heat_is_that_of_the_hottest_sensor_and_the_fastest_core_in_use(tmp_path
         (tmp_path / name).write_text(f"{text}\n")
     assert read_heat((0, 1), tmp_path / "cpu", tmp_path / "hwmon") == Heat(53.5, clock_mhz=2400.0)
     assert read_heat((0, 1), tmp_path / "none", tmp_path / "none") == Heat()
+
+
+def test_the_clocks_of_the_used_cores_are_counted(tmp_path: Path) -> None:
+    def count(policy: int, cores: str, *ticks: int) -> None:
+        folder = tmp_path / "cpufreq" / f"policy{policy}"
+        (folder / "stats").mkdir(parents=True, exist_ok=True)
+        (folder / "related_cpus").write_text(f"{cores}\n")
+        clocks = zip((600000, 2400000, 1200000), ticks, strict=True)
+        (folder / "stats" / "time_in_state").write_text("".join(f"{khz} {n}\n" for khz, n in clocks))
+
+    count(0, "0 1", 5, 7, 9)
+    count(2, "2 3", 100, 200, 300)
+    before = counters((1,), tmp_path)
+    count(0, "0 1", 5, 10, 10)  # 30 ms at 2400 MHz and 10 ms at 1200 MHz
+    count(2, "2 3", 900, 900, 900)
+    passed = counters((1,), tmp_path).since(before)
+    assert (passed.clock_ms, passed.clock_mhz_ms, passed.clock_top_ms) == (40.0, 30 * 2400 + 10 * 1200, 30.0)
+    assert counters((1,), tmp_path).since(counters((1,), tmp_path)).clock_ms is None
+    assert counters((0,), tmp_path / "no such").clock_ms is None
+    (tmp_path / "cpufreq" / "policy0" / "stats" / "time_in_state").write_text("no numbers\n")
+    assert counters((1,), tmp_path).clock_ms is None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows does not count them")
+def test_involuntary_context_switches_of_this_process_are_counted() -> None:
+    before = counters(())
+    assert before.switches is not None
+    assert counters(()).since(before).switches is not None

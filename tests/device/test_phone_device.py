@@ -28,6 +28,9 @@ from amc_mobile.device.profile import load_profiles
 from amc_mobile.device.runtime_library import RuntimeLibrary
 from amc_mobile.device.timing import Job, Timing
 from amc_mobile.errors import DeadlineExceeded, InvalidConfig, PhoneBusy, PhoneUnfit
+from amc_mobile.latency.measurement import ModelMeasurement
+from amc_mobile.latency.protocol import measure_model, measure_pair
+from amc_mobile.latency.protocol_config import ProtocolConfig
 
 PROFILES = load_profiles()
 
@@ -273,6 +276,20 @@ def test_wrong_threads_and_waivers_are_refused(device: PhoneDevice, library: Run
         PhoneDevice(device.adb, device.profile, library, runner, threads=0)
     with pytest.raises(InvalidConfig, match="COLD"):
         PhoneDevice(device.adb, device.profile, library, runner, waived=["COLD"])
+
+
+@pytest.mark.parametrize("screen", ["Awake", "Dozing"])
+def test_a_measurement_tells_what_the_phone_did_meanwhile(device: PhoneDevice, phone: FakePhone, screen: str) -> None:
+    if screen != "Awake":
+        phone.sandbox.edit("dumpsys_power.txt", "mWakefulness=Awake", f"mWakefulness={screen}")
+    config = ProtocolConfig(model_passes=3, model_samples=4, pair_rounds=2)
+    alone = measure_model(PhonePasses(device), b"ms=1.5", config)
+    pair = measure_pair(PhonePasses(device), b"ms=1.5", b"ms=0.5", config)
+    for measured in (alone, pair.before, pair.after):
+        document = measured.to_document()
+        told = [document[key] for key in ("mean_mhz", "top_clock_share", "switches_per_sample", "screen")]
+        assert told == [2250, 0.75, 0.5, screen]
+        assert ModelMeasurement.from_document(document).to_document() == document
 
 
 def test_a_model_is_built_only_while_it_is_not_on_the_phone(

@@ -130,3 +130,10 @@ def test_equal_samples_are_no_latency_of_zero() -> None:
 def test_what_cannot_be_read_names_its_source(parse: Callable[[str], object], text: str, named: str) -> None:
     with pytest.raises(PhoneOutputInvalid, match=named):
         parse(text)
+
+
+def test_the_screen_is_what_the_power_manager_says() -> None:
+    assert out.parse_wakefulness("Power Manager State:\n  mWakefulness=Awake\n") == "Awake"
+    assert out.parse_wakefulness("  mWakefulness=Dozing\r\n") == "Dozing"
+    for text in ("", "mWakefulnessChanging=false", "mWakefulness=\x1b[31m", "Can't find service: power"):
+        assert out.parse_wakefulness(text) == ""

@@ -121,7 +121,12 @@ class Sandbox:
 
     def start_shell(self, script: str) -> subprocess.Popen[bytes]:
         name, _, value = self._marker.partition("=")
-        environment = {"PATH": f"{self.folder}/bin:/usr/bin:/bin", "PHONE": str(self.folder), name: value}
+        environment = {
+            "PATH": f"{self.folder}/bin:/usr/bin:/bin",
+            "PHONE": str(self.folder),
+            "AMC_BENCH_CPU_FOLDER": f"{self.folder}/sys/devices/system/cpu",
+            name: value,
+        }
         script = PHONE_PATHS.sub(lambda match: str(self.folder) + match.group(0), script)
         return subprocess.Popen(
             ["/bin/sh", "-c", script],

@@ -98,7 +98,21 @@ def gate() -> Gate:
 def finished_report() -> Report:
     layers = conv_layers()
     original, pruned = Accuracy(0.9861, TEST_IMAGES), Accuracy(0.9833, TEST_IMAGES)
-    fast = Latency(1.171, 1.236, 1.164, 1.182, runs=180, passes=12, load_ms=9.31, first_ms=2.05, peak_rss_kb=15_304)
+    fast = Latency(
+        1.171,
+        1.236,
+        1.164,
+        1.182,
+        runs=180,
+        passes=12,
+        load_ms=9.31,
+        first_ms=2.05,
+        peak_rss_kb=15_304,
+        mean_mhz=2361.2,
+        top_clock_share=0.982,
+        switches_per_sample=0.0611,
+        screen="Awake",
+    )
     return Report(
         model="mobilenet_v1 (width 0.5, 96 px)",
         run="digits-half",
@@ -106,7 +120,8 @@ def finished_report() -> Report:
         program_version="0.1.0",
         budget=Budget("ms", 1.2, "--latency-ratio 0.5", gate()),
         original=ModelColumn(
-            Latency(2.4, 2.519, 2.388, 2.421, 180, 12, load_ms=14.2, first_ms=4.4, peak_rss_kb=21_760), 2.412,
+            Latency(2.4, 2.519, 2.388, 2.421, 180, 12, load_ms=14.2, first_ms=4.4, peak_rss_kb=21_760,
+            mean_mhz=2360.4, top_clock_share=0.979, switches_per_sample=0.1022, screen="Awake"), 2.412,
             sum(x.macs_before or 0 for x in layers), 1_326_000, 5_341_220, original,
         ),
         pruned=ModelColumn(fast, 1.183, sum(x.macs_after or 0 for x in layers), 468_210, 1_902_116, pruned),

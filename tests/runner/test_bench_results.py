@@ -36,7 +36,7 @@ def line(**changes: Any) -> bytes:
 def test_the_recorded_run_is_read_whatever_the_size_of_the_pieces() -> None:
     expected = [
         BenchStart("1", 4711, "tflite", "2.17.0", 2, "4-5", "4-5", "xnnpack"),
-        BenchResult(0, "conv.16x16", 1.25, 0.875, 4, 3, (0.1015625, 0.1, 0.09999), 20480),
+        BenchResult(0, "conv.16x16", 1.25, 0.875, 4, 3, (0.1015625, 0.1, 0.09999), 20480, 2, 30, 63000, 20),
         BenchError(1, "broken", "not a model that TensorFlow Lite reads"),
         BenchResult(2, "whole", 20.5, 31.75, 4, 1, (12345.67,), None),
         BenchEnd("done", 2, 1, ""),
@@ -53,7 +53,7 @@ def test_a_run_that_is_cut_off_leaves_what_is_missing() -> None:
     stream.feed(RECORDED[:330])
     assert (stream.end, stream.missing) == (None, (0, 1, 2))
     assert stream.pending_bytes > 0
-    stream.feed(RECORDED[330:400])
+    stream.feed(RECORDED[330:460])
     assert stream.missing == (1, 2)
 
 
@@ -88,6 +88,10 @@ def test_unknown_keys_and_unknown_events_are_ignored() -> None:
         ({"samples_ms": [1, None]}, "samples_ms is not a positive"),
         ({"samples_ms": [1] * 100_001}, "samples_ms is not a list of 1 to"),
         ({"peak_rss_kb": -5}, "peak_rss_kb is not an integer"),
+        ({"switches": -1}, "switches is not an integer"),
+        ({"clock_ms": 0, "clock_mhz_ms": 0, "clock_top_ms": 0}, "clock_ms is not an integer of at least 1"),
+        ({"clock_mhz_ms": "9"}, "clock_mhz_ms is not an integer"),
+        ({"clock_ms": 10, "clock_mhz_ms": 9, "clock_top_ms": 20}, "clock_top_ms is more than clock_ms"),
     ],
 )
 def test_a_wrong_value_is_named(changed: dict[str, Any], why: str) -> None:

@@ -118,6 +118,33 @@ def test_each_model_of_a_pair_has_its_own_peak_of_memory(runner: Path, manifest:
     assert abs(smaller - alone) <= 5
 
 
+def count_clocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's counts of two clusters, this process on the first. Each run of a model adds a digit to its ticks."""
+    for policy, cores in (("policy0", range(min(os.sched_getaffinity(0)) + 1)), ("policy900", [900])):
+        folder = tmp_path / "cpu" / "cpufreq" / policy
+        (folder / "stats").mkdir(parents=True)
+        (folder / "related_cpus").write_text(" ".join(map(str, cores)))
+        (folder / "stats" / "time_in_state").write_text("2000000 7\n1000000 1")
+    monkeypatch.setenv("AMC_BENCH_CPU_FOLDER", str(tmp_path / "cpu"))
+    monkeypatch.setenv("FAKE_TRACE", str(tmp_path / "cpu" / "cpufreq" / "policy0" / "stats" / "time_in_state"))
+
+
+def test_a_pass_tells_the_clocks_of_its_cores_and_what_interrupted_it(
+    runner: Path, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count_clocks(tmp_path, monkeypatch)
+    (moved,) = run_on_host(runner, manifest("ok 0"), tmp_path).results
+    ms = 10 * (100000 - 1)  # at 1 GHz: the first run, one to warm up and three samples
+    assert (moved.clock_ms, moved.clock_mhz_ms, moved.clock_top_ms) == (ms, 1000 * ms, 0)
+    assert moved.switches is not None
+    monkeypatch.delenv("FAKE_TRACE")
+    (stood,) = run_on_host(runner, manifest("ok 0"), tmp_path).results
+    assert stood.clock_ms is None
+    monkeypatch.setenv("AMC_BENCH_CPU_FOLDER", str(tmp_path))
+    (unknown,) = run_on_host(runner, manifest("ok"), tmp_path).results
+    assert unknown.clock_ms is None
+
+
 def test_a_model_that_fails_does_not_end_the_run(runner: Path, manifest: Manifest, tmp_path: Path) -> None:
     asked = manifest("nonsense", "fail", "ok")
     missing = BenchModel("gone", "no such file")
@@ -202,8 +229,11 @@ def test_a_pulled_cable_does_not_end_the_run(runner: Path, manifest: Manifest, t
     assert '"status":"done","results":1' in results.read_text()
 
 
-def test_the_lines_have_the_keys_of_the_recorded_contract(runner: Path, manifest: Manifest, tmp_path: Path) -> None:
-    (tmp_path / "manifest").write_text(manifest("ok", "nonsense").text())
+def test_the_lines_have_the_keys_of_the_recorded_contract(
+    runner: Path, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count_clocks(tmp_path, monkeypatch)
+    (tmp_path / "manifest").write_text(manifest("ok 0", "nonsense").text())
     done = subprocess.run([runner, tmp_path / "manifest"], capture_output=True, text=True, timeout=20)
     recorded = Path(__file__).parents[1] / "data" / "bench_output_v1.jsonl"
     contract = {line["event"]: list(line) for line in map(json.loads, reversed(recorded.read_text().splitlines()))}

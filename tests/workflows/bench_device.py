@@ -76,5 +76,8 @@ class Bench:
     def neighbours(self) -> Neighbours | None:
         return self.others
 
+    def screen(self) -> str:
+        return ""
+
     def most_neighbours(self) -> Neighbours | None:
         return self.others
