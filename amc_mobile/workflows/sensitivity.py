@@ -105,8 +105,15 @@ def sensitivity(
     """Cuts each group alone to each ratio, refits its readers in one shot and scores the network on the reward images.
 
     Writes sensitivity.json after every point, and goes on from it; sensitivity.html and .svg at the end.
-    Raises InvalidInput when the file is of another network or other images.
+    Raises InvalidInput when the file is of another network or other images, or another call is writing it.
     """
+    with space.writing("sensitivity"):
+        return _sensitivity(space, settings, wanted, progress, untrained=untrained)
+
+
+def _sensitivity(
+    space: Workspace, settings: Settings, wanted: SensitivityConfig, progress: Progress, *, untrained: bool
+) -> Sensitivity:
     network = load_network(space, settings)
     data = network.split(calibration=wanted.calibration_images, reward=wanted.reward_images, seed=settings.seed)
     path = space.folder / "sensitivity.json"

@@ -58,8 +58,17 @@ def train_network(
     """Trains on the data's training set and keeps the weights in the workspace.
 
     Some training images are held out: those that searches score plans on. The test set only gives
-    the accuracy that is reported. A killed run continues after its last epoch.
+    the accuracy that is reported. A killed run continues after its last epoch. Raises InvalidInput while another call
+    trains in this workspace.
     """
+    with space.writing("train"):
+        return _trained(space, settings, epochs, learning_rate, batch_size, bf16=bf16, progress=progress)
+
+
+def _trained(
+    space: Workspace, settings: Settings, epochs: int, learning_rate: float | None, batch_size: int, *, bf16: bool,
+    progress: Progress,
+) -> TrainResult:  # fmt: skip
     spec = settings.required("model")
     settings.required("data")
     checkpoint = resolved_checkpoint(space, settings) if settings.checkpoint else None

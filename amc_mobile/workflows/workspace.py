@@ -203,6 +203,16 @@ class Workspace:
             ),
         )
 
+    def writing(self, command: str) -> AbstractContextManager[None]:
+        """Keeps another call of `command` from writing the same files. Raises InvalidInput naming its process."""
+        return held(
+            self.folder / f".{command}.lock",
+            lambda holder: InvalidInput(
+                f"`amc-mobile {command}` is at work in {self.folder} already: {holder}",
+                next_step="wait for it to finish, or pass another --workspace",
+            ),
+        )
+
     @property
     def last_run(self) -> str:
         """The name of the run that was worked on last; empty where there is none."""

@@ -134,6 +134,27 @@ def test_two_commands_cannot_work_on_one_run(folder: Path, command: Command) -> 
     assert "run mine:" in command(*SEARCH, "--run", "mine")  # what a killed process held is free
 
 
+@pytest.mark.parametrize("what", ["train", "sensitivity"])
+def test_two_commands_cannot_write_the_same_files_of_a_workspace(what: str, folder: Path, command: Command) -> None:
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom amc_mobile.workflows.workspace import Workspace\n"
+        f"with Workspace(Path('amc-workspace')).writing('{what}'):\n print('held', flush=True); sys.stdin.read()"
+    )
+    flags = {"train": ("--epochs", "1"), "sensitivity": ("--ratios", "0.5", "--untrained", *IMAGES)}
+    words = (what, *flags[what], *NETWORK)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        refused = command(*words)
+        assert refused.startswith("exit 1: ") and f"process {holder.pid} " in refused and "--workspace" in refused
+        holder.kill()
+    assert not command(*words).startswith("exit ")
+    assert not list((folder / "amc-workspace").glob(".*.lock"))
+
+
 def test_an_export_made_before_a_fine_tuning_is_named_as_outdated(folder: Path, command: Command) -> None:
     command(*SEARCH, "--run", "mine")
     assert "exported the pruned network" in command("export", "--onnx", "--offline")
