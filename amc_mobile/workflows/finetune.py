@@ -12,7 +12,7 @@ from torch import Tensor
 
 from amc_mobile.models.evaluation import evaluate, logits
 from amc_mobile.models.training import TrainConfig, best_epoch, train
-from amc_mobile.workflows.progress import Progress
+from amc_mobile.workflows.progress import Progress, TrainingProgress
 from amc_mobile.workflows.runs import Run
 from amc_mobile.workflows.workspace import Workspace, check_settings
 
@@ -89,13 +89,13 @@ def _finetuned(
     )  # fmt: skip
     state = folder.folder / "finetune-state.safetensors"
     place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    size = " x ".join(map(str, network.input_shape[1:]))
+    steps = TrainingProgress(
+        progress, "fine-tune", network.task.metric, f"{len(data.train)} images of {size}, {epochs} epochs"
+    )
     reports = train(
         model.to(place), data.train, config, task=network.task, teacher=network.module.to(place), resume=state,
-        validate=data.reward, keep_best=True,
-        on_epoch=lambda r: progress(
-            "fine-tune", r.epoch, r.epochs,
-            f"loss {r.train_loss:.3f}, held-out {network.task.metric} {r.validation_top1:.1%}",
-        ),
+        validate=data.reward, keep_best=True, on_epoch=steps.on_epoch, on_step=steps.on_step,
     )  # fmt: skip
     model.to("cpu")
     best = best_epoch(reports)

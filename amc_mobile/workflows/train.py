@@ -14,10 +14,9 @@ from amc_mobile.models.evaluation import evaluate
 from amc_mobile.models.loading import save_checkpoint
 from amc_mobile.models.task import OwnTask
 from amc_mobile.models.training import TrainConfig, train
-from amc_mobile.models.training_state import EpochReport
 from amc_mobile.store import write_json
 from amc_mobile.workflows.network import load_model_and_data, resolved_checkpoint
-from amc_mobile.workflows.progress import Progress
+from amc_mobile.workflows.progress import Progress, TrainingProgress
 from amc_mobile.workflows.workspace import FORMAT_VERSION, Settings, Workspace
 
 
@@ -84,17 +83,14 @@ def _trained(
     parts = held_out(data)
     del data  # its training set is in `parts`, too
     state = space.folder / "train.safetensors"
-    note = f"{len(parts.train)} images of {' x '.join(map(str, loaded.input_shape[1:]))}, {epochs} epochs"
-
-    def on_epoch(report: EpochReport) -> None:
-        nonlocal note
-        note = f"epoch {report.epoch}/{epochs}: {_of_epoch(report, loaded.task.metric)}"
-
+    size = " x ".join(map(str, loaded.input_shape[1:]))
+    steps = TrainingProgress(
+        progress, "train", loaded.task.metric, f"{len(parts.train)} images of {size}, {epochs} epochs"
+    )
     train(
-        loaded.module, parts.train, config, task=loaded.task, resume=state, on_epoch=on_epoch,
-        on_step=lambda done, steps: progress("train", done, steps, note),
+        loaded.module, parts.train, config, task=loaded.task, resume=state, on_epoch=steps.on_epoch,
+        on_step=steps.on_step,
     )  # fmt: skip
-    progress("train", epochs, epochs, note)
     space.trained_record.unlink(missing_ok=True)  # never beside the weights of another training
     save_checkpoint(loaded.module, space.trained_checkpoint)
     record = {"held_out_sha256": parts.reward.fingerprint(), "started_from": settings.checkpoint}
@@ -103,8 +99,3 @@ def _trained(
     space.remember(replace(settings, checkpoint=""))
     top1, weights = evaluate(loaded.module, parts.test, task=loaded.task), str(space.trained_checkpoint)
     return TrainResult(spec, top1, len(parts.test), epochs, weights, parts.accuracy_on, loaded.task.metric)
-
-
-def _of_epoch(report: EpochReport, metric: str) -> str:
-    reached = "" if report.train_top1 is None else f", {metric} {report.train_top1:.1%}"
-    return f"loss {report.train_loss:.3f}{reached}"

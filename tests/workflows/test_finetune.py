@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from in_process import CommandLine
 from PIL import Image
 
 from amc_mobile.data import Dataset, ImageSet, held_out, split
@@ -61,7 +62,12 @@ def write_images(folder: Path) -> None:
                 Image.fromarray(pixels).save(folder / part / name / f"{i}.png")
 
 
-def test_a_run_keeps_and_draws_the_held_out_accuracy_of_epochs(tmp_path: Path, command: Callable[..., str]) -> None:
+def test_a_run_keeps_and_draws_the_held_out_accuracy_of_epochs(
+    tmp_path: Path,
+    command: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     (tmp_path / "net.py").write_text(NET)
     write_images(tmp_path / "photos")
     network = ("--model", "net.py:net", "--input-size", "16", "--data", "imagefolder:photos")
@@ -69,9 +75,14 @@ def test_a_run_keeps_and_draws_the_held_out_accuracy_of_epochs(tmp_path: Path, c
                    "--reward-images", "12", *network)  # fmt: skip
     assert "on 8 test images" in searched
     assert "refitted on 12 images" in searched
-    tuned = json.loads(
-        command("finetune", "--epochs", "3", "--batch-size", "8", "--ema", "0.9", "--workers", "3", "--json")
-    )
+    line = CommandLine(tmp_path, monkeypatch, capsys)
+    code, out, err = line("finetune", "--epochs", "3", "--batch-size", "8", "--ema", "0.9", "--workers", "3", "--json")
+    assert code == 0
+    tuned = json.loads(out)
+    steps = [text for text in err.splitlines() if text.startswith("fine-tune ")]
+    assert steps[0].startswith("fine-tune 0/9") and "24 images of 3 x 16 x 16" in steps[0]
+    assert steps[-1].startswith("fine-tune 9/9") and "epoch 3/3: loss" in steps[-1] and "held-out" in steps[-1]
+    assert len(steps) >= 9  # each step, not each epoch
     reports = tuned["epoch_reports"]
     assert [report["epoch"] for report in reports] == [1, 2, 3]
     assert all(0 <= report["validation_top1"] <= 1 for report in reports)
