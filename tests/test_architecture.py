@@ -19,7 +19,7 @@ FLOORS = {
     "latency": 3,
     "pruning": 2, "kernels": 2,
     "channels": 1, "export": 1, "models": 1, "data": 1, "data_sources": 1, "device": 1,
-    "store": 0, "user_file": 0, "packing": 0,
+    "store": 0, "user_file": 0, "packing": 0, "litert": 0,
     "errors": -1,  # everything may raise
 }  # fmt: skip
 # A package may lean on a neighbour that DESIGN names as its part: the sources of data.py, terminal of cli.

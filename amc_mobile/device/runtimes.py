@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from amc_mobile import litert
 from amc_mobile.device import layout
 from amc_mobile.device.layout import OnnxLayout
 from amc_mobile.errors import DeviceError, InvalidInput
@@ -97,16 +98,14 @@ class Tflite(Runtime):
     library_pattern = "libpywrap_litert_common.*"
 
     def load(self, model: bytes, threads: int) -> RuntimeSession:
-        from ai_edge_litert.interpreter import Interpreter
-
         if model[4:8] != TFLITE_IDENTIFIER:
             raise InvalidInput("not a .tflite model", next_step="give a file that a TFLite converter wrote")
         try:
-            interpreter = Interpreter(model_content=model, num_threads=threads)
+            interpreter = litert.unprepared(model, threads)
         except (ValueError, RuntimeError) as error:
             raise InvalidInput(f"LiteRT does not read this model: {_first_line(error)}") from error
         try:
-            interpreter.allocate_tensors()
+            litert.prepare(interpreter)
             for entry in interpreter.get_input_details():
                 interpreter.set_tensor(entry["index"], random_input(entry["shape"], np.dtype(entry["dtype"])))
             interpreter.invoke()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from amc_mobile.errors import MissingDependency
+from amc_mobile import litert
 
 Floats = NDArray[np.float32]
 
@@ -47,12 +47,8 @@ def _joined(outputs: list[Floats]) -> Floats:
 
 def tflite_interpreter(model: bytes, threads: int = 1) -> Any:
     """An interpreter with its tensors allocated."""
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError as error:
-        raise MissingDependency("ai-edge-litert", "tflite") from error
-    interpreter = Interpreter(model_content=model, num_threads=threads)
-    interpreter.allocate_tensors()
+    interpreter = litert.unprepared(model, threads)
+    litert.prepare(interpreter)
     return interpreter
 
 
