@@ -42,6 +42,7 @@ void text_free(Text *text);
 typedef struct {
     int warmup_runs, samples, min_samples;
     double min_sample_ms, max_s, period_ms;
+    double warmup_s; /* of the manifest's first entry; 0 of the others */
 } Timing;
 
 typedef struct {
@@ -55,6 +56,7 @@ typedef struct {
     char runtime[16], runtime_version[32], delegate[16], cores[256];
     char *library, *graph_path; /* graph_path: NULL where the graphs are not asked for */
     int threads, deadline_s, model_deadline_s; /* the last: 0 for none */
+    double warmup_s;
     Entry *entries;
     size_t count, capacity;
 } Manifest;

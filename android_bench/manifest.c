@@ -119,6 +119,7 @@ static bool set_global(Reader *reader, const char *key, const char *value, bool 
     else if (!strcmp(key, "threads")) *good = parse_int(value, 1, 256, &manifest->threads);
     else if (!strcmp(key, "deadline_s")) *good = parse_int(value, 1, 1000000, &manifest->deadline_s);
     else if (!strcmp(key, "model_deadline_s")) *good = parse_int(value, 1, 1000000, &manifest->model_deadline_s);
+    else if (!strcmp(key, "warmup_s")) *good = parse_number(value, 60, &manifest->warmup_s);
     else if (!strcmp(key, "library")) *good = *value && (manifest->library = resolve(reader, value)) != NULL;
     else if (!strcmp(key, "graph_path")) *good = *value && (manifest->graph_path = resolve(reader, value)) != NULL;
     else return false;
@@ -185,5 +186,6 @@ bool manifest_read(const char *path, Manifest *manifest, Message *why) {
     }
     if (number == 0) return fail(why, "the manifest is empty");
     text_free(&content);
+    if (manifest->count) manifest->entries[0].timing.warmup_s = manifest->warmup_s;
     return is_complete(manifest, why);
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #define MAX_RUNS_PER_SAMPLE 1000000
+#define GAIN 0.02 /* a run that is shorter by less than this is as long as before */
 
 typedef struct {
     const Backend *backend;
@@ -64,14 +65,18 @@ static bool time_block(const Running *running, const Timing *timing, Measured *m
     void *session = running->session;
     double shortest = HUGE_VAL, began = now_ms(), due = 0;
     progress.current_id = running->id;
-    for (int done = 0; done < timing->warmup_runs; done++) {
+    for (int done = 1, as_before = 0; timing->warmup_runs > 0; done++, as_before++) {
         wait_for_start(timing->period_ms, &due);
         double start = now_ms();
         if (is_past_deadline() || !run(session, why)) return false;
         double end = now_ms();
+        if (end - start < shortest * (1 - GAIN)) as_before = 0;
         if (end - start < shortest) shortest = end - start;
         measured->warmup_runs++;
-        if (timing->max_s > 0 && done > 0 && end - began > timing->max_s * 500) break;
+        if (end - began < timing->warmup_s * 1e3) continue;
+        bool is_steady = timing->period_ms > 0 || as_before >= timing->warmup_runs - 1;
+        if (done >= timing->warmup_runs && is_steady) break;
+        if (timing->max_s > 0 && done > 1 && end - began > timing->max_s * 500) break;
     }
     if (timing->warmup_runs == 0) shortest = measured->first_ms;
     /* The shortest warm-up run decides: one that was interrupted would make the samples too short to time. */
@@ -136,7 +141,10 @@ bool measure_pair(const Backend *backend, const Entry entries[2], Measured measu
         if (!good) fail(why, "%s: %.400s", entries[i].id, inner.text);
         measured[i].peak_rss_kb = peak_memory_kb() - others_kb;
     }
-    for (int i = 0; i < 4 && good; i++) good = time_block(&running[order[i]], &half, &measured[order[i]], why);
+    for (int i = 0; i < 4 && good; i++) {
+        good = time_block(&running[order[i]], &half, &measured[order[i]], why);
+        half.warmup_s = 0;
+    }
     for (int i = 0; i < 2; i++) {
         measured[i].clock = clock_since(before);
         close_session(&running[i]);

@@ -96,7 +96,8 @@ class BenchManifest:
     `cores`: in the kernel's list form, "" for all; `runtime_version`: needed for litert, whose ABI depends on it;
     `delegate`: xnnpack or none, for tflite only; `graph_path`: where onnxruntime writes the graph that it made of each
     model, for the runner to send; "": nowhere; `model_deadline_s`: after so long without a result of one model the
-    runner ends, twice that for a pair; 0: only at `deadline_s`.
+    runner ends, twice that for a pair; 0: only at `deadline_s`; `warmup_s`: the least warm-up of the
+    first model.
     """
 
     runtime: str
@@ -110,6 +111,7 @@ class BenchManifest:
     delegate: str = ""
     graph_path: str = ""
     model_deadline_s: int = 0
+    warmup_s: float = 0.0
 
     def __post_init__(self) -> None:
         if self.runtime not in RUNTIMES:
@@ -121,6 +123,8 @@ class BenchManifest:
             raise InvalidConfig(f"deadline_s = {self.deadline_s} must be between 1 and 1,000,000")
         if not 0 <= self.model_deadline_s <= 1_000_000:
             raise InvalidConfig(f"model_deadline_s = {self.model_deadline_s} must be between 0 and 1,000,000")
+        if not 0 <= self.warmup_s <= 60:
+            raise InvalidConfig(f"warmup_s = {self.warmup_s} must be between 0 and 60")
         if not self.entries:
             raise InvalidConfig("the manifest names no model")
         if self.runtime_version and not _VERSION.fullmatch(self.runtime_version):
@@ -154,6 +158,7 @@ class BenchManifest:
                 lines.append(f"{key} {getattr(self, key)}")
         lines += [f"threads {self.threads}", f"deadline_s {self.deadline_s}"]
         lines += [f"model_deadline_s {self.model_deadline_s}"] if self.model_deadline_s else []
+        lines += [f"warmup_s {self.warmup_s:.3f}"] if self.warmup_s else []
         current: BenchTiming | None = None
         for entry in self.entries:
             wanted = (entry.first if isinstance(entry, BenchPair) else entry).timing or self.timing

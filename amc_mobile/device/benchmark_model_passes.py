@@ -120,7 +120,7 @@ def flags(timing: Timing, threads: int) -> list[str]:
         f"--num_threads={threads}",
         "--use_xnnpack=true",
         f"--warmup_runs={timing.warmup_runs}",
-        "--warmup_min_secs=0",
+        f"--warmup_min_secs={timing.warmup_s:g}",  # each pass is a process, and comes after a rest
         f"--num_runs={max(timing.samples, FEWEST_RUNS)}",
         f"--min_secs={timing.samples * timing.min_sample_ms / 1000:g}",
         f"--max_secs={timing.max_s:g}",

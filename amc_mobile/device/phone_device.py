@@ -144,15 +144,16 @@ class PhoneDevice:
         plan: str = "",
         graph_path: str = "",
         model_deadline_s: int = 0,
+        warmup_s: float = 0.0,
         labels: Sequence[str] = (),
     ) -> Generator[BenchEvent, None, None]:
         """Measures models and yields what the runner tells as it comes: start, results, models that failed, end.
 
         `files`: the models, by the paths in `entries`. A path means the same model throughout a session: `files` is not
         asked for one that is on the phone already. `plan`: kept on the phone for `unfinished`. `graph_path`,
-        `model_deadline_s`: see BenchManifest; the latter also ends a runner that cannot end itself. `labels`: the
-        models' names for people, in order. Raises DeviceError where the kernel did not grant the cores, RunnerFailed
-        when the runner ended early, and what PhoneRunner.run raises.
+        `warmup_s`, `model_deadline_s`: see BenchManifest; the latter also ends a runner that cannot end itself.
+        `labels`: the models' names for people, in order. Raises DeviceError where the kernel did not grant the cores,
+        RunnerFailed when the runner ended early, and what PhoneRunner.run raises.
         """
         paths = self._paths_on_phone(files)
         manifest = BenchManifest(
@@ -166,6 +167,7 @@ class PhoneDevice:
             cores=core_ranges(self.cores),
             graph_path=graph_path,
             model_deadline_s=model_deadline_s,
+            warmup_s=warmup_s,
         )
         stream = ResultStream([model.id for model in manifest.models])
         names = list(labels) or [model.id for model in manifest.models]

@@ -102,6 +102,7 @@ class PhonePasses:
             deadline_s=math.ceil(deadline_s),
             plan=plan,
             model_deadline_s=math.ceil(model_deadline_s),
+            warmup_s=jobs[0].timing.warmup_s if jobs else 0.0,
             labels=[job.label for job in jobs],
         )
         given = 0

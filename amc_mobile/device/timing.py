@@ -14,6 +14,8 @@ from amc_mobile.device.conditions import Conditions
 from amc_mobile.device.neighbours import Neighbours
 from amc_mobile.errors import AmcMobileError, DeviceError
 
+GAIN = 0.02  # a run that is shorter by less than this is as long as before
+REST_S = 0.25  # after so long without a run the clocks may have come down; loading a model takes less
 SamplesMs = tuple[float, ...]  # milliseconds per inference, in the order run; warm-up runs are left out
 
 
@@ -69,7 +71,9 @@ class Timing:
     """How one session is timed. Slow models take at least `min_samples` and stop at `max_s`.
 
     `period_ms`: from the start of one run to that of the next, as in an app that gets frames; a run that is late starts
-    at once, and a sample is one run. 0: back to back.
+    at once, and a sample is one run. 0: back to back. Warm-up takes at least `warmup_runs`, and goes on until the runs
+    are no longer getting shorter; with a period just so many. `warmup_s`: the least warm-up of a device that has
+    rested, whose clocks rise with the load.
     """
 
     samples: int
@@ -79,6 +83,7 @@ class Timing:
     min_samples: int = 4
     cpu_time: bool = False  # of the calling thread, for benchmarks on busy machines; a session must use no other thread
     period_ms: float = 0.0
+    warmup_s: float = 0.0
 
     @property
     def half(self) -> Timing:
@@ -173,6 +178,7 @@ class SessionDevice(ABC):
     """A device whose sessions this process runs and times itself."""
 
     jobs_per_batch = 1  # starting costs nothing
+    _worked_until = -math.inf  # the end of the latest session's samples
 
     @abstractmethod
     def open(self, model: bytes) -> AbstractContextManager[Session]:
@@ -188,7 +194,7 @@ class SessionDevice(ABC):
                 opened = self.counters()
                 session, record = self._opened(stack, job.model())
                 before = self.counters()
-                samples = time_session(session, job.timing)
+                samples = self._timed(session, job.timing)
                 now = self.counters()
             passed = replace(now.since(opened), switches=now.since(before).switches)
             yield TimedPass(samples, replace(record, **asdict(passed)))
@@ -207,7 +213,7 @@ class SessionDevice(ABC):
                 for which in (0, 1, 1, 0):
                     counted = self.counters()
                     with _naming(jobs[which]):
-                        samples[which].extend(time_session(opened[which][0], jobs[which].timing.half))
+                        samples[which].extend(self._timed(opened[which][0], jobs[which].timing.half))
                     switches[which].append(self.counters().since(counted).switches)
                 passed = asdict(self.counters().since(began))
             first, second = (
@@ -220,6 +226,12 @@ class SessionDevice(ABC):
 
     def counters(self) -> Counters:
         return Counters()
+
+    def _timed(self, session: Session, timing: Timing) -> SamplesMs:
+        has_rested = time.perf_counter() - self._worked_until > REST_S
+        samples = time_session(session, timing if has_rested else replace(timing, warmup_s=0.0))
+        self._worked_until = time.perf_counter()
+        return samples
 
     def _opened(self, stack: ExitStack, model: bytes) -> tuple[Session, PassRecord]:
         """A session that has run once. Its memory cannot be told from the rest of this process."""
@@ -281,13 +293,20 @@ def time_session(session: Session, timing: Timing) -> SamplesMs:
     run, clock = session.run, time.thread_time if timing.cpu_time else time.perf_counter
     shortest = math.inf
     began = clock()
-    for done in range(timing.warmup_runs):
+    done = as_before = 0
+    while timing.warmup_runs > 0:
         if cadence:
             cadence.wait()
         start = clock()
         run()
-        shortest = min(shortest, clock() - start)
-        if done > 0 and clock() - began > timing.max_s / 2:
+        end = clock()
+        done, as_before = done + 1, 0 if end - start < shortest * (1 - GAIN) else as_before + 1
+        shortest = min(shortest, end - start)
+        if end - began < timing.warmup_s:
+            continue
+        if done >= timing.warmup_runs and (cadence or as_before >= timing.warmup_runs - 1):
+            break
+        if done > 1 and end - began > timing.max_s / 2:
             break
     # The shortest warm-up run decides: a single interrupted one would make the samples too short to time.
     calls = 1 if cadence else max(1, math.ceil(timing.min_sample_ms / 1000 / max(shortest, 1e-7)))

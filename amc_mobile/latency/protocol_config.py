@@ -30,7 +30,12 @@ class ProtocolConfig:
     model_pass_s: float = 1.0
     cadence_fps: float = 0.0  # whole models: so many runs a second, as an app makes them; 0: back to back
     spread_s: float = 0.0  # the passes of `measure_model` are spread over at least this long
-    warmup_runs: int = 4
+    warmup_runs: int = 4  # the fewest
+    # Only where the device has rested, as before a batch. Passes follow each other without a rest, so that the clocks
+    # stay up, and what a fresh session lacks, memory and caches, it has after some runs: the warm-up sees that its runs
+    # get no shorter. At 0.5 s for each pass of some 300 kernels a profile would take 8 minutes longer.
+    kernel_warmup_s: float = 0.1
+    model_warmup_s: float = 0.5
     pair_rounds: int = 10
     anchor_every: int = 40  # passes
     anchor_drift: float = 0.05
@@ -51,21 +56,26 @@ class ProtocolConfig:
         for name in ("kernel_sample_ms", "kernel_pass_s", "model_sample_ms", "model_pass_s", "anchor_drift"):
             if not getattr(self, name) > 0:
                 raise InvalidConfig(f"{name} = {getattr(self, name)} must be above 0")
-        for name in ("agreement", "agreement_us", "cadence_fps", "spread_s", "anchor_repeats", "anchor_total_repeats"):
+        for name in (
+            "agreement", "agreement_us", "cadence_fps", "spread_s", "anchor_repeats", "anchor_total_repeats",
+            "kernel_warmup_s", "model_warmup_s",
+        ):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise InvalidConfig(f"{name} = {getattr(self, name)} must not be negative")
 
     @property
     def kernel_timing(self) -> Timing:
         return Timing(
-            self.kernel_samples, self.kernel_sample_ms, self.warmup_runs, self.kernel_pass_s, cpu_time=self.cpu_time
-        )
+            self.kernel_samples, self.kernel_sample_ms, self.warmup_runs, self.kernel_pass_s,
+            cpu_time=self.cpu_time, warmup_s=self.kernel_warmup_s,
+        )  # fmt: skip
 
     @property
     def model_timing(self) -> Timing:
         back_to_back = Timing(
-            self.model_samples, self.model_sample_ms, self.warmup_runs, self.model_pass_s, cpu_time=self.cpu_time
-        )
+            self.model_samples, self.model_sample_ms, self.warmup_runs, self.model_pass_s,
+            cpu_time=self.cpu_time, warmup_s=self.model_warmup_s,
+        )  # fmt: skip
         if not self.cadence_fps:
             return back_to_back
         # A second of samples after half a second in which the clocks come down.
@@ -75,6 +85,7 @@ class ProtocolConfig:
             warmup_runs=max(self.warmup_runs, math.ceil(self.cadence_fps / 2)),
             max_s=2 * self.model_pass_s,
             period_ms=1000 / self.cadence_fps,
+            warmup_s=0.0,
         )
 
     def is_kernel_done(self, passes: Sequence[Pass]) -> bool:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -102,6 +103,47 @@ def test_a_model_at_a_cadence_is_timed_for_a_second_per_pass(device: ToyDevice) 
     assert device.now_s == pytest.approx(2 * 44 / 30, rel=0.01)  # nothing waits after a pass's last run
     with pytest.raises(InvalidConfig, match="cadence_fps"):
         ProtocolConfig(cadence_fps=-1.0)
+
+
+def getting_shorter(device: ToyDevice, runs: int) -> Counter:
+    """Its runs get shorter by 5 % each, from 1 ms on, so many times."""
+    calls: Counter = Counter()
+
+    def run() -> None:
+        calls["run"] += 1
+        device.now_s += 0.001 * 0.95 ** min(calls["run"], runs)
+
+    calls["samples"] = len(time_session(SimpleNamespace(run=run), Timing(2, 0.0001, 4, 10.0)))
+    return calls
+
+
+def test_a_session_is_warmed_up_until_its_runs_get_no_shorter(device: ToyDevice) -> None:
+    assert getting_shorter(device, 1)["run"] == 4 + 2
+    assert getting_shorter(device, 20)["run"] == 20 + 3 + 2
+
+
+def test_a_session_that_never_settles_is_timed_all_the_same(device: ToyDevice) -> None:
+    endless = count(0)
+
+    def run() -> None:
+        device.now_s += 0.1 * 0.9 ** next(endless)
+
+    assert len(time_session(SimpleNamespace(run=run), Timing(2, 0.1, 4, 1.0))) == 2
+    assert next(endless) < 12
+
+
+def test_a_device_that_has_rested_is_put_under_load_first(device: ToyDevice) -> None:
+    config = ProtocolConfig(model_passes=3, model_samples=5, model_warmup_s=0.5)
+    runs = 1 + 4 + 5
+    measure_model(device, b"a", config)
+    assert device.now_s * 1000 == pytest.approx(500 + 0.1 * (3 * runs * 2 - 4 - 5), abs=5)
+    began = device.now_s
+    measure_model(device, b"a", config)  # at once
+    assert device.now_s - began < 0.05
+    device.now_s += 1
+    began = device.now_s
+    measure_pair(device, b"a", b"b", config)
+    assert 0.5 < device.now_s - began < 0.6
 
 
 # The anchor

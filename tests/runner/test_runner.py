@@ -97,6 +97,17 @@ def test_a_timing_holds_for_the_models_that_follow_it(runner: Path, manifest: Ma
     assert [(len(result.samples_ms), result.warmup_runs) for result in run.results] == [(3, 1), (7, 0), (3, 1)]
 
 
+def test_the_first_model_of_all_is_warmed_up_for_so_long(runner: Path, manifest: Manifest, tmp_path: Path) -> None:
+    asked = replace(manifest("sleep 10", "sleep 10"), warmup_s=0.2)
+    first, second = run_on_host(runner, asked, tmp_path).results
+    assert 2 <= first.warmup_runs <= 20
+    assert second.warmup_runs == 1
+    pair = replace(asked, entries=(BenchPair(*asked.models),))
+    before, after = run_on_host(runner, pair, tmp_path).results
+    assert 3 <= before.warmup_runs <= 21
+    assert after.warmup_runs == 2
+
+
 def test_a_pair_is_timed_in_alternating_blocks(
     runner: Path, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
