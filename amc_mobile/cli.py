@@ -101,6 +101,13 @@ def profile(
     precision: PrecisionFlags,
     threads: ThreadsFlag = None,
     table: TableFlag = None,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="Fewer kernels, whole models and passes, a wider band; a later profile without it adds the rest.",
+        ),
+    ] = False,
     variant: VariantFlags,
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
     seed: SeedFlag = None,
@@ -118,7 +125,7 @@ def profile(
         device=device, serial=serial, threads=threads, seed=seed, table=table,
     )  # fmt: skip
     with output.progress() as progress:
-        result = profile_device(space, settings, progress=progress)
+        result = profile_device(space, settings, quick=quick, progress=progress)
     output.show(result)
 
 

@@ -19,6 +19,7 @@ Floats = NDArray[np.float64]
 RIDGE = 0.02  # pull of the scale towards 1 and of the other terms towards 0
 HUBER = 1.5  # residuals beyond this many median deviations count less
 CONVERTING_BAND_FLOOR = 0.03  # where kernels cut out convert layouts: twelve models vouch for no less
+QUICK_BAND_FLOOR = 0.05  # of a quick profile: half of the models, over kernels with wider gaps, vouch for no less
 BUSY_ERROR = 0.05  # what a neighbour that was there all the time added at most, in nine of ten cases
 HALF_LIFE = 10  # a model measured in a search counts half after this many newer ones
 PROFILED_LEVEL_WEIGHT = 2.0  # in the level, all profiled models together count as this many new ones
@@ -28,7 +29,7 @@ TERM_PENALTY = 1.1  # a further term must lower the leave-one-out error by this 
 MIN_MODELS_PER_TERM = 4
 
 
-def fit(models: Sequence[WholeModel]) -> Calibration:
+def fit(models: Sequence[WholeModel], *, least_band: float = BAND_FLOOR) -> Calibration:
     """Fits every form that the models can support and keeps the one with the lowest leave-one-out error."""
     data = _Data(models)
     terms = list[Term]()
@@ -42,7 +43,7 @@ def fit(models: Sequence[WholeModel]) -> Calibration:
         kept = chosen.score() * TERM_PENALTY < best.score()
         terms.append(Term(HINGE, kept, (chosen if rising else steepest).score(), best.score()))
         best = chosen if kept else best
-    floor = CONVERTING_BAND_FLOOR if data.boundary_mb.any() else BAND_FLOOR
+    floor = max(least_band, CONVERTING_BAND_FLOOR if data.boundary_mb.any() else BAND_FLOOR)
     offset, scale, hinge, boundary_slope = best.coefficients
     absolute = np.abs(best.errors)
     return Calibration(

@@ -46,8 +46,9 @@ class LatencyPredictor:
 
     `lows_ms`: kernel key -> ms. `sampled`: the grids whose points were measured, where plans may take other widths than
     those. `measured_plans`: plans, each (groups,), whose very kernels are taken from `exact_ms` (default: `lows_ms`)
-    where it has them. `plain`: measured points are interpolated, without rooflines and steps. Raises MissingLatency
-    naming every kernel of the sampled points that has not been measured.
+    where it has them. `plain`: measured points are interpolated, without rooflines and steps. `quick`: the sampled
+    points are those of a quick profile. Raises MissingLatency naming every kernel of the sampled points that has not
+    been measured.
     """
 
     def __init__(
@@ -60,10 +61,11 @@ class LatencyPredictor:
         measured_plans: Sequence[Widths] = (),
         exact_ms: Mapping[str, float] | None = None,
         plain: bool = False,
+        quick: bool = False,
     ) -> None:
         self._grid = Grid(grids)
         self._borders = template.borders
-        points = _collect(template, sampled or grids, lows_ms)
+        points = _collect(template, sampled or grids, lows_ms, quick)
         self.plain = plain
         self.steps: dict[str, Steps] = choose_steps([] if plain else points)
         known = _also_measured(template, measured_plans, lows_ms if exact_ms is None else exact_ms)
@@ -141,12 +143,14 @@ class _Bilinear:
         return np.asarray(basis(values) @ self.coefficients)
 
 
-def _collect(template: Template, grids: Sequence[Widths], lows_ms: Mapping[str, float]) -> list[SitePoints]:
+def _collect(
+    template: Template, grids: Sequence[Widths], lows_ms: Mapping[str, float], quick: bool
+) -> list[SitePoints]:
     count = points_per_axis(template, grids)
     missing: dict[str, str] = {}
     found = []
     for site in template.sites:
-        widths = site_points(site, template.sizes, grids, count)
+        widths = site_points(site, template.sizes, grids, count, quick=quick)
         kernels = [template.kernel_at(site.index, row) for row in widths]
         lacking = {k.key: f"{site.name}: {k.label}" for k in kernels if k.key not in lows_ms}
         missing |= lacking

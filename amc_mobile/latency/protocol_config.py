@@ -104,3 +104,6 @@ class ProtocolConfig:
         """`model_passes` on a device left alone, or `busy_factor` times as many in all."""
         quiet = sum(not one.busy for one in passes)
         return quiet >= self.model_passes or len(passes) >= self.busy_factor * self.model_passes
+
+
+QUICK = ProtocolConfig(min_passes=2, max_passes=3, model_passes=4)  # a later profile adds the passes that lack

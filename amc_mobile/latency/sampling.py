@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ Widths = NDArray[np.int64]
 MOST_POINTS, FEWEST_POINTS = 5, 3  # per axis, geometric, the minimum and the full width included
 MOST_KERNELS = 460  # more than this, and fewer points per axis are taken
 SCATTERED_POINTS = 12  # for kernels whose axes cannot be moved apart
+QUICK_SCATTERED_POINTS = 6
+QUICK_PLANS = (0, 2, 4, 6, 7, 8)  # of `calibration_widths`: full, smallest, half and three random ones
 
 
 def axis_points(grid: Widths, count: int = MOST_POINTS, *, other_code_from: int = 0) -> Widths:
@@ -41,19 +44,20 @@ def points_per_axis(template: Template, grids: Sequence[Widths]) -> int:
     return FEWEST_POINTS
 
 
-def site_points(site: KernelSite, sizes: Widths, grids: Sequence[Widths], count: int = MOST_POINTS) -> list[Widths]:
+def site_points(
+    site: KernelSite, sizes: Widths, grids: Sequence[Widths], count: int = MOST_POINTS, *, quick: bool = False
+) -> list[Widths]:
     """Plans, each shape (groups,), at which to measure one site; groups it does not depend on stay full.
 
     Axes without common groups are moved apart, the groups of one axis together; else the ends and random widths are
-    taken.
+    taken. `quick`: some of the points that are taken otherwise.
     """
     if have_own_groups(site):
-        steps = [
-            _axis_steps(
-                [group for group, _ in axis.terms], grids, count, _width_at(axis, site.other_code_from.get(place))
-            )
-            for place, axis in enumerate(site.axes)
-        ]
+        steps = []
+        for place, axis in enumerate(site.axes):
+            other_code_from = _width_at(axis, site.other_code_from.get(place))
+            every = _axis_steps([group for group, _ in axis.terms], grids, count, other_code_from)
+            steps.append(_few_steps(every, other_code_from) if quick else every)
         rows = [dict(pair for step in choice for pair in step.items()) for choice in itertools.product(*steps)]
     else:
         rng = np.random.default_rng(site.index)
@@ -61,6 +65,7 @@ def site_points(site: KernelSite, sizes: Widths, grids: Sequence[Widths], count:
         rows += [
             {group: int(rng.choice(grids[group])) for group in site.group_indices} for _ in range(SCATTERED_POINTS - 2)
         ]
+        rows = rows[:QUICK_SCATTERED_POINTS] if quick else rows
     points = []
     for row in rows:
         widths = sizes.copy()
@@ -70,15 +75,19 @@ def site_points(site: KernelSite, sizes: Widths, grids: Sequence[Widths], count:
     return points
 
 
-def kernel_points(template: Template, grids: Sequence[Widths]) -> dict[str, tuple[int, Widths, str]]:
-    """Kernel key -> (site, widths, label) for every kernel to measure, equal kernels once."""
-    return _kernel_points(template, grids, points_per_axis(template, grids))
+def kernel_points(
+    template: Template, grids: Sequence[Widths], *, quick: bool = False
+) -> dict[str, tuple[int, Widths, str]]:
+    """Kernel key -> (site, widths, label) for every kernel to measure, equal kernels once. `quick`: some of them."""
+    return _kernel_points(template, grids, points_per_axis(template, grids), quick=quick)
 
 
-def _kernel_points(template: Template, grids: Sequence[Widths], count: int) -> dict[str, tuple[int, Widths, str]]:
+def _kernel_points(
+    template: Template, grids: Sequence[Widths], count: int, *, quick: bool = False
+) -> dict[str, tuple[int, Widths, str]]:
     found: dict[str, tuple[int, Widths, str]] = {}
     for site in template.sites:
-        for widths in site_points(site, template.sizes, grids, count):
+        for widths in site_points(site, template.sizes, grids, count, quick=quick):
             kernel = template.kernel_at(site.index, widths)
             found.setdefault(kernel.key, (site.index, widths, kernel.label))
     return found
@@ -103,6 +112,15 @@ def _axis_steps(
         {group: int(points[pick[step]]) for group, points, pick in zip(groups, chosen, picks, strict=True)}
         for step in range(longest)
     ]
+
+
+def _few_steps(steps: list[dict[int, int]], other_code_from: int) -> list[dict[int, int]]:
+    """The ends of an axis, its middle where it has more than three points, and both sides of `other_code_from`."""
+    kept = {0, len(steps) - 1} | ({len(steps) // 2} if len(steps) > FEWEST_POINTS else set())
+    if other_code_from:  # an axis of one group
+        above = bisect_left([next(iter(step.values())) for step in steps], other_code_from)
+        kept |= {above - 1, above} & set(range(len(steps)))
+    return [steps[at] for at in sorted(kept)]
 
 
 def calibration_widths(sizes: Widths, grids: Sequence[Widths], *, seed: int = 0) -> list[Widths]:

@@ -28,7 +28,7 @@ FLAG_ADVICE = {
 def advice(report: Report) -> tuple[str, ...]:
     """In the order of weight; empty when there is nothing to do."""
     makers = (
-        _outdated, _over_budget, _not_there_yet, _flags, _quantised, _parity, _prediction, _band, _wrong_budget,
+        _outdated, _over_budget, _not_there_yet, _flags, _quantised, _parity, _prediction, _quick, _band, _wrong_budget,
         _fine_tuning,
     )  # fmt: skip
     return tuple(remark for make in makers for remark in make(report))
@@ -112,6 +112,15 @@ def _prediction(report: Report) -> list[str]:
         f"The measured p50 is {change(pruned.predicted_ms, pruned.latency.p50_ms)} off the predicted "
         f"{ms(pruned.predicted_ms)}, outside the band of +-{percent(band)}: the device may have changed since "
         "`amc-mobile profile`; run it again."
+    ]
+
+
+def _quick(report: Report) -> list[str]:
+    if not report.predictions.quick:
+        return []
+    return [
+        "The latency table is from a quick profile: run `amc-mobile profile`, which measures the rest, then the same "
+        "search again, for a narrower band."
     ]
 
 

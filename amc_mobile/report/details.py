@@ -67,6 +67,7 @@ class Predictions:
     loo_error: float | None = None  # mean relative error, each calibration model left out in turn
     terms: tuple[Term, ...] = ()  # corrections that were tried on these models
     drift: float | None = None  # how many times as long as at the profile the original takes, as last seen
+    quick: bool = False  # from a quick profile, which measures a part of the kernels and models
 
 
 @dataclass(frozen=True)

@@ -230,6 +230,8 @@ def predictions(report: Report) -> Section:
             rows.append(("inside the band", f"{percent(quality.covered, 0)} ({percent(COVERAGE, 0)} promised)"))
     if report.predictions.band is not None:
         rows.append(("band", f"+-{percent(report.predictions.band)}"))
+    if report.predictions.quick:
+        rows.append(("profile", "quick: a part of the kernels and whole models, in fewer passes"))
     if report.predictions.loo_error is not None:
         rows.append(("mean error, each model left out in turn", percent(report.predictions.loo_error)))
     if report.predictions.drift is not None:

@@ -19,13 +19,14 @@ from amc_mobile.kernels.template import Template
 from amc_mobile.latency import calibration_fit
 from amc_mobile.latency.adoption import anchors
 from amc_mobile.latency.anchor import best_anchor
-from amc_mobile.latency.calibration import Calibration, Term
+from amc_mobile.latency.calibration import BAND_FLOOR, Calibration, Term
+from amc_mobile.latency.calibration_fit import QUICK_BAND_FLOOR
 from amc_mobile.latency.measurement import BUSY, KernelMeasurement
 from amc_mobile.latency.predictor import LatencyPredictor
 from amc_mobile.latency.protocol import measure_kernels, measure_model, measure_models
-from amc_mobile.latency.protocol_config import ProtocolConfig
+from amc_mobile.latency.protocol_config import QUICK, ProtocolConfig
 from amc_mobile.latency.requests import KernelRequest, ModelRequest
-from amc_mobile.latency.sampling import calibration_widths, kernel_points
+from amc_mobile.latency.sampling import QUICK_PLANS, calibration_widths, kernel_points
 from amc_mobile.latency.shape_predictor import ShapePredictor, timed_shapes
 from amc_mobile.latency.table import LatencyTable
 from amc_mobile.latency.whole_models import ModelPoint, WholeModel
@@ -47,7 +48,7 @@ class LatencyModel:
 
     `grids`: the widths that plans may have; `sampled`: those that the kernels to measure are taken from. `extra`:
     models measured since the profile; they refine the calibration. `drift`: how much longer the original takes now
-    than at the profile; every p50 speaks of now.
+    than at the profile; every p50 speaks of now. `quick`: a profile measures some kernels and models, in fewer passes.
     """
 
     template: Template
@@ -59,10 +60,12 @@ class LatencyModel:
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     extra: list[ModelPoint] = field(default_factory=list)
     drift: float = 1.0
+    quick: bool = False
 
     def __post_init__(self) -> None:
         self.conditions: Conditions = self.device.conditions()
         self._predictor: LatencyPredictor | None = None
+        self._lacking: tuple[int, int] | None = None
         self._calibration: tuple[int, Calibration] | None = None
         self._form: Term | None = None  # why the predictor is the one that it is
 
@@ -79,7 +82,7 @@ class LatencyModel:
             on_result=lambda done, total, _: progress("measure whole models", done, total),
             config=self.protocol,
         )
-        self._predictor = self._calibration = None
+        self._predictor = self._calibration = self._lacking = None
         return len(points)
 
     def _anchor(self, places: Mapping[str, tuple[int, Widths]]) -> KernelRequest | None:
@@ -91,18 +94,33 @@ class LatencyModel:
     def calibration_requests(self) -> list[ModelRequest]:
         return [
             ModelRequest(self.identity, tuple(int(w) for w in widths), partial(self.file_at, widths))
-            for widths in calibration_widths(self.template.sizes, self.sampled)
+            for widths in self._calibration_widths(quick=self.quick)
         ]
+
+    def _calibration_widths(self, *, quick: bool) -> list[Widths]:
+        plans = calibration_widths(self.template.sizes, self.sampled)
+        return [plans[number] for number in QUICK_PLANS] if quick else plans
+
+    def lacking(self) -> tuple[int, int]:
+        """How many kernels and whole models of a full profile the table lacks, as after a quick one."""
+        if self.conditions.is_foreign:
+            return 0, 0
+        if self._lacking is None:
+            kernels = kernel_points(self.template, self.sampled).keys() - self.table.kernels(self.conditions).keys()
+            models = {tuple(int(width) for width in plan) for plan in self._calibration_widths(quick=False)}
+            measured = {tuple(widths) for widths, _ in self.table.models(self.conditions, self.identity)}
+            self._lacking = len(kernels), len(models - measured)
+        return self._lacking
 
     def kernel_places(self) -> dict[str, tuple[int, Widths]]:
         """Kernel key -> (site, widths) of every kernel that a profile measures."""
-        points = kernel_points(self.template, self.sampled)
+        points = kernel_points(self.template, self.sampled, quick=self.quick)
         return {key: (site, widths) for key, (site, widths, _) in points.items()}
 
     def measure_exactly(self, widths: Widths, progress: Progress) -> None:
         """Measures the very kernels of one plan, shape (groups,), so that its prediction interpolates nothing."""
         self.measure_kernels_at([(site.index, widths) for site in self.template.sites], progress)
-        self._predictor = self._calibration = None
+        self._predictor = self._calibration = self._lacking = None
 
     def kernel_requests(self, wanted: Iterable[tuple[int, Widths]]) -> dict[str, KernelRequest]:
         requests = [
@@ -167,9 +185,19 @@ class LatencyModel:
             plans = [np.array(point.widths, dtype=np.int64) for point in self.points()]
             # The calibration's models have the widths that are sampled, which a search's plans may not.
             grids = [np.union1d(*pair) for pair in zip(self.grids, self.sampled, strict=True)]
+            quick = (
+                self.lacking()[0] > 0 and kernel_points(self.template, self.sampled, quick=True).keys() <= lows.keys()
+            )
             rich, plain = (
                 LatencyPredictor(
-                    self.template, grids, lows, sampled=self.sampled, measured_plans=plans, exact_ms=exact, plain=plain
+                    self.template,
+                    grids,
+                    lows,
+                    sampled=self.sampled,
+                    measured_plans=plans,
+                    exact_ms=exact,
+                    plain=plain,
+                    quick=quick,
                 )
                 for plain in (False, True)
             )
@@ -231,7 +259,8 @@ class LatencyModel:
             points = self.points()
             if len(points) < MIN_CALIBRATION_MODELS:
                 raise MissingLatency(["whole models for the calibration"])
-            fitted = calibration_fit.fit(self._whole_models(points, self.predictor))
+            least_band = QUICK_BAND_FLOOR if any(self.lacking()) else BAND_FLOOR
+            fitted = calibration_fit.fit(self._whole_models(points, self.predictor), least_band=least_band)
             terms = (*((self._form,) if self._form else ()), *fitted.terms)
             self._calibration = (len(self.extra), replace(fitted, terms=terms))
         return self._calibration[1]
@@ -274,8 +303,12 @@ def latency_model(
     progress: Progress,
     *,
     device: Device | None = None,
+    quick: bool = False,
 ) -> LatencyModel:
-    """Loads or builds the template and opens the table. The caller closes it. `device`: else that of the settings."""
+    """Loads or builds the template and opens the table. The caller closes it. `device`: else that of the settings.
+
+    `quick`: see LatencyModel.
+    """
     runtime = chosen_runtime(settings)
     # Before the template: a phone that is not there should not take a minute to be missed.
     device = device or open_device(settings, runtime, progress)
@@ -296,5 +329,7 @@ def latency_model(
         table=LatencyTable(space.table_location(settings)),
         grids=grids,
         sampled=default_grids(network),
+        quick=quick,
+        protocol=QUICK if quick else ProtocolConfig(),
         identity=identity if settings.precision == FLOAT32 else f"{identity} {settings.precision}",
     )

@@ -74,6 +74,21 @@ class OtherUnit:
 
 
 @dataclass(frozen=True)
+class QuickProfile:
+    """What a quick profile left out: kernels and whole models of a full one. Those measured had fewer passes."""
+
+    lacking_kernels: int
+    lacking_models: int
+
+    def lines(self) -> list[str]:
+        return [
+            f"Quick profile: {self.lacking_kernels} kernels and {self.lacking_models} whole models of a full one are "
+            "not measured, the others in fewer passes: predictions are less sure, and the band is wider",
+            "next: run `amc-mobile profile` without --quick, which measures the rest",
+        ]
+
+
+@dataclass(frozen=True)
 class ProfileResult:
     model: str
     precision: str
@@ -85,6 +100,7 @@ class ProfileResult:
     busy: BesideOthers
     phones: Sequence[PhoneShare] = ()  # that shared the work
     other_units: Sequence[OtherUnit] = ()  # that this phone was compared with now
+    quick: QuickProfile | None = None
 
     def document(self) -> dict[str, Any]:
         return {
@@ -93,6 +109,7 @@ class ProfileResult:
             "calibration": self.calibration.to_document(), "flags": list(self.flags), "busy": self.busy.document(),
             "phones": [phone.to_document() for phone in self.phones],
             "other_units": [other.document() for other in self.other_units],
+            "quick": asdict(self.quick) if self.quick else None,
         }  # fmt: skip
 
     def text(self) -> str:
@@ -110,6 +127,7 @@ class ProfileResult:
                 text,
                 *(f"phone {phone.text()}" for phone in self.phones),
                 *(other.text() for other in self.other_units),
+                *(self.quick.lines() if self.quick else []),
                 *self.busy.lines(),
                 *self._unusable(),
             ]
@@ -142,6 +160,7 @@ def profile_result(settings: Settings, latency: LatencyModel, kernels: int) -> P
         float(ends[1]),
         latency.calibration,
         _beside_others(latency),
+        quick=QuickProfile(*lacking) if any(lacking := latency.lacking()) else None,
     )
 
 
@@ -154,8 +173,11 @@ def _beside_others(latency: LatencyModel) -> BesideOthers:
     )
 
 
-def profile_device(space: Workspace, settings: Settings, *, progress: Progress) -> ProfileResult:
-    """Measures what the table lacks and remembers model and device for the next steps."""
+def profile_device(space: Workspace, settings: Settings, *, quick: bool = False, progress: Progress) -> ProfileResult:
+    """Measures what the table lacks and remembers model and device for the next steps.
+
+    `quick`: some kernels and whole models, in fewer passes; a later full profile measures the rest.
+    """
     serials = settings.serials
     if len(set(serials)) < len(serials):
         raise InvalidConfig(f"--serial {settings.serial} names a phone twice", next_step="name each phone once")
@@ -163,7 +185,7 @@ def profile_device(space: Workspace, settings: Settings, *, progress: Progress) 
         raise InvalidConfig("this computer has no --serial", next_step="pass --device with a phone's profile")
     own = replace(settings, serial=serials[0] if serials else "")
     network = load_network(space, settings)
-    latency = latency_model(space, own, network, default_grids(network), progress)
+    latency = latency_model(space, own, network, default_grids(network), progress, quick=quick)
     with latency.table:
         others = _compare_units(latency, progress)
         phones = _share(latency, settings, progress) if len(serials) > 1 else []

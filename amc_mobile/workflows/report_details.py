@@ -99,15 +99,16 @@ def layers(latency: LatencyModel, full: NDArray[np.int64], widths: NDArray[np.in
 
 def predictions(latency: LatencyModel) -> Predictions:
     """Of all whole models measured, those of the search too."""
-    points = latency.points()
+    points, quick = latency.points(), any(latency.lacking())
     if not points:
-        return Predictions((), latency.calibration.band, latency.calibration.loo_mape)
+        return Predictions((), latency.calibration.band, latency.calibration.loo_mape, quick=quick)
     predicted = latency.p50_ms(np.array([point.widths for point in points], dtype=np.int64))
     shown = tuple(
         PredictionPoint(float(p), point.p50_ms, "search" if point.searched else "calibration")
         for p, point in zip(predicted, points, strict=True)
     )
-    return Predictions(shown, latency.calibration.band, latency.calibration.loo_mape, latency.calibration.terms)
+    fitted = latency.calibration
+    return Predictions(shown, fitted.band, fitted.loo_mape, fitted.terms, quick=quick)
 
 
 def finetuning(run: Run) -> tuple[EpochAccuracy, ...]:

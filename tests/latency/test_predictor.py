@@ -252,3 +252,15 @@ def test_a_tile_does_not_merge_measured_points_that_differ() -> None:
     assert np.abs(fitted.predict_at(points.values) / points.measured_ms - 1).max() < 0.01
     alike = predictor(stepped_ms).sites[1].points
     assert fit_site(alike, Steps(tile_out=16), {}).steps == Steps(tile_out=16)
+
+
+def test_a_quick_profile_predicts_a_roofline_everywhere_and_says_what_lacks() -> None:
+    few = kernel_points(TEMPLATE, GRIDS, quick=True)
+    lows_ms = {key: smooth_ms(TEMPLATE.kernel_at(site, widths)) for key, (site, widths, _) in few.items()}
+    plans = all_plans()
+    for plain in (False, True):
+        made = LatencyPredictor(TEMPLATE, GRIDS, lows_ms, quick=True, plain=plain)
+        errors = made.sum_ms(plans) / true_sum_ms(plans, smooth_ms) - 1
+        assert np.abs(errors).max() < 0.03
+    with pytest.raises(MissingLatency):
+        LatencyPredictor(TEMPLATE, GRIDS, lows_ms)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from latency_toys import GRIDS, TEMPLATE, conv
 
-from amc_mobile.latency.sampling import axis_points, calibration_widths, kernel_points, site_points
+from amc_mobile.latency.sampling import QUICK_PLANS, axis_points, calibration_widths, kernel_points, site_points
 
 
 def test_points_are_geometric_and_hold_both_ends() -> None:
@@ -59,3 +61,20 @@ def test_calibration_plans_span_the_grid_and_hold_the_original() -> None:
         assert all(width in grid for width, grid in zip(plan, GRIDS, strict=True))
     again = calibration_widths(TEMPLATE.sizes, GRIDS)
     assert np.array_equal(plans, again)
+
+
+def test_a_quick_profile_measures_some_of_the_kernels_of_a_full_one() -> None:
+    few, every = kernel_points(TEMPLATE, GRIDS, quick=True), kernel_points(TEMPLATE, GRIDS)
+    assert few.keys() < every.keys()
+    assert len(few) <= len(every) / 2
+    ends = [GRIDS[0][0], GRIDS[0][-1]], [GRIDS[1][0], GRIDS[1][-1]]
+    assert all(conv(int(a), int(b)).key in few for a in ends[0] for b in ends[1])
+    assert len(QUICK_PLANS) == len(set(QUICK_PLANS)) < len(calibration_widths(TEMPLATE.sizes, GRIDS))
+
+
+def test_a_quick_profile_measures_both_sides_of_where_other_code_runs() -> None:
+    site = replace(TEMPLATE.sites[0], other_code_from={0: 16})
+    full = {tuple(point) for point in site_points(site, TEMPLATE.sizes, GRIDS)}
+    quick = {tuple(point) for point in site_points(site, TEMPLATE.sizes, GRIDS, quick=True)}
+    assert quick < full
+    assert {8, 16, 32} <= {point[0] for point in quick}
