@@ -77,7 +77,7 @@ typedef struct {
 } ClockTimes;
 
 /* What the clusters that this process may run on have done since the system started, or at their last reset. Counted
- * in hundredths of a second. False where the kernel does not tell. */
+ * in hundredths of a second. False where the kernel does not tell, or a process that was given no cores has several. */
 bool clock_times(ClockTimes *times);
 long switches(void); /* involuntary context switches of all threads so far; -1 where the kernel does not tell */
 bool read_file(const char *path, size_t limit, Text *content, Message *why);

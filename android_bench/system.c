@@ -65,11 +65,14 @@ static bool parse_cores(const char *list, unsigned long *mask) {
     }
 }
 
+static bool is_pinned;
+
 bool set_cores(const char *list, Message *why) {
     unsigned long mask[MAX_CORES / BITS_PER_WORD] = {0};
     if (!parse_cores(list, mask)) return fail(why, "cores %s is not a list such as 4-5,7", list);
     if (sched_setaffinity(0, sizeof mask, (const cpu_set_t *)(void *)mask) != 0)
         return fail(why, "the kernel refuses to run this process on cores %s", list);
+    is_pinned = true;
     return true;
 }
 
@@ -148,6 +151,8 @@ static void find_clusters(Clusters *clusters) {
                      folder, policy);
         text_free(&cores);
     }
+    /* Of several clusters some rest, and which of them worked is not known. */
+    if (!is_pinned && clusters->count > 1) clusters->count = 0;
 }
 
 /* Lines of a clock in kHz and the ticks at it. */

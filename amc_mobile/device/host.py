@@ -168,7 +168,7 @@ def allowed_cores() -> tuple[int, ...]:
 
 
 def counters(cores: Collection[int], folder: Path = CPU_FOLDER) -> Counters:
-    """What the kernel has counted of this process and of the clusters that hold these cores. Virtual machines have no
+    """What the kernel has counted of this process and of the cluster that holds these cores. Virtual machines have no
     clocks to count."""
     usage = resource.getrusage(resource.RUSAGE_SELF) if resource else None
     clocks: list[tuple[float, float, float]] = []  # ms, MHz times ms, ms at the highest clock
@@ -181,7 +181,8 @@ def counters(cores: Collection[int], folder: Path = CPU_FOLDER) -> Counters:
         except (OSError, ValueError):
             clocks.clear()
             break
-    clock_ms, clock_mhz_ms, clock_top_ms = map(sum, zip(*clocks, strict=True)) if clocks else (None, None, None)
+    # Of several clusters some rest, and which of them works is not known.
+    clock_ms, clock_mhz_ms, clock_top_ms = clocks[0] if len(clocks) == 1 else (None, None, None)
     return Counters(usage.ru_nivcsw if usage else None, clock_ms, clock_mhz_ms, clock_top_ms)
 
 

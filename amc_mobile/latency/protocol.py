@@ -1,8 +1,8 @@
 """How kernels and whole models are measured.
 
 Every pass opens a fresh session; the order is shuffled anew for each pass, so that drift meets all alike. Kernels stop
-when their two lowest passes agree. Passes made beside other programs that did not end are made again as soon as the
-device is left alone.
+when their two lowest passes agree, of those made while anchor and clocks were at their best. Passes made beside other
+programs that did not end are made again as soon as the device is left alone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from amc_mobile.latency.protocol_config import ProtocolConfig
 from amc_mobile.latency.requests import KernelRequest, ModelRequest, Request
 from amc_mobile.latency.statistics import pass_low_ms
 from amc_mobile.latency.stretch_plan import StoredStretches, StretchPlan
-from amc_mobile.latency.stretches import StretchMaker, is_busy
+from amc_mobile.latency.stretches import DeviceState, StretchMaker, is_busy
 from amc_mobile.latency.table import LatencyTable
 
 WINDOW_S = 5.0
@@ -60,7 +60,7 @@ def measure_kernels(
     if table is not None:
         table.add_kernels(request.kernel for request in requests.values())
     made = _Run(device, requests, table, config, on_result).all_passes(
-        config.kernel_timing, config.is_kernel_done, config.min_passes, anchor
+        config.kernel_timing, config.is_kernel_done, config.min_passes, anchor, config.max_passes
     )
     conditions = device.conditions()
     return {
@@ -199,6 +199,12 @@ class _Run:
         # Among the first so many passes of a key, busy ones do not count.
         self._outdated = dict.fromkeys(requests, 0)
         self._outdatings_left = config.anchor_total_repeats
+        self._states: dict[str, list[DeviceState | None]] = {
+            key: [None] * len(made) for key, made in self._passes.items()
+        }
+        self._anchor_in_use: Anchor | None = None
+        self._most = 0  # so many passes of a key count, however slow the device was
+        self._highest_mhz = 0.0
         self._has_beside = any(one.busy for made in self._passes.values() for one in made)
 
     def all_passes(
@@ -207,9 +213,11 @@ class _Run:
         is_done: Callable[[Sequence[Pass]], bool],
         at_least: int,
         anchor_request: Request | None,
+        most: int = 0,
     ) -> dict[str, list[Pass]]:
-        """Passes by key, until `is_done` of each; `at_least`: no key is done with fewer."""
-        passes = self._passes
+        """Passes by key, until `is_done` of each; `at_least`: no key is done with fewer. `most`: below so many, passes
+        made while the device was slow do not count; 0: they do."""
+        passes, self._most = self._passes, most
         todo = [key for key in passes if not is_done(passes[key])]
         if not todo and not self._has_beside:
             return passes
@@ -220,6 +228,7 @@ class _Run:
             left, total = set(todo), len(passes)
             plan = self._unfinished(anchor_request)
             anchor, stored = self._anchor(anchor_request, todo, plan), passes if self._table is not None else None
+            self._anchor_in_use = anchor
             maker = StretchMaker(self._device, self._requests, timing, anchor, self._config, stored=stored, plan=plan)
             waiting: list[Sequence[str]] = list(plan.stretches) if plan else []
             old = StoredStretches(plan, {key: len(made) for key, made in passes.items()}) if plan else None
@@ -236,8 +245,10 @@ class _Run:
                         continue
                     if self._table is not None:
                         self._table.add_passes(self._conditions, stretch.passes, warmup_runs=timing.warmup_runs)
+                    self._highest_mhz = max(self._highest_mhz, stretch.state.mhz or 0.0)
                     for key, one in stretch.passes:
                         passes[key].append(one)
+                        self._states[key].append(stretch.state)
                         if key in left and is_done(self._counted(key)):
                             left.discard(key)
                             if self._on_result:
@@ -251,7 +262,20 @@ class _Run:
     def _counted(self, key: str) -> list[Pass]:
         """The passes that count towards being done."""
         outdated = self._outdated[key]
-        return [one for number, one in enumerate(self._passes[key]) if number >= outdated or not one.busy]
+        made = list(zip(self._passes[key], self._states[key], strict=True))
+        kept = [(one, state) for number, (one, state) in enumerate(made) if number >= outdated or not one.busy]
+        if len(kept) < self._most:
+            kept = [(one, state) for one, state in kept if one.busy or not self._was_slow(state)]
+        return [one for one, _ in kept]
+
+    def _was_slow(self, state: DeviceState | None) -> bool:
+        """Whether anchor or clocks have done better at another time: passes may agree on a slow device."""
+        if state is None:
+            return False
+        drift = self._config.anchor_drift
+        lowest_ms = self._anchor_in_use.lowest_ms if self._anchor_in_use else math.inf
+        is_behind = state.anchor_ms is not None and state.anchor_ms > lowest_ms * (1 + drift)
+        return is_behind or (state.mhz is not None and state.mhz < self._highest_mhz * (1 - drift))
 
     def _outdate(self) -> None:
         """What was made beside other programs does not count any more once the device is left alone."""

@@ -17,7 +17,17 @@ from amc_mobile.latency.anchor import Anchor
 from amc_mobile.latency.measurement import Pass
 from amc_mobile.latency.protocol_config import ProtocolConfig
 from amc_mobile.latency.requests import Request
+from amc_mobile.latency.statistics import pass_low_ms
 from amc_mobile.latency.stretch_plan import StretchPlan
+
+SHORTEST_CLOCK_MS = 200.0  # the kernel counts in steps of 10 ms
+
+
+class DeviceState(NamedTuple):
+    """The device during a stretch: the anchor's reading after it, and the mean clock; None: unknown."""
+
+    anchor_ms: float | None
+    mhz: float | None
 
 
 class Stretch(NamedTuple):
@@ -25,12 +35,19 @@ class Stretch(NamedTuple):
 
     passes: list[tuple[str, Pass]]
     beside: bool
+    state: DeviceState
 
 
 def is_busy(device: Device) -> bool:
     """Whether other programs ran when the device was last looked at."""
     found = device.neighbours()
     return found is not None and found.is_busy
+
+
+def _mean_mhz(timed: Sequence[TimedPass]) -> float | None:
+    known = [(one.record.clock_mhz_ms or 0.0, one.record.clock_ms) for one in timed if one.record.clock_ms]
+    total_ms = sum(ms for _, ms in known)
+    return sum(mhz_ms for mhz_ms, _ in known) / total_ms if total_ms >= SHORTEST_CLOCK_MS else None
 
 
 class StretchMaker:
@@ -68,12 +85,12 @@ class StretchMaker:
             count = max(1, self._device.jobs_per_batch // self._config.anchor_every)
             batch, waiting = waiting[:count], waiting[count:]
             again = []
-            for keys, timed, steady in self._batch(batch):
+            for keys, timed, steady, state in self._batch(batch):
                 self._in_a_row = 0 if steady else self._in_a_row + 1
                 if steady or self._in_a_row > self._config.anchor_repeats or self._repeats_left == 0:
                     beside = is_busy(self._device)
                     passes = [Pass(one.samples_ms, beside or not steady, one.record) for one in timed]
-                    yield Stretch(list(zip(keys, passes, strict=True)), beside)
+                    yield Stretch(list(zip(keys, passes, strict=True)), beside, state)
                 else:
                     self._repeats_left -= 1
                     again.append(keys)
@@ -81,8 +98,10 @@ class StretchMaker:
                 self._device.settle()
                 waiting = again + waiting
 
-    def _batch(self, stretches: Sequence[Sequence[str]]) -> Iterator[tuple[Sequence[str], list[TimedPass], bool]]:
-        """For each stretch its keys, what was timed, and whether the device stayed the same meanwhile; as they come."""
+    def _batch(
+        self, stretches: Sequence[Sequence[str]]
+    ) -> Iterator[tuple[Sequence[str], list[TimedPass], bool, DeviceState]]:
+        """For each stretch as it comes: keys, what was timed, whether the device stayed the same, and its state."""
         anchor = self._anchor
         first = anchor.first_jobs() if anchor else []
         last = anchor.jobs() if anchor else []
@@ -95,11 +114,13 @@ class StretchMaker:
                 anchor.see([one.samples_ms for one in islice(made, len(first))])
             for position, keys in enumerate(stretches):
                 timed = list(islice(made, len(keys)))
-                steady = anchor.is_steady([one.samples_ms for one in islice(made, len(last))]) if anchor else True
+                readings = list(islice(made, len(last)))
+                steady = anchor.is_steady([one.samples_ms for one in readings]) if anchor else True
                 # Heat shows in the anchor as well; the device itself is asked when it has nothing to do.
                 if position == len(stretches) - 1:
                     steady = steady and self._device.is_steady()
-                yield keys, timed, steady
+                anchor_ms = min((pass_low_ms(one.samples_ms) for one in readings), default=None)
+                yield keys, timed, steady, DeviceState(anchor_ms, _mean_mhz([*timed, *readings]))
 
     def _start(self, jobs: Sequence[Job], stretches: Sequence[Sequence[str]]) -> Generator[TimedPass, None, None]:
         if self._stored is None or not isinstance(self._device, ResumableDevice):

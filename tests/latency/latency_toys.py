@@ -11,7 +11,7 @@ import numpy as np
 
 from amc_mobile.device.conditions import Conditions
 from amc_mobile.device.neighbours import Neighbours
-from amc_mobile.device.timing import SessionDevice
+from amc_mobile.device.timing import Counters, SessionDevice
 from amc_mobile.kernels.expression import Expression
 from amc_mobile.kernels.kernel import Kernel
 from amc_mobile.kernels.onnx_layout import Border
@@ -39,6 +39,8 @@ class ToyDevice(SessionDevice):
     held: list[str] = field(default_factory=list)  # "taken", "given back", "settled"
     hot: Callable[[int], bool] = lambda opens: False
     beside: Callable[[int], Neighbours | None] = lambda opens: None
+    mhz: Callable[[int], float] | None = None  # of the only cluster, by opens so far
+    mhz_ms: float = 0.0
 
     def conditions(self) -> Conditions:
         return self.measured_under
@@ -49,7 +51,9 @@ class ToyDevice(SessionDevice):
         self.opened.append(name)
 
         def run() -> None:
-            self.now_s += self.ms[name] / 1000 * self.slowdown(len(self.opened))
+            ms = self.ms[name] * self.slowdown(len(self.opened))
+            self.now_s += ms / 1000
+            self.mhz_ms += ms * self.mhz(len(self.opened)) if self.mhz else 0.0
 
         yield SimpleNamespace(run=run)
 
@@ -60,6 +64,9 @@ class ToyDevice(SessionDevice):
             yield
         finally:
             self.held.append("given back")
+
+    def counters(self) -> Counters:
+        return Counters(clock_ms=self.now_s * 1000, clock_mhz_ms=self.mhz_ms) if self.mhz else Counters()
 
     def is_steady(self) -> bool:
         return not self.hot(len(self.opened))

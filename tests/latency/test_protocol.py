@@ -236,6 +236,35 @@ def test_a_block_measured_while_the_machine_was_busy_is_made_again(device: ToyDe
     assert all(max(max(samples) for samples in kernel.samples_ms) < 0.5 for kernel in found.values())
 
 
+SLOW_OPENS = 3 + 5 * (4 + READINGS)  # the anchor's first readings, and five of the six stretches of the fewest passes
+
+
+def test_passes_that_agree_on_a_slow_device_are_not_the_last(device: ToyDevice) -> None:
+    device.slowdown = slow_between(1, SLOW_OPENS)
+    names = "abcdefgh"
+    config = ProtocolConfig(anchor_every=4)
+    found = measure_kernels(device, kernel_requests(names), anchor=request("anchor"), config=config)
+    assert sorted(kernel.low_ms for kernel in found.values()) == pytest.approx([MS[name] for name in names])
+    assert max(len(kernel.passes) for kernel in found.values()) < config.max_passes
+
+
+def test_passes_at_a_lower_clock_are_not_the_last(device: ToyDevice) -> None:
+    # The anchor runs from the cache: it is as fast, or the readings met a better moment.
+    device.ms = {**MS, "anchor": 0.1}
+    device.mhz = lambda opens: 1000.0 if opens <= SLOW_OPENS else 2000.0
+    device.slowdown = lambda opens: 2.0 if opens <= SLOW_OPENS and device.opened[-1] != "anchor" else 1.0
+    config = ProtocolConfig(anchor_every=4, kernel_sample_ms=20)
+    found = measure_kernels(device, kernel_requests("abcdefgh"), anchor=request("anchor"), config=config)
+    assert sorted(kernel.low_ms for kernel in found.values()) == pytest.approx([MS[name] for name in "abcdefgh"])
+
+
+def test_a_clock_that_never_rests_ends_at_the_most_passes(device: ToyDevice) -> None:
+    device.mhz = lambda opens: 1000.0 + 100 * opens
+    config = ProtocolConfig(anchor_every=4, max_passes=5, kernel_sample_ms=20)
+    found = measure_kernels(device, kernel_requests("abcd"), anchor=request("anchor"), config=config)
+    assert {len(kernel.passes) for kernel in found.values()} == {5}
+
+
 def test_a_block_during_which_the_device_grew_hot_is_made_again_once_it_has_settled(device: ToyDevice) -> None:
     device.hot = lambda opens: opens <= 10 and "settled" not in device.held
     config = ProtocolConfig(anchor_every=4)

@@ -151,6 +151,18 @@ def test_a_pass_tells_the_clocks_of_its_cores_and_what_interrupted_it(
     monkeypatch.delenv("FAKE_TRACE")
     (stood,) = run_on_host(runner, manifest("ok 0"), tmp_path).results
     assert stood.clock_ms is None
+    if len(os.sched_getaffinity(0)) > 1:  # of two clusters one may rest, unless the process was given both
+        other = max(os.sched_getaffinity(0))
+        (tmp_path / "cpu" / "cpufreq" / "policy900" / "related_cpus").write_text(str(other))
+        ticks = tmp_path / "cpu" / "cpufreq" / "policy0" / "stats" / "time_in_state"
+        ticks.write_text("2000000 7\n1000000 1")
+        monkeypatch.setenv("FAKE_TRACE", str(ticks))
+        both = replace(manifest("ok 0"), cores=",".join(map(str, sorted(os.sched_getaffinity(0)))))
+        (free,) = run_on_host(runner, manifest("ok 0"), tmp_path).results
+        (given,) = run_on_host(runner, both, tmp_path).results
+        assert free.clock_ms is None
+        assert given.clock_ms is not None
+        monkeypatch.delenv("FAKE_TRACE")
     monkeypatch.setenv("AMC_BENCH_CPU_FOLDER", str(tmp_path))
     (unknown,) = run_on_host(runner, manifest("ok"), tmp_path).results
     assert unknown.clock_ms is None
