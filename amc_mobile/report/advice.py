@@ -25,11 +25,21 @@ FLAG_ADVICE = {
 }
 
 
+def nothing_pruned(*, keeps_accuracy: bool) -> str:
+    """Of a search that ended with the original network. `keeps_accuracy`: --max-loss was asked for."""
+    if keeps_accuracy:
+        return "Nothing is pruned: no cheaper plan kept the accuracy. Raise --max-loss, or try more --episodes."
+    return (
+        "Nothing is pruned: no cheaper plan scored better with this reward. Ask for a size, such as --macs-ratio 0.5, "
+        "or for another --reward."
+    )
+
+
 def advice(report: Report) -> tuple[str, ...]:
     """In the order of weight; empty when there is nothing to do."""
     makers = (
-        _outdated, _over_budget, _not_there_yet, _flags, _quantised, _parity, _prediction, _quick, _band, _wrong_budget,
-        _fine_tuning,
+        _outdated, _uncut, _over_budget, _not_there_yet, _flags, _quantised, _parity, _prediction, _quick, _band,
+        _wrong_budget, _fine_tuning,
     )  # fmt: skip
     return tuple(remark for make in makers for remark in make(report))
 
@@ -39,6 +49,13 @@ def _outdated(report: Report) -> list[str]:
     if not names:
         return []
     return [f"{', '.join(names)}: written before the present weights; run `amc-mobile export` again."]
+
+
+def _uncut(report: Report) -> list[str]:
+    before, after = report.original, report.pruned
+    if after is None or after.macs is None or (after.macs, after.parameters) != (before.macs, before.parameters):
+        return []
+    return [nothing_pruned(keeps_accuracy="max_loss" in report.settings)]
 
 
 def _over_budget(report: Report) -> list[str]:

@@ -15,6 +15,7 @@ from amc_mobile.channels.plan import LEAST_CHOICES
 from amc_mobile.errors import AccuracyNotKept, AmcMobileError, InvalidInput, MissingLatency
 from amc_mobile.models.evaluation import evaluate
 from amc_mobile.pruning.matrices import Matrices
+from amc_mobile.report.advice import nothing_pruned
 from amc_mobile.search.budget import Budget, Unit, format_cost
 from amc_mobile.search.episode_log import EpisodeLog, EpisodeRow
 from amc_mobile.search.guarantee import AccuracyGuarantee, DrawnLimits
@@ -85,6 +86,7 @@ class SearchOutcome:
             + "".join(told(row) for row in s["budgets"][1:])
             + (f"  {self._over()}\n" if s["better_over"] else "")
             + (f"  {self._multiples()}\n" if s["granularity"] == "channel" else "")
+            + (f"  {nothing_pruned(keeps_accuracy=s['max_loss'] is not None)}\n" if self.is_uncut else "")
             + (f"  {self._promise()}\n" if s["accuracy_kept"] is not None else "")
             + (f"  kernels of the prediction: {sources}\n" if s["offline"] else "")
             + f"  MACs {s['macs'] / 1e6:.2f} M of {s['original_macs'] / 1e6:.2f} M, "
@@ -92,6 +94,12 @@ class SearchOutcome:
             f"  {Finished.told(s['refit'])}\n"
             f"  {s['metric']} on {s['test_images']} {s['accuracy_on']}: {accuracies}"
         )
+
+    @property
+    def is_uncut(self) -> bool:
+        """Whether the plan found is the original network."""
+        s = self.search
+        return bool((s["macs"], s["parameters"]) == (s["original_macs"], s["original_parameters"]))
 
     def _over(self) -> str:
         """Why plans that scored better were not chosen."""

@@ -114,6 +114,19 @@ def test_a_failed_budget_advises_a_tighter_one() -> None:
     assert "--latency-ms 1.091" in remarks[0]
 
 
+@pytest.mark.parametrize(
+    ("settings", "cause"),
+    [({}, "no cheaper plan scored better"), ({"max_loss": 0.01}, "no cheaper plan kept the accur")],
+)
+def test_a_search_that_prunes_nothing_says_what_to_do(settings: dict[str, float], cause: str) -> None:
+    whole = ModelColumn(macs=1000, parameters=100)
+    budget = Budget("macs", 1000.0, gate=Gate(True, 1000, 1000))
+    report = Report("net", budget=budget, original=whole, pruned=whole, settings=settings)
+    assert cause in advice(report)[0] and "--" in advice(report)[0]
+    cut = replace(report, pruned=ModelColumn(macs=1000, parameters=90))
+    assert not any("Nothing is pruned" in remark for remark in advice(cut))
+
+
 def test_a_finished_run_that_passes_needs_no_advice() -> None:
     assert advice(REPORT) == ()
 

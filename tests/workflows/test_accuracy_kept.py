@@ -78,6 +78,17 @@ def test_a_promise_that_was_not_kept_is_said_everywhere(folder: Path, command: C
     assert "NOT KEPT" in command("report")
 
 
+def test_search_and_report_say_that_nothing_is_pruned(folder: Path, command: Command) -> None:
+    write_taught(folder)
+    said = command(*TAUGHT, "--reward", "error-log-macs", "--min-keep-ratio", "1", "--episodes", "2")
+    found = json.loads((folder / "amc-workspace/runs/mine/search.json").read_text())
+    assert found["macs"] == found["original_macs"]  # what the test is about
+    assert "no cheaper plan scored better with this reward" in said and "--macs-ratio" in said
+    command("report")
+    page = (folder / "amc-workspace/runs/mine/report.html").read_text()
+    assert "no cheaper plan scored better with this reward" in page
+
+
 def test_a_promise_that_was_kept_is_checked_on_the_refitted_network(folder: Path, command: Command) -> None:
     write_taught(folder)
     said = command(*TAUGHT, "--macs-ratio", "0.9", "--max-loss", "0.9", "--episodes", "5")
