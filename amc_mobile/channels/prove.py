@@ -16,7 +16,7 @@ from amc_mobile.channels.exported import where_it_failed
 from amc_mobile.channels.ids import Ids
 from amc_mobile.channels.plan import MIN_CHANNELS
 from amc_mobile.channels.structure import ChannelGroups
-from amc_mobile.errors import UnsupportedLayer
+from amc_mobile.errors import InvalidInput, UnsupportedLayer
 
 
 def random_kept(groups: ChannelGroups, rng: np.random.Generator, *, at_least: float = 0.25) -> dict[str, Ids]:
@@ -53,6 +53,8 @@ def prove(
     if not difference <= tolerance:  # NaN included
         # Some networks amplify rounding errors, e.g. with random weights: more digits tell those from wrong groups.
         difference = _difference(copy.deepcopy(model).double(), groups, example.double(), kept)
+    if math.isnan(difference):
+        _require_finite(model, example)
     if not difference <= tolerance:
         raise UnsupportedLayer(
             "",
@@ -88,6 +90,31 @@ def _difference(model: nn.Module, groups: ChannelGroups, example: Tensor, kept: 
             return difference
         worst = max(worst, difference)
     return worst
+
+
+def _require_finite(model: nn.Module, example: Tensor) -> None:
+    """Raises InvalidInput where the network itself gives NaN or infinity, naming the first module that does."""
+    first: list[str] = []
+
+    def look(name: str, output: Any) -> None:
+        if not first and not all(bool(tensor.isfinite().all()) for tensor in _tensors(output)):
+            first.append(name)
+
+    looking = [
+        module.register_forward_hook(lambda _module, _inputs, output, name=name: look(name, output))
+        for name, module in model.named_modules()
+    ]
+    try:
+        with torch.no_grad():
+            model(example)
+    finally:
+        for handle in looking:
+            handle.remove()
+    if first:
+        raise InvalidInput(
+            f"{first[0] or 'the network'}: its output is not finite (NaN or infinite)",
+            next_step="check the checkpoint: values that overflow, and negative variances of batch norms",
+        )
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import pickle
 import re
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from amc_mobile import store
 from amc_mobile.errors import CorruptFile, InvalidInput
 
+LOG = logging.getLogger(__name__)
+
 # Keys under which training scripts keep the weights, the most usual first. Moving averages are taken last.
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params")
 AVERAGED = ("ema", "swa", "average", "teacher", "shadow")
@@ -35,7 +38,7 @@ def load_checkpoint(module: nn.Module, path: Path) -> None:
     """Puts the weights of `path` into `module`, in place; nothing is changed when they do not fit.
 
     They may lie in a dict of a training script, under names with one prefix more or less, as those of a Lightning
-    module; of several sets that fit the first is taken, a moving average last.
+    module; of several sets that fit the first is taken, a moving average last, and a line on stderr says so.
     A file whose batch norms are folded into the convolutions (no batch-norm values, a bias for each convolution) is
     accepted: the batch norms become nn.Identity and the convolutions get a bias.
     Raises InvalidInput that lists missing, unknown and misshapen names, and CorruptFile.
@@ -53,7 +56,7 @@ def load_checkpoint(module: nn.Module, path: Path) -> None:
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint by name, freed of wrappers and prefixes, on the CPU."""
-    weights = _kept_weights(path)[0]
+    _, weights = _kept_weights(path)[0]
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in weights):
             weights = {name.removeprefix(prefix): value for name, value in weights.items()}
@@ -61,8 +64,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _kept_weights(path: Path) -> list[dict[str, Tensor]]:
-    """Every set of named tensors in a checkpoint, the likeliest to be the network's weights first."""
+def _kept_weights(path: Path) -> list[tuple[str, dict[str, Tensor]]]:
+    """Every set of named tensors in a checkpoint and where it lies, the likeliest to be the network's weights first."""
     content = _content(path)
     found = list(_sets_in(content, MAX_NESTING)) if isinstance(content, Mapping) else []
     if not found:
@@ -122,16 +125,16 @@ def _other_form(path: Path, head: bytes) -> tuple[str, str] | None:
     return None
 
 
-def _sets_in(content: Mapping[Any, Any], depth: int) -> Iterator[dict[str, Tensor]]:
+def _sets_in(content: Mapping[Any, Any], depth: int, place: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
     tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     inner = {str(name): value for name, value in content.items() if isinstance(value, Mapping)}
     if tensors and len(tensors) >= len(content) / 2:
-        yield tensors
+        yield place, tensors
     if depth:
         for name in sorted(inner, key=_rank):
-            yield from _sets_in(inner[name], depth - 1)
+            yield from _sets_in(inner[name], depth - 1, f"{place}.{name}" if place else name)
     if tensors and len(tensors) < len(content) / 2:
-        yield tensors
+        yield place, tensors
 
 
 def _rank(name: str) -> tuple[bool, int]:
@@ -140,19 +143,29 @@ def _rank(name: str) -> tuple[bool, int]:
 
 
 def _fitting(
-    module: nn.Module, sets: list[dict[str, Tensor]], path: Path
+    module: nn.Module, sets: list[tuple[str, dict[str, Tensor]]], path: Path
 ) -> tuple[dict[str, Tensor], list[tuple[str, str]]]:
     """The first set that fits the module, and its folded batch norms. One prefix of names may be off by: the wrapper's
     in the file or in the module. Raises InvalidInput about the set that fits best."""
     own = set(module.state_dict())
     tried: list[tuple[int, list[str]]] = []
-    for weights in sets:
+    fitting: dict[str, tuple[dict[str, Tensor], list[tuple[str, str]]]] = {}
+    for place, weights in sets:
         for renamed in _renamed(weights, own):
             folded = _folded_batch_norms(module, renamed)
             problems = _misfits(module, renamed, folded)
             if not problems:
-                return renamed, folded
+                fitting[place] = (renamed, folded)
+                break
             tried.append((len(own & renamed.keys()), problems))
+    if fitting:
+        taken, *others = fitting
+        if others:
+            LOG.warning(
+                "%s: the weights under %r are taken; those under %s fit as well: save them alone to use them", path,
+                taken, " and ".join(map(repr, others)),
+            )  # fmt: skip
+        return fitting[taken]
     _, problems = max(tried, key=lambda one: one[0])
     raise InvalidInput(
         f"{path} does not fit the network: {'; '.join(problems)}",

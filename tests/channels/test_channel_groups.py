@@ -156,6 +156,17 @@ def test_control_flow_is_an_error_that_names_module_and_line(capfd: pytest.Captu
     assert "def forward" not in capfd.readouterr().err
 
 
+def test_weights_that_give_nan_are_named_as_the_cause() -> None:
+    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.LazyLinear(4)
+    model = nn.Sequential(*layers).eval()
+    model(example())
+    groups = find_groups(model, example())
+    model[1].running_var[:] = -1.0
+    with pytest.raises(InvalidInput, match=r"^1: its output is not finite") as caught:
+        prove(model, groups, example())
+    assert "checkpoint" in caught.value.next_step
+
+
 def test_what_an_unknown_operator_reads_is_kept_and_the_reason_names_it() -> None:
     model = randomised(UnknownOperator())
     groups = find_groups(model, example())

@@ -110,6 +110,19 @@ def test_weights_are_loaded_as_people_save_them(tmp_path: Path, how: str) -> Non
     assert torch.equal(outputs(other), outputs(original))
 
 
+def test_of_two_sets_that_fit_the_one_taken_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    original, average, other = small_net(1), small_net(2), small_net(3)
+    both = {"state_dict": original.state_dict(), "state_dict_ema": average.state_dict(), "optimizer": {"lr": 0.1}}
+    torch.save(both, tmp_path / "net.pt")
+    load_checkpoint(other, tmp_path / "net.pt")
+    assert torch.equal(outputs(other), outputs(original))
+    assert "'state_dict' are taken" in caplog.text and "'state_dict_ema' fit as well" in caplog.text
+    caplog.clear()
+    torch.save(wrapped(original.state_dict(), "lightning"), tmp_path / "net.pt")
+    load_checkpoint(other, tmp_path / "net.pt")
+    assert not caplog.text
+
+
 def test_a_network_inside_a_module_takes_the_weights_of_the_bare_one(tmp_path: Path) -> None:
     class Wrapper(nn.Module):
         def __init__(self, seed: int) -> None:
