@@ -155,7 +155,7 @@ class ResumableDevice(Protocol):
 class Heat:
     """Temperature of the device, and clock of the fastest core in use; None where the device does not report it.
 
-    `clock_mhz`: now; `clock_limit_mhz`: the highest that heat allows now.
+    `clock_mhz`: now, or the mean over some time; `clock_limit_mhz`: the highest that heat allows now.
     """
 
     celsius: float | None = None

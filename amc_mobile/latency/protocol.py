@@ -132,6 +132,9 @@ def measure_sustained(
         began = time.monotonic()
         for timed in device.passes([job] * count):
             heat = device.heat() if isinstance(device, HeatReader) else Heat()
+            record = timed.record
+            if record.clock_ms and record.clock_mhz_ms is not None:
+                heat = replace(heat, clock_mhz=record.clock_mhz_ms / record.clock_ms)  # the mean of the whole window
             windows.append(Window(time.monotonic() - began, timed.samples_ms, heat))
             if on_window:
                 on_window(windows[-1].ended_s)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
@@ -13,7 +13,7 @@ from latency_toys import CONDITIONS, ToyDevice, conv, request
 
 from amc_mobile.device import timing as timing_module
 from amc_mobile.device.neighbours import Neighbours
-from amc_mobile.device.timing import Job, SamplesMs, Timing, time_session
+from amc_mobile.device.timing import Job, PassRecord, SamplesMs, TimedPass, Timing, time_session
 from amc_mobile.errors import DeviceError, InvalidConfig, InvalidInput
 from amc_mobile.latency.anchor import READINGS, Anchor
 from amc_mobile.latency.measurement import BUSY, Pass
@@ -455,6 +455,19 @@ def test_a_sustained_measurement_says_how_much_slower_the_device_becomes(device:
     assert all(4.9 <= window["runs"] * window["p50_ms"] / 1000 <= 5.5 for window in document["windows"])
     assert document["windows"][0]["celsius"] is None
     assert document["flags"] == []
+
+
+def test_windows_have_the_mean_clock_where_passes_know_it(device: ToyDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = device.passes
+
+    def passes(jobs: Sequence[Job]) -> Generator[TimedPass, None, None]:
+        for number, timed in enumerate(plain(jobs)):
+            known = PassRecord(clock_ms=500.0, clock_mhz_ms=500.0 * (2000 - 100 * number)) if number else PassRecord()
+            yield replace(timed, record=known)
+
+    monkeypatch.setattr(device, "passes", passes)
+    windows = measure_sustained(device, b"a", 1.0).windows
+    assert [window.heat.clock_mhz for window in windows] == [None, 1900.0, 1800.0, 1700.0]
 
 
 def test_a_sustained_measurement_may_keep_a_cadence(device: ToyDevice) -> None:
