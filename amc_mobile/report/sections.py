@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from amc_mobile.device.conditions import readable
 from amc_mobile.latency.calibration import COVERAGE
-from amc_mobile.report.content import TOP1, Report
+from amc_mobile.report.content import TOP1, Report, Scalar
 from amc_mobile.report.details import EpisodePoint, LayerRow
 from amc_mobile.report.prediction_quality import prediction_quality
 from amc_mobile.report.quantities import (
@@ -252,7 +253,22 @@ def conditions(report: Report) -> Section:
     if report.flags:
         rows = (*rows, ("flags", ", ".join(report.flags)))
     return Section(
-        "conditions", "Device and conditions", ("", ""), rows, "Nothing was measured: run `amc-mobile export`."
+        "conditions", "Device and conditions", ("", ""), rows, "Nothing was measured: run `amc-mobile export`.",
+        _unlike_an_app(report.conditions),
+    )  # fmt: skip
+
+
+def _unlike_an_app(conditions: Mapping[str, Scalar]) -> str:
+    """How measuring differs from what an app does with the network."""
+    if str(conditions.get("os", "")).startswith("Android"):
+        cores = str(conditions.get("cores", ""))
+        where = f"pinned to cores {cores}" if cores[:1].isdigit() else "on any cores"
+        how = f"here a process of adb's shell ran the network back to back, {where}, with no other work"
+    else:
+        how = "here one process ran the network back to back, with no other work"
+    return (
+        f"An app may see other latencies: {how}. Closer to it: `amc-mobile measure FILE --cadence-fps 30`, and "
+        "`amc-mobile measure FILE --sustained-s 60` for heat."
     )
 
 

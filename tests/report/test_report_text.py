@@ -43,6 +43,21 @@ def test_the_verdict_comes_first_and_every_section_says_why_it_is_empty() -> Non
         assert f"\n{title}\n  " in text
 
 
+@pytest.mark.parametrize(
+    ("conditions", "how"),
+    [
+        ({"os": "Android 15 google/shiba", "cores": "4-5"}, "a process of adb's shell ran the network back to back, "
+         "pinned to cores 4-5, with no other work"),
+        ({"os": "Android 15 google/shiba", "cores": "any"}, "on any cores, with no other work"),
+        ({"os": "Linux 6.1.0", "cores": "0-1"}, "here one process ran the network back to back, with no other work"),
+    ],
+)  # fmt: skip
+def test_the_conditions_say_how_measuring_differs_from_an_app(conditions: dict[str, str], how: str) -> None:
+    text = render_text(replace(finished_report(), conditions=conditions))
+    assert how in text
+    assert "`amc-mobile measure FILE --cadence-fps 30`" in text
+
+
 def test_long_networks_are_cut_and_the_rest_is_counted() -> None:
     text = render_text(Report("net", layers=tuple(LayerRow(f"layer{i}", ms_before=1.0) for i in range(100))))
     assert "layer59" in text and "layer60" not in text and "40 more in layers.csv" in text
