@@ -119,6 +119,7 @@ class Stand:
         patch.setenv("ADB_MDNS", "0")
         patch.setenv("ANDROID_ADB_SERVER_PORT", str(adb_server.port))
         self._thread: threading.Thread | None = None
+        self._twin: FakePhone | None = None
         self._ended: list[int] = []
         self._trouble: list[str] = []
         self._began = 0.0
@@ -164,6 +165,24 @@ class Stand:
         self.adb_server.detach(self.phone)
         said = self.adb_server.attach(self.phone)
         assert "connected" in said, said
+
+    def attach_twin(self) -> None:
+        """Another phone of the same model on another cable."""
+        self._twin = FakePhone(self.folder.parent / "twin")
+        said = self.adb_server.attach(self._twin)
+        assert "connected" in said, said
+
+    def take_twin_away(self) -> None:
+        """Nothing was asked of it, and nothing put on it."""
+        assert self._twin is not None
+        assert not list(self._twin.sandbox.local("/data/local/tmp").iterdir())
+        self.stop_twin()
+
+    def stop_twin(self) -> None:
+        if self._twin is not None:
+            self.adb_server.detach(self._twin)
+            self._twin.stop()
+            self._twin = None
 
     @contextmanager
     def paused_at(self, count: int) -> Iterator[None]:

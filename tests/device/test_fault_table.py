@@ -146,14 +146,17 @@ FAULTS = {
     "SIGTERM": Fault(
         Stand.terminate, lambda stand: None, otherwise="stopped; the same command goes on", exit_code=128 + 15
     ),
+    "second phone of one model": Fault(Stand.attach_twin, Stand.take_twin_away),
     "garbage on stdout": Fault(everything("garbage"), mend_links, before=("devices",)),
 }
 
 
-# `devices` starts no runner and leaves nothing on a phone; an export takes long and measures as `measure` does.
-LEFT_OUT = {("SIGTERM", "devices"), ("hung runner", "devices")} | {
-    (name, "export")
-    for name in FAULTS.keys() - {"link drops, comes back", "unplug", "disk full", "hot phone", "hung runner", "SIGTERM"}
+EXPORT = {  # one of each kind of trouble: an export takes long and measures as `measure` does
+    "link drops, comes back", "unplug", "disk full", "hot phone", "hung runner", "SIGTERM", "second phone of one model",
+}  # fmt: skip
+# `devices` starts no runner, leaves nothing on a phone, and has its list of phones before it asks them.
+LEFT_OUT = {("SIGTERM", "devices"), ("hung runner", "devices"), ("second phone of one model", "devices")} | {
+    (name, "export") for name in FAULTS.keys() - EXPORT
 }
 CELLS = [(name, command) for name in FAULTS for command in COMMANDS if (name, command) not in LEFT_OUT]
 
@@ -211,6 +214,7 @@ def stand(command: str, undisturbed: Undisturbed, tmp_path: Path, monkeypatch: p
     stand = Stand(command, phone, server, folder, home, monkeypatch)
     yield stand
     stand.limits.undo()
+    stand.stop_twin()
     phone.stop()
     server.stop()
 
