@@ -128,11 +128,14 @@ class PruningFlags:
 class ImageFlags:
     """How many images the search looks at."""
 
-    calibration_images: Annotated[int, typer.Option(help="Images for the least squares.")] = 1500
+    calibration_images: Annotated[
+        int, typer.Option(help="Images for the least squares, at most a third of the training images.")
+    ] = 1500
     reward_images: Annotated[
         int | None,
         typer.Option(
-            help="Images for the reward, apart from all others. Default: 256, at most a tenth of the training images.",
+            help="Images for the reward, apart from all others; at most a third of the training images. Default: 256, "
+            "at most a tenth.",
         ),
     ] = None
 

@@ -142,7 +142,7 @@ class IdTrace(Interpreter):
         dims = [d % x.ndim for d in ([given] if isinstance(given, int) else given or range(x.ndim))]
         keepdim = bool(args[2] if len(args) > 2 else kwargs.get("keepdim", False))
         if not bool((x == x.amax(dims, keepdim=True)).all()):
-            self.record.fix(x, "reduced over channels")
+            self.record.fix(x, f"reduced over channels by {self.record.operator}")
             return _fixed(shape)
         return x.amax(dims, keepdim=keepdim)
 

@@ -304,7 +304,7 @@ def test_rounding_errors_that_a_network_amplifies_are_told_from_wrong_groups_in_
     ("change", "why"),
     [
         (lambda net, x: x.softmax(1), "mixed by softmax"),
-        (lambda net, x: x * x.mean(1, keepdim=True), "reduced over channels"),
+        (lambda net, x: x * x.mean(1, keepdim=True), "reduced over channels by operator mean"),
         (lambda net, x: F.group_norm(x, 2), "mixed by group_norm"),
         (lambda net, x: x * x[:, 3:4].sigmoid(), "sizes that do not follow"),
         (lambda net, x: x + x[:, 3].unsqueeze(1), "picked by their index"),
