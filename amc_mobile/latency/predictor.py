@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from amc_mobile.errors import MissingLatency
 from amc_mobile.latency.plan_sums import Grid, PlanSums
-from amc_mobile.latency.roofline import NO_STEPS, SitePoints, Steps, axis_values, basis, bilinear
+from amc_mobile.latency.probe import widths_around_tiles
+from amc_mobile.latency.roofline import NO_STEPS, SitePoints, Steps, axis_values, basis, bilinear, have_own_groups
 from amc_mobile.latency.sampling import points_per_axis, site_points
 from amc_mobile.latency.site_fit import SiteModel, choose_steps, fit_site
 
@@ -65,12 +66,20 @@ class LatencyPredictor:
     ) -> None:
         self._grid = Grid(grids)
         self._borders = template.borders
+        measured = lows_ms if exact_ms is None else exact_ms
         points = _collect(template, sampled or grids, lows_ms, quick)
+        probed = {p.site.index: _around_tiles(p, template, measured) for p in points}
+        points = [p.with_probed(probed[p.site.index]) for p in points]
         self.plain = plain
         self.steps: dict[str, Steps] = choose_steps([] if plain else points)
-        known = _also_measured(template, measured_plans, lows_ms if exact_ms is None else exact_ms)
+        known = _also_measured(template, measured_plans, measured)
         self.sites: dict[int, SiteModel] = {
-            p.site.index: fit_site(p, self.steps.get(p.site.operator_type, NO_STEPS), known[p.site.index], plain=plain)
+            p.site.index: fit_site(
+                p,
+                self.steps.get(p.site.operator_type, NO_STEPS),
+                {**known[p.site.index], **probed[p.site.index]},
+                plain=plain,
+            )
             for p in points
         }
         self._sums = PlanSums(self._grid, template.sites, [self.sites[s.index].predict_at for s in template.sites])
@@ -159,6 +168,19 @@ def _collect(
             found.append(SitePoints.collect(site, np.array(widths), kernels, measured))
     if missing:
         raise MissingLatency(sorted(missing.values()))
+    return found
+
+
+def _around_tiles(
+    points: SitePoints, template: Template, exact_ms: Mapping[str, float]
+) -> dict[tuple[float, ...], float]:
+    """Axis values -> ms, of what the table has of a site around tiles, where the profile has nothing."""
+    site, known = points.site, {tuple(values) for values in points.values.tolist()}
+    found = {}
+    for widths in widths_around_tiles(site, template.sizes) if have_own_groups(site) else ():
+        values = _values_of(site, widths)
+        if values not in known and (ms := exact_ms.get(template.kernel_at(site.index, widths).key)) is not None:
+            found[values] = ms
     return found
 
 

@@ -83,6 +83,12 @@ def probe_widths(size: int) -> list[int]:
     return widths if len(_tiles_among(widths)) >= FEWEST_TILES else []
 
 
+def widths_around_tiles(site: KernelSite, sizes: Widths) -> list[Widths]:
+    """Plans, each (groups,), that a probe of this site measures: one group around each tile, all others full."""
+    groups = [group for expression in site.axes if (group := _own_group(site, expression)) is not None]
+    return [_with(sizes, group, width) for group in groups for width in probe_widths(int(sizes[group]))]
+
+
 def probe_points(template: Template) -> list[tuple[int, Widths]]:
     """(site, widths (groups,)) of the kernels to measure, all other groups full.
 

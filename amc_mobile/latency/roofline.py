@@ -8,8 +8,8 @@ are linear and bilinear in the channels.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -44,7 +44,9 @@ NO_STEPS = Steps()
 
 @dataclass(frozen=True)
 class SitePoints:
-    """The measured points of one site. `values`: (points, axes)."""
+    """The measured points of one site. `values`: (points, axes). `around_tiles`: points of a probe, axis values -> ms:
+    they tell what widths cost that a profile never takes.
+    """
 
     site: KernelSite
     values: Floats
@@ -52,6 +54,24 @@ class SitePoints:
     kernels: tuple[Kernel, ...]
     channels_per_unit: tuple[float, ...]  # per axis: what one unit of it is worth in channels
     roles: tuple[Role, ...]
+    around_tiles: Mapping[tuple[float, ...], float] = field(default_factory=dict)
+
+    @property
+    def all_values(self) -> Floats:
+        """(all points, axes): the profile's, then the probe's."""
+        return np.concatenate(
+            [self.values, np.array(list(self.around_tiles)).reshape(len(self.around_tiles), self.values.shape[1])]
+        )
+
+    @property
+    def all_ms(self) -> Floats:
+        return np.concatenate([self.measured_ms, np.array(list(self.around_tiles.values()))])
+
+    def with_probed(self, found: Mapping[tuple[float, ...], float]) -> SitePoints:
+        """With those of a probe's points that are within the range of the profile: below it, other code may run."""
+        low, high = self.values.min(axis=0), self.values.max(axis=0)
+        inside = {key: ms for key, ms in found.items() if ((low <= key) & (key <= high)).all()}
+        return replace(self, around_tiles=inside)
 
     @classmethod
     def collect(cls, site: KernelSite, widths: Widths, kernels: Sequence[Kernel], measured_ms: Floats) -> SitePoints:

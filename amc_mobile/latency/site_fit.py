@@ -25,7 +25,13 @@ Widths = NDArray[np.int64]
 Floats = NDArray[np.float64]
 S = TypeVar("S")
 
-STEPS = (*itertools.starmap(Steps, itertools.product((1, 8, 16), (1, 8, 16, 32))), Steps(1, 1, 16), Steps(1, 1, 32))
+STEPS = (
+    *itertools.starmap(Steps, itertools.product((1, 8, 16), (1, 8, 16, 32))),
+    *(Steps(1, 1, aligned) for aligned in (4, 8, 16, 32)),  # of 4 and 8 only a probe's points tell
+)
+OTHER_CODE_GAIN = 0.75  # other code for some widths must lower it so much against filling up to tiles
+FEWEST_PROBED = 4  # points around two tiles
+KERNEL_NOISE = 0.01  # relative; what predicts within it cannot be improved
 STEPS_GAIN = 0.9  # steps must lower the left-out error at least to this share of the error without
 MERGED_SPREAD = 0.05  # relative; measured points further apart than this do not cost the same, whatever the tile
 UNKNOWN_SIGMA = 0.05  # of interpolation where no point can be left out
@@ -68,9 +74,12 @@ class SiteModel:
             predicted[(values == known).all(axis=1)] = measured_ms
         return np.asarray(predicted)
 
-    def without_exact(self) -> SiteModel:
-        """The fit alone, which also tells what it makes of the measured points."""
-        return replace(self, exact={})
+    @property
+    def largest_error(self) -> float:
+        """Relative, of the fit alone at the measured points: how far it may be off at others."""
+        known = np.array(list(self.exact)).reshape(len(self.exact), -1)
+        fitted = replace(self, exact={}).predict_at(known)
+        return float(np.abs(fitted / np.array(list(self.exact.values())) - 1).max())
 
     def is_inside(self, values: Floats) -> NDArray[np.bool_]:
         """(N, axes) -> (N,): whether all axes are within the measured range."""
@@ -96,10 +105,12 @@ class SiteModel:
 def choose_steps(sites: Sequence[SitePoints]) -> dict[str, Steps]:
     """Operator type -> steps. None unless some predict left-out points clearly better."""
     errors: dict[tuple[str, Steps], list[Floats]] = {}
+    probed: dict[str, list[NDArray[np.bool_]]] = {}
     splitting = {points.site.operator_type for points in sites if points.site.other_code_from}
     for points in {tuple(k.key for k in p.kernels): p for p in sites}.values():  # equal layers once
         kind = points.site.operator_type
         if points.values.shape[1] and len(points.values) > 2:
+            probed.setdefault(kind, []).append(np.arange(len(points.all_ms)) >= len(points.measured_ms))
             for steps in STEPS:
                 found = _left_out_errors(points, steps)
                 errors.setdefault((kind, steps), []).append(found)
@@ -110,10 +121,29 @@ def choose_steps(sites: Sequence[SitePoints]) -> dict[str, Steps]:
                     errors.setdefault((kind, split), []).append(found)
     chosen = {points.site.operator_type: NO_STEPS for points in sites}
     for kind in chosen:
-        means = {steps: float(np.concatenate(found).mean()) for (k, steps), found in errors.items() if k == kind}
+        means = {
+            steps: _mean_error(np.concatenate(found), np.concatenate(probed[kind]))
+            for (k, steps), found in errors.items()
+            if k == kind
+        }
         if means:
-            chosen[kind] = clearly_best(means, NO_STEPS)
+            chosen[kind] = _likeliest(means)
     return chosen
+
+
+def _mean_error(errors: Floats, probed: NDArray[np.bool_]) -> float:
+    """The points of a profile and those of a probe count as much: the first are many, and where they are multiples of
+    8 they do not tell filling up to 16 from slower code. A few stray points decide nothing."""
+    if probed.sum() < FEWEST_PROBED:
+        return float(errors.mean())
+    return float(errors[probed].mean() + errors[~probed].mean()) / 2
+
+
+def _likeliest(errors: Mapping[Steps, float]) -> Steps:
+    """As `clearly_best`; other code for widths that are no multiple must be clearly better than filling them up."""
+    best = clearly_best(errors, NO_STEPS)
+    filling = clearly_best({steps: error for steps, error in errors.items() if steps.aligned == 1}, NO_STEPS)
+    return filling if errors[filling] <= max(KERNEL_NOISE, errors[best] / OTHER_CODE_GAIN) else best
 
 
 def clearly_best(errors: Mapping[S, float], simplest: S) -> S:
@@ -138,8 +168,9 @@ def fit_site(
     exact = {**also_measured, **own}
     filled = points.filled(points.values, steps)
     scale = filled.max(axis=0) if filled.shape[1] else np.zeros(0)
-    design = points.terms(points.values, scale, steps)
-    coefficients, _ = nnls(design / points.measured_ms[:, None], np.ones(len(design)))
+    every = points.terms(points.all_values, scale, steps)
+    coefficients, _ = nnls(every / points.all_ms[:, None], np.ones(len(every)))
+    design = every[: len(points.values)]
     residuals = np.log(points.measured_ms / (design @ coefficients))
     if not have_own_groups(points.site):
         return SiteModel(points, steps, coefficients, scale, None, residuals, UNKNOWN_SIGMA, exact)
@@ -170,16 +201,16 @@ def _interpolated(points: SitePoints, also_measured: Mapping[tuple[float, ...], 
 def _merged_spread(points: SitePoints, steps: Steps) -> float:
     """How far apart measured points are that the tiles take for one: of a layer with few channels, code for few
     channels may run. Largest relative distance from their mean."""
-    _, place = np.unique(points.filled(points.values, steps), axis=0, return_inverse=True)
+    _, place = np.unique(points.filled(points.all_values, steps), axis=0, return_inverse=True)
     place = place.reshape(-1)
-    means = np.bincount(place, points.measured_ms) / np.bincount(place)
-    return float(np.abs(points.measured_ms / means[place] - 1).max())
+    means = np.bincount(place, points.all_ms) / np.bincount(place)
+    return float(np.abs(points.all_ms / means[place] - 1).max())
 
 
 def _left_out_errors(points: SitePoints, steps: Steps) -> Floats:
     """(points,): relative errors of the roofline at each point, fitted without it."""
     scale = points.filled(points.values, steps).max(axis=0)
-    return left_out_errors(points.terms(points.values, scale, steps), points.measured_ms)
+    return left_out_errors(points.terms(points.all_values, scale, steps), points.all_ms)
 
 
 def left_out_errors(terms: Floats, measured_ms: Floats) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from amc_mobile.channels.plan import multiple_for
 from amc_mobile.data import DataSplit
 from amc_mobile.errors import CorruptFile, InvalidConfig, InvalidInput
-from amc_mobile.latency.probe import LEAST_MULTIPLE
+from amc_mobile.latency.probe import LEAST_MULTIPLE, stored_steps
 from amc_mobile.models.checkpoints import weights_sha256
 from amc_mobile.search.budget import Budget, Unit
 from amc_mobile.search.episode_log import CHECK, EpisodeLog
@@ -31,6 +32,7 @@ from amc_mobile.workflows.search_config import SearchConfig
 from amc_mobile.workflows.workspace import Settings
 
 Widths = NDArray[np.int64]
+LOG = logging.getLogger(__name__)
 
 
 def plans_of(network: Network, wanted: SearchConfig) -> ChannelPlans | WeightPlans:
@@ -54,13 +56,24 @@ def multiple_of(run: Run, wanted: SearchConfig, network: Network, latency: Laten
                 f"--multiple {wanted.multiple} is more than any channel group has: {widest} has {channels[widest]}",
                 next_step="pass a smaller one, e.g. --multiple 16",
             )
-        return GridMultiple(wanted.multiple, "--multiple")
+        return GridMultiple(wanted.multiple, f"--multiple{_unmeasured(wanted.multiple, latency)}")
     if run.has("multiple"):  # a probe in between must not make it another search
         known = run.read("multiple")
         return GridMultiple(int(known["used"]), str(known["why"]))
     found = probed_multiple(latency) if latency is not None else GridMultiple(LEAST_MULTIPLE, "the default")
     run.write("multiple", asdict(found))
     return found
+
+
+def _unmeasured(multiple: int, latency: LatencyModel | None) -> str:
+    """What speaks against plans of finer multiples than a profile measures."""
+    if latency is None or multiple % LEAST_MULTIPLE == 0 or stored_steps(latency.table, latency.conditions):
+        return ""
+    LOG.warning(
+        "warning: --multiple %d: a profile measures multiples of %d only, so what other widths cost is a guess. Run "
+        "`amc-mobile table probe` first; it measures them.", multiple, LEAST_MULTIPLE,
+    )  # fmt: skip
+    return f"; other widths than multiples of {LEAST_MULTIPLE} were never measured"
 
 
 def finer_multiples(network: Network, plans: Plans, multiple: int) -> dict[str, int]:

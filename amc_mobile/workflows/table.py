@@ -16,8 +16,10 @@ from amc_mobile.errors import DeviceError, InvalidInput
 from amc_mobile.latency import bundle, csv_table
 from amc_mobile.latency.adoption import Verdict, judge
 from amc_mobile.latency.measurement import KernelMeasurement
+from amc_mobile.latency.site_fit import SiteModel
 from amc_mobile.latency.table import LatencyTable
 from amc_mobile.latency.table_rows import Contents
+from amc_mobile.report.staircase import StaircaseLine, StaircasePanel, staircase
 from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.workspace import Settings, Workspace
 
@@ -137,33 +139,59 @@ def adopt_table(space: Workspace, settings: Settings, *, progress: Progress) -> 
 
 
 def plot_kernel(space: Workspace, settings: Settings, kernel: str, path: Path, *, progress: Progress) -> TableResult:
-    """Draws one kernel's measured points, the fit and its steps over the channels, as SVG."""
-    from amc_mobile.report.staircase import StaircaseLine, staircase
-
+    """Draws one kernel's measured points, all that the table has, and what is predicted over the channels, as SVG."""
     with _latency(space, settings, progress) as latency:
         sites = {site.name: site for site in latency.template.sites if site.axes}
         if kernel not in sites:
             raise InvalidInput(f"no kernel {kernel!r} that depends on widths", next_step=f"they are {', '.join(sites)}")
         model = latency.predictor.sites[sites[kernel].index]
         label = latency.template.kernel_at(sites[kernel].index, latency.template.sizes).label
-    points, values = model.points, model.points.values
+    panels = [_panel(model, axis) for axis in reversed(range(model.points.values.shape[1]))]
+    store.write_text(path, staircase(label, panels))
+    facts = {
+        "path": str(path), "kernel": label, "points": len(model.exact), "steps": asdict(model.steps),
+        "sigma": model.sigma, "largest_error": model.largest_error,
+    }  # fmt: skip
+    return TableResult(
+        f"wrote {path}: {label}, {len(model.exact)} measured points; the fit is up to {model.largest_error:.1%} off "
+        "there, and predictions take these points as they are",
+        facts,
+    )
+
+
+def _panel(model: SiteModel, axis: int) -> StaircasePanel:
+    """Along one axis of a kernel: a line for each width that the profile has of the other axes."""
+    points = model.points
+    names = {"in": "input channels", "out": "output channels", "other": "channels"}
+    profiled = {tuple(values) for values in points.values.tolist()}
     lines = []
-    for other in np.unique(values[:, 0]) if values.shape[1] > 1 else [None]:
-        rows = np.ones(len(values), bool) if other is None else values[:, 0] == other
-        axis = values[rows, -1]
-        across = np.arange(axis.min(), axis.max() + 1)
-        asked = across[:, None] if other is None else np.stack([np.full(len(across), other), across], axis=1)
-        lines.append(
-            StaircaseLine(
-                "" if other is None else f"{other:g} in",
-                list(zip(axis.tolist(), points.measured_ms[rows].tolist(), strict=True)),
-                list(zip(across.tolist(), model.without_exact().predict_at(asked).tolist(), strict=True)),
+    for others in sorted({tuple(np.delete(values, axis)) for values in points.values}):
+        measured = {key: ms for key, ms in model.exact.items() if tuple(np.delete(key, axis)) == others}
+        widths = [key[axis] for key in measured]
+        across = np.arange(min(widths), max(widths) + 1)
+        asked = np.insert(np.tile(np.array(others), (len(across), 1)), axis, across, axis=1)
+        name = ", ".join(
+            f"{value * scale:g} {role if role != 'other' else ''}".strip()
+            for value, scale, role in zip(
+                others, np.delete(points.channels_per_unit, axis), np.delete(points.roles, axis), strict=True
             )
         )
-    store.write_text(path, staircase(label, lines))
-    measured = len(points.measured_ms)
-    facts = {"path": str(path), "kernel": label, "points": measured, "steps": asdict(model.steps), "sigma": model.sigma}
-    return TableResult(f"wrote {path}: {label}, {measured} points, error between them {model.sigma:.1%}", facts)
+        scale = points.channels_per_unit[axis]
+        lines.append(
+            StaircaseLine(
+                name,
+                [(key[axis] * scale, ms) for key, ms in measured.items() if key in profiled],
+                [(key[axis] * scale, ms) for key, ms in measured.items() if key not in profiled],
+                list(zip((across * scale).tolist(), model.predict_at(asked).tolist(), strict=True)),
+            )
+        )
+    drawn = {tuple(np.delete(values, axis)) for values in points.values}
+    apart = [key for key in model.exact if tuple(np.delete(key, axis)) not in drawn]
+    return StaircasePanel(
+        names[points.roles[axis]],
+        lines,
+        [(key[axis] * points.channels_per_unit[axis], model.exact[key]) for key in apart],
+    )
 
 
 def _latency(space: Workspace, settings: Settings, progress: Progress) -> closing[LatencyModel]:

@@ -12,9 +12,10 @@ from amc_mobile.kernels.expression import Expression
 from amc_mobile.kernels.kernel import Kernel
 from amc_mobile.kernels.onnx_layout import ALWAYS, Border, Demand
 from amc_mobile.latency.predictor import LatencyPredictor
-from amc_mobile.latency.roofline import NO_STEPS, Steps
+from amc_mobile.latency.probe import widths_around_tiles
+from amc_mobile.latency.roofline import NO_STEPS, SitePoints, Steps
 from amc_mobile.latency.sampling import kernel_points, site_points
-from amc_mobile.latency.site_fit import fit_site
+from amc_mobile.latency.site_fit import choose_steps, fit_site
 
 COSTS = [smooth_ms, stepped_ms]
 
@@ -264,3 +265,45 @@ def test_a_quick_profile_predicts_a_roofline_everywhere_and_says_what_lacks() ->
         assert np.abs(errors).max() < 0.03
     with pytest.raises(MissingLatency):
         LatencyPredictor(TEMPLATE, GRIDS, lows_ms)
+
+
+# What a probe measured
+
+EVERY = [np.arange(1, size + 1) for size in TEMPLATE.sizes]
+
+
+def probed_lows(cost: Callable[[Kernel], float], site: int = 0) -> dict[str, float]:
+    """With what a probe measures of one site."""
+    around = widths_around_tiles(TEMPLATE.sites[site], TEMPLATE.sizes)
+    kernels = [TEMPLATE.kernel_at(site, widths) for widths in around]
+    return lows(cost) | {kernel.key: cost(kernel) for kernel in kernels}
+
+
+def odd_ms(kernel: Kernel) -> float:
+    """Widths that are no multiple of 4 run code that is 40 % slower: multiples of 8 do not tell."""
+    main = kernel.main
+    return smooth_ms(kernel) * (1.4 if main.name == "CONV_2D" and main.out_channels % 4 else 1.0)
+
+
+@pytest.mark.parametrize("cost", [stepped_ms, odd_ms])
+def test_what_a_probe_measured_is_predicted_as_it_is_and_teaches_its_neighbours(
+    cost: Callable[[Kernel], float],
+) -> None:
+    made = LatencyPredictor(TEMPLATE, EVERY, probed_lows(cost), sampled=GRIDS)
+    for b in (15, 17, 31, 33, 63):
+        widths = np.array([32, b, 24])
+        found = made.explain(widths)[0]
+        assert found.ms == pytest.approx(cost(TEMPLATE.kernel_at(0, widths))) and found.source == "exact"
+    for a, b in ((32, 18), (32, 45), (16, 27), (24, 61)):
+        widths = np.array([a, b, 24])
+        assert made.site_ms(widths)[0] == pytest.approx(cost(TEMPLATE.kernel_at(0, widths)), rel=0.1)
+    assert made.steps["conv1x1"] == (Steps(1, 16, 1) if cost is stepped_ms else Steps(1, 1, 4))
+
+
+def test_widths_that_multiples_of_eight_do_not_tell_apart_are_taken_as_filled_up() -> None:
+    """With 16, 24 and 32 measured, filling up to 16 and slower code outside 16 predict 24 alike."""
+    site = TEMPLATE.sites[2]  # one axis
+    widths = np.array([[32, 64, c] for c in (16, 24, 32)])
+    kernels = [TEMPLATE.kernel_at(2, row) for row in widths]
+    points = SitePoints.collect(site, widths, kernels, np.array([0.05, 0.1003, 0.1]))
+    assert choose_steps([points])["add"].aligned == 1

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from bench_device import Bench
 
 from amc_mobile.latency.probe import probe_widths
@@ -95,3 +96,16 @@ def test_a_network_without_channels_to_vary_is_refused(amc: Amc) -> None:
     code, out, err = amc("table", "probe", "--model", "net.py:build", "--input-size", "32", "--quiet")
     assert (code, out) == (1, "")
     assert "no kernel of this network has channels enough to be probed" in err
+
+
+def test_a_finer_multiple_warns_until_such_widths_were_measured(amc: Amc, caplog: pytest.LogCaptureFixture) -> None:
+    search = ("search", "--latency-ratio", "0.8", "--policy", "uniform", "--episodes", "1", "--multiple", "1",
+              "--calibration-images", "16", "--reward-images", "8")  # fmt: skip
+    code, out, err = amc(*search)
+    assert code == 0, err
+    assert "`amc-mobile table probe` first" in caplog.text and "were never measured" in out
+    caplog.clear()
+    assert amc("table", "probe", "--quiet")[0] == 0
+    code, out, err = amc(*search, "--run", "probed")
+    assert code == 0, err
+    assert "table probe" not in caplog.text and "never measured" not in out

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -97,27 +98,60 @@ def test_adopt_refuses_another_processor(amc: Amc, bench: Bench) -> None:
     assert "holds nothing of bench (Abacus 10)" in err
 
 
-def test_plot_draws_the_measured_points_the_fit_and_its_steps(amc: Amc) -> None:
+def test_plot_draws_every_measured_point_and_what_is_predicted(amc: Amc) -> None:
     code, out, err = amc("table", "plot", "--kernel", "2", "--out", "kernel.svg", "--json", "--quiet")
     assert code == 0, err
     facts = json.loads(out)
     assert facts["steps"]["tile_out"] == 16
-    root = ElementTree.parse("kernel.svg").getroot()
-    paths = [(one.get("class"), one.get("d") or "") for one in root.iter() if one.tag.endswith("path")]
-    points = [pixels(d) for css, d in paths if css and css.startswith("dots")]
-    assert sum(len(line) for line in points) == facts["points"]
-    lines = [pixels(d) for css, d in paths if css == "fit"]
-    names = [one.text for one in root.iter() if one.tag.endswith("text")]
-    assert len(lines) == len(points) == sum(str(name).endswith(" in") for name in names)
-    across = [x for x, _ in points[0]]
+    (over_outputs, over_inputs), names = drawn("kernel.svg")
+    for panel in (over_outputs, over_inputs):
+        assert sum(map(len, panel["measured"])) == facts["points"] == 20
+    assert len(over_outputs["fit"]) == len(over_outputs["measured"]) == 4
+    assert {"16 in", "32 in", "64 out", "input channels", "output channels", "predicted"} <= set(names)
+    across = [x for x, _ in over_outputs["measured"][0]]
     per_channel = (across[-1] - across[0]) / 48
     assert [16 + (x - across[0]) / per_channel for x in across] == pytest.approx([16, 24, 32, 48, 64], abs=0.02)
-    for line, measured in zip(lines, points, strict=True):
+    for line, measured in zip(over_outputs["fit"], over_outputs["measured"], strict=True):
         for x, y in measured:
             assert min(abs(y - fit) for at, fit in line if abs(at - x) < 0.1) < 1.0
         rises = [b[0] for a, b in pairwise(line) if a[1] - b[1] > 0.5]
         # The first width beyond a multiple of 16 pays for the next one.
         assert [round(16 + (x - across[0]) / per_channel) for x in rises] == [17, 33, 49]
+
+
+def test_plot_draws_the_points_of_a_probe_and_the_curve_goes_through_them(amc: Amc) -> None:
+    code, _, err = amc("table", "probe", "--quiet")
+    assert code == 0, err
+    code, out, err = amc("table", "plot", "--kernel", "2", "--out", "kernel.svg", "--json", "--quiet")
+    assert code == 0, err
+    facts = json.loads(out)
+    measured = len({(kernel["label"]) for kernel in shown_kernels(amc) if " 3x3/2 " in kernel["label"]})
+    assert facts["points"] == measured > 20 and facts["largest_error"] < 0.02
+    (over_outputs, over_inputs), _ = drawn("kernel.svg")
+    for panel in (over_outputs, over_inputs):
+        assert sum(map(len, panel["measured"])) + sum(map(len, panel["more"])) == measured
+    for x, y in over_outputs["more"][0]:  # next to the line of 32 inputs, which the probe follows
+        assert min(abs(y - fit) for line in over_outputs["fit"] for at, fit in line if abs(at - x) < 0.1) < 1.0
+    assert "prefers-color-scheme:dark" in Path("kernel.svg").read_text()
+
+
+def shown_kernels(amc: Amc) -> list[dict[str, Any]]:
+    code, out, err = amc("table", "show", "--json")
+    assert code == 0, err
+    return [kernel for entry in json.loads(out)["conditions"] for kernel in entry["kernels"]]
+
+
+def drawn(path: str) -> tuple[list[dict[str, list[list[tuple[float, float]]]]], list[str]]:
+    """By panel: the points of each path, by its class; and every text."""
+    root = ElementTree.parse(path).getroot()
+    panels = []
+    for group in (one for one in root if one.tag.endswith("}g")):
+        found: dict[str, list[list[tuple[float, float]]]] = {"measured": [], "more": [], "fit": []}
+        for one in group.iter():
+            if one.tag.endswith("path") and (kind := str(one.get("class")).split()[-1]) in found:
+                found[kind].append(pixels(one.get("d") or ""))
+        panels.append(found)
+    return panels, [str(one.text) for one in root.iter() if one.tag.endswith("text")]
 
 
 def test_plot_names_the_kernels_there_are(amc: Amc) -> None:
