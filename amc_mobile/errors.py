@@ -31,6 +31,8 @@ AmcMobileError                exit 1
 from __future__ import annotations
 
 import errno
+import importlib.metadata
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -106,13 +108,24 @@ class UnsupportedLayer(AmcMobileError):
 
 
 class MissingDependency(AmcMobileError):
-    """An optional package is needed; names the extra to install."""
+    """An optional package is needed; names what to install: all packages of the extra, which is in no index itself."""
 
-    def __init__(self, package: str, extra: str) -> None:
+    def __init__(self, package: str, extra: str, *, next_step: str = "") -> None:
+        listed = " ".join(f"'{requirement}'" for requirement in _of_extra(extra)) or package
         super().__init__(
             f"this needs the package {package!r}, which is not installed",
-            next_step=f"pip install 'amc-mobile[{extra}]'" if extra else f"pip install {package}",
+            next_step=next_step or f"pip install {listed}",
         )
+
+
+def _of_extra(extra: str) -> list[str]:
+    """The requirements of an extra of the installed amc-mobile; empty for "" and where it runs without installation."""
+    try:
+        every = importlib.metadata.requires("amc-mobile") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    found = [requirement.partition(";") for requirement in every]
+    return [name.strip() for name, _, marker in found if re.search(rf"extra == ['\"]{extra}['\"]", marker)]
 
 
 class MissingLatency(AmcMobileError):

@@ -252,13 +252,24 @@ def _imported(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise MissingDependency(error.name or package, "") from error
+        raise MissingDependency(error.name or package, "", next_step=_install(package)) from error
     # A build for another version of torch raises RuntimeError as well as ImportError.
     except Exception as error:
         raise InvalidInput(
-            f"{package} is installed but cannot be imported: {type(error).__name__}: {error}",
-            next_step=f"install the version of {package} that fits torch {torch.__version__}",
+            f"{package} is installed but cannot be imported with torch {torch.__version__}: {type(error).__name__}: "
+            f"{error}",
+            next_step=_install(package),
         ) from error
+
+
+def _install(package: str) -> str:
+    """With the torchvision that was made for the torch that runs here: pip would take the newest and another torch."""
+    major, minor = torch.__version__.split(".")[:2]
+    fitting = f"torchvision==0.{int(minor) + 15}.*" if major == "2" else "torchvision"  # 2.0 came with 0.15
+    build = torch.__version__.partition("+")[2]  # "cpu", "cu130"; a build of torch takes that build of torchvision
+    index = f" --index-url https://download.pytorch.org/whl/{build}" if build else ""
+    also = f"; pip install {package}" if package != "torchvision" else ""
+    return f"pip install '{fitting}'{index}{also}"
 
 
 def _called(spec: str, function: Callable[..., Any], arguments: dict[str, Any]) -> nn.Module:

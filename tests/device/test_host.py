@@ -85,7 +85,7 @@ def test_a_runtime_that_is_not_installed_names_the_extra(monkeypatch: pytest.Mon
     assert "tflite" not in host.installed_runtimes()
     with pytest.raises(MissingDependency) as caught:
         HostDevice("tflite")
-    assert "amc-mobile[tflite]" in caught.value.next_step
+    assert "pip install" in caught.value.next_step and "'ai-edge-litert>=" in caught.value.next_step
 
 
 def test_heat_is_that_of_the_hottest_sensor_and_the_fastest_core_in_use(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -116,7 +117,17 @@ def test_a_library_that_is_not_installed_is_named(library: str) -> None:
         pytest.skip(f"{library} is installed")
     with pytest.raises(MissingDependency, match=library) as caught:
         load_model(f"{library}:resnet18")
-    assert caught.value.next_step == f"pip install {library}"
+    minor = int(torch.__version__.split(".")[1])
+    assert f"'torchvision==0.{minor + 15}.*'" in caught.value.next_step  # pip would take the newest and another torch
+    assert ("timm" in caught.value.next_step) == (library == "timm")
+
+
+def test_the_readme_installs_the_torch_of_the_tests_and_the_torchvision_made_for_it() -> None:
+    root = Path(__file__).parents[2]
+    tested = re.findall(r"torch==([\d.]+)", (root / "scripts/setup").read_text())
+    readme = (root / "README.md").read_text()
+    assert re.findall(r"torch==([\d.]+)", readme) == tested
+    assert re.findall(r"torchvision==([\d.]+)", readme) == [f"0.{int(tested[0].split('.')[1]) + 15}.0"]
 
 
 def test_a_library_that_does_not_fit_torch_is_told_apart_from_one_that_is_missing(
@@ -125,7 +136,7 @@ def test_a_library_that_does_not_fit_torch_is_told_apart_from_one_that_is_missin
     (tmp_path / "timm.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "timm", raising=False)
-    with pytest.raises(InvalidInput, match="timm is installed but cannot be imported: RuntimeError"):
+    with pytest.raises(InvalidInput, match=r"timm is installed but cannot be imported with torch .*: RuntimeError"):
         load_model("timm:resnet18")
 
 
