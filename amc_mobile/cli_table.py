@@ -195,7 +195,7 @@ def table_plot(
     stored: StoredFlags,
     output: OutputFlags,
 ) -> None:
-    """Draw a kernel's latency over its channels: measured points, the fit and its steps.
+    """Draw a kernel's latency over its channels: every measured point, and what is predicted.
 
     Example: amc-mobile table plot --kernel features.2.conv --out kernel.svg
     """
