@@ -202,6 +202,9 @@ class Stand:
             time.sleep(0.01)
         yield
         self._began = time.monotonic()
+        self._go_on()
+
+    def _go_on(self) -> None:
         (self.phone.sandbox.state / "pause_at").unlink(missing_ok=True)
         if self._stall:
             self._stall.released.set()
@@ -227,6 +230,20 @@ class Stand:
             if b"run-" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(pid, signal.SIGSTOP)
         self.limits.setattr(phone_batch, "time", _FastClock())
+
+    def end(self) -> None:
+        """Ends a command that a failed test has left at work, which would go on to say that its phone is gone."""
+        self.limits.undo()
+        if self.is_running:
+            self._go_on()
+            self.terminate()
+            assert self._thread is not None
+            self._thread.join(HANG_S)
+        self.stop_twin()
+
+    @property
+    def is_running(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
 
     def run(self) -> Ended:
         self._start()

@@ -213,8 +213,7 @@ def stand(command: str, undisturbed: Undisturbed, tmp_path: Path, monkeypatch: p
     folder, home = undisturbed.copy(command, tmp_path / "here"), copied(undisturbed.home, tmp_path / "home")
     stand = Stand(command, phone, server, folder, home, monkeypatch)
     yield stand
-    stand.limits.undo()
-    stand.stop_twin()
+    stand.end()
     phone.stop()
     server.stop()
 
@@ -278,3 +277,13 @@ def test_a_fault_loses_nothing_and_is_named(
         more = f", resumed with {len(stand.reported) - told} passes" if command != "devices" else ", then well"
         outcome = f"{wanted!r} in {ended.wall_s:.1f} s{more}"
     record_property("fault_cell", [name, command, outcome])
+
+
+@pytest.mark.parametrize("command", ["measure"])
+def test_a_command_that_a_test_leaves_at_work_ends_with_its_stand(command: str, stand: Stand) -> None:
+    with pytest.raises(ZeroDivisionError), stand.paused_at(MIDDLE[command]):
+        raise ZeroDivisionError  # as where an assertion fails
+    assert stand.is_running
+    stand.end()
+    assert not stand.is_running
+    assert stand.has_its_settings()
