@@ -123,6 +123,12 @@ def _few_steps(steps: list[dict[int, int]], other_code_from: int) -> list[dict[i
     return [steps[at] for at in sorted(kept)]
 
 
+def can_be_quick(sizes: Widths, grids: Sequence[Widths]) -> bool:
+    """Whether a quick profile measures fewer whole models: not of a network with few plans, which is soon profiled."""
+    plans = [tuple(plan.tolist()) for plan in calibration_widths(sizes, grids)]
+    return {plans[number] for number in QUICK_PLANS} != set(plans)
+
+
 def calibration_widths(sizes: Widths, grids: Sequence[Widths], *, seed: int = 0) -> list[Widths]:
     """Twelve plans for the whole-model calibration: full, near full, smallest, uniform and random ones."""
     rng = np.random.default_rng(seed)

@@ -26,7 +26,7 @@ from amc_mobile.latency.predictor import LatencyPredictor
 from amc_mobile.latency.protocol import measure_kernels, measure_model, measure_models
 from amc_mobile.latency.protocol_config import QUICK, ProtocolConfig
 from amc_mobile.latency.requests import KernelRequest, ModelRequest
-from amc_mobile.latency.sampling import QUICK_PLANS, calibration_widths, kernel_points
+from amc_mobile.latency.sampling import QUICK_PLANS, calibration_widths, can_be_quick, kernel_points
 from amc_mobile.latency.shape_predictor import ShapePredictor, timed_shapes
 from amc_mobile.latency.table import LatencyTable
 from amc_mobile.latency.whole_models import ModelPoint, WholeModel
@@ -185,9 +185,9 @@ class LatencyModel:
             plans = [np.array(point.widths, dtype=np.int64) for point in self.points()]
             # The calibration's models have the widths that are sampled, which a search's plans may not.
             grids = [np.union1d(*pair) for pair in zip(self.grids, self.sampled, strict=True)]
-            quick = (
-                self.lacking()[0] > 0 and kernel_points(self.template, self.sampled, quick=True).keys() <= lows.keys()
-            )
+            # Whole models come last: with all of them measured, a kernel that lacks was lost, not left out.
+            few = kernel_points(self.template, self.sampled, quick=True).keys() if all(self.lacking()) else None
+            quick = few is not None and few <= lows.keys()
             rich, plain = (
                 LatencyPredictor(
                     self.template,
@@ -322,13 +322,15 @@ def latency_model(
         layout=conditions.layout or assumed_layout(runtime),
         progress=progress,
     )
+    sampled = default_grids(network)
+    quick = quick and can_be_quick(template.sizes, sampled)
     identity = f"{settings.model} x{settings.width_multiplier} {network.input_shape}"
     return LatencyModel(
         template=template,
         device=device,
         table=LatencyTable(space.table_location(settings)),
         grids=grids,
-        sampled=default_grids(network),
+        sampled=sampled,
         quick=quick,
         protocol=QUICK if quick else ProtocolConfig(),
         identity=identity if settings.precision == FLOAT32 else f"{identity} {settings.precision}",

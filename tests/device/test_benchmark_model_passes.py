@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from amc_mobile.device.phone_device import PhoneDevice
 from amc_mobile.device.profile import load_profiles
 from amc_mobile.device.runtime_library import BENCHMARK_MODEL, RuntimeLibrary, add_library
 from amc_mobile.device.timing import Job, Timing
-from amc_mobile.errors import DeviceError, InvalidInput, PhoneOutputInvalid
+from amc_mobile.errors import DeviceError, InvalidConfig, InvalidInput, PhoneOutputInvalid
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler (cc)")
 SOURCE = Path(__file__).parent / "fake_benchmark_model.c"
@@ -90,6 +91,12 @@ def test_a_pass_is_timed_as_the_protocol_says() -> None:
         "--num_threads=2", "--use_xnnpack=true", "--warmup_runs=4", "--warmup_min_secs=0", "--num_runs=50",
         "--min_secs=0.004", "--max_secs=1",
     ]  # fmt: skip
+
+
+def test_runs_at_a_cadence_are_refused(passes: BenchmarkModelPasses) -> None:
+    spaced = replace(job("classic 2000"), timing=replace(TIMING, period_ms=33.3))
+    with passes.session(), pytest.raises(InvalidConfig, match="back to back only"):
+        list(passes.passes([spaced]))
 
 
 def test_a_model_that_fails_is_named_with_what_was_said(passes: BenchmarkModelPasses) -> None:

@@ -5,7 +5,14 @@ from dataclasses import replace
 import numpy as np
 from latency_toys import GRIDS, TEMPLATE, conv
 
-from amc_mobile.latency.sampling import QUICK_PLANS, axis_points, calibration_widths, kernel_points, site_points
+from amc_mobile.latency.sampling import (
+    QUICK_PLANS,
+    axis_points,
+    calibration_widths,
+    can_be_quick,
+    kernel_points,
+    site_points,
+)
 
 
 def test_points_are_geometric_and_hold_both_ends() -> None:
@@ -78,3 +85,8 @@ def test_a_quick_profile_measures_both_sides_of_where_other_code_runs() -> None:
     quick = {tuple(point) for point in site_points(site, TEMPLATE.sizes, GRIDS, quick=True)}
     assert quick < full
     assert {8, 16, 32} <= {point[0] for point in quick}
+
+
+def test_a_network_with_few_plans_is_profiled_in_full() -> None:
+    assert can_be_quick(TEMPLATE.sizes, GRIDS)
+    assert not can_be_quick(np.array([16]), [np.array([8, 16])])
