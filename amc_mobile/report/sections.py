@@ -132,7 +132,17 @@ def layers(report: Report, *, most: int = MOST_LAYERS) -> Section:
     if left_out:
         note += f" The first {most} layers; {left_out} more in layers.csv."
     headers = ("layer", "kernel", "channels", "kept", "ms before", "ms after", "change")
-    return Section("layers", "Layers", headers, tuple(rows), "No layers yet: run `amc-mobile search`.", note, has_total)
+    nothing = (
+        "No layers yet: run `amc-mobile search`."
+        if not _counts(report)
+        else ("A search for MACs or parameters looks at no kernels; the plan is in search.json.")
+    )
+    return Section("layers", "Layers", headers, tuple(rows), nothing, note, has_total)
+
+
+def _counts(report: Report) -> bool:
+    """Whether a plan was searched for by MACs or parameters, so that no latency was predicted."""
+    return report.budget is not None and report.budget.unit != "ms"
 
 
 def _layer_row(layer: LayerRow) -> tuple[str, ...]:
@@ -243,7 +253,9 @@ def predictions(report: Report) -> Section:
         rows.append((f"correction for {term.name}", f"{used}: {errors}"))
     return Section(
         "predictions", "Predicted against measured", ("", ""), tuple(rows),
-        "No whole model was both predicted and measured: run `amc-mobile profile`.",
+        "Only searches for a latency predict one."
+        if _counts(report)
+        else "No whole model was both predicted and measured: run `amc-mobile profile`.",
         "Bias: how much more was measured than predicted, on average." if quality else "",
     )  # fmt: skip
 

@@ -102,6 +102,14 @@ def test_a_budget_of_macs_needs_no_measurement() -> None:
     assert over.verdict.status == "FAIL" and "70.00 parameters are over the budget of 69.00" in advice(over)[0]
 
 
+def test_a_budget_of_macs_sends_nobody_to_profile_or_search_for_what_it_does_not_have() -> None:
+    budget, stages = Budget("macs", 500.0, gate=Gate(True, 500, 500)), (Stage("refitted", Accuracy(0.9)),)
+    text = render_text(Report("net", budget=budget, pruned=ModelColumn(macs=500), stages=stages))
+    assert "amc-mobile search" not in text and "amc-mobile profile" not in text
+    assert "the plan is in search.json" in text and "Only searches for a latency predict one" in text
+    assert "run `amc-mobile search`" in render_text(Report("net"))
+
+
 def test_without_a_search_there_is_no_plan() -> None:
     report = Report("net", original=ModelColumn(accuracy=Accuracy(0.9)))
     assert report.verdict.status == "NO PLAN"

@@ -57,7 +57,10 @@ def last_run(folder: Path) -> str:
 def test_a_run_is_not_taken_over_with_other_weights(folder: Path, command: Command) -> None:
     assert "run net-" not in command(*SEARCH, "--run", "mine")
     command("compare", "--macs-ratio", "0.5", "--policies", "uniform", "--seeds", "0", *NETWORK, *IMAGES)
+    before = json.loads(command("report"))
     write_weights(folder, seed=1)
+    after = json.loads(command("report"))  # of the network that was searched
+    assert after | {"created": ""} == before | {"created": ""}
     refused = command(*SEARCH, "--run", "mine")
     assert refused.startswith("exit 1: ") and "weights" in refused and "--run" in refused
     for words in (("finetune", "--run", "mine"), ("export", "--onnx", "--run", "mine")):
