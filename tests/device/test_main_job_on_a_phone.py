@@ -82,6 +82,11 @@ def test_profile_search_export_measure_and_report_run_on_the_phone(
     phone.unplug()  # reading needs no phone
     reported = ok(amc("report", "--json"))
     assert reported["conditions"]["device"] == "Google Pixel 8"  # type: ignore[index]
+    for side in ("original", "pruned"):
+        told = reported[side]["latency"]  # type: ignore[index]
+        assert min(told["load_ms"], told["first_ms"], told["peak_rss_kb"]) > 0
+        assert told["switches_per_sample"] >= 0
+        assert told["screen"] == "Awake"
     assert phone.sandbox.wait_until_idle() == []
     assert [path for path in phone.sandbox.local("/data/local/tmp").rglob("batch-*") if path.is_dir()] == []
 
