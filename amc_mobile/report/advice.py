@@ -38,8 +38,8 @@ def nothing_pruned(*, keeps_accuracy: bool) -> str:
 def advice(report: Report) -> tuple[str, ...]:
     """In the order of weight; empty when there is nothing to do."""
     makers = (
-        _outdated, _uncut, _over_budget, _not_there_yet, _flags, _quantised, _parity, _prediction, _quick, _band,
-        _wrong_budget, _fine_tuning,
+        _outdated, _uncut, _lost_accuracy, _over_budget, _not_there_yet, _flags, _quantised, _parity, _prediction,
+        _quick, _band, _wrong_budget, _fine_tuning,
     )  # fmt: skip
     return tuple(remark for make in makers for remark in make(report))
 
@@ -56,6 +56,12 @@ def _uncut(report: Report) -> list[str]:
     if after is None or after.macs is None or (after.macs, after.parameters) != (before.macs, before.parameters):
         return []
     return [nothing_pruned(keeps_accuracy="max_loss" in report.settings)]
+
+
+def _lost_accuracy(report: Report) -> list[str]:
+    if report.accuracy_kept is not False:
+        return []
+    return ["The accuracy that --max-loss asks for is not kept: fine-tune, search with a larger budget, or raise it."]
 
 
 def _over_budget(report: Report) -> list[str]:

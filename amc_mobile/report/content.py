@@ -199,7 +199,7 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of all budgets together; `cost` and `limit` are those of the first one's gate."""
+    """Of all budgets and --max-loss together; `cost` and `limit` are those of the first one's gate."""
 
     status: Status
     cost: float | None
@@ -231,6 +231,7 @@ class Report:
     settings: Mapping[str, Scalar] = field(default_factory=dict)  # resolved values of every flag
     offline: bool = False  # searched with a table alone, without its device
     further_budgets: tuple[FurtherBudget, ...] = ()
+    accuracy_kept: bool | None = None  # on the reward images, as --max-loss asks; None: it was not asked for
 
     @property
     def metric(self) -> str:
@@ -239,7 +240,7 @@ class Report:
 
     @property
     def verdict(self) -> Verdict:
-        """Of several budgets all must be passed; cost and limit are those of the first."""
+        """All budgets must be passed, and the accuracy kept; cost and limit are those of the first budget."""
         if self.budget is None or self.pruned is None:
             return Verdict("NO PLAN", None, self.budget.limit if self.budget else None)
         gate = self.budget.gate
@@ -248,4 +249,4 @@ class Report:
             own = "NOT MEASURED"
         order: tuple[Status, ...] = ("FAIL", "NOT MEASURED", "PREDICTED, NOT MEASURED", "PASS")
         status = min([own, *(further.status for further in self.further_budgets)], key=order.index)
-        return Verdict(status, gate.cost, self.budget.limit)
+        return Verdict("FAIL" if self.accuracy_kept is False else status, gate.cost, self.budget.limit)

@@ -41,7 +41,14 @@ def clauses(report: Report) -> tuple[Clause, ...]:
             key=lambda make: make is not (_macs if report.budget and report.budget.unit == "macs" else _parameters)
         )
     found = [clause for make in makers if (clause := make(report)) is not None]
-    return (*found, *map(_further, report.further_budgets))
+    return (*found, *_promised(report), *map(_further, report.further_budgets))
+
+
+def _promised(report: Report) -> tuple[Clause, ...]:
+    if report.accuracy_kept is None:
+        return ()
+    allowed = f"--max-loss {report.settings.get('max_loss', 0):g}"
+    return (Clause(allowed, "kept" if report.accuracy_kept else "NOT KEPT", "on the reward images"),)
 
 
 def _latency(report: Report) -> Clause | None:

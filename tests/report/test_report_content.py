@@ -135,6 +135,14 @@ def test_a_search_that_prunes_nothing_says_what_to_do(settings: dict[str, float]
     assert not any("Nothing is pruned" in remark for remark in advice(cut))
 
 
+@pytest.mark.parametrize(("kept", "status", "said"), [(True, "PASS", "kept"), (False, "FAIL", "NOT KEPT")])
+def test_a_promised_accuracy_is_part_of_the_verdict(kept: bool, status: str, said: str) -> None:
+    report = replace(REPORT, accuracy_kept=kept, settings={"max_loss": 0.01})
+    assert report.verdict.status == status
+    assert f"--max-loss 0.01 {said} (on the reward images)" in verdict_line(report)
+    assert any("--max-loss" in remark for remark in advice(report)) == (not kept)
+
+
 def test_a_finished_run_that_passes_needs_no_advice() -> None:
     assert advice(REPORT) == ()
 

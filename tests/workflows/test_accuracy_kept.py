@@ -75,7 +75,13 @@ def test_a_promise_that_was_not_kept_is_said_everywhere(folder: Path, command: C
     assert found["accuracy_kept"] is False
     assert found["episodes"] == 25
     assert said.startswith("exit 3: error: --max-loss 0 NOT KEPT") and "may have been trained on" in said
-    assert "NOT KEPT" in command("report")
+    report = json.loads(command("report"))
+    assert report["verdict"]["status"] == "FAIL" and "--max-loss 0 NOT KEPT" in report["verdict"]["line"]
+    command("finetune", "--epochs", "1")
+    tuned = json.loads((folder / "amc-workspace/runs/mine/finetune.json").read_text())
+    reached = tuned["epoch_reports"][0]["validation_top1"] if tuned["kept"] else 0
+    passes = json.loads(command("report"))["verdict"]["status"] == "PASS"
+    assert passes == (reached == 1)  # the original makes no mistake
 
 
 def test_search_and_report_say_that_nothing_is_pruned(folder: Path, command: Command) -> None:
