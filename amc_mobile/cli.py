@@ -162,7 +162,7 @@ def export(
             Workspace(workspace), run=run, formats=formats, changed=changed, progress=progress, offline=offline
         )
     output.show(result)
-    result.raise_if_over_budget()
+    result.raise_if_not_passed()
 
 
 @expand_groups

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from amc_mobile.data import DataSplit
 from amc_mobile.device.timing import Device
 from amc_mobile.errors import (
+    AccuracyNotKept,
     AmbiguousDevice,
     BudgetNotMet,
     BudgetNotVerified,
@@ -100,10 +101,13 @@ class ExportResult:
             for asked, one in (("", gate), *((f" ({one['asked']})", one) for one in gate["further"]))
             for attempt in one["attempts"][1:]
         ]
+        if self.result["accuracy_kept"] is False:
+            lines.append("  FAIL: the accuracy that --max-loss asks for is not kept")
         return "\n".join(lines)
 
-    def raise_if_over_budget(self) -> None:
-        """Raises BudgetNotMet (exit 3) when the gate says so, BudgetNotVerified (exit 4) when nothing was measured."""
+    def raise_if_not_passed(self) -> None:
+        """Raises BudgetNotMet (exit 3) when the gate says so, BudgetNotVerified (exit 4) when nothing was measured,
+        AccuracyNotKept (exit 3) when --max-loss is not kept."""
         if self.result["gate"]["passed"] is None:
             raise BudgetNotVerified(
                 f"the budget was not verified on the device: {self.result['gate']['text']}",
@@ -113,6 +117,11 @@ class ExportResult:
             raise BudgetNotMet(
                 f"the budget is not met: {self.result['gate']['text']}",
                 next_step="search with a lower budget, or measure on a quiet device and export again",
+            )
+        if self.result["accuracy_kept"] is False:
+            raise AccuracyNotKept(
+                "the exported network loses more accuracy than --max-loss allows",
+                next_step="fine-tune and export again, or search with a larger budget or --max-loss",
             )
 
 
@@ -212,6 +221,7 @@ def _exported(
         "precision": settings.precision, "granularity": wanted.get("granularity", "channel"),
         "test_top1": network.task.accuracy(reference, data.test.labels), "metric": network.task.metric,
         "accuracy_on": data.accuracy_on, "files": files, "gate": all_of(gate, further),
+        "accuracy_kept": folder.accuracy_kept(),
     }  # fmt: skip
     folder.write("export", document)
     return ExportResult(folder.folder.name, document)

@@ -116,7 +116,7 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
         kept_groups=known.kept_groups,
         files=_files(written, outdated=outdated),
         offline=offline,
-        accuracy_kept=_accuracy_kept(folder, search),
+        accuracy_kept=folder.accuracy_kept(),
         further_budgets=_further_budgets(budgets[1:], search, export),
         settings={**asdict(settings), **{k: v for k, v in wanted.items() if v is not None}},
     )
@@ -240,16 +240,6 @@ def _stages(
             name = f"{name} {file['precision']}"
         stages.append(Stage(name, seen(file["test_top1"]), check, note=age))
     return tuple(stages)
-
-
-def _accuracy_kept(run: Run, search: dict[str, Any]) -> bool | None:
-    """Whether the network as it is keeps the accuracy that --max-loss asks for, on the reward images."""
-    tuned = run.finetuned()
-    if search.get("accuracy_kept") is None or tuned is None or not tuned["kept"]:
-        return search.get("accuracy_kept")
-    lowest = search["original_reward_top1"] - search["max_loss"] - 1e-9
-    best = [report for report in tuned["epoch_reports"] if report["epoch"] == tuned["best_epoch"]]
-    return bool(best[0]["validation_top1"] >= lowest) if best else bool(search["accuracy_kept"])
 
 
 def _promise(search: dict[str, Any]) -> str:

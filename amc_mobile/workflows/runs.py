@@ -98,6 +98,18 @@ class Run:
         except InvalidInput as error:
             raise CorruptFile(self.folder / "search.json", error.message, next_step="search again") from error
 
+    def accuracy_kept(self) -> bool | None:
+        """Whether the network as it is keeps the accuracy that --max-loss asks for; None: nothing was asked.
+
+        The refitted network is judged on the reward images, a fine-tuned one on the images held out of its training.
+        """
+        search, tuned = self.read("search"), self.finetuned()
+        if search.get("accuracy_kept") is None or tuned is None or not tuned["kept"]:
+            return search.get("accuracy_kept")
+        lowest = search["original_reward_top1"] - search["max_loss"] - 1e-9
+        best = [report for report in tuned["epoch_reports"] if report["epoch"] == tuned["best_epoch"]]
+        return bool(best[0]["validation_top1"] >= lowest) if best else bool(search["accuracy_kept"])
+
     def weights(self, stage: str) -> Path:
         return self.folder / f"{stage}.safetensors"
 

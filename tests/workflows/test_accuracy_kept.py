@@ -77,6 +77,8 @@ def test_a_promise_that_was_not_kept_is_said_everywhere(folder: Path, command: C
     assert said.startswith("exit 3: error: --max-loss 0 NOT KEPT") and "may have been trained on" in said
     report = json.loads(command("report"))
     assert report["verdict"]["status"] == "FAIL" and "--max-loss 0 NOT KEPT" in report["verdict"]["line"]
+    exported = command("export", "--onnx", "--offline")
+    assert exported.startswith("exit 3: error: the exported network loses more accuracy than --max-loss allows")
     command("finetune", "--epochs", "1")
     tuned = json.loads((folder / "amc-workspace/runs/mine/finetune.json").read_text())
     reached = tuned["epoch_reports"][0]["validation_top1"] if tuned["kept"] else 0
