@@ -53,7 +53,7 @@ SAID_BY: dict[str, tuple[str, ...] | dict[str, tuple[str, ...]]] = {
     "search/policy.py": SEARCHES,
     "workflows/budgets.py": SEARCHES,
     "workflows/compare.py": ("compare",),
-    "workflows/export.py": ("export",),
+    "workflows/export.py": {"max-loss": ("search",), "*": ("export",)},
     "workflows/measure.py": ("measure",),
     "workflows/measuring.py": MEASURES,
     "workflows/network.py": {"keep": SEARCHES, "untrained": (*SEARCHES, "sensitivity"), "*": NETWORKS},
