@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from amc_mobile.errors import CorruptFile, InvalidConfig, InvalidInput
-from amc_mobile.store import MAX_TOML_BYTES, parse_toml, read_bytes, write_text
+from amc_mobile.errors import InvalidConfig, InvalidInput
+from amc_mobile.store import read_toml, write_text
 
 NAMES_OF_KINDS = {"integer": int, "float": float, "boolean": bool}  # as older versions of Typer have them
 NOT_IN_FILES = ("config", "help", "json", "run")  # `run` names one run, which no second command should share
@@ -30,12 +30,7 @@ def read_config(context: typer.Context, path: Path | None) -> Path | None:
 
 def flags_from(path: Path, context: typer.Context) -> dict[str, Any]:
     """The values for the flags of the command at work. Raises InvalidConfig for what no command takes."""
-    try:
-        document = parse_toml(read_bytes(path, MAX_TOML_BYTES))
-    except CorruptFile as error:
-        raise InvalidConfig(error.message, next_step="check --config") from error
-    except ValueError as error:
-        raise InvalidConfig(f"{path}: not TOML: {error}", next_step="correct that line") from error
+    document = read_toml(path)
     if (precision := document.pop("precision", None)) is not None:
         if precision not in list(PRECISION):
             raise InvalidConfig(f"{path}: precision = {precision!r} is unknown", next_step="write int8 = true")

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from amc_mobile.errors import AmcMobileError, CorruptFile
+from amc_mobile.errors import AmcMobileError, CorruptFile, InvalidConfig
 
 if sys.platform == "win32":
     import msvcrt
@@ -209,15 +209,17 @@ def parse_object(content: str | bytes) -> dict[str, Any]:
     return document
 
 
-def parse_toml(content: bytes) -> dict[str, Any]:
-    """A TOML document. Raises ValueError, as `parse_json`; its integers have at most 64 bits."""
-    if len(content) > MAX_TOML_BYTES:
-        raise ValueError(f"larger than {MAX_TOML_BYTES >> 20} MiB")
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file that a person wrote; its integers have at most 64 bits. Raises InvalidConfig."""
     try:
-        document = tomllib.loads(content.decode("utf-8"))
+        document = tomllib.loads(read_bytes(path, MAX_TOML_BYTES).decode("utf-8"))
         _check_values(document, MAX_DEPTH)
+    except CorruptFile as error:
+        raise InvalidConfig(error.message, next_step="check the file") from error
     except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+        raise InvalidConfig(f"{path}: not TOML: nested too deeply", next_step="correct that line") from error
+    except ValueError as error:
+        raise InvalidConfig(f"{path}: not TOML: {error}", next_step="correct that line") from error
     return document
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from amc_mobile.device.phone_output import CpuPolicy, parse_core_list
-from amc_mobile.errors import CorruptFile, InvalidConfig, PhoneOutputInvalid
-from amc_mobile.store import MAX_TOML_BYTES, parse_toml, read_bytes
+from amc_mobile.errors import InvalidConfig, PhoneOutputInvalid
+from amc_mobile.store import read_toml
 
 BUILT_IN = Path(__file__).parent.parent / "device_profiles"
 HOST = "host"
@@ -97,12 +97,7 @@ def read_profile(path: Path) -> DeviceProfile:
     """Raises InvalidConfig for unknown keys, wrong types, bad regular expressions and impossible values."""
     if not _NAME.fullmatch(path.stem):
         raise InvalidConfig(f"{path}: a profile's name has small letters, digits and _ only", next_step="rename it")
-    try:
-        document = parse_toml(read_bytes(path, MAX_TOML_BYTES))
-    except CorruptFile as error:
-        raise InvalidConfig(error.message, next_step="check the file") from error
-    except ValueError as error:
-        raise InvalidConfig(f"{path}: not TOML: {error}", next_step="correct that line") from error
+    document = read_toml(path)
     rules = document.pop("match", [])
     known = {field.name: _type(field.default) for field in fields(DeviceProfile) if field.name not in NO_KEYS}
     for key, value in document.items():
