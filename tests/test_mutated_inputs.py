@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
+from device.benchmark_model_texts import CLASSIC, LITERT
 from device.elf_files import ARM64, shared_library
 from report.report_example import finished_report
 
@@ -450,25 +451,6 @@ def runner_line(folder: Path) -> Input:
     return Input(RECORDED.read_bytes(), parse)
 
 
-CLASSIC = """STARTING!
-INFO: Initialized session in 1.5ms.
-count=3 first=900 curr=500 min=400 max=900 avg=600 std=200
-
-count=50 first=450 curr=431 min=402.5 max=480 avg=425.25 std=12 p5=404 median=424 p95=470
-
-Inference timings in us: Init: 1500, First inference: 900, Warmup (avg): 600, Inference (avg): 425.25
-"""
-LITERT = """
-========== BENCHMARK RESULTS ==========
-Model initialization: 1.50 ms
-Warmup (first):       0.90 ms
-Warmup (avg):         0.60 ms (3 runs)
-Inference (avg):      0.43 ms (50 runs)
-Inference (min):      0.40 ms
-Inference (max):      0.48 ms
-Inference (std):      0.01
-======================================
-"""
 DF = "Filesystem 1K-blocks Used Available Use% Mounted on\n/dev/block/a_long_name\n  900 500 400 56% /data\n"
 TIMES = "cpu0 10 0 5 100 0 0 0 0 0 0\ncpu1 20 0 5 100 0 0 0 0 0 0\n"
 PHONE_TEXTS: dict[str, tuple[Callable[[str], object], str]] = {
