@@ -18,7 +18,7 @@ import pytest
 from command_line import CommandLine
 from phone_fake.phone import FakePhone, PrivateAdbServer
 from phone_suite import run_phone_suite
-from stored_passes import stored_passes
+from stored_passes import stored_passes, stored_rows
 
 from amc_mobile.device.bench import build_host_runner, locate_library
 from amc_mobile.device.runtime_library import add_library
@@ -119,7 +119,9 @@ def test_a_profile_that_a_reboot_ends_goes_on_and_measures_nothing_twice(
     after = stored_passes(table)
     assert after[: len(before)] == before
     assert len(after) > len(before)
-    assert max(Counter(subject for _, subject, _ in after).values()) <= 10  # the protocol's most, over both calls
+    # The protocol's most, over both calls. Passes made under load do not count: a busy computer has them made again.
+    quiet = Counter(subject for _, subject, _, busy in stored_rows(table) if not busy)
+    assert max(quiet.values(), default=0) <= 10
 
 
 def test_a_pulled_cable_does_not_end_a_profile(amc: CommandLine, phone: FakePhone) -> None:
