@@ -14,39 +14,199 @@ from typing import Annotated, Any
 
 import typer
 
-from amc_mobile import __version__, cli_device, cli_table
-from amc_mobile.cli_compare import compare, sensitivity
-from amc_mobile.cli_config import config
-from amc_mobile.cli_flags import (
+from amc_mobile import __version__, cli_devices
+from amc_mobile.cli_options import (
     DEFAULT_WORKSPACE,
+    AccuracyFlag,
+    AlsoFlag,
+    Bf16Flag,
+    BudgetFlags,
+    ConditionsFlag,
     ConfigFlag,
+    DataFlag,
     DeviceFlag,
+    ImageFlags,
     JsonFlag,
+    KeepFlag,
+    LossFlag,
+    MeasuringFlags,
+    MemoryFlag,
+    ModelFlag,
+    NetworkFlags,
+    OfflineFlag,
+    OutputFlags,
+    PrecisionFlags,
+    PruningFlags,
+    RewardFlag,
     RunFlag,
     SeedFlag,
     SerialFlag,
     SerialsFlag,
+    StateFlags,
     TableFlag,
     ThreadsFlag,
-    WorkspaceFlag,
-)
-from amc_mobile.cli_groups import (
-    MeasuringFlags,
-    NetworkFlags,
-    OutputFlags,
-    PrecisionFlags,
-    StateFlags,
+    UntrainedFlag,
     VariantFlags,
+    WorkersFlag,
+    WorkspaceFlag,
+    ask_password,
+    config,
     expand_groups,
     joined,
     opened,
+    show,
+    show_error,
+    show_json_error,
 )
-from amc_mobile.cli_search import search
-from amc_mobile.cli_train import finetune, train
+from amc_mobile.cli_research import compare, sensitivity
 from amc_mobile.errors import AmcMobileError, BudgetNotMet, BudgetNotVerified, SystemRefused
 from amc_mobile.latency.database_url import ask_with
-from amc_mobile.terminal import ask_password, show, show_error, show_json_error
 from amc_mobile.workflows.workspace import Settings, Workspace, check_settings
+
+
+@expand_groups
+def search(
+    *,
+    budgets: BudgetFlags,
+    also: AlsoFlag = None,
+    policy: Annotated[str, typer.Option(help="How plans are proposed; `compare --help` lists all.")] = "critic",
+    reward: RewardFlag = "fidelity",
+    episodes: Annotated[int, typer.Option(help="Plans to try.")] = 300,
+    pruning: PruningFlags,
+    multiple: Annotated[
+        int | None,
+        typer.Option(
+            "--multiple",
+            help="Kept channels are multiples of this, e.g. 16. Default: what `table probe` found, at least 8.",
+        ),
+    ] = None,
+    images: ImageFlags,
+    untrained: UntrainedFlag = False,
+    max_loss: Annotated[
+        float | None,
+        typer.Option(
+            help="Cheapest plan that loses at most so much accuracy, e.g. 0.01; exit 3 if the refitted one loses more."
+        ),
+    ] = None,
+    keep: KeepFlag = "",
+    offline: OfflineFlag = False,
+    conditions: ConditionsFlag = None,
+    network: NetworkFlags,
+    device: DeviceFlag = None,
+    serial: SerialFlag = None,
+    measuring: MeasuringFlags,
+    precision: PrecisionFlags,
+    threads: ThreadsFlag = None,
+    memory_mb: MemoryFlag = None,
+    variant: VariantFlags,
+    workers: WorkersFlag = None,
+    run: RunFlag = None,
+    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
+    seed: SeedFlag = None,
+    config: ConfigFlag = None,
+    output: OutputFlags,
+) -> None:
+    """Find the most accurate plan within the budgets. Goes on where it was killed, and with more --episodes.
+
+    Example: amc-mobile search --latency-ratio 0.5
+
+    One plan for two phones: amc-mobile search --latency-ms 30 --device pixel --also galaxy:35 --macs-ratio 0.6
+
+    With a table that was measured before, and no phone: amc-mobile search --latency-ms 30 --device pixel --offline
+    """
+    from amc_mobile.workflows.search_config import SearchConfig
+
+    wanted = SearchConfig(
+        **vars(budgets), **vars(pruning), **vars(images), policy=policy, reward=reward, episodes=episodes,
+        multiple=multiple, max_loss=max_loss, keep=keep, also=",".join(also or []),
+    )  # fmt: skip
+    space, settings = opened(
+        workspace, **vars(network), **vars(variant), **vars(measuring), precision=precision.chosen(),
+        device=device, serial=serial, threads=threads, seed=seed, offline=offline or None, conditions=conditions,
+        workers=workers, memory_mb=memory_mb,
+    )  # fmt: skip
+    from amc_mobile.workflows.search import search_plan  # late: it loads torch, which wrong flags need not wait for
+
+    with output.progress() as progress:
+        result = search_plan(space, settings, wanted, run=run, progress=progress, untrained=untrained)
+    output.show(result)
+    result.raise_if_accuracy_not_kept()
+
+
+@expand_groups
+def train(
+    *,
+    model: ModelFlag = None,
+    data: DataFlag = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 30,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak rate of the cosine schedule, e.g. 0.05. Default: 0.1; of detectors 0.01.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
+    variant: VariantFlags,
+    bf16: Bf16Flag = False,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--checkpoint", help="Weights that the training starts from; `profile --checkpoint` takes them as they are."
+        ),
+    ] = None,
+    accuracy: AccuracyFlag = None,
+    loss: LossFlag = None,
+    workers: WorkersFlag = None,
+    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
+    seed: SeedFlag = None,
+    config: ConfigFlag = None,
+    output: OutputFlags,
+) -> None:
+    """Train a network; the workspace remembers it for the next steps. Goes on where it was killed.
+
+    Example: amc-mobile train --model mobilenet_v1 --width 0.25 --data digits --epochs 10
+    """
+    from amc_mobile.workflows.training import train_network
+
+    space, settings = opened(
+        workspace, model=model, data=data, checkpoint=checkpoint, accuracy=accuracy, loss=loss, seed=seed,
+        workers=workers, **vars(variant),
+    )  # fmt: skip
+    with output.progress() as progress:
+        result = train_network(
+            space, settings, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, bf16=bf16,
+            progress=progress,
+        )  # fmt: skip
+    output.show(result)
+
+
+@expand_groups
+def finetune(
+    *,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 10,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="Peak rate of the cosine schedule, e.g. 0.01. Default: 0.02; of detectors 0.002."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
+    ema: Annotated[float, typer.Option(help="Keep a moving average of the weights, e.g. 0.999; 0: the last.")] = 0.0,
+    bf16: Bf16Flag = False,
+    workers: WorkersFlag = None,
+    run: RunFlag = None,
+    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
+    output: OutputFlags,
+) -> None:
+    """Train the pruned network on, distilled from the original. Keeps the weights unless clearly worse.
+
+    Example: amc-mobile finetune --epochs 20 --ema 0.999
+    """
+    from amc_mobile.workflows.training import finetune_run
+
+    space = Workspace(workspace)
+    with output.progress() as progress:
+        result = finetune_run(
+            space, run=run, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, bf16=bf16,
+            ema_decay=ema, workers=workers, progress=progress,
+        )  # fmt: skip
+    output.show(result)
+
 
 app = typer.Typer(
     help="Prune a trained CNN to a latency budget measured on the device.\n\n"
@@ -76,8 +236,8 @@ def options(
     pass
 
 
-app.add_typer(cli_table.app, name="table")
-cli_device.register(app)
+app.add_typer(cli_devices.app, name="table")
+cli_devices.register(app)
 
 
 def models(as_json: JsonFlag = False) -> None:
@@ -85,7 +245,7 @@ def models(as_json: JsonFlag = False) -> None:
 
     Example: amc-mobile models
     """
-    from amc_mobile.workflows.listing import list_models, models_text
+    from amc_mobile.workflows.table import list_models, models_text
 
     document = list_models()
     show(models_text(document), document, as_json=as_json)
@@ -187,7 +347,7 @@ def measure(
 
     Example: amc-mobile measure model.tflite --device pixel --threads 2
     """
-    from amc_mobile.workflows.measure import measure_file
+    from amc_mobile.workflows.export import measure_file
 
     given = joined({"device": device, "serial": serial, "threads": threads, **vars(measuring)})
     settings = Settings(**{key: value for key, value in given.items() if value is not None})
@@ -202,7 +362,7 @@ def status(workspace: WorkspaceFlag = DEFAULT_WORKSPACE, as_json: JsonFlag = Fal
 
     Example: amc-mobile status
     """
-    from amc_mobile.workflows.listing import show_status, status_text
+    from amc_mobile.workflows.table import show_status, status_text
 
     document = show_status(Workspace(workspace))
     show(status_text(document), document, as_json=as_json)

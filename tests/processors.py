@@ -11,7 +11,9 @@ from pathlib import Path
 import arm64_sandbox
 import onnx
 
-from amc_mobile.device.bench import (
+from amc_mobile.device.layout import OnnxLayout, questions, read
+from amc_mobile.device.runner import (
+    BenchGraph,
     BenchManifest,
     BenchModel,
     BenchTiming,
@@ -19,8 +21,6 @@ from amc_mobile.device.bench import (
     locate_library,
     run_on_host,
 )
-from amc_mobile.device.bench_results import BenchGraph
-from amc_mobile.device.layout import OnnxLayout, questions, read
 
 X86_EMULATOR = arm64_sandbox.emulator("x86_64")
 AVX2 = ["-cpu", "Haswell"]

@@ -168,7 +168,7 @@ def test_version_short_help_and_completion(monkeypatch: pytest.MonkeyPatch, caps
 
 
 def test_waiting_is_told_at_longer_and_longer_intervals(capsys: pytest.CaptureFixture[str]) -> None:
-    from amc_mobile.terminal import progress_bars
+    from amc_mobile.cli_options import progress_bars
 
     with progress_bars(quiet=False) as progress:
         for second in range(61):

@@ -9,7 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from amc_mobile.cli_groups import PrecisionFlags, expand_groups
+from amc_mobile.cli_options import PrecisionFlags, expand_groups
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from amc_mobile.data import Dataset, ImageSet, load_dataset, split
-from amc_mobile.data_sources.file_images import FileImages
-from amc_mobile.data_sources.image_folder import fitted
+from amc_mobile.data.images import FileImages
+from amc_mobile.data.sources import fitted
+from amc_mobile.data.split import Dataset, ImageSet, load_dataset, split
 from amc_mobile.errors import CorruptFile, InvalidConfig, InvalidInput
 
 COLOURS = {"blue": (0, 0, 255), "red": (255, 0, 0)}

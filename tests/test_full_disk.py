@@ -89,7 +89,8 @@ def test_what_cannot_be_written_is_named_with_the_next_step(tmp_path: Path) -> N
 def test_a_matrix_that_the_disk_has_no_room_for_ends_in_an_error(tmp_path: Path) -> None:
     """Not in a SIGBUS when its pages are written."""
     script = (
-        "import errno, subprocess, sys\nfrom pathlib import Path\nfrom amc_mobile.pruning.matrices import Matrices\n"
+        "import errno, subprocess, sys\nfrom pathlib import Path\n"
+        "from amc_mobile.pruning.least_squares import Matrices\n"
         "subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=64k', 'test', sys.argv[1]], check=True)\n"
         "try:\n    Matrices(0, Path(sys.argv[1])).zeros(300, 300).fill_(1.0)\n"
         "except OSError as error:\n    assert error.errno == errno.ENOSPC\n    print('named')\n"

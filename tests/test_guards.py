@@ -22,8 +22,7 @@ import pytest
 from amc_mobile.channels.plan import PruningPlan
 from amc_mobile.device.conditions import Conditions
 from amc_mobile.device.layout import OnnxLayout
-from amc_mobile.kernels.kernel import Kernel
-from amc_mobile.kernels.operator import Operator
+from amc_mobile.kernels.kernel import Kernel, Operator
 from amc_mobile.latency.measurement import ModelMeasurement
 from amc_mobile.latency.table import LatencyTable
 from amc_mobile.search.episode_log import EpisodeLog

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from amc_mobile import litert
-from amc_mobile.export.to_tflite import to_tflite
+from amc_mobile import formats
+from amc_mobile.export.converters import to_tflite
 
 PROGRAM = """
 import sys
 from pathlib import Path
 from amc_mobile.device.host import HostDevice
-from amc_mobile.export.interpret import tflite_interpreter
+from amc_mobile.export.parity import tflite_interpreter
 
 model = Path(sys.argv[1]).read_bytes()
 {}
@@ -48,12 +48,12 @@ class Speaking:
     """Writes to stderr as C++ does while it allocates."""
 
     def allocate_tensors(self) -> None:
-        os.write(litert.STDERR, b"INFO: Created a delegate.\nERROR: tensor 3 is too large.\nINFO: and more\n")
+        os.write(formats.STDERR, b"INFO: Created a delegate.\nERROR: tensor 3 is too large.\nINFO: and more\n")
         raise RuntimeError("no tensors")
 
 
 def test_what_is_no_remark_is_passed_on_also_when_it_fails(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError, match="no tensors"):
-        litert.prepare(Speaking())
-    os.write(litert.STDERR, b"after\n")
+        formats.prepare(Speaking())
+    os.write(formats.STDERR, b"after\n")
     assert capfd.readouterr().err == "ERROR: tensor 3 is too large.\nafter\n"

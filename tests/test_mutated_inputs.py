@@ -21,28 +21,25 @@ from report.report_example import finished_report
 
 from amc_mobile.channels.plan import PruningPlan
 from amc_mobile.cli import app
-from amc_mobile.cli_config import flags_from
-from amc_mobile.device import held_settings
+from amc_mobile.cli_options import flags_from
+from amc_mobile.device import clock_mode
 from amc_mobile.device import phone_output as out
-from amc_mobile.device.attached_phone import parse_devices
-from amc_mobile.device.bench_results import parse_line
+from amc_mobile.device.adb import parse_devices
 from amc_mobile.device.benchmark_model import parse_benchmark_model
 from amc_mobile.device.conditions import Conditions
-from amc_mobile.device.elf import read_elf
+from amc_mobile.device.device import parse_neighbours
 from amc_mobile.device.layout import OnnxLayout
-from amc_mobile.device.neighbours import parse_neighbours
-from amc_mobile.device.phone import saved_plan
-from amc_mobile.device.profile import read_profile
-from amc_mobile.device.runtime_library import add_library, list_libraries
+from amc_mobile.device.libraries import add_library, list_libraries, read_elf
+from amc_mobile.device.phone_runner import saved_plan
+from amc_mobile.device.profiles import read_profile
+from amc_mobile.device.runner import parse_line
 from amc_mobile.errors import AmcMobileError, CorruptFile, InvalidConfig, PhoneOutputInvalid, UnsupportedLayer
-from amc_mobile.latency import bundle
-from amc_mobile.latency.csv_table import foreign_conditions, from_csv
+from amc_mobile.latency import table_files
 from amc_mobile.latency.measurement import ModelMeasurement, Pass
-from amc_mobile.latency.storage import open_storage
-from amc_mobile.latency.stretch_plan import StretchPlan
-from amc_mobile.latency.table import LatencyTable
-from amc_mobile.latency.table_rows import read_pass, read_widths
-from amc_mobile.report.files import read_report, write_report
+from amc_mobile.latency.protocol import StretchPlan
+from amc_mobile.latency.table import LatencyTable, open_storage, read_pass, read_widths
+from amc_mobile.latency.table_files import foreign_conditions, from_csv
+from amc_mobile.report.pages import read_report, write_report
 from amc_mobile.search.episode_log import EpisodeLog, EpisodeRow, Pending
 from amc_mobile.store import parse_json, read_json, read_lines, write_json
 from amc_mobile.workflows.workspace import Settings, Workspace
@@ -210,9 +207,9 @@ def report(folder: Path) -> Input:
 
 @enters
 def held_phone_settings(folder: Path) -> Input:
-    held_settings.note(held_settings.HeldSettings("2A061JEGR0", "0", True))
-    (path,) = held_settings.held_settings_folder().iterdir()
-    return of_file(path, partial(held_settings.noted, "2A061JEGR0"), CorruptFile)
+    clock_mode.note(clock_mode.HeldSettings("2A061JEGR0", "0", True))
+    (path,) = clock_mode.held_settings_folder().iterdir()
+    return of_file(path, partial(clock_mode.noted, "2A061JEGR0"), CorruptFile)
 
 
 @enters
@@ -260,8 +257,8 @@ CONDITIONS = Conditions(
 def signed(lines: list[str]) -> list[str]:
     """The lines of a bundle whose last one fits those before, whoever changed them."""
     body = lines[1:-1]
-    head = json.dumps({"format": bundle.FORMAT, "format_version": bundle.FORMAT_VERSION, "lines": len(body)})
-    return [head, *body, json.dumps({"kind": "end", "sha256": bundle._digest(body)})]
+    head = json.dumps({"format": table_files.FORMAT, "format_version": table_files.FORMAT_VERSION, "lines": len(body)})
+    return [head, *body, json.dumps({"kind": "end", "sha256": table_files._digest(body)})]
 
 
 def bundle_lines(folder: Path) -> list[str]:
@@ -269,7 +266,7 @@ def bundle_lines(folder: Path) -> list[str]:
         table.add_passes(CONDITIONS, [("model", Pass((1.5, 1.25)))], warmup_runs=4)
         table.add_model_measurement("net", [8, 24], ModelMeasurement((Pass((2.0, 2.25)),), CONDITIONS, 5))
         contents = table.contents()
-    lines = bundle.to_lines(contents)
+    lines = table_files.to_lines(contents)
     kernel = json.dumps({"kind": "kernel", "key": "model", "label": "conv 8->16", "document": {"op": "CONV_2D"}})
     adoption = json.dumps(
         {"kind": "adoption", "conditions": CONDITIONS.key, "source": "ab", "ratio": 1.1, "created": "x"}
@@ -281,7 +278,7 @@ def bundle_lines(folder: Path) -> list[str]:
 def table_bundle(folder: Path) -> Input:
     path = folder / "table.jsonl"
     path.write_text("\n".join(signed(bundle_lines(folder))))
-    return of_file(path, lambda: bundle.from_lines(path, read_lines(path, next_step="export again")), CorruptFile)
+    return of_file(path, lambda: table_files.from_lines(path, read_lines(path, next_step="export again")), CorruptFile)
 
 
 @enters
@@ -293,7 +290,7 @@ def signed_table_bundle(folder: Path) -> Input:
 
     def parse() -> None:
         lines = read_lines(path, next_step="export again")
-        contents = bundle.from_lines(path, signed(lines) if len(lines) > 1 else lines)
+        contents = table_files.from_lines(path, signed(lines) if len(lines) > 1 else lines)
         if next(tables) % 20 == 0:  # making a table takes 10 ms
             (folder / "other.sqlite").unlink(missing_ok=True)
             with LatencyTable(folder / "other.sqlite") as table:

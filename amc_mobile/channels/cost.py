@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from amc_mobile.channels.ids import DimensionIds
-from amc_mobile.channels.structure import ChannelGroups
+from amc_mobile.channels.structure import ChannelGroups, DimensionIds
 
 Widths = NDArray[np.int64]
 Costs = NDArray[np.float64]

@@ -12,6 +12,18 @@ from numpy.typing import NDArray
 
 from amc_mobile.errors import InvalidInput
 
+CHANNEL_CHOICES = (
+    "backward",
+    "omp",
+    "lasso",
+    "thinet",
+    "taylor",
+    "fpgm",
+    "l1-rms",
+    "l1",
+)  # `channel_order` explains them
+
+
 FORMAT_VERSION = 1
 MIN_CHANNELS = 2  # one input channel turns a convolution into a depthwise one in the exported graph
 

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from amc_mobile.channels.ids import Ids
-from amc_mobile.channels.structure import ChannelGroups
+from amc_mobile.channels.structure import ChannelGroups, Ids
 
 
 def sliced_state(model: nn.Module, groups: ChannelGroups, kept: Mapping[str, Ids]) -> dict[str, Tensor]:

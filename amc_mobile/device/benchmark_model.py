@@ -1,15 +1,27 @@
-"""What the official `benchmark_model` prints, in both of its formats.
+"""A phone on which TFLite's own benchmark_model measures, for those who have it and no runtime library.
 
-It keeps no raw samples: only averages and extremes, so a measurement by our own runner says more.
+It prints no samples, only averages and extremes: each pass is a process of its own and gives one number, the average
+over its runs. A p50 over passes is then the median of averages, and the conditions say so.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from amc_mobile.errors import PhoneOutputInvalid
+from amc_mobile.device.adb import command_line
+from amc_mobile.device.conditions import Conditions
+from amc_mobile.device.device import Job, PassRecord, TimedPass, Timing
+from amc_mobile.device.phone import LOAD_ALLOWANCE_S, START_ALLOWANCE_S, PhoneDevice, PhonePasses
+from amc_mobile.device.phone_output import parse_allowed_cores
+from amc_mobile.device.phone_runner import FOLDER, InstalledFile
+from amc_mobile.errors import DeviceError, InvalidConfig, PhoneOutputInvalid
 
 SOURCE = "benchmark_model output"
 _CLASSIC = re.compile(
@@ -88,3 +100,121 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError as error:
         raise PhoneOutputInvalid(SOURCE, f"{text!r} is no number") from error
+
+
+RUNTIME = "tflite (benchmark_model, averages)"  # what conditions call it
+FEWEST_RUNS = 50  # the program's own default; a few slow runs weigh less
+ROUNDING_ERROR = 0.01  # the most that a rounded average may be off by, relative
+MODELS = f"{FOLDER}/models"  # the end of a session removes it
+LOG_CHARACTERS = 300
+# Prints where the kernel lets the process run, then becomes the program.
+_SHOW_CORES = 'grep Cpus_allowed_list: /proc/self/status; exec "$@"'
+
+
+class BenchmarkModelPasses(PhonePasses):
+    """Makes passes with benchmark_model, which is the library of `phone`. Runs .tflite files only."""
+
+    jobs_per_batch = 1  # every pass starts a process in any case
+
+    def __init__(self, phone: PhoneDevice) -> None:
+        super().__init__(phone)
+        self._program = f"{FOLDER}/{InstalledFile(phone.library.path, phone.library.sha256).remote}"
+        self._on_phone: set[str] = set()  # paths of models
+
+    def conditions(self) -> Conditions:
+        return replace(super().conditions(), runtime=RUNTIME)
+
+    @contextmanager
+    def session(self) -> Iterator[object]:
+        """Raises PhoneBusy, PhoneUnfit naming the problems, PhoneDiskFull."""
+        self._on_phone.clear()
+        with super().session() as session:
+            yield session
+
+    def unfinished(self) -> str:
+        return ""  # a pass ends with the process that asked for it
+
+    def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[TimedPass, None, None]:
+        """One sample per pass; `plan` is not kept.
+
+        Raises DeviceError naming the model that fails, or is too fast for what is printed.
+        """
+        for job in jobs:
+            said = _checked(self._said(job), job)
+            yield TimedPass((said.average_ms,), _record(said))
+
+    def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[TimedPass, TimedPass]]:
+        """Processes in the order before, after, after, before; two samples of each model per round."""
+        for _ in range(rounds):
+            said = [_checked(self._said(job), job) for job in (before, after, after, before)]
+            first, second, third, fourth = (one.average_ms for one in said)
+            yield TimedPass((first, fourth), _record(said[0])), TimedPass((second, third), _record(said[1]))
+
+    def try_out(self, model: bytes) -> None:
+        """Runs a model once. Raises DeviceError naming what fails."""
+        with self.phone.untimed():
+            self._on_phone.clear()
+            self._said(Job("trial", "a tiny network", lambda: model, Timing(1, 0.0, 0, 1.0)))
+
+    def _said(self, job: Job) -> BenchmarkModelResult:
+        if job.timing.period_ms:
+            raise InvalidConfig(
+                "benchmark_model runs a model back to back only",
+                next_step="add a runtime library (amc-mobile runtime add) and pass --runtime tflite",
+            )
+        words = [self._program, f"--graph={self._keep(job.model())}", *flags(job.timing, self.phone.threads)]
+        if self.phone.cores:
+            mask = sum(1 << core for core in self.phone.cores)
+            words = ["taskset", f"{mask:x}", "sh", "-c", _SHOW_CORES, "sh", *words]  # hexadecimal, and without 0x
+        limit_s = START_ALLOWANCE_S + LOAD_ALLOWANCE_S + 2 * job.timing.max_s
+        output = self.phone.adb.shell(
+            f"{command_line(*words)} 2>&1", what=f"measuring {job.label}", timeout_s=limit_s, check=False
+        )
+        if output.exit_code != 0:
+            said = " ".join(output.text.split())[-LOG_CHARACTERS:]
+            raise DeviceError(
+                f"{job.label}: benchmark_model ended with exit code {output.exit_code}: {said or 'it said nothing'}",
+                next_step="try the model with a runtime library: amc-mobile runtime add",
+            )
+        if self.phone.cores:
+            self.phone.require_cores(parse_allowed_cores(output.text))
+        return parse_benchmark_model(output.text)
+
+    def _keep(self, model: bytes) -> str:
+        """The model's path on the phone; it is copied there once in a session."""
+        path = f"{MODELS}/model-{hashlib.sha256(model).hexdigest()[:24]}.tflite"
+        if path not in self._on_phone:
+            with tempfile.TemporaryDirectory(prefix="amc-model-") as folder:
+                local = Path(folder) / "model"
+                local.write_bytes(model)
+                self.phone.adb.push(local, path)
+            self._on_phone.add(path)
+        return path
+
+
+def flags(timing: Timing, threads: int) -> list[str]:
+    """A pass's timing as benchmark_model takes it. A slow model makes as many runs as fit into `max_s`."""
+    return [
+        f"--num_threads={threads}",
+        "--use_xnnpack=true",
+        f"--warmup_runs={timing.warmup_runs}",
+        f"--warmup_min_secs={timing.warmup_s:g}",  # each pass is a process, and comes after a rest
+        f"--num_runs={max(timing.samples, FEWEST_RUNS)}",
+        f"--min_secs={timing.samples * timing.min_sample_ms / 1000:g}",
+        f"--max_secs={timing.max_s:g}",
+    ]
+
+
+def _record(said: BenchmarkModelResult) -> PassRecord:
+    return PassRecord(load_ms=said.init_ms, first_ms=said.first_ms)
+
+
+def _checked(result: BenchmarkModelResult, job: Job) -> BenchmarkModelResult:
+    if result.step_ms / 2 > ROUNDING_ERROR * result.average_ms:
+        raise PhoneOutputInvalid(
+            "benchmark_model output",
+            f"{job.label}: {result.average_ms} ms rounded to {result.step_ms} ms is off by more than "
+            f"{ROUNDING_ERROR:.0%}",
+            next_step="add a runtime library instead: amc-mobile runtime add",
+        )
+    return result

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amc_mobile.device.held_settings import HeldSettings, forget, note, noted
-from amc_mobile.device.phone_lock import phone_lock
-from amc_mobile.device.user_folder import clock_caps_folder, locks_folder, phone_file_stem
+from amc_mobile.device.profiles import clock_caps_folder, held_settings_folder, locks_folder, phone_file_stem
 from amc_mobile.errors import (
     CorruptFile,
     DeviceDisconnected,
@@ -20,10 +19,63 @@ from amc_mobile.errors import (
     InvalidInput,
     PhoneBusy,
 )
-from amc_mobile.store import read_json, write_json
+from amc_mobile.store import held, read_json, write_json
 
 if TYPE_CHECKING:  # brings adbutils, and every command looks at the modes
     from amc_mobile.device.adb import AdbPhone
+
+
+def phone_lock(serial: str, folder: Path) -> AbstractContextManager[None]:
+    """Holds the phone for this process. Raises PhoneBusy naming the process that holds it."""
+    return held(
+        folder / f"{phone_file_stem(serial)}.lock",
+        lambda holder: PhoneBusy(
+            f"the phone {serial} is in use by {holder}",
+            next_step="wait for it to finish, or use another phone with --serial",
+        ),
+    )
+
+
+FORMAT_VERSION = 1  # 1: serial, stayed_on, fixed_performance
+
+
+@dataclass(frozen=True)
+class HeldSettings:
+    """The settings of a phone as they were. `stayed_on`: Android's number, or "null" where it was never set.
+
+    `fixed_performance`: whether the mode was switched on by us, so that it must be switched off.
+    """
+
+    serial: str
+    stayed_on: str
+    fixed_performance: bool
+
+
+def note(held: HeldSettings) -> None:
+    """Writes down what must be given back, before anything is changed."""
+    write_json(_path(held.serial), asdict(held), format_version=FORMAT_VERSION)
+
+
+def noted(serial: str) -> HeldSettings | None:
+    """What an earlier process did not give back to a phone. Raises CorruptFile."""
+    path = _path(serial)
+    if not path.exists():
+        return None
+    document = read_json(path, format_version=FORMAT_VERSION)
+    stayed_on, fixed = document.get("stayed_on"), document.get("fixed_performance")
+    if document.get("serial") != serial or not isinstance(stayed_on, str) or not isinstance(fixed, bool):
+        raise CorruptFile(path, "not the settings of this phone", next_step="delete the file")
+    return HeldSettings(serial, stayed_on, fixed)
+
+
+def forget(serial: str) -> None:
+    """After the phone has its settings back."""
+    _path(serial).unlink(missing_ok=True)
+
+
+def _path(serial: str) -> Path:
+    return held_settings_folder() / f"{phone_file_stem(serial)}.json"
+
 
 FIXED = "fixed_performance"  # Android's sustainable clocks: steadier, but lower than what applications get
 UNLOCKED = "unlocked"

@@ -1,268 +1,589 @@
-"""A phone that runs batches of models: with a runner, a runtime library and the models that are copied there once."""
+"""Which attached phone `--device NAME` and `--serial` mean."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import re
-import secrets
-import tarfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
+from dataclasses import fields, replace
 from pathlib import Path
 
-from amc_mobile.device.adb import AdbPhone
-from amc_mobile.device.adb_shell import quote
-from amc_mobile.device.batch_scripts import (
-    FOLDER,
-    MANIFEST,
-    MODELS,
-    PATIENCE,
-    PLAN,
-    REMOVE_ALL,
-    TRASH,
-    keep_installed,
-    remove_batches,
-    remove_unusable_batches,
-)
-from amc_mobile.device.deadline import Deadline
-from amc_mobile.device.neighbours import LOOK, LOOK_BACK
-from amc_mobile.device.phone_batch import PhoneBatch
-from amc_mobile.device.phone_facts import (
-    NEIGHBOURS,
-    STATE_QUESTIONS,
+from amc_mobile import store
+from amc_mobile.device import phone_state
+from amc_mobile.device.adb import AdbPhone, AdbServer, AttachedPhone, choose_phone, remedy
+from amc_mobile.device.clock_mode import UNLOCKED, clock_mode, held_mode, note_caps, noted_caps, phone_lock
+from amc_mobile.device.conditions import Conditions, core_ranges
+from amc_mobile.device.device import Heat, Job, Neighbourhood, Neighbours, OnNeighbours, PassRecord, TimedPass, Timing
+from amc_mobile.device.layout import OnnxLayout, questions
+from amc_mobile.device.layout import read as read_layout
+from amc_mobile.device.libraries import BENCHMARK_MODEL, RuntimeLibrary
+from amc_mobile.device.phone_output import parse_core_list
+from amc_mobile.device.phone_runner import CLEAN_UP, InstalledFile, PhoneRunner
+from amc_mobile.device.phone_state import (
+    PhoneFacts,
     PhoneState,
-    answers_in,
-    ask,
-    asking,
-    state_from,
+    read_facts,
+    read_neighbours,
+    read_properties,
+    read_state,
 )
-from amc_mobile.device.phone_output import parse_free_bytes
-from amc_mobile.errors import InvalidInput, PhoneDiskFull, PhoneOutputInvalid
-from amc_mobile.store import parse_object
+from amc_mobile.device.profiles import DeviceProfile, layouts_folder, locks_folder, matching_profiles, profiles_folder
+from amc_mobile.device.runner import (
+    BenchError,
+    BenchEvent,
+    BenchGraph,
+    BenchManifest,
+    BenchModel,
+    BenchPair,
+    BenchResult,
+    BenchStart,
+    BenchTiming,
+    ResultStream,
+)
+from amc_mobile.errors import (
+    AmbiguousDevice,
+    CorruptFile,
+    DeviceError,
+    DeviceUnavailable,
+    InvalidConfig,
+    InvalidInput,
+    PhoneUnfit,
+    RunnerFailed,
+)
 
-KEEP_BYTES = 512 << 20  # of models on the phone
-CLEAN_TIMEOUT_S = 60.0  # of gigabytes on an old phone
-SPARE_BYTES = 32 << 20  # left free on the phone; Android misbehaves on a full disk
-END_GRACE_S = 30.0  # the runner ends itself at its deadline; this is how late it may be
-FREE_VALID_S = 60.0  # the free space is asked again after this long, or when what is left of it would not do
-FREE = {"free": f"[ -d {FOLDER} ] || mkdir -p {FOLDER}; df -k {FOLDER}"}
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_DIGEST = 16  # characters at the start of a batch's token that tell what it measures
-
-
-@dataclass(frozen=True)
-class InstalledFile:
-    """A file that stays on the phone between batches, in a folder named by its content."""
-
-    path: Path
-    sha256: str
-
-    @property
-    def remote(self) -> str:
-        """Relative to the folder that holds the batches."""
-        return f"{self.folder}/{self.path.name}"
-
-    @property
-    def folder(self) -> str:
-        return f"keep-{self.sha256[:16]}"
-
-
-def remove_all(adb: AdbPhone) -> int:
-    """Removes all files of ours from a phone, which the caller holds; returns how many bytes they took."""
-    text = adb.shell(REMOVE_ALL, what="removing amc-mobile's files from the phone", timeout_s=CLEAN_TIMEOUT_S).text
-    kib = text.split()[:1]
-    if not kib or not re.fullmatch(r"\d{1,15}", kib[0], re.ASCII):
-        raise PhoneOutputInvalid("size of our files (du)", repr(text[:80]))
-    return int(kib[0]) * 1024
+DELEGATES = {
+    "tflite": "XNNPACK", "litert": "XNNPACK", "onnxruntime": "CPUExecutionProvider", BENCHMARK_MODEL: "XNNPACK",
+}  # fmt: skip
+AWAKE = "Awake"
+LAYOUT = "layout"  # the model and the file that tell it
+LAYOUT_FORMAT_VERSION = 1  # 1: the text of an OnnxLayout
+LAYOUT_DEADLINE_S = 60
+TRIAL = "trial"
+TRIAL_DEADLINE_S = 30
+HANG_GRACE_S = 10.0
+STATE_VALID_S = 3.0  # what was just read with the facts is not read again
 
 
-class PhoneRunner:
-    """Runs batches on a phone with one runner and one runtime library.
+class PhoneDevice:
+    """Runs batches of models on a phone. Everything that touches the phone happens within `session()`.
 
-    Everything goes to a folder of ours on the phone. `open` before use; CLEAN_UP of `batch_scripts` ends it.
+    `runner`: the benchmark program for the phone's processor. `waived`: names of problems that do not matter.
+    Raises InvalidConfig for a wrong thread count or waiver.
     """
 
-    def __init__(self, adb: AdbPhone, runner: InstalledFile, library: InstalledFile) -> None:
-        for file in (runner, library):
-            if not _FILE_NAME.fullmatch(file.path.name):
-                raise InvalidInput(f"{file.path}: the file's name has characters no phone should see")
+    def __init__(
+        self,
+        adb: AdbPhone,
+        profile: DeviceProfile,
+        library: RuntimeLibrary,
+        runner: Path,
+        *,
+        threads: int | None = None,
+        mode: str = UNLOCKED,
+        waived: Collection[str] = (),
+        on_wait: phone_state.OnWait | None = None,
+        on_neighbours: OnNeighbours | None = None,
+    ) -> None:
+        phone_state.check_waivers(waived)
+        self.threads = profile.threads if threads is None else threads
+        if self.threads < 1:
+            raise InvalidConfig(f"threads = {self.threads} must be at least 1", next_step="pass --threads 1")
         self.adb = adb
-        self.library_path = f"../{library.remote}"  # for manifests: relative to the folder of a batch
-        self.end_grace_s = END_GRACE_S
-        self._runner = runner
-        self._installed = (runner, library)
-        self._sizes: dict[str, int] = {}  # of the models on the phone, by name
-        self._new: dict[str, bytes] = {}  # models that the next batch brings along
-        self._free_bytes = 0  # as last asked, less what was copied since
-        self._free_asked_s = 0.0
-        self._batch: PhoneBatch | None = None
-        self._left: dict[str, str] = {}  # batches of earlier processes that can be taken over: token -> boot id
-        self._obsolete: list[str] = []  # folders of batches that came to their end
-        self._began: dict[str, PhoneState] = {}  # the phone's state when the sessions of some of these began
-        self.taken_over: PhoneState | None = None  # the same of the running batch, where another process started it
-        self._state: Mapping[str, str] = {}  # answers to STATE_QUESTIONS when the session began
+        self.profile = profile
+        self.library = library
+        self._runner_sha256 = hashlib.sha256(runner.read_bytes()).hexdigest()
+        self._runner = PhoneRunner(
+            adb, InstalledFile(runner, self._runner_sha256), InstalledFile(library.path, library.sha256)
+        )
+        self._wanted_mode = mode
+        self._waived = frozenset(waived)
+        self._on_wait = on_wait
+        self._facts: PhoneFacts | None = None
+        self._facts_read_s = -math.inf
+        self._baseline: PhoneState | None = None
+        self._paths: dict[str, str] = {}  # of models on the phone
+        self._layout: str | None = None
+        self._caps: Mapping[str, int] | None = None
+        self._is_held = False  # a session is under way
+        self.screen = ""  # of this session: the first that was not AWAKE, where it was seen
+        self.neighbourhood = Neighbourhood(lambda: read_neighbours(adb), profile.quiet_wait_s, on_neighbours)
 
-    def open(self, script: str = "true") -> PhoneState:
-        """Ends and removes what earlier processes left on the phone, then copies runner and library where missing.
+    @property
+    def facts(self) -> PhoneFacts:
+        if self._facts is None:
+            self._facts = read_facts(self.adb)
+            self._facts_read_s = time.monotonic()
+        return self._facts
 
-        What a killed process measured by a plan stays: see `unfinished`. Returns the phone's state, asked in the same
-        breath after `script`. Raises PhoneCommandFailed where that fails.
+    @property
+    def cores(self) -> tuple[int, ...]:
+        """The cores the runner is told to use; empty: the phone chooses."""
+        return self.profile.cores_for(self.threads, self.facts.state.policies)
+
+    @contextmanager
+    def session(self) -> Iterator[PhoneDevice]:
+        """Takes the phone, waits until it is cool, checks it, holds its clocks, and gives everything back at the end.
+
+        Raises PhoneBusy, PhoneUnfit naming the problems, PhoneDiskFull.
         """
-        remotes = " ".join(quote(file.remote) for file in self._installed)
-        sizes = f"cd {FOLDER} && wc -c {remotes}"
-        left = remove_unusable_batches(f"rm -rf {MODELS} {TRASH}")
-        keep = keep_installed(" ".join(quote(file.folder) for file in self._installed))
-        questions = {"left": left, "keep": keep, **FREE, "sizes": sizes, **STATE_QUESTIONS, NEIGHBOURS: LOOK}
-        token = secrets.token_hex(8)
-        script = f"( {script}\n) || exit\n{asking(questions, token)}\nexit 0"
-        what = "preparing the phone and looking at what is on it"
-        answers = answers_in(self.adb.shell(script, what=what).text, questions, token)
-        self._sizes.clear()
-        self._new.clear()
-        self._obsolete.clear()
-        self._left = _left_batches(answers["left"])
-        self._began.clear()
-        self._state = {name: answers[name] for name in STATE_QUESTIONS}
-        self._see_free_space(answers)
-        there = {tuple(line.split()) for line in answers["sizes"].splitlines()}
-        for file in self._installed:
-            if (str(file.path.stat().st_size), file.remote) not in there:
-                self._require_space(file.path.stat().st_size)
-                self._free_bytes -= self.adb.push(file.path, f"{FOLDER}/{file.remote}", mode=0o755)
-        return state_from(answers)
+        with ExitStack() as stack:
+            stack.enter_context(phone_lock(self.adb.serial, locks_folder()))
+            facts = self.facts
+            self._baseline = None
+            self._is_held = True
+            stack.callback(setattr, self, "_is_held", False)
+            state = self.cool_down()
+            phone_state.require_fit(phone_state.problems(facts, state, self.profile), self._waived)
+            held = stack.enter_context(
+                clock_mode(self.adb, facts.sdk, self._wanted_mode, run=self._open, at_end=CLEAN_UP)
+            )
+            self._paths.clear()
+            if held == UNLOCKED and self._baseline and phone_state.clock_limits(self._baseline, self.cores, self._caps):
+                self._baseline = self._wait(
+                    lambda state, cooling: phone_state.clock_limits(state, self.cores, self._clock_caps())
+                )
+            self.leave_alone()
+            yield self
 
-    def keep(self, models: Iterable[bytes]) -> list[str]:
-        """The models' paths for manifests, in order. Those that are not on the phone yet travel with the next batch.
-
-        They stay there for later batches, up to KEEP_BYTES together.
-        """
-        files = tuple(models)
-        names = [f"model-{hashlib.sha256(file).hexdigest()[:24]}" for file in files]
-        self._new |= {name: file for name, file in zip(names, files, strict=True) if name not in self._sizes}
-        if self._sizes and sum(self._sizes.values()) + sum(map(len, self._new.values())) > KEEP_BYTES:
-            self.adb.shell(f"rm -rf {FOLDER}/{MODELS}", what="making room for models on the phone")
-            self._sizes.clear()
-            self._new |= zip(names, files, strict=True)
-        return [f"../{MODELS}/{name}" for name in names]
-
-    def has(self, path: str | None) -> bool:
-        """Whether a model whose path `keep` gave is on the phone, or will travel with the next batch."""
-        name = (path or "").rpartition("/")[2]
-        return name in self._sizes or name in self._new
+    def _open(self, script: str) -> None:
+        self._baseline = self._runner.open(script)
+        self.screen = ""
+        self._see(self._baseline)
 
     def unfinished(self) -> str:
-        """The plan of a batch that an earlier process did not see the end of; empty where there is none.
+        """The plan of a batch that a killed process left on the phone, else "". `bench` with the same models takes its
+        results, and waits for those that are still to come, instead of measuring again; within a session, once."""
+        return self._runner.unfinished()
 
-        `run` with the same manifest takes the batch over, once; with another one it removes it.
-        """
-        for token in self._left:
-            path = f"{FOLDER}/batch-{token}/{PLAN}"
-            text = self.adb.shell(f"cat {path}", what="reading the plan of an earlier batch", check=False).text
-            if saved := saved_plan(text):
-                self._began[token], plan = saved
-                return plan
-        return ""
-
-    def run(
+    def bench(
         self,
-        manifest: str,
+        entries: Sequence[BenchModel | BenchPair],
+        files: Mapping[str, bytes],
+        timing: BenchTiming,
         *,
-        deadline_s: float,
+        deadline_s: int,
         plan: str = "",
-        waiting_for: Callable[[], str] = lambda: "a result",
-        patience_s: float = math.inf,
-    ) -> Iterator[str]:
-        """Runs one batch and yields the runner's result lines as they come, the end line included.
+        graph_path: str = "",
+        model_deadline_s: int = 0,
+        warmup_s: float = 0.0,
+        labels: Sequence[str] = (),
+    ) -> Generator[BenchEvent, None, None]:
+        """Measures models and yields what the runner tells as it comes: start, results, models that failed, end.
 
-        `deadline_s`: the runner's own, of the manifest. `plan`: what a later process needs to go on with the batch if
-        this one is killed. `waiting_for`: the model whose result is due, for people. `patience_s`: a runner that gives
-        no result for so long hangs, and is ended. Closing the iterator ends the runner. Raises RunnerFailed with the
-        end of its log when it ended without an end line, PhoneRebooted after the last line that was written before,
-        DeadlineExceeded, PhoneDiskFull, DeviceDisconnected when the phone does not come back.
+        `files`: the models, by the paths in `entries`. A path means the same model throughout a session: `files` is not
+        asked for one that is on the phone already. `plan`: kept on the phone for `unfinished`. `graph_path`,
+        `warmup_s`, `model_deadline_s`: see BenchManifest; the latter also ends a runner that cannot end itself.
+        `labels`: the models' names for people, in order. Raises DeviceError where the kernel did not grant the cores,
+        RunnerFailed when the runner ended early, and what PhoneRunner.run raises.
         """
-        digest = hashlib.sha256(f"{self._runner.sha256}\n{manifest}".encode()).hexdigest()[:_DIGEST]
-        same = [token for token in self._began if token.startswith(digest)]
-        token = same[0] if same else digest + secrets.token_hex(8)
-        self.taken_over = self._began.get(token)
-        # The first question comes before the others put the phone to work.
-        at_end = {NEIGHBOURS: LOOK_BACK, **STATE_QUESTIONS}
-        self._batch = batch = PhoneBatch(self.adb, token, at_end, self._left.get(token, ""))
+        paths = self._paths_on_phone(files)
+        manifest = BenchManifest(
+            runtime=self.library.runtime,
+            library=self._runner.library_path,
+            threads=self.threads,
+            deadline_s=deadline_s,
+            entries=tuple(_with_paths(entry, paths) for entry in entries),
+            timing=timing,
+            runtime_version=self.library.version,
+            cores=core_ranges(self.cores),
+            graph_path=graph_path,
+            model_deadline_s=model_deadline_s,
+            warmup_s=warmup_s,
+        )
+        stream = ResultStream([model.id for model in manifest.models])
+        names = list(labels) or [model.id for model in manifest.models]
+        lines = self._runner.run(
+            manifest.text(),
+            deadline_s=deadline_s,
+            plan=plan,
+            waiting_for=lambda: names[stream.missing[0]] if stream.missing else "nothing more",
+            patience_s=_patience_s(manifest),
+        )
+        for line in lines:
+            for event in stream.feed(line.encode() + b"\n"):
+                if isinstance(event, BenchStart):
+                    self.require_cores(parse_core_list(event.cores_seen))
+                yield event
+        if stream.end is None or stream.end.status != "done":
+            why = stream.end.message or stream.end.status if stream.end else "it never said so"
+            if stream.missing:  # of all models only these can be named
+                why = why.replace(manifest.models[stream.missing[0]].id, names[stream.missing[0]])
+            raise RunnerFailed(
+                f"the runner ended early with {len(stream.missing)} of {len(manifest.models)} models left: {why}",
+                next_step="run the same command again: what was measured is kept",
+            )
+
+    def _paths_on_phone(self, files: Mapping[str, bytes]) -> Mapping[str, str]:
+        # Twice: new models may have taken the room of some that were there.
+        for _ in range(2):
+            missing = [name for name in files if not self._runner.has(self._paths.get(name))]
+            self._paths |= zip(missing, self._runner.keep(files[name] for name in missing), strict=True)
+        return self._paths
+
+    def require_cores(self, granted: Collection[int]) -> None:
+        """Raises DeviceError unless the runner may run on its cores and no others."""
+        # Phones take a mask and ignore it, silently.
+        if self.cores and set(granted) != set(self.cores):
+            raise DeviceError(
+                f"the phone runs the models on cores {core_ranges(tuple(sorted(granted))) or 'unknown'}, "
+                f"not on {core_ranges(self.cores)}",
+                next_step=f"name other cores in a profile of your own in {profiles_folder()}: cores = ...",
+            )
+
+    def cool_down(self) -> PhoneState:
+        """Waits until the phone is neither hot nor throttled and, in a session, its clocks are what they were.
+
+        Raises PhoneUnfit after the profile's longest wait.
+        """
+        return self._wait(self._drift)
+
+    def _drift(self, state: PhoneState, cooling: bool) -> dict[str, str]:
+        if self._baseline is None:
+            return phone_state.thermal_problems(state, self.profile, cooling=cooling)
+        return phone_state.drift(self._baseline, state, self.cores, self.profile, cooling=cooling)
+
+    def _clock_caps(self) -> Mapping[str, int]:
+        """The limits of the clocks that are always there, which no wait ends: a condition of what is measured."""
+        if self._caps is None:
+            self._caps = self._asked_clock_caps()
+        return self._caps
+
+    def _asked_clock_caps(self) -> Mapping[str, int]:
+        is_free = (
+            held_mode(self._wanted_mode, self.facts.sdk) == UNLOCKED and phone_state.CLOCK_LIMITED not in self._waived
+        )
+        if not is_free or not phone_state.clock_caps(self.facts.state, self.cores):
+            return {}
+        with ExitStack() as stack:
+            if not self._is_held:
+                stack.enter_context(phone_lock(self.adb.serial, locks_folder()))
+                stack.enter_context(clock_mode(self.adb, self.facts.sdk, UNLOCKED))  # wakes the screen
+            state = read_state(self.adb)
+            known = noted_caps(self.adb.serial)
+            if known and phone_state.clock_caps(state, self.cores) == known:
+                return known
+            caps = phone_state.lasting_caps(lambda: read_state(self.adb), self.cores, self.profile, self._on_wait)
+        if caps:
+            note_caps(self.adb.serial, caps)
+        return caps
+
+    def _wait(self, problems: Callable[[PhoneState, bool], dict[str, str]]) -> PhoneState:
+        return phone_state.wait_until_cool(
+            self._read_state, self.profile, waived=self._waived, on_wait=self._on_wait, problems=problems
+        )
+
+    def _read_state(self) -> PhoneState:
+        if time.monotonic() - self._facts_read_s < STATE_VALID_S:
+            self._facts_read_s = -math.inf  # once: who asks again waits for a change
+            return self.facts.state
+        return read_state(self.adb)
+
+    def leave_alone(self) -> None:
+        """Waits for other programs to end, but for those that were waited for in vain."""
+        if not self.neighbourhood.is_steady:
+            self.neighbourhood.wait()
+
+    def _see(self, state: PhoneState) -> None:
+        self.screen = self.screen if self.screen not in ("", AWAKE) else state.screen
+        if state.neighbours is not None and phone_state.BUSY not in self._waived:
+            self.neighbourhood.see(state.neighbours)
+
+    def require_steady(self) -> None:
+        """Raises PhoneUnfit when heat has come over the phone since the session began: what was measured is suspect."""
+        assert self._baseline is not None, "only within a session"
+        state = self._runner.take_state_at_end() or read_state(self.adb)
+        self._see(state)
+        found = phone_state.drift(self._runner.taken_over or self._baseline, state, self.cores, self.profile)
+        phone_state.require_fit(found, self._waived)
+
+    def layout(self) -> str:
+        """How ONNX Runtime rewrites graphs on this phone, as `OnnxLayout.text` gives it; "" for other runtimes, and
+        where the library cannot write its graph. Asked of each build of library, runner and system once."""
+        if self._layout is None:
+            self._layout = self._known_layout() if self.library.runtime == "onnxruntime" else ""
+        return self._layout
+
+    def _known_layout(self) -> str:
+        facts = self.facts
+        build = [self.library.sha256, self._runner_sha256, facts.soc, facts.properties.get("ro.build.fingerprint", "")]
+        path = layouts_folder() / f"{hashlib.sha256(repr(build).encode()).hexdigest()[:32]}.json"
+        if path.exists():
+            with suppress(InvalidInput, CorruptFile):
+                document = store.read_json(path, format_version=LAYOUT_FORMAT_VERSION)
+                return OnnxLayout.parse(str(document.get("layout"))).text()
+        text = self._asked_layout()
+        if text:
+            store.write_json(path, {"layout": text}, format_version=LAYOUT_FORMAT_VERSION)
+        return text
+
+    @contextmanager
+    def untimed(self) -> Iterator[None]:
+        """The phone for what is not timed: neither heat nor clocks matter. Raises PhoneBusy, PhoneDiskFull."""
+        with ExitStack() as stack:
+            if not self._is_held:
+                stack.enter_context(phone_lock(self.adb.serial, locks_folder()))
+                self._runner.open()
+                self._paths.clear()
+            yield
+
+    def try_out(self, model: bytes) -> None:
+        """Runs a model once. Raises DeviceError naming what fails: the library, the cores, the runner, the model."""
+        timing = BenchTiming(warmup_runs=0, samples=1, min_samples=1)
+        with self.untimed():
+            asked = [BenchModel(TRIAL, TRIAL)]
+            for event in self.bench(asked, {TRIAL: model}, timing, deadline_s=TRIAL_DEADLINE_S):
+                if isinstance(event, BenchError):
+                    raise DeviceError(f"a tiny network did not run: {event.message}")
+
+    def _asked_layout(self) -> str:
+        with self.untimed():
+            timing = BenchTiming(warmup_runs=0, samples=1, min_samples=1)
+            asked = [BenchModel(LAYOUT, LAYOUT)]
+            told = self.bench(
+                asked, {LAYOUT: questions()}, timing, deadline_s=LAYOUT_DEADLINE_S, graph_path=f"{LAYOUT}.onnx"
+            )
+            graphs = [event.file for event in told if isinstance(event, BenchGraph)]
+        return read_layout(graphs[0]).text() if graphs else ""
+
+    def conditions(self) -> Conditions:
+        """The library's hash covers the runner too: a latency is bound to both."""
+        facts = self.facts
+        governors = {policy.governor for policy in facts.state.policies if set(policy.cores) & set(self.cores)}
+        caps = [f"{cores}<={mhz}MHz" for cores, mhz in sorted(self._clock_caps().items())]
+        both = hashlib.sha256(f"{self.library.sha256}{self._runner_sha256}".encode()).hexdigest()
+        return Conditions(
+            device=" ".join(f"{facts.properties.get('ro.product.manufacturer', '')} {facts.model}".split()),
+            soc=facts.soc,
+            os=" ".join(f"Android {facts.android} {facts.properties.get('ro.build.fingerprint', '')}".split()),
+            runtime=self.library.runtime,
+            runtime_version=self.library.version,
+            library_sha256=both,
+            delegate=DELEGATES[self.library.runtime],
+            threads=self.threads,
+            cores=core_ranges(self.cores) or "any",
+            clock_mode=" ".join([held_mode(self._wanted_mode, facts.sdk), *sorted(governors), *caps]),
+            layout=self.layout(),
+            unit=facts.unit,
+        )
+
+
+def _patience_s(manifest: BenchManifest) -> float:
+    """A runner ends itself at a model's deadline, unless it is stopped."""
+    if not manifest.model_deadline_s:
+        return math.inf
+    has_pair = any(isinstance(entry, BenchPair) for entry in manifest.entries)
+    return manifest.model_deadline_s * (2 if has_pair else 1) + HANG_GRACE_S
+
+
+def _with_paths(entry: BenchModel | BenchPair, paths: Mapping[str, str]) -> BenchModel | BenchPair:
+    if isinstance(entry, BenchModel):
+        return replace(entry, path=paths[entry.path])
+    first, second = (replace(model, path=paths[model.path]) for model in (entry.first, entry.second))
+    return BenchPair(first, second)
+
+
+# Loading a model and its first inference, which no timing bounds; the runner is ended only when it hangs.
+LOAD_ALLOWANCE_S = 5.0
+MODEL_ALLOWANCE_S = 30.0  # one model that loads slowly, and whose fewest samples take longer than its timing allows
+START_ALLOWANCE_S = 60.0
+RECORDED = [field.name for field in fields(PassRecord)]
+
+
+class PhonePasses:
+    """Makes passes on a phone. A batch is one start of the runner, whose cost must vanish beside the measuring."""
+
+    jobs_per_batch = 1200
+
+    def __init__(self, phone: PhoneDevice) -> None:
+        self.phone = phone
+
+    def conditions(self) -> Conditions:
+        return self.phone.conditions()
+
+    def session(self) -> AbstractContextManager[object]:
+        """Raises PhoneBusy, PhoneUnfit naming the problems, PhoneDiskFull."""
+        return self.phone.session()
+
+    def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[TimedPass, None, None]:
+        """Raises DeviceError naming the model that fails, and what PhoneDevice.bench raises."""
+        files = _Files(jobs)
+        entries = [BenchModel(files.names[job.key], files.names[job.key], _bench_timing(job.timing)) for job in jobs]
+        yield from self._results(entries, files, jobs, plan)
+
+    def unfinished(self) -> str:
+        return self.phone.unfinished()
+
+    def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[TimedPass, TimedPass]]:
+        """Both models open together in every round, timed before-after-after-before."""
+        jobs = (before, after)
+        files = _Files(jobs)
+        models = [BenchModel(files.names[job.key], files.names[job.key], _bench_timing(job.timing)) for job in jobs]
+        results = self._results([BenchPair(models[0], models[1])] * rounds, files, jobs * rounds)
+        with closing(results):
+            for first in results:
+                yield first, next(results)
+
+    def is_steady(self) -> bool:
+        """Whether neither heat, lower clocks nor other programs have come over the phone since the session began."""
         try:
-            self._remove_left(all_but=token)
-            if not same:
-                files = {f"{MODELS}/{name}": model for name, model in self._new.items()}
-                if plan:
-                    files[f"{batch.folder}/{PLAN}"] = json.dumps({"plan": plan, "state": self._state}).encode()
-                if patience_s < math.inf:
-                    files[f"{batch.folder}/{PATIENCE}"] = f"{math.ceil(patience_s)}\n".encode()
-                files[f"{batch.folder}/{MANIFEST}"] = manifest.encode()
-                size = sum(len(content) + 2 * tarfile.BLOCKSIZE for content in files.values())
-                self._require_space(size)
-                batch.start(self._runner.remote, partial(_archive, files), self._obsolete)
-                self._free_bytes -= size
-                self._obsolete.clear()
-            self._sizes |= {name: len(model) for name, model in self._new.items()}
-            self._new.clear()
-            deadline = Deadline("the batch on the phone", deadline_s + self.end_grace_s)
-            yield from batch.lines(deadline, waiting_for, patience_s)
-        finally:
-            if batch.is_done:  # what removes it comes with the next question
-                self._obsolete.append(batch.folder)
-            else:
-                batch.remove()
+            self.phone.require_steady()
+        except PhoneUnfit:
+            return False
+        return self.phone.neighbourhood.is_steady
 
-    def _remove_left(self, all_but: str) -> None:
-        others = [f"batch-{token}" for token in self._left if token != all_but]
-        if others:
-            clean = remove_batches(" ".join(others)) + ("" if all_but in self._left else f"rm -rf {MODELS}")
-            self.adb.shell(clean, what="removing old batches from the phone")
-        self._left.clear()
-        self._began.clear()
+    def settle(self) -> None:
+        """Raises PhoneUnfit when the phone stays hot for longer than its profile allows."""
+        self.phone.cool_down()
+        self.phone.leave_alone()
 
-    def take_state_at_end(self) -> PhoneState | None:
-        """The phone's state when the last batch ended, once; None where that is not known."""
-        batch, self._batch = self._batch, None
-        return state_from(batch.answers) if batch and batch.answers else None
+    def neighbours(self) -> Neighbours | None:
+        return self.phone.neighbourhood.now
 
-    def _see_free_space(self, answers: Mapping[str, str]) -> None:
-        self._free_bytes = parse_free_bytes(answers["free"])
-        self._free_asked_s = time.monotonic()
+    def most_neighbours(self) -> Neighbours | None:
+        return self.phone.neighbourhood.most
 
-    def _require_space(self, size: int) -> None:
-        if self._free_bytes < size + SPARE_BYTES or time.monotonic() - self._free_asked_s > FREE_VALID_S:
-            self._see_free_space(ask(self.adb, FREE, what="looking for free space on the phone"))
-        if self._free_bytes < size + SPARE_BYTES:
-            raise PhoneDiskFull(self._free_bytes, f"{(size + SPARE_BYTES) >> 20} MiB are needed")
+    def heat(self) -> Heat:
+        """Of the cores that the runner is on; nothing where the phone does not answer."""
+        try:
+            state = read_state(self.phone.adb)
+        except DeviceError:
+            return Heat()  # a pulled cable ends no measurement
+        cores = set(self.phone.cores)
+        limits_khz = [policy.scaling_max_khz for policy in state.policies if not cores or cores & set(policy.cores)]
+        return Heat(state.celsius, clock_limit_mhz=max(limits_khz) / 1000 if limits_khz else None)
 
+    def screen(self) -> str:
+        return self.phone.screen
 
-def saved_plan(text: str) -> tuple[PhoneState, str] | None:
-    """State and plan of an earlier batch as `run` saved them; None for what is no plan of ours: others may write it."""
-    try:
-        saved = parse_object(text)
-        answers, plan = saved["state"], saved["plan"]
-        if not isinstance(plan, str) or not isinstance(answers, dict):
-            return None
-        return state_from({name: str(answers[name]) for name in STATE_QUESTIONS}), plan
-    except (ValueError, KeyError, PhoneOutputInvalid):
-        return None
+    def _results(
+        self, entries: Sequence[BenchModel | BenchPair], files: _Files, jobs: Sequence[Job], plan: str = ""
+    ) -> Generator[TimedPass, None, None]:
+        deadline_s = START_ALLOWANCE_S + sum(2 * job.timing.max_s + LOAD_ALLOWANCE_S for job in jobs)
+        model_deadline_s = MODEL_ALLOWANCE_S + max(2 * job.timing.max_s for job in jobs)
+        events = self.phone.bench(
+            entries,
+            files,
+            BenchTiming(),
+            deadline_s=math.ceil(deadline_s),
+            plan=plan,
+            model_deadline_s=math.ceil(model_deadline_s),
+            warmup_s=jobs[0].timing.warmup_s if jobs else 0.0,
+            labels=[job.label for job in jobs],
+        )
+        given = 0
+        with closing(events):
+            for event in events:
+                if isinstance(event, BenchError):
+                    raise DeviceError(f"{jobs[event.index].label}: {event.message}")
+                if isinstance(event, BenchResult):
+                    if event.index != given:
+                        raise RunnerFailed(f"result {event.index} came where {given} was due")
+                    given += 1
+                    record = {name: getattr(event, name) for name in RECORDED}
+                    yield TimedPass(event.samples_ms, PassRecord(**record))
 
 
-def _left_batches(answer: str) -> dict[str, str]:
-    lines = (line.split() for line in answer.splitlines())
-    return {words[0]: words[1] for words in lines if len(words) == 2 and re.fullmatch("[0-9a-f]{32}", words[0])}
+class _Files(Mapping[str, bytes]):
+    """The files of some jobs by name, those with equal keys once. A file is built when it is asked for."""
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self.names = {job.key: f"m{hashlib.sha256(job.key.encode()).hexdigest()[:24]}" for job in jobs}
+        self._builders = {self.names[job.key]: job.model for job in reversed(jobs)}
+
+    def __getitem__(self, name: str) -> bytes:
+        return self._builders[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._builders)
+
+    def __len__(self) -> int:
+        return len(self._builders)
 
 
-def _archive(files: Mapping[str, bytes]) -> Iterator[bytes]:
-    """A tar archive in pieces. A transfer per file would cost far more than the files."""
-    for name, content in files.items():
-        entry = tarfile.TarInfo(name)
-        entry.size = len(content)
-        entry.mode = 0o644
-        yield entry.tobuf(tarfile.USTAR_FORMAT)
-        yield content
-        yield bytes(-len(content) % tarfile.BLOCKSIZE)
-    yield bytes(2 * tarfile.BLOCKSIZE)
+def _bench_timing(timing: Timing) -> BenchTiming:
+    return BenchTiming(
+        warmup_runs=timing.warmup_runs,
+        samples=timing.samples,
+        min_sample_ms=timing.min_sample_ms,
+        max_s=timing.max_s,
+        min_samples=timing.min_samples,
+        period_ms=timing.period_ms,
+    )
+
+
+USE_HOST = "or pass --device host to measure on this computer"
+
+
+def select_phone(
+    profile: DeviceProfile,
+    profiles: Mapping[str, DeviceProfile],
+    *,
+    serial: str | None = None,
+    server: AdbServer | None = None,
+) -> AdbPhone:
+    """The one attached phone that fits the profile, or the one with `serial`.
+
+    Raises AmbiguousDevice listing the candidates, DeviceUnavailable saying what adb sees and how to mend each.
+    """
+    server = server or AdbServer()
+    attached = server.settled_phones()
+    if serial is not None:
+        chosen = choose_phone(attached, serial)
+        adb = AdbPhone(server, chosen)
+        answered = read_properties(adb)
+        if not profile.fits(answered):
+            raise _no_fit(profile, [(chosen, answered)], profiles)
+        return adb
+    fitting: list[AdbPhone] = []
+    others: list[tuple[AttachedPhone, Mapping[str, str]]] = []
+    failures: list[DeviceError] = []
+    for phone in attached:
+        try:
+            adb = AdbPhone(server, phone)
+            properties: Mapping[str, str] = read_properties(adb)
+        except DeviceError as error:  # another phone may still fit
+            failures.append(error)
+            properties = {}
+        if profile.fits(properties):
+            fitting.append(adb)
+        else:
+            others.append((phone, properties))
+    if len(fitting) > 1:
+        raise AmbiguousDevice(
+            f"{len(fitting)} attached phones fit --device {profile.name}: {', '.join(p.serial for p in fitting)}",
+            next_step=f"choose one: --serial {fitting[0].serial}",
+        )
+    if fitting:
+        return fitting[0]
+    if len(attached) == 1 and failures:
+        raise failures[0]
+    raise _no_fit(profile, others, profiles)
+
+
+def _no_fit(
+    profile: DeviceProfile,
+    seen: Sequence[tuple[AttachedPhone, Mapping[str, str]]],
+    profiles: Mapping[str, DeviceProfile],
+) -> DeviceUnavailable:
+    if not seen:
+        return DeviceUnavailable(
+            f"no phone is attached for --device {profile.name}: adb sees none",
+            next_step="plug a phone in, switch on USB debugging in its developer options and accept its dialog; "
+            f"{USE_HOST}",
+        )
+    lines, steps = [], []
+    for phone, properties in seen:
+        if phone.is_ready:
+            fitting = matching_profiles(profiles, properties)
+            model = " ".join(properties.get("ro.product.model", "a phone that does not answer").split())
+            lines.append(f"{phone.serial}: {model}" + (f", which is {fitting[0].name}" if fitting else ""))
+            steps += [f"--device {fitting[0].name}"] if fitting else []
+        else:
+            lines.append(f"{phone.serial}: {phone.state}")
+            steps.append(f"{phone.serial}: {remedy(phone.state)}")
+    return DeviceUnavailable(
+        f"no attached phone fits --device {profile.name} ({profile.summary}); adb sees {'; '.join(lines)}",
+        next_step="; ".join([*dict.fromkeys(steps), USE_HOST]),
+    )

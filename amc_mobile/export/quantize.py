@@ -11,8 +11,8 @@ import numpy as np
 
 from amc_mobile.errors import InvalidConfig, InvalidInput, MissingDependency, UnsupportedLayer
 from amc_mobile.export.converters import first_line, quiet
-from amc_mobile.export.interpret import Floats, parts_of, tflite_ends, tflite_inputs, tflite_interpreter
-from amc_mobile.export.precision import FLOAT32, PRECISIONS
+from amc_mobile.export.parity import Floats, parts_of, tflite_ends, tflite_inputs, tflite_interpreter
+from amc_mobile.formats import FLOAT32, PRECISIONS
 
 Quantize = Callable[[bytes, str, Floats], bytes]
 CALIBRATION_IMAGES = 64  # each costs an inference that keeps every activation

@@ -18,18 +18,26 @@ from torch import nn
 from amc_mobile import store
 from amc_mobile.channels import surgery
 from amc_mobile.channels.groups import ChannelGroups
-from amc_mobile.channels.ids import Ids
+from amc_mobile.channels.structure import Ids
 from amc_mobile.device.layout import OnnxLayout
 from amc_mobile.errors import AmcMobileError, CorruptFile, InvalidConfig, UnsupportedLayer
-from amc_mobile.export.precision import FLOAT32
+from amc_mobile.export.converters import to_onnx, to_tflite
 from amc_mobile.export.quantize import QUANTIZERS, stand_in_images
-from amc_mobile.export.to_onnx import to_onnx
-from amc_mobile.export.to_tflite import to_tflite
-from amc_mobile.kernels.graph import Graph
-from amc_mobile.kernels.labels import Vocabulary, decode
-from amc_mobile.kernels.overlay import by_output, in_order, overlay
+from amc_mobile.formats import FLOAT32
+from amc_mobile.kernels.kernel import Graph
+from amc_mobile.kernels.labels import (
+    MAX_TRACES,
+    AmbiguousError,
+    UndecodableError,
+    Vocabulary,
+    WidthCode,
+    by_output,
+    choose_widths,
+    decode,
+    in_order,
+    overlay,
+)
 from amc_mobile.kernels.template import Template
-from amc_mobile.kernels.width_code import MAX_TRACES, AmbiguousError, UndecodableError, WidthCode, choose_widths
 
 FORMAT_VERSION = 2  # of the folder's files. 1: exports and behaviour.json; 2: .onnx int8 has unsigned activations
 EXPORTERS = {"tflite": to_tflite, "onnxruntime": to_onnx}

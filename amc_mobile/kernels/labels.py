@@ -1,26 +1,152 @@
-"""Names every dimension, attribute and weight of an exported graph by the channel groups it follows.
+"""Lays the labels of a float32 file over its quantised form.
 
-Integers are explained by `WidthCode`. An array is accepted only when the original, cut along the id vectors of the
-network's parameters, equals the array of every pruned file bit for bit. What does not decode is an error.
+Quantised weights cannot be told apart by their values: their scales depend on the channels that are left. But the
+quantised file holds the same operators, with conversions between them and in front of weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import combinations, product
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from amc_mobile.errors import UnsupportedLayer
-from amc_mobile.kernels.expression import Expression
-from amc_mobile.kernels.graph import SMALL_CONSTANT, Array, Graph, Value
-from amc_mobile.kernels.width_code import AmbiguousError, UndecodableError, WidthCode
+from amc_mobile.kernels.kernel import CONVERSIONS, SMALL_CONSTANT, Array, Expression, Graph, Value, total
 
 if TYPE_CHECKING:  # brings torch
     from amc_mobile.channels.groups import ChannelGroups
+
+
+Widths = NDArray[np.int64]
+MIN_CHANNELS = 2  # a convolution with one input channel is exported as another operator
+MAX_TRACES = 4
+ATTEMPTS = 100  # draws for each number of traces
+MAX_SUMMANDS = 8  # inputs of one operator whose labels are tried as a sum
+
+
+class UndecodableError(Exception):
+    """No sum of group widths explains an integer."""
+
+
+class AmbiguousError(UndecodableError):
+    """Several do: one more trace tells them apart."""
+
+
+class WidthCode:
+    """Explains integers. `widths`: (traces + 1, G), the original widths first; `vocabulary`: sums known to occur."""
+
+    def __init__(self, widths: Widths, vocabulary: Iterable[Expression]) -> None:
+        self.widths = widths
+        single = [Expression(0, ((group, 1),)) for group in range(widths.shape[1])]
+        known = (e.primitive() for e in vocabulary if not e.is_constant)
+        self._bases = list(dict.fromkeys([*single, *known]))
+        self._signatures = np.array([e.evaluate(widths) for e in self._bases], dtype=np.int64).reshape(-1, len(widths))
+        self._explained: dict[tuple[tuple[int, ...], tuple[Expression, ...]], Expression] = {}
+
+    @property
+    def traces(self) -> int:
+        return len(self.widths) - 1
+
+    def is_unambiguous(self) -> bool:
+        """No known sum has the values of another's multiple, none stays the same in all files."""
+        signatures = self._signatures
+        if (signatures == signatures[:, :1]).all(axis=1).any():
+            return False
+        # [i, j]: whether row i is a whole multiple of row j
+        factors = signatures[:, None, 0] // signatures[None, :, 0]
+        multiple = (signatures[None] * factors[..., None] == signatures[:, None]).all(axis=2) & (factors > 0)
+        return int(multiple.sum()) == len(signatures)
+
+    def explain(self, values: Sequence[int], local: Iterable[Expression] = ()) -> Expression:
+        """The sum that has `values` (one per file). `local`: labels of the same operator's inputs.
+
+        Tried first: multiples of known sums, multiples and sums of `local`; then those plus a constant. Raises
+        UndecodableError, or AmbiguousError where explanations differ.
+        """
+        key = (tuple(int(v) for v in values), tuple(e for e in local if not e.is_constant))
+        if key not in self._explained:
+            self._explained[key] = self._explain(np.array(key[0], dtype=np.int64), list(key[1]))
+        return self._explained[key]
+
+    def _explain(self, values: Widths, local: list[Expression]) -> Expression:
+        if (values == values[0]).all():
+            return Expression(int(values[0]))
+        sums = [
+            total(chosen)
+            for count in range(1, min(len(local), MAX_SUMMANDS) + 1)
+            for chosen in combinations(local[:MAX_SUMMANDS], count)
+        ]
+        found = {self._bases[i].times(int(values[0]) // int(self._signatures[i, 0])) for i in self._dividing(values)}
+        for expression in sums:
+            signature = expression.evaluate(self.widths)
+            if _multiples(signature[None], values)[0]:
+                found.add(expression.times(int(values[0]) // int(signature[0])))
+        if not found:
+            candidates = [*sums, *(self._bases if self.traces > 1 else [])]
+            for expression in candidates:
+                rest = values - expression.evaluate(self.widths)
+                if (rest == rest[0]).all():
+                    found.add(expression.plus(int(rest[0])))
+        if len(found) > 1:
+            raise AmbiguousError(f"the sizes {values.tolist()} have {len(found)} explanations")
+        if not found:
+            raise UndecodableError(f"no channel group explains the sizes {values.tolist()}")
+        return found.pop()
+
+    def _dividing(self, values: Widths) -> list[int]:
+        return [int(i) for i in np.flatnonzero(_multiples(self._signatures, values))]
+
+
+def _multiples(signatures: Widths, values: Widths) -> NDArray[np.bool_]:
+    """Of which rows of `signatures` the vector `values` is a whole multiple."""
+    factors = values[0] // signatures[:, 0]
+    return np.asarray((signatures * factors[:, None] == values).all(axis=1) & (factors > 0))
+
+
+def choose_widths(sizes: Widths, vocabulary: Sequence[Expression], *, traces: int = 1, seed: int = 0) -> WidthCode:
+    """Widths for as few traces as are unambiguous, at least `traces`. `sizes`: (G,), each above MIN_CHANNELS.
+
+    Raises UndecodableError when more than MAX_TRACES would be needed.
+    """
+    rng = np.random.default_rng(seed)
+    for count in range(traces, MAX_TRACES + 1):
+        for _ in range(ATTEMPTS):
+            widths = _draw(sizes, count, rng)
+            if widths is None:
+                continue
+            code = WidthCode(widths, vocabulary)
+            if code.is_unambiguous():
+                return code
+    raise UndecodableError(f"{len(sizes)} channel groups with {int(sizes.sum())} channels are too many to tell apart")
+
+
+def _draw(sizes: Widths, traces: int, rng: np.random.Generator) -> Widths | None:
+    """Random widths, shape (traces + 1, G), whose shares of the originals differ between groups; None if none is left.
+
+    Equal shares would make the sizes of one group multiples of another's, as in 16 of 32 and 32 of 64.
+    """
+    taken: set[tuple[float, ...]] = set()
+    rows = []
+    for size in (int(s) for s in sizes):
+        for attempt in range(40):
+            # At least half stays while there is room: far from zero, fewer sums coincide.
+            low = min(max(MIN_CHANNELS, size // 2), size - 1) if attempt < 10 else MIN_CHANNELS
+            # The full width tells nothing alone; among several traces it makes room for small groups.
+            high = size if traces == 1 or attempt < 10 else size + 1
+            row = [int(w) for w in rng.integers(low, high, traces)]
+            share = tuple(w / size for w in row)
+            if share not in taken and min(share) < 1:
+                break
+        else:
+            return None
+        taken.add(share)
+        rows.append([size, *row])
+    return np.array(rows, dtype=np.int64).reshape(len(sizes), traces + 1).T
+
 
 Ids = NDArray[np.int64]
 
@@ -208,3 +334,162 @@ def take(array: Array, vectors: Sequence[int | None], survivors: Mapping[int, Id
 
 def _identical(a: Array, b: Array) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+class Cut:
+    """A labelled graph at one plan. `kept`: per group the channels that stay."""
+
+    def __init__(self, graph: Graph, labels: Labels, vocabulary: Vocabulary, kept: Sequence[Ids]) -> None:
+        self._graph, self._labels, self._vocabulary = graph, labels, vocabulary
+        self.widths = [len(indices) for indices in kept]
+        self._alive = vocabulary.alive(kept)
+        self._survivors: dict[int, Ids] = {}
+
+    def shape(self, value: Value) -> tuple[int, ...]:
+        return tuple(e.at(self.widths) if e.terms else e.constant for e in self._labels.shapes[value])
+
+    def changed_attributes(self, index: int) -> dict[str, int | tuple[int, ...]]:
+        """The attributes of a node that follow the widths, by name."""
+        return {
+            name: label.at(self.widths) if isinstance(label, Expression) else tuple(e.at(self.widths) for e in label)
+            for name, label in self._labels.attributes.get(index, {}).items()
+        }
+
+    def identity(self, index: int, slot: int) -> Hashable:
+        """Equal for constants that are one tensor in the original and are cut alike."""
+        label = self._labels.constants[index, slot]
+        return (self._graph.nodes[index].inputs[slot], label.vectors, label.values)
+
+    def constant(self, index: int, slot: int) -> Array:
+        """What a node reads at a slot: cut along its id vectors, or sizes worked out anew."""
+        label = self._labels.constants[index, slot]
+        array = self._graph.nodes[index].constants[slot]
+        if label.values is not None:
+            values = [e.at(self.widths) for e in label.values]
+            return np.array(values, dtype=array.dtype).reshape(array.shape)
+        for vector in label.vectors:
+            self._know(vector)
+        return take(array, label.vectors, self._survivors)
+
+    def along(self, index: int, slot: int, axis: int, numbers: Array) -> Array:
+        """`numbers`, one per position of a constant's `axis` (its scales, say), cut as the constant is."""
+        vector = self._labels.constants[index, slot].vectors[axis]
+        self._know(vector)
+        return take(numbers, (vector,), self._survivors)
+
+    def _know(self, vector: int | None) -> None:
+        if vector is not None and vector not in self._survivors:
+            self._survivors[vector] = np.flatnonzero(self._alive[self._vocabulary.vectors[vector]])
+
+
+ABSORBED = ("Relu", "Clip")  # by the range of the quantised values
+QDQ_SUFFIX = "_QuantizeLinear_Input"  # of a network's output, which is converted back
+NEXT_STEP = "stay with float32 (--fp32)"
+
+
+def in_order(graph: Graph, quantised: Graph) -> list[int | None]:
+    """For each node of `quantised` the node of `graph` it comes from, where operators keep their order."""
+    left = iter(range(len(graph.nodes)))
+    partners = [None if node.operator in CONVERSIONS else next(left, None) for node in quantised.nodes]
+    if next(left, None) is not None:
+        raise UnsupportedLayer("", "the quantised file has fewer operators than the float32 file", next_step=NEXT_STEP)
+    return partners
+
+
+def by_output(graph: Graph, quantised: Graph) -> list[int | None]:
+    """As `in_order`, where nodes are sorted anew but what they make keeps its name."""
+    makers = {value: index for index, node in enumerate(graph.nodes) for value in node.outputs}
+    partners: list[int | None] = []
+    for node in quantised.nodes:
+        index = None if node.operator in CONVERSIONS else makers.get(str(node.outputs[0]).removesuffix(QDQ_SUFFIX))
+        while index is not None and graph.nodes[index].operator in set(ABSORBED) - {node.operator}:
+            value = graph.nodes[index].inputs[0]
+            index = None if value is None else makers.get(value)
+        partners.append(index)
+    return partners
+
+
+def overlay(labels: Labels, graph: Graph, quantised: Graph, partners: Sequence[int | None]) -> Labels:
+    """Labels of `quantised` from those of `graph`. `partners`: per node of `quantised`, None for conversions.
+
+    Raises UnsupportedLayer naming the operator where the two do not match.
+    """
+    return _Overlay(labels, graph, quantised, partners).run()
+
+
+class _Overlay:
+    def __init__(self, labels: Labels, graph: Graph, quantised: Graph, partners: Sequence[int | None]) -> None:
+        self._old, self._graph, self._new, self._partners = labels, graph, quantised, partners
+        self._makers = {value: index for index, node in enumerate(quantised.nodes) for value in node.outputs}
+        self._labels = Labels()
+
+    def run(self) -> Labels:
+        for old, new in zip(self._graph.inputs, self._new.inputs, strict=True):
+            self._labels.shapes[new] = self._old.shapes[old]
+        for index, partner in enumerate(self._partners):
+            if self._new.nodes[index].operator in CONVERSIONS:
+                self._conversion(index)
+            else:
+                self._operator(index, partner)
+        for index, node in enumerate(self._new.nodes):
+            self._require(all(value in self._labels.shapes for value in node.outputs), index)
+        return self._labels
+
+    def _conversion(self, index: int) -> None:
+        node = self._new.nodes[index]
+        if node.inputs[0] in self._labels.shapes:  # an activation; weights are labelled by who reads them
+            self._labels.shapes[node.outputs[0]] = self._labels.shapes[node.inputs[0]]
+        for slot, array in node.constants.items():
+            if slot:
+                self._labels.constants[index, slot] = _whole(array.shape)
+
+    def _operator(self, index: int, partner: int | None) -> None:
+        node = self._new.nodes[index]
+        self._require(partner is not None, index)
+        assert partner is not None
+        old = self._graph.nodes[partner]
+        forms = [(n.operator, len(n.inputs), len(n.outputs)) for n in (node, old)]
+        self._require(forms[0] == forms[1], index)
+        for slot, value in enumerate(node.inputs):
+            label = self._old.constants.get((partner, slot))
+            self._require((slot in node.constants) <= (label is not None), index)
+            if value is None or label is None:
+                continue
+            at = (index, slot) if slot in node.constants else self._conversion_of(index, value)
+            array = self._new.nodes[at[0]].constants[at[1]]
+            self._require(array.shape == old.constants[slot].shape, index)
+            self._require(self._labels.constants.setdefault(at, label) == label, index)
+            if at[0] != index:
+                self._labels.shapes[value] = label.dims
+                self._label_scales(at[0], label)
+        for position, value in enumerate(node.outputs):
+            self._require(self._new.shapes[value] == self._graph.shapes[old.outputs[position]], index)
+            self._labels.shapes[value] = self._old.shapes[old.outputs[position]]
+        if partner in self._old.attributes:
+            self._labels.attributes[index] = self._old.attributes[partner]
+
+    def _conversion_of(self, reader: int, value: Value) -> tuple[int, int]:
+        """The node and slot of the constant that `value` is made from."""
+        maker = self._makers.get(value)
+        self._require(maker is not None and 0 in self._new.nodes[maker].constants, reader)
+        assert maker is not None
+        return maker, 0
+
+    def _label_scales(self, index: int, label: ConstantLabel) -> None:
+        """Scales and zero points that are constants of their own, one per channel of the weights."""
+        node = self._new.nodes[index]
+        axis = node.attributes.get("axis", 1)
+        shape = node.constants[0].shape
+        for slot, array in node.constants.items():
+            if slot and array.shape and isinstance(axis, int) and array.shape == shape[axis : axis + 1]:
+                self._labels.constants[index, slot] = ConstantLabel((label.dims[axis],), (label.vectors[axis],))
+
+    def _require(self, fits: bool, index: int) -> None:
+        if not fits:
+            raise UnsupportedLayer(
+                "", f"{self._new.describe(index)} is quantised in a way that is not known", next_step=NEXT_STEP
+            )
+
+
+def _whole(shape: tuple[int, ...]) -> ConstantLabel:
+    return ConstantLabel(tuple(Expression(size) for size in shape), (None,) * len(shape))

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amc_mobile.device.layout import POOLS, SUMS, OnnxLayout
-from amc_mobile.kernels.expression import Expression
-from amc_mobile.kernels.graph import Graph, Node, Value
+from amc_mobile.kernels.kernel import Expression, Graph, Node, Value
 
 Widths = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -12,14 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amc_mobile.errors import InvalidInput
-from amc_mobile.kernels.cut import Cut
-from amc_mobile.kernels.expression import Expression
-from amc_mobile.kernels.graph import Graph
-from amc_mobile.kernels.kernel import Kernel, Runtime
-from amc_mobile.kernels.labels import Ids, Labels, Vocabulary
+from amc_mobile.kernels.kernel import Attribute, Expression, Graph, Kernel, Operator, Runtime, Shape
+from amc_mobile.kernels.labels import MIN_CHANNELS, Cut, Ids, Labels, Vocabulary
 from amc_mobile.kernels.onnx_layout import Border
-from amc_mobile.kernels.operator import Attribute, Operator, Shape
-from amc_mobile.kernels.width_code import MIN_CHANNELS
 
 if TYPE_CHECKING:  # brings torch
     from amc_mobile.channels.groups import ChannelGroups, Layer

@@ -11,9 +11,8 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from amc_mobile.errors import UnsupportedLayer
-from amc_mobile.kernels.cut import Cut
-from amc_mobile.kernels.graph import Array, Graph, Node, Value
-from amc_mobile.kernels.operator import GLUE_NAMES, Attribute
+from amc_mobile.kernels.kernel import GLUE_NAMES, Array, Attribute, Graph, Node, Value
+from amc_mobile.kernels.labels import Cut
 from amc_mobile.kernels.template import Template
 
 OPERATOR_NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}

@@ -1,27 +1,230 @@
-"""The latency of any plan as a sum of kernels, by table look-ups on the aligned grid."""
+"""Predictions of a network's plans from another tool's table, whose kernels are matched by operator and shape."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import nnls
 
-from amc_mobile.errors import MissingLatency
-from amc_mobile.latency.plan_sums import Grid, PlanSums
+from amc_mobile.errors import InvalidInput, MissingLatency
+from amc_mobile.latency.calibration import (
+    BAND_FLOOR,
+    UNKNOWN_ERROR,
+    Calibration,
+    error_band,
+)
+from amc_mobile.latency.kernel_fit import (
+    NO_STEPS,
+    SiteModel,
+    SitePoints,
+    Steps,
+    axis_values,
+    basis,
+    bilinear,
+    choose_steps,
+    fit_site,
+    have_own_groups,
+    points_per_axis,
+    site_points,
+)
+from amc_mobile.latency.measurement import KernelMeasurement
 from amc_mobile.latency.probe import widths_around_tiles
-from amc_mobile.latency.roofline import NO_STEPS, SitePoints, Steps, axis_values, basis, bilinear, have_own_groups
-from amc_mobile.latency.sampling import points_per_axis, site_points
-from amc_mobile.latency.site_fit import SiteModel, choose_steps, fit_site
+from amc_mobile.latency.table_files import CONVOLUTIONS, KernelShape
+
+if TYPE_CHECKING:  # templates need torch; tables do not
+    from amc_mobile.kernels.kernel import Expression
+    from amc_mobile.kernels.onnx_layout import Border
+    from amc_mobile.kernels.template import KernelSite
 
 if TYPE_CHECKING:  # templates need torch; tables do not
     from amc_mobile.kernels.template import KernelSite, Template
 
+
 Widths = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Indices = NDArray[np.intp]
+Amount = Callable[[Floats], Floats]  # the values of a site's axes, (N, axes) -> (N,)
+
+BLOCK = 4096  # plans at once: the working arrays stay in the processor's cache
+SINGLE_PLANS = 16  # below this many, few large operations beat many small ones
+MAX_CELLS = 300_000  # of one table
+
+
+class Grid:
+    """The widths that plans may have, per group ascending. Widths between two count as the next one above."""
+
+    def __init__(self, widths: Sequence[Widths]) -> None:
+        self.widths = tuple(np.asarray(grid, dtype=np.int64) for grid in widths)
+        longest = max(int(grid[-1]) for grid in self.widths) + 1
+        everything = np.arange(longest)
+        found = [np.searchsorted(grid, everything).clip(0, len(grid) - 1) for grid in self.widths]
+        self._positions = np.stack(found).astype(np.intp)  # (groups, longest)
+        self._rows = np.arange(len(self.widths), dtype=np.intp)
+
+    def positions(self, widths: Widths) -> Indices:
+        """(N, groups) -> (groups, N): the position of each width in its grid."""
+        columns = np.ascontiguousarray(widths.T)
+        found = np.empty(columns.shape, dtype=np.intp)
+        for group, column in enumerate(columns):
+            np.take(self._positions[group], column, out=found[group], mode="clip")
+        return found
+
+    def position(self, widths: Widths) -> Indices:
+        """As `positions`, for few plans."""
+        found: Indices = self._positions[self._rows[:, None], widths.T.clip(0, self._positions.shape[1] - 1)]
+        return found
+
+    def snapped(self, widths: Widths) -> Widths:
+        """(N, groups): every width raised to its grid, or lowered to the grid's end."""
+        positions = self.position(widths)
+        return np.stack([grid[row] for grid, row in zip(self.widths, positions, strict=True)], axis=1)
+
+
+class _Axis:
+    """An index made of several groups: (value of the axis - its lowest) / step."""
+
+    def __init__(self, expression: Expression, grid: Grid) -> None:
+        lowest = [int(widths[0]) for widths in grid.widths]
+        steps = [int(factor * step) for group, factor in expression.terms for step in np.diff(grid.widths[group])]
+        step = math.gcd(*steps) if steps else 1
+        # Each group adds its own share, so that the index is a sum of look-ups.
+        self.shares = [
+            (group, (factor * (grid.widths[group] - lowest[group]) // step).astype(np.intp))
+            for group, factor in expression.terms
+        ]
+        count = 1 + sum(int(share[-1]) for _, share in self.shares)
+        self.values = expression.at(lowest) + step * np.arange(count)
+
+
+class _Table(NamedTuple):
+    """Cell `positions[first] * stride + positions[second]` of `cells`."""
+
+    first: int
+    second: int
+    stride: int
+    cells: Floats
+
+
+class PlanSums:
+    """The sum of one amount over all sites, for any plan on the grid.
+
+    Sites of the same one or two groups share a table. Sites of more groups are tabled by their axes where they have at
+    most two, else computed.
+    """
+
+    def __init__(self, grid: Grid, sites: Sequence[KernelSite | Border], amounts: Sequence[Amount]) -> None:
+        self._grid = grid
+        self._constant = 0.0
+        self._axes: dict[Expression, _Axis] = {}
+        self._computed: list[tuple[KernelSite | Border, Amount]] = []
+        found: dict[tuple[int, ...], Floats] = {}
+        for site, amount in zip(sites, amounts, strict=True):
+            columns = self._columns(site)
+            if columns is None:
+                self._computed.append((site, amount))
+                continue
+            table = self._table(site, amount, columns)
+            found[columns] = found[columns] + table if columns in found else table
+        self._constant = float(found.pop((), np.zeros(())))
+        self._tables = [
+            _Table(
+                columns[0], columns[-1], table.shape[1] if table.ndim == 2 else 0, np.ascontiguousarray(table).ravel()
+            )
+            for columns, table in _folded(found).items()
+        ]
+        self._first = np.array([table.first for table in self._tables], dtype=np.intp)
+        self._second = np.array([table.second for table in self._tables], dtype=np.intp)
+        self._strides = np.array([table.stride for table in self._tables], dtype=np.intp)[:, None]
+        ends = np.cumsum([table.cells.size for table in self._tables], dtype=np.intp)
+        self._offsets = np.concatenate([[0], ends]).astype(np.intp)[: len(self._tables), None]
+        self._cells = np.concatenate([table.cells for table in self._tables]) if self._tables else np.zeros(0)
+
+    @property
+    def held_bytes(self) -> int:
+        return int(self._cells.nbytes) + sum(table.cells.nbytes for table in self._tables)
+
+    def sums(self, widths: Widths) -> Floats:
+        """(N, groups) -> (N,)."""
+        if len(widths) < SINGLE_PLANS:
+            total = self._few(widths)
+        else:
+            total = np.empty(len(widths))
+            for start in range(0, len(widths), BLOCK):
+                self._block(widths[start : start + BLOCK], total[start : start + BLOCK])
+        if self._computed:
+            snapped = self._grid.snapped(widths)
+            for site, amount in self._computed:
+                total = total + amount(axis_values(site, snapped))
+        return total
+
+    def _few(self, widths: Widths) -> Floats:
+        positions = self._with_axes(self._grid.position(widths))
+        cells = positions[self._first] * self._strides + positions[self._second] + self._offsets
+        return np.asarray(self._cells[cells].sum(axis=0) + self._constant)
+
+    def _block(self, widths: Widths, total: Floats) -> None:
+        positions = self._with_axes(self._grid.positions(widths))
+        cells, found = np.empty(len(widths), dtype=np.intp), np.empty(len(widths))
+        total[:] = self._constant
+        for table in self._tables:
+            np.multiply(positions[table.first], table.stride, out=cells)
+            cells += positions[table.second]
+            np.take(table.cells, cells, out=found, mode="clip")
+            total += found
+
+    def _with_axes(self, positions: Indices) -> Indices:
+        if not self._axes:
+            return positions
+        rows = [sum(share[positions[group]] for group, share in axis.shares) for axis in self._axes.values()]
+        return np.concatenate([positions, np.array(rows, dtype=np.intp)])
+
+    def _columns(self, site: KernelSite | Border) -> tuple[int, ...] | None:
+        """The one or two rows of `positions` that decide a site; () for none, None where two are not enough."""
+        if len(site.group_indices) <= 2:
+            return site.group_indices
+        if len(site.axes) > 2:
+            return None
+        made = {axis: self._axes.get(axis) or _Axis(axis, self._grid) for axis in site.axes}
+        if math.prod(len(axis.values) for axis in made.values()) > MAX_CELLS:
+            return None
+        self._axes |= made
+        ids = list(self._axes)
+        return tuple(len(self._grid.widths) + ids.index(axis) for axis in site.axes)
+
+    def _table(self, site: KernelSite | Border, amount: Amount, columns: tuple[int, ...]) -> Floats:
+        """The amount at every cell, one dimension per column."""
+        groups = len(self._grid.widths)
+        if any(column >= groups for column in columns):
+            axes = [self._axes[axis].values for axis in site.axes]
+            values = np.stack([m.ravel() for m in np.meshgrid(*axes, indexing="ij")], axis=1)
+            return amount(values.astype(np.float64)).reshape([len(axis) for axis in axes])
+        choices = [self._grid.widths[column] for column in columns]
+        widths = np.tile([grid[-1] for grid in self._grid.widths], (math.prod(map(len, choices)), 1))
+        for column, mesh in zip(columns, np.meshgrid(*choices, indexing="ij") if choices else [], strict=True):
+            widths[:, column] = mesh.ravel()
+        return amount(axis_values(site, widths)).reshape([len(choice) for choice in choices])
+
+
+def _folded(tables: dict[tuple[int, ...], Floats]) -> dict[tuple[int, ...], Floats]:
+    """Tables of one column added into one of two columns that has it, where there is one: fewer look-ups."""
+    kept: dict[tuple[int, ...], Floats] = {columns: table for columns, table in tables.items() if len(columns) == 2}
+    pairs = list(kept)
+    for columns, table in tables.items():
+        if len(columns) == 1:
+            host = next((pair for pair in pairs if columns[0] in pair), None)
+            if host is None:
+                kept[columns] = table
+            else:
+                kept[host] = kept[host] + (table[:, None] if host[0] == columns[0] else table)
+    return kept
+
+
 Source = Literal["exact", "aligned", "ceil", "extrapolated"]
 
 EXACT_SIGMA = 0.01  # two passes of a measured kernel agree this well
@@ -199,3 +402,276 @@ def _also_measured(
 
 def _values_of(site: KernelSite, widths: Widths) -> tuple[float, ...]:
     return tuple(axis_values(site, np.asarray(widths)[None])[0].tolist())
+
+
+Channels = NDArray[np.int64]  # (N, 2): in and out
+ALIGNED = (1, 16, 32)  # channels that are no multiple of one of these may run slower code
+SMOOTHING = 0.05  # of the distance between logarithms of channels, in the weights of a place's residuals
+NEARBY = 1.25  # a width counts as measured when the nearest end of the measured range is within this factor
+
+
+@dataclass(frozen=True)
+class TimedShape:
+    """One kernel of a table. `network`: of which model it was timed as a part; empty: not told."""
+
+    shape: KernelShape
+    ms: float
+    network: str = ""
+
+
+class ShapeFit:
+    """Predicts kernels from the timed ones; equal shapes count once, as their mean."""
+
+    def __init__(self, rows: Sequence[TimedShape]) -> None:
+        self.rows = tuple(rows)
+        grouped: dict[KernelShape, list[float]] = {}
+        for row in rows:
+            grouped.setdefault(row.shape, []).append(row.ms)
+        self.known = {shape: float(np.mean(found)) for shape, found in grouped.items()}
+        self._rooflines: dict[str, _Roofline] = {}
+        self._places: dict[KernelShape, tuple[Channels, Floats]] = {}  # channels and log residuals
+        for operator in dict.fromkeys(shape.operator for shape in self.known):
+            shapes = [shape for shape in self.known if shape.operator == operator]
+            ms = np.array([self.known[shape] for shape in shapes])
+            counts = np.array([len(grouped[shape]) for shape in shapes])
+            roofline = self._rooflines[operator] = _Roofline(shapes, ms, counts)
+            for place in dict.fromkeys(shape.place for shape in shapes):
+                here = np.array([i for i, shape in enumerate(shapes) if shape.place == place])
+                channels = np.array([shapes[i].channels for i in here], dtype=np.int64)
+                self._places[place] = channels, np.log(ms[here] / roofline(place, channels))
+
+    def place_of(self, shape: KernelShape) -> KernelShape | None:
+        """The place that tells of `shape`, its window left out where the table does not have it.
+
+        None where the operator was never timed; a place of a known operator need not have been timed itself.
+        """
+        place = shape.place
+        without_window = KernelShape(place.operator, 0, 0, place.out_size, place.stride)
+        if place not in self._places and without_window in self._places:
+            return without_window
+        if place.operator not in self._rooflines:
+            return None
+        told = {other.window for other in self._places if other.operator == place.operator}
+        return without_window if told == {0} else place
+
+    def predict(self, place: KernelShape, channels: Channels) -> Floats:
+        """(N, 2) -> ms (N,). Timed kernels are what they are."""
+        ms = self._rooflines[place.operator](place, channels)
+        if place in self._places:
+            known, residuals = self._places[place]
+            distances = np.abs(np.log(channels)[:, None] - np.log(known)[None]).sum(axis=2)
+            weights = 1 / (distances + SMOOTHING)
+            same = (channels[:, None] == known[None]).all(axis=2)
+            # A kernel that was timed is what it was.
+            weights = np.where(same.any(axis=1)[:, None], same, weights)
+            ms = ms * np.exp((weights * residuals).sum(axis=1) / weights.sum(axis=1))
+        return np.asarray(ms)
+
+    def is_exact(self, place: KernelShape, channels: Channels) -> NDArray[np.bool_]:
+        """(N, 2) -> (N,): whether these very kernels were timed."""
+        if place not in self._places:
+            return np.zeros(len(channels), dtype=bool)
+        return np.asarray((channels[:, None] == self._places[place][0][None]).all(axis=2).any(axis=1))
+
+    def is_nearby(self, place: KernelShape, channels: Channels) -> NDArray[np.bool_]:
+        """(N, 2) -> (N,): whether the channels are within, or close to, what was timed at that place."""
+        if place not in self._places:
+            return np.zeros(len(channels), dtype=bool)
+        known = self._places[place][0]
+        low, high = known.min(axis=0) / NEARBY, known.max(axis=0) * NEARBY
+        return np.asarray(((channels >= low) & (channels <= high)).all(axis=1))
+
+    def sigmas(self) -> dict[str, float]:
+        """Operator -> relative error to expect of a kernel not timed: each timed one left out in turn."""
+        found = {}
+        for operator in self._rooflines:
+            rows = [row for row in self.rows if row.shape.operator == operator]
+            errors = []
+            for shape in dict.fromkeys(row.shape for row in rows):
+                rest = [row for row in rows if row.shape != shape]
+                if any(row.shape.place == shape.place for row in rest):
+                    predicted = ShapeFit(rest).predict(shape.place, np.array([shape.channels]))[0]
+                    errors.append(float(predicted) / self.known[shape] - 1)
+            found[operator] = float(np.sqrt(np.mean(np.square(errors)))) if errors else UNKNOWN_ERROR
+        return found
+
+    def calibration(self) -> Calibration:
+        """A whole model is the sum of its kernels; the band is how well models left out in turn are predicted.
+
+        Models most of whose latency lies outside of what the others tell are not held against the prediction.
+        """
+        errors, inside = [], []
+        for network in dict.fromkeys(row.network for row in self.rows if row.network):
+            error, share = self._left_out(network)
+            errors.append(error)
+            inside.append(share)
+        trusted = np.array([share >= 0.5 for share in inside], dtype=bool)
+        absolute = np.abs(np.array(errors, dtype=np.float64)[trusted])
+        if len(absolute) < 2:
+            absolute = np.array([UNKNOWN_ERROR])
+        return Calibration(
+            offset_ms=0.0, scale=1.0, p50_ratio=1.0, band=max(BAND_FLOOR, error_band(absolute, np.ones(len(absolute)))),
+            loo_mape=float(absolute.mean()), models=len(errors),
+        )  # fmt: skip
+
+    def left_out_errors(self) -> dict[str, float]:
+        """Network -> relative error of its sum, predicted from the others."""
+        networks = dict.fromkeys(row.network for row in self.rows if row.network)
+        return {network: self._left_out(network)[0] for network in networks}
+
+    def _left_out(self, network: str) -> tuple[float, float]:
+        """Relative error of the sum, and the share of the latency that the other networks tell of."""
+        others = ShapeFit([row for row in self.rows if row.network != network])
+        mine = [row for row in self.rows if row.network == network]
+        total, predicted, nearby = sum(row.ms for row in mine), 0.0, 0.0
+        for row in mine:
+            place, channels = others.place_of(row.shape), np.array([row.shape.channels])
+            if place is None:  # nobody else has that operator: neither right nor wrong
+                predicted += row.ms
+                continue
+            predicted += float(others.predict(place, channels)[0])
+            nearby += row.ms * float(others.is_nearby(place, channels)[0])
+        return predicted / total - 1, nearby / total
+
+
+class _Roofline:
+    """Latency of one operator at any place and channels: a non-negative sum of what it has to do."""
+
+    def __init__(self, shapes: Sequence[KernelShape], ms: Floats, counts: NDArray[np.int64]) -> None:
+        designs = {a: np.concatenate([_work(s.place, np.array([s.channels]), a) for s in shapes]) for a in ALIGNED}
+        scales = {a: np.maximum(design.max(axis=0), 1e-9) for a, design in designs.items()}
+        relative = {a: designs[a] / scales[a] / ms[:, None] for a in ALIGNED}
+        self._aligned = min(ALIGNED, key=lambda a: (_left_out_error(relative[a]), a))
+        # A shape that networks have often counts as often.
+        weights = np.sqrt(counts.astype(np.float64))
+        found, _ = nnls(relative[self._aligned] * weights[:, None], weights)
+        self._coefficients = found / scales[self._aligned]
+
+    def __call__(self, place: KernelShape, channels: Channels) -> Floats:
+        return np.asarray(_work(place, channels, self._aligned) @ self._coefficients)
+
+
+def _work(place: KernelShape, channels: Channels, aligned: int) -> Floats:
+    """(N, 2) -> (N, terms): launch, MACs, bytes, and MACs on channels that are no multiple of `aligned`."""
+    inputs, outputs = channels[:, 0].astype(np.float64), channels[:, 1].astype(np.float64)
+    pixels = float(place.out_size) ** 2
+    if place.operator not in CONVOLUTIONS:
+        weights = inputs * outputs if place.operator == "linear" else outputs * pixels
+        return np.stack([np.ones(len(channels)), weights], axis=1)
+    pairs = outputs if place.operator == "depthwise" else inputs * outputs
+    macs = pairs * pixels * max(place.window, 1) ** 2
+    terms = [np.ones(len(channels)), macs, outputs * pixels, inputs * pixels * place.stride**2]
+    if place.operator != "depthwise":
+        terms.append(pairs)
+    if aligned > 1:
+        terms.append(macs * (outputs % aligned > 0))
+        if place.operator == "conv1x1":
+            terms.append(macs * (inputs % aligned > 0))
+    return np.stack(terms, axis=1)
+
+
+def _left_out_error(design: Floats) -> float:
+    """Mean relative error of least squares at each row of a design of relative errors, fitted without that row."""
+    inverse = np.linalg.pinv(design, rcond=1e-9)
+    leverage = np.einsum("ij,ji->i", design, inverse).clip(0, 0.95)
+    return float(np.mean(np.abs(design @ (inverse @ np.ones(len(design))) - 1) / (1 - leverage)))
+
+
+def timed_shapes(
+    measured: Mapping[str, KernelMeasurement], documents: Mapping[str, Mapping[str, Any]]
+) -> list[TimedShape]:
+    """The kernels whose shapes an imported table told; the median over their passes. `documents`: of the table."""
+    found = []
+    for key, kernel in measured.items():
+        document = documents[key]
+        if document.get("shape"):
+            ms = float(np.median([np.mean(samples) for samples in kernel.samples_ms]))
+            shape = KernelShape.from_document(document["shape"])
+            found.append(TimedShape(shape, ms, str(document.get("network", ""))))
+    if not found:
+        raise InvalidInput(
+            "the imported table does not tell the shapes of its kernels",
+            next_step="import it again with `amc-mobile table import --csv --shape ...`; see its --help",
+        )
+    return found
+
+
+class ShapePredictor(LatencyPredictor):
+    """Sums like those of a profiled table, from a few shapes of each kind.
+
+    Raises MissingLatency naming the kernels whose operator the table has nowhere. One whose operator is known but not
+    at that map and stride is estimated by the operator's roofline and counts as extrapolated.
+    """
+
+    def __init__(self, template: Template, grids: Sequence[Widths], rows: Sequence[TimedShape]) -> None:
+        self._template, self._grid, self.fit = template, Grid(grids), ShapeFit(rows)
+        self.sites, self.steps = {}, {}
+        self._sigmas = self.fit.sigmas()
+        self._places: dict[int, KernelShape] = {}
+        unknown = []
+        for site in template.sites:
+            kernel = template.kernel_at(site.index, template.sizes)
+            place = self.fit.place_of(KernelShape.of(kernel))
+            if place is None:
+                unknown.append(f"{site.name}: {kernel.label}")
+            else:
+                self._places[site.index] = place
+        if unknown:
+            raise MissingLatency(unknown)
+        self._channels = {site.index: _channels_of(site, template, grids) for site in template.sites}
+        self._sums, self._risks = self._summed(self._site_ms), self._summed(self._site_risk_ms)
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        return self.fit.calibration()
+
+    def risk_ms(self, widths: Widths) -> Floats:
+        """(N, groups) -> (N,): what kernels far from everything timed may cost beyond `sum_ms`."""
+        return self._risks.sums(widths)
+
+    def explain(self, widths: Widths) -> dict[int, Prediction]:
+        """Site index -> prediction at one plan, shape (groups,)."""
+        asked = np.asarray(widths, dtype=np.int64)[None]
+        found = {}
+        for site in self._template.sites:
+            place, channels = self._places[site.index], self._channels[site.index](axis_values(site, asked))
+            ms, sigma = float(self.fit.predict(place, channels)[0]), self._sigmas[place.operator]
+            source: Source = "aligned"
+            if self.fit.is_exact(place, channels)[0]:
+                source, sigma = "exact", EXACT_SIGMA
+            elif not self.fit.is_nearby(place, channels)[0]:
+                source, sigma = "extrapolated", sigma * EXTRAPOLATION
+            found[site.index] = Prediction(ms, source, sigma)
+        return found
+
+    def _summed(self, amount: Callable[[KernelSite, Floats], Floats]) -> PlanSums:
+        sites = self._template.sites
+        return PlanSums(self._grid, sites, [partial(amount, site) for site in sites])
+
+    def _site_ms(self, site: KernelSite, values: Floats) -> Floats:
+        return self.fit.predict(self._places[site.index], self._channels[site.index](values))
+
+    def _site_risk_ms(self, site: KernelSite, values: Floats) -> Floats:
+        place, channels = self._places[site.index], self._channels[site.index](values)
+        far = ~self.fit.is_nearby(place, channels)
+        return np.asarray(self.fit.predict(place, channels) * far * EXTRAPOLATION * self._sigmas[place.operator])
+
+
+def _channels_of(site: KernelSite, template: Template, grids: Sequence[Widths]) -> Callable[[Floats], Channels]:
+    """The channels of a site's kernel as a function of its axes, (N, axes) -> (N, 2); both grow linearly."""
+    plans = [template.sizes.copy()]
+    for group in site.group_indices:
+        plan = template.sizes.copy()
+        plan[group] = grids[group][0] if grids[group][0] != plan[group] else max(plan[group] - 1, 1)
+        plans.append(plan)
+    kernels = [template.kernel_at(site.index, plan) for plan in plans]
+    values = axis_values(site, np.array(plans, dtype=np.int64))
+    design = np.concatenate([np.ones((len(plans), 1)), values], axis=1)
+    channels = np.array([KernelShape.of(kernel).channels for kernel in kernels], dtype=np.float64)
+    factors = np.linalg.lstsq(design, channels, rcond=None)[0]
+
+    def at(asked: Floats) -> Channels:
+        found = np.concatenate([np.ones((len(asked), 1)), asked], axis=1) @ factors
+        return np.asarray(np.rint(found), dtype=np.int64)
+
+    return at

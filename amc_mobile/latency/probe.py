@@ -17,13 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amc_mobile.device.conditions import Conditions
-from amc_mobile.kernels.kernel import Kernel
-from amc_mobile.kernels.operator import Shape
-from amc_mobile.latency.site_fit import LEAST_SIGMA, clearly_best, left_out_errors
+from amc_mobile.kernels.kernel import Kernel, Shape
+from amc_mobile.latency.kernel_fit import LEAST_SIGMA, clearly_best, left_out_errors
 from amc_mobile.latency.table import LatencyTable
 
 if TYPE_CHECKING:  # templates need torch; tables do not
-    from amc_mobile.kernels.expression import Expression
+    from amc_mobile.kernels.kernel import Expression
     from amc_mobile.kernels.template import KernelSite, Template
 
 Widths = NDArray[np.int64]

@@ -7,31 +7,376 @@ programs that did not end are made again as soon as the device is left alone.
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import TypeVar
+from collections import Counter
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from amc_mobile.device.timing import Device, Heat, HeatReader, Job, ResumableDevice, TimedPass, Timing
-from amc_mobile.latency.anchor import Anchor, best_anchor
+from amc_mobile.device.device import Device, Heat, HeatReader, Job, ResumableDevice, SamplesMs, TimedPass, Timing
+from amc_mobile.errors import InvalidConfig
 from amc_mobile.latency.measurement import (
     KernelMeasurement,
+    KernelRequest,
     ModelMeasurement,
+    ModelRequest,
     PairMeasurement,
     Pass,
+    Request,
     SustainedMeasurement,
     Window,
+    low_ms,
+    pass_low_ms,
 )
-from amc_mobile.latency.protocol_config import ProtocolConfig
-from amc_mobile.latency.requests import KernelRequest, ModelRequest, Request
-from amc_mobile.latency.statistics import pass_low_ms
-from amc_mobile.latency.stretch_plan import StoredStretches, StretchPlan
-from amc_mobile.latency.stretches import DeviceState, StretchMaker, is_busy
 from amc_mobile.latency.table import LatencyTable
+from amc_mobile.store import parse_object
+
+READINGS = 3
+WANTED_MS = 0.1
+
+
+class Anchor:
+    """`job`: some WANTED_MS long. `tolerance`: relative, over the lowest reading so far, `lowest_ms`."""
+
+    def __init__(self, job: Job, *, tolerance: float, lowest_ms: float = math.inf) -> None:
+        self._job = job
+        self._tolerance = tolerance
+        self.lowest_ms = lowest_ms
+
+    @property
+    def key(self) -> str:
+        return self._job.key
+
+    def first_jobs(self) -> list[Job]:
+        """What to run before the first block, for a level to compare with; nothing later."""
+        return [] if math.isfinite(self.lowest_ms) else self.jobs()
+
+    def jobs(self) -> list[Job]:
+        """What to run after a block: several readings, since a single one may meet a hiccup."""
+        return [self._job] * READINGS
+
+    def see(self, readings: Sequence[SamplesMs]) -> None:
+        self.lowest_ms = min([self.lowest_ms, *(pass_low_ms(samples) for samples in readings)])
+
+    def is_steady(self, readings: Sequence[SamplesMs]) -> bool:
+        """Whether the lowest of these readings is within the tolerance of the lowest before."""
+        before = self.lowest_ms
+        self.see(readings)
+        return min(pass_low_ms(samples) for samples in readings) <= before * (1 + self._tolerance)
+
+
+def best_anchor(measured: Mapping[str, Sequence[Pass]]) -> str | None:
+    """The key whose latency is nearest to the wanted one; None where nothing was measured."""
+    distances = {
+        key: abs(math.log(low_ms([one.samples_ms for one in passes]) / WANTED_MS))
+        for key, passes in measured.items()
+        if passes
+    }
+    return min(distances, key=distances.__getitem__, default=None)
+
+
+@dataclass(frozen=True)
+class ProtocolConfig:
+    """Defaults: the fewest runs that gave kernels within 1 % and whole models within 2 % on a desktop CPU."""
+
+    kernel_samples: int = 4
+    kernel_sample_ms: float = 0.25
+    min_passes: int = 3
+    max_passes: int = 10
+    agreement: float = 0.01  # the two lowest passes of a kernel, relative
+    agreement_us: float = 0.1  # or this close: a kernel of a few microseconds cannot do better
+    kernel_pass_s: float = 1.0  # slow kernels take fewer samples
+    model_passes: int = 10
+    busy_factor: int = 3  # times as many passes beside other programs: one of them will be nearly undisturbed
+    model_samples: int = 20
+    model_sample_ms: float = 0.2  # longer models: a sample is one inference
+    model_pass_s: float = 1.0
+    cadence_fps: float = 0.0  # whole models: so many runs a second, as an app makes them; 0: back to back
+    spread_s: float = 0.0  # the passes of `measure_model` are spread over at least this long
+    warmup_runs: int = 4  # the fewest
+    # Only where the device has rested, as before a batch. Passes follow each other without a rest, so that the clocks
+    # stay up, and what a fresh session lacks, memory and caches, it has after some runs: the warm-up sees that its runs
+    # get no shorter. At 0.5 s for each pass of some 300 kernels a profile would take 8 minutes longer.
+    kernel_warmup_s: float = 0.1
+    model_warmup_s: float = 0.5
+    pair_rounds: int = 10
+    anchor_every: int = 40  # passes
+    anchor_drift: float = 0.05
+    anchor_repeats: int = 2  # in a row
+    anchor_total_repeats: int = 10  # in all: a busy machine must not take for ever
+    cpu_time: bool = False  # benchmarks only: the table and every budget speak of wall time
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in (
+            "kernel_samples", "min_passes", "max_passes", "model_passes", "busy_factor", "model_samples",
+            "warmup_runs", "pair_rounds", "anchor_every",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise InvalidConfig(f"{name} = {getattr(self, name)} must be at least 1")
+        if self.max_passes < self.min_passes:
+            raise InvalidConfig(f"max_passes = {self.max_passes} is below min_passes = {self.min_passes}")
+        for name in ("kernel_sample_ms", "kernel_pass_s", "model_sample_ms", "model_pass_s", "anchor_drift"):
+            if not getattr(self, name) > 0:
+                raise InvalidConfig(f"{name} = {getattr(self, name)} must be above 0")
+        for name in (
+            "agreement", "agreement_us", "cadence_fps", "spread_s", "anchor_repeats", "anchor_total_repeats",
+            "kernel_warmup_s", "model_warmup_s",
+        ):  # fmt: skip
+            if not getattr(self, name) >= 0:
+                raise InvalidConfig(f"{name} = {getattr(self, name)} must not be negative")
+
+    @property
+    def kernel_timing(self) -> Timing:
+        return Timing(
+            self.kernel_samples, self.kernel_sample_ms, self.warmup_runs, self.kernel_pass_s,
+            cpu_time=self.cpu_time, warmup_s=self.kernel_warmup_s,
+        )  # fmt: skip
+
+    @property
+    def model_timing(self) -> Timing:
+        back_to_back = Timing(
+            self.model_samples, self.model_sample_ms, self.warmup_runs, self.model_pass_s,
+            cpu_time=self.cpu_time, warmup_s=self.model_warmup_s,
+        )  # fmt: skip
+        if not self.cadence_fps:
+            return back_to_back
+        # A second of samples after half a second in which the clocks come down.
+        return replace(
+            back_to_back,
+            samples=max(self.model_samples, math.ceil(self.cadence_fps)),
+            warmup_runs=max(self.warmup_runs, math.ceil(self.cadence_fps / 2)),
+            max_s=2 * self.model_pass_s,
+            period_ms=1000 / self.cadence_fps,
+            warmup_s=0.0,
+        )
+
+    def is_kernel_done(self, passes: Sequence[Pass]) -> bool:
+        """The stop rule: the two lowest of at least `min_passes` passes agree, or `max_passes` were made.
+
+        Beside other programs `busy_factor` times as many passes are the least: a slow phase may hold for a few.
+        """
+        quiet = sum(not one.busy for one in passes)
+        fewest = self.min_passes * (1 if quiet >= self.min_passes else self.busy_factor)
+        if len(passes) < fewest or len(passes) >= self.max_passes:
+            return len(passes) >= self.max_passes
+        lows = sorted(pass_low_ms(one.samples_ms) for one in passes)
+        return len(lows) < 2 or lows[1] - lows[0] <= max(lows[0] * self.agreement, self.agreement_us / 1000)
+
+    def is_model_done(self, passes: Sequence[Pass]) -> bool:
+        """`model_passes` on a device left alone, or `busy_factor` times as many in all."""
+        quiet = sum(not one.busy for one in passes)
+        return quiet >= self.model_passes or len(passes) >= self.busy_factor * self.model_passes
+
+
+QUICK = ProtocolConfig(min_passes=2, max_passes=3, model_passes=4)  # a later profile adds the passes that lack
+
+
+MAX_COUNT = 1_000_000_000
+FORMAT_VERSION = 1  # 1: stretches of indices into keys, passes stored before, the anchor and the repeats
+
+
+@dataclass(frozen=True)
+class StretchPlan:
+    """The stretches of one batch, in order, and where the protocol stood when it began.
+
+    `stored`: passes by key that were in the table then; `anchor`: its key, "" for none; `lowest_ms`: its level,
+    infinite before the first reading; `in_a_row`, `repeats_left`: of the bounded repeats.
+    """
+
+    stretches: tuple[tuple[str, ...], ...]
+    stored: Mapping[str, int]
+    anchor: str
+    lowest_ms: float
+    in_a_row: int
+    repeats_left: int
+
+    def to_text(self) -> str:
+        keys = list(dict.fromkeys(key for stretch in self.stretches for key in stretch))
+        numbers = {key: number for number, key in enumerate(keys)}
+        return json.dumps(
+            {
+                "format_version": FORMAT_VERSION,
+                "keys": keys,
+                "stored": [self.stored[key] for key in keys],
+                "stretches": [[numbers[key] for key in stretch] for stretch in self.stretches],
+                "anchor": self.anchor,
+                "lowest_ms": self.lowest_ms if math.isfinite(self.lowest_ms) else None,
+                "in_a_row": self.in_a_row,
+                "repeats_left": self.repeats_left,
+            }
+        )
+
+    @classmethod
+    def from_text(cls, text: str) -> StretchPlan | None:
+        """None for a text that is no plan: it comes from a phone, where others may write."""
+        try:
+            document = parse_object(text)
+            if document["format_version"] != FORMAT_VERSION:
+                return None
+            keys = [str(key) for key in document["keys"]]
+            lowest = document["lowest_ms"]
+            return cls(
+                tuple(tuple(keys[_count(number)] for number in stretch) for stretch in document["stretches"]),
+                dict(zip(keys, map(_count, document["stored"]), strict=True)),
+                str(document["anchor"]),
+                math.inf if lowest is None else float(lowest),
+                _count(document["in_a_row"]),
+                _count(document["repeats_left"]),
+            )
+        except (ValueError, TypeError, KeyError, IndexError, OverflowError):
+            return None
+
+    def fits(self, keys: Collection[str], stored: Mapping[str, int]) -> bool:
+        """Whether all of it is among `keys`, and the table still has what it had."""
+        known = all(key in keys and stored[key] >= count for key, count in self.stored.items())
+        return known and (not self.anchor or self.anchor in keys)
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or not 0 <= value <= MAX_COUNT:
+        raise ValueError(f"{value!r} is no count")
+    return value
+
+
+class StoredStretches:
+    """Tells of the stretches of a plan, as they come again, which are in the table: a stretch is stored as a whole."""
+
+    def __init__(self, plan: StretchPlan, stored: Mapping[str, int]) -> None:
+        """`stored`: passes by key that are in the table now."""
+        self._new = Counter({key: stored[key] - count for key, count in plan.stored.items()})
+
+    def holds(self, stretch: Sequence[str]) -> bool:
+        wanted = Counter(stretch)
+        if any(self._new[key] < count for key, count in wanted.items()):
+            return False
+        self._new -= wanted
+        return True
+
+
+SHORTEST_CLOCK_MS = 200.0  # the kernel counts in steps of 10 ms
+
+
+class DeviceState(NamedTuple):
+    """The device during a stretch: the anchor's reading after it, and the mean clock; None: unknown."""
+
+    anchor_ms: float | None
+    mhz: float | None
+
+
+class Stretch(NamedTuple):
+    """`passes`: (key, pass) in the order made; `beside`: whether other programs ran meanwhile."""
+
+    passes: list[tuple[str, Pass]]
+    beside: bool
+    state: DeviceState
+
+
+def is_busy(device: Device) -> bool:
+    """Whether other programs ran when the device was last looked at."""
+    found = device.neighbours()
+    return found is not None and found.is_busy
+
+
+def _mean_mhz(timed: Sequence[TimedPass]) -> float | None:
+    known = [(one.record.clock_mhz_ms or 0.0, one.record.clock_ms) for one in timed if one.record.clock_ms]
+    total_ms = sum(ms for _, ms in known)
+    return sum(mhz_ms for mhz_ms, _ in known) / total_ms if total_ms >= SHORTEST_CLOCK_MS else None
+
+
+class StretchMaker:
+    """Makes stretches within one session of a device.
+
+    `requests`: by key; `anchor`: None for a device that is not watched. `stored`: the passes by key that outlive this
+    process, as they grow, None where none do; with them a device that can goes on after a kill. `plan`: what a killed
+    process left, whose count of repeats goes on.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        requests: Mapping[str, Request],
+        timing: Timing,
+        anchor: Anchor | None,
+        config: ProtocolConfig,
+        *,
+        stored: Mapping[str, Sequence[Pass]] | None,
+        plan: StretchPlan | None,
+    ) -> None:
+        self._device = device
+        self._requests = requests
+        self._timing = timing
+        self._anchor = anchor
+        self._config = config
+        self._stored = stored
+        self._in_a_row = plan.in_a_row if plan else 0
+        self._repeats_left = plan.repeats_left if plan else config.anchor_total_repeats
+
+    def make(self, stretches: Sequence[Sequence[str]]) -> Iterator[Stretch]:
+        """Makes a pass per key. A stretch that is made again comes after those made along with it."""
+        waiting = list(stretches)
+        while waiting:
+            count = max(1, self._device.jobs_per_batch // self._config.anchor_every)
+            batch, waiting = waiting[:count], waiting[count:]
+            again = []
+            for keys, timed, steady, state in self._batch(batch):
+                self._in_a_row = 0 if steady else self._in_a_row + 1
+                if steady or self._in_a_row > self._config.anchor_repeats or self._repeats_left == 0:
+                    beside = is_busy(self._device)
+                    passes = [Pass(one.samples_ms, beside or not steady, one.record) for one in timed]
+                    yield Stretch(list(zip(keys, passes, strict=True)), beside, state)
+                else:
+                    self._repeats_left -= 1
+                    again.append(keys)
+            if again:
+                self._device.settle()
+                waiting = again + waiting
+
+    def _batch(
+        self, stretches: Sequence[Sequence[str]]
+    ) -> Iterator[tuple[Sequence[str], list[TimedPass], bool, DeviceState]]:
+        """For each stretch as it comes: keys, what was timed, whether the device stayed the same, and its state."""
+        anchor = self._anchor
+        first = anchor.first_jobs() if anchor else []
+        last = anchor.jobs() if anchor else []
+        jobs = list(first)
+        for keys in stretches:
+            requests = [self._requests[key] for key in keys]
+            jobs += [Job(request.key, request.label, request.model, self._timing) for request in requests] + last
+        with closing(self._start(jobs, stretches)) as made:
+            if anchor is not None:
+                anchor.see([one.samples_ms for one in islice(made, len(first))])
+            for position, keys in enumerate(stretches):
+                timed = list(islice(made, len(keys)))
+                readings = list(islice(made, len(last)))
+                steady = anchor.is_steady([one.samples_ms for one in readings]) if anchor else True
+                # Heat shows in the anchor as well; the device itself is asked when it has nothing to do.
+                if position == len(stretches) - 1:
+                    steady = steady and self._device.is_steady()
+                anchor_ms = min((pass_low_ms(one.samples_ms) for one in readings), default=None)
+                yield keys, timed, steady, DeviceState(anchor_ms, _mean_mhz([*timed, *readings]))
+
+    def _start(self, jobs: Sequence[Job], stretches: Sequence[Sequence[str]]) -> Generator[TimedPass, None, None]:
+        if self._stored is None or not isinstance(self._device, ResumableDevice):
+            return self._device.passes(jobs)
+        anchor = self._anchor
+        plan = StretchPlan(
+            tuple(tuple(keys) for keys in stretches),
+            {key: len(self._stored[key]) for keys in stretches for key in keys},
+            anchor.key if anchor else "",
+            anchor.lowest_ms if anchor else math.inf,
+            self._in_a_row,
+            self._repeats_left,
+        )
+        return self._device.passes(jobs, plan=plan.to_text())
+
 
 WINDOW_S = 5.0
 FEWEST_WINDOWS = 4  # fewer do not show how latency changes

@@ -9,20 +9,177 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
 
-from amc_mobile.device.timing import Device
+import numpy as np
+
+from amc_mobile.device.conditions import Conditions, unit_of
+from amc_mobile.device.device import Device, Job, Neighbours, ResumableDevice, TimedPass
 from amc_mobile.errors import DeviceError
-from amc_mobile.latency.adoption import ANCHORS, anchors, candidates, judge
-from amc_mobile.latency.anchor import best_anchor
-from amc_mobile.latency.measurement import KernelMeasurement
-from amc_mobile.latency.protocol import measure_kernels
-from amc_mobile.latency.protocol_config import ProtocolConfig
-from amc_mobile.latency.requests import KernelRequest
-from amc_mobile.latency.sharing_phone import PhoneShare, SharingPhone, sharing_phones
+from amc_mobile.latency.measurement import KernelMeasurement, KernelRequest
+from amc_mobile.latency.protocol import ProtocolConfig, best_anchor, measure_kernels
 from amc_mobile.latency.table import LatencyTable
+
+T = TypeVar("T")
+ANCHORS = 8
+CANDIDATES = 16  # where no latency is known yet, the anchors come from so many
+TOLERANCE = 0.05  # of one ratio from 1, or of all from their median
+LEAST_MS = 0.02  # shorter kernels are told apart from noise too rarely
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`ratio`: the median of new over old; `spread`: the largest relative distance of one ratio from it.
+
+    "accept": all ratios are 1 within the tolerance. "rescale": all are the same within it. "rebuild": neither.
+    """
+
+    action: Literal["accept", "rescale", "rebuild"]
+    ratio: float
+    spread: float
+    ratios: Mapping[str, float]  # label -> new / old
+
+    def to_document(self) -> dict[str, Any]:
+        return {"action": self.action, "ratio": self.ratio, "spread": self.spread, "ratios": dict(self.ratios)}
+
+    def text(self) -> str:
+        lines = [f"  {ratio:6.3f}  {label}" for label, ratio in self.ratios.items()]
+        return "\n".join(
+            [f"new over old, {len(lines)} anchors: median {self.ratio:.3f}, spread {self.spread:.1%}", *lines]
+        )
+
+
+def judge(ratios: Mapping[str, float]) -> Verdict:
+    values = np.array(list(ratios.values()))
+    middle = float(np.median(values))
+    spread = float(np.abs(values / middle - 1).max())
+    if (np.abs(values - 1) <= TOLERANCE).all():
+        return Verdict("accept", middle, spread, ratios)
+    return Verdict("rescale" if spread <= TOLERANCE else "rebuild", middle, spread, ratios)
+
+
+def anchors(kernels: Sequence[KernelMeasurement], types: Mapping[str, str]) -> list[KernelMeasurement]:
+    """Up to eight kernels without flags and long enough to tell, spread over their types and latencies.
+
+    `types`: kernel key -> operator type. Where fewer than eight are long enough, the longest.
+    """
+    steady = sorted([k for k in kernels if not k.flags] or kernels, key=lambda k: (-k.low_ms, k.key))
+    long_enough = [k for k in steady if k.low_ms >= LEAST_MS]
+    by_type: dict[str, list[KernelMeasurement]] = {}
+    for kernel in long_enough if len(long_enough) >= ANCHORS else steady[:ANCHORS]:
+        by_type.setdefault(types[kernel.key], []).append(kernel)
+    return _spread_over_types(by_type, ANCHORS)
+
+
+def candidates(keys: Sequence[str], types: Mapping[str, str]) -> list[str]:
+    """Kernels to measure first, for anchors among them; of each type the greater half. `keys`: most work first."""
+    by_type: dict[str, list[str]] = {}
+    for key in keys:
+        by_type.setdefault(types[key], []).append(key)
+    return _spread_over_types({kind: found[: (len(found) + 1) // 2] for kind, found in by_type.items()}, CANDIDATES)
+
+
+def _spread_over_types(by_type: Mapping[str, Sequence[T]], picks: int) -> list[T]:
+    shares = dict.fromkeys(by_type, 0)
+    for _ in range(picks):  # one to each type in turn, the one with the longest kernel first
+        unused = [kind for kind, found in by_type.items() if shares[kind] < len(found)]
+        if unused:
+            shares[min(unused, key=lambda kind: shares[kind])] += 1
+    return [found[i] for kind, found in by_type.items() for i in _spread(len(found), shares[kind])]
+
+
+def _spread(count: int, picks: int) -> list[int]:
+    """`picks` positions of `count`, the first and the last among them."""
+    return sorted({round(float(i)) for i in np.linspace(0, count - 1, picks)}) if picks else []
+
+
+@dataclass
+class PhoneShare:
+    """What one phone did. `ratio`: what its latencies were multiplied by; None where it was left out."""
+
+    serial: str
+    ratio: float | None = None
+    kernels: int = 0
+    problem: str = ""
+
+    def to_document(self) -> dict[str, Any]:
+        return {"serial": self.serial, "ratio": self.ratio, "kernels": self.kernels, "problem": self.problem}
+
+    def text(self) -> str:
+        did = "left out" if self.ratio is None else f"{self.kernels} kernels, latencies times {self.ratio:.3f}"
+        return f"{self.serial}: {did}{'; ' + self.problem if self.problem else ''}"
+
+
+class SharingPhone:
+    """A device under conditions of its own, whose passes end when the others' work is given up."""
+
+    def __init__(self, serial: str, device: Device, conditions: Conditions, given_up: threading.Event) -> None:
+        self.share = PhoneShare(serial)
+        self.jobs_per_batch = device.jobs_per_batch
+        self._device, self._conditions, self._given_up = device, conditions, given_up
+
+    def conditions(self) -> Conditions:
+        return self._conditions
+
+    def session(self) -> AbstractContextManager[object]:
+        return self._device.session()
+
+    def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[TimedPass, None, None]:
+        device = self._device
+        given = device.passes(jobs, plan=plan) if isinstance(device, ResumableDevice) else device.passes(jobs)
+        with closing(given) as made:
+            for one in made:
+                if self._given_up.is_set():
+                    raise DeviceError("stopped", next_step="run the same command again: what was measured is kept")
+                yield one
+
+    def unfinished(self) -> str:
+        return self._device.unfinished() if isinstance(self._device, ResumableDevice) else ""
+
+    def alternate(self, before: Job, after: Job, rounds: int) -> Generator[tuple[TimedPass, TimedPass], None, None]:
+        yield from self._device.alternate(before, after, rounds)
+
+    def is_steady(self) -> bool:
+        return self._device.is_steady()
+
+    def settle(self) -> None:
+        self._device.settle()
+
+    def neighbours(self) -> Neighbours | None:
+        return self._device.neighbours()
+
+    def most_neighbours(self) -> Neighbours | None:
+        return self._device.most_neighbours()
+
+    def screen(self) -> str:
+        return self._device.screen()
+
+
+def sharing_phones(devices: Mapping[str, Device], given_up: threading.Event) -> list[SharingPhone]:
+    """Each under its own conditions, which differ in the unit alone. `devices`: by serial.
+
+    Raises DeviceError for phones under unlike conditions.
+    """
+    (first, device), *others = devices.items()
+    common = device.conditions()
+    phones = [SharingPhone(first, device, common, given_up)]
+    for serial, other in others:
+        found = other.conditions()
+        if differences := replace(common, unit=found.unit).differences(found):
+            told = "; ".join(f"{name} {own} on {first}, {its} on {serial}" for name, (own, its) in differences.items())
+            raise DeviceError(
+                f"the phones cannot share the work: {told}",
+                next_step=f"bring them to the same state, or measure on one: --serial {first}",
+            )
+        if found.unit in {phone.conditions().unit for phone in phones}:  # clones that answer with one serial
+            found = replace(found, unit=unit_of(serial))
+        phones.append(SharingPhone(serial, other, found, given_up))
+    return phones
+
 
 RESIDUAL = 0.03  # of any anchor's ratio from their median
 LEAST_SHARE = 12  # kernels dealt out at once: a batch costs seconds to start

@@ -7,27 +7,415 @@ on with what is missing.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import sqlite3
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
+from sqlalchemy.dialects import postgresql, sqlite
 
-from amc_mobile.device.conditions import Conditions
-from amc_mobile.errors import InvalidInput, MissingLatency
-from amc_mobile.latency import storage
-from amc_mobile.latency.measurement import KernelMeasurement, ModelMeasurement, Pass
-from amc_mobile.latency.requests import KernelInfo, ModelRequest, model_key
-from amc_mobile.latency.storage import DELETE_IT, FORMAT_VERSION, open_storage
-from amc_mobile.latency.table_rows import Contents, add_contents, read_adoptions, read_contents, read_pass, read_widths
-from amc_mobile.store import parse_object
+from amc_mobile.device.conditions import AGAIN, Conditions
+from amc_mobile.errors import (
+    AmcMobileError,
+    CorruptFile,
+    InvalidConfig,
+    InvalidInput,
+    MissingDependency,
+    MissingLatency,
+)
+from amc_mobile.latency.database_url import URL_FORM, WAYS, asked_password, password_of, take_password
+from amc_mobile.latency.measurement import (
+    KernelInfo,
+    KernelMeasurement,
+    ModelMeasurement,
+    ModelRequest,
+    Pass,
+    model_key,
+)
+from amc_mobile.store import parse_json, parse_object
+
+FORMAT_VERSION = 1  # 1: conditions, kernel, model, sample; adoption, where there is none yet, is added
+APPLICATION_ID = 0x414D434C  # "AMCL": marks the file as ours
+LOCK_TIMEOUT_S = 60.0
+CONNECT_TIMEOUT_S = 10
+NO_PASSWORD = "no password supplied"  # what libpq says
+DELETE_IT = "move the file away and run `amc-mobile profile` again"
+
+schema = sa.MetaData()
+conditions = sa.Table(
+    "conditions",
+    schema,
+    sa.Column("key", sa.String, primary_key=True),
+    sa.Column("document", sa.String, nullable=False),
+)
+kernel = sa.Table(
+    "kernel",
+    schema,
+    sa.Column("key", sa.String, primary_key=True),
+    sa.Column("label", sa.String, nullable=False),
+    sa.Column("document", sa.String, nullable=False),
+)
+model = sa.Table(
+    "model",
+    schema,
+    sa.Column("key", sa.String, primary_key=True),
+    sa.Column("template", sa.String, nullable=False, index=True),
+    sa.Column("widths", sa.String, nullable=False),
+)
+sample = sa.Table(  # one row per pass
+    "sample",
+    schema,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("conditions", sa.String, sa.ForeignKey("conditions.key"), nullable=False),
+    sa.Column("subject", sa.String, nullable=False),  # the key of a kernel or of a model
+    sa.Column("samples_ms", sa.String, nullable=False),
+    sa.Column("busy", sa.Boolean, nullable=False),
+    sa.Column("warmup_runs", sa.Integer, nullable=False),
+    sa.Column("created", sa.String, nullable=False),
+    sa.Index("sample_subject", "conditions", "subject"),
+)
+CORE_TABLES = frozenset(schema.tables)
+adoption = sa.Table(  # passes under `conditions` that were measured under `source`, times `ratio`
+    "adoption",
+    schema,
+    sa.Column("conditions", sa.String, sa.ForeignKey("conditions.key"), primary_key=True),
+    sa.Column("source", sa.String, primary_key=True),
+    sa.Column("ratio", sa.Float, nullable=False),
+    sa.Column("created", sa.String, nullable=False),
+)
+_version = sa.Table("amc_mobile_format", sa.MetaData(), sa.Column("version", sa.Integer, nullable=False))
+
+
+def open_storage(location: Path | str) -> Storage:
+    """A path is a SQLite file; text with `://` in it is the URL of a PostgreSQL database.
+
+    Raises InvalidConfig for other URLs, MissingDependency without psycopg, and what `LatencyTable` raises.
+    """
+    if isinstance(location, Path) or "://" not in location:
+        return SqliteFile(Path(location))
+    return PostgresDatabase(location)
+
+
+class Storage(ABC):
+    """An open database. `name`: for messages, without a password."""
+
+    name: str
+    engine: sa.Engine
+
+    @abstractmethod
+    def check_or_create(self) -> None:
+        """Raises what `corrupt` gives for tables that are not ours or of another format version."""
+
+    @abstractmethod
+    def corrupt(self, why: str, *, next_step: str = "") -> AmcMobileError:
+        """The error for contents that cannot be used."""
+
+    @abstractmethod
+    def explained(self, error: sa.exc.DBAPIError | sqlite3.Error) -> AmcMobileError:
+        """What went wrong in our words."""
+
+    @abstractmethod
+    def insert_ignoring(self, table: sa.Table) -> sa.Insert:
+        """An insert that leaves rows with a known key as they are."""
+
+    @contextmanager
+    def transaction(self, *, write: bool = False) -> Iterator[sa.Connection]:
+        try:
+            with self.engine.connect() as plain:
+                connection = plain.execution_options(amc_write=write)
+                with connection.begin():
+                    yield connection
+        except (sa.exc.DBAPIError, sqlite3.Error) as error:
+            raise self.explained(error) from error
+
+    def insert_new(self, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
+        if rows:
+            with self.transaction(write=True) as connection:
+                connection.execute(self.insert_ignoring(table), rows)
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+class SqliteFile(Storage):
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, str(path)
+        if path.is_dir():
+            raise InvalidInput(f"{path} is a folder, not a latency table", next_step="check the workspace")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidInput(f"{path.parent}: {error.strerror}", next_step="choose another --workspace") from error
+        url = sa.URL.create("sqlite", database=str(path))
+        self.engine = sa.create_engine(url, connect_args={"timeout": LOCK_TIMEOUT_S})
+        sa.event.listen(self.engine, "connect", _prepare_connection)
+        sa.event.listen(self.engine, "begin", _begin)
+
+    def check_or_create(self) -> None:
+        with self.transaction(write=True) as connection:
+            application = connection.exec_driver_sql("PRAGMA application_id").scalar()
+            version = connection.exec_driver_sql("PRAGMA user_version").scalar()
+            names = set(sa.inspect(connection).get_table_names())
+            if not names and not application and not version:
+                schema.create_all(connection)
+                connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
+                connection.exec_driver_sql(f"PRAGMA user_version = {FORMAT_VERSION}")
+                return
+            if application != APPLICATION_ID:
+                raise self.corrupt("is a database of another program", next_step=DELETE_IT)
+            _check_version(self, version, DELETE_IT)
+            problem = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+            if problem != "ok" or not names >= CORE_TABLES:
+                raise self.corrupt(f"is damaged ({problem})", next_step=DELETE_IT)
+            adoption.create(connection, checkfirst=True)
+
+    def corrupt(self, why: str, *, next_step: str = "") -> AmcMobileError:
+        return CorruptFile(self.path, why, next_step=next_step)
+
+    def explained(self, error: sa.exc.DBAPIError | sqlite3.Error) -> AmcMobileError:
+        cause = error.orig if isinstance(error, sa.exc.DBAPIError) and error.orig is not None else error
+        if isinstance(cause, sqlite3.OperationalError):
+            if "locked" in str(cause) or "busy" in str(cause):
+                return InvalidInput(f"{self.path}: another process kept it locked", next_step="try again later")
+            if "no such" not in str(cause):
+                return InvalidInput(f"{self.path}: {cause}", next_step="check its permissions and the free space")
+        return self.corrupt(f"is damaged or no latency table ({cause})", next_step=DELETE_IT)
+
+    def insert_ignoring(self, table: sa.Table) -> sa.Insert:
+        return sqlite.insert(table).on_conflict_do_nothing()
+
+
+class PostgresDatabase(Storage):
+    def __init__(self, text: str) -> None:
+        self.name = take_password(text)
+        try:
+            url = sa.make_url(self.name)
+        except (sa.exc.ArgumentError, ValueError) as error:
+            raise InvalidConfig(f"--table {self.name!r} is no database URL", next_step=URL_FORM) from error
+        if url.drivername not in ("postgresql", "postgresql+psycopg"):
+            raise InvalidConfig(f"--table {self.name}: {url.drivername} is not supported", next_step=URL_FORM)
+        if find_spec("psycopg") is None:
+            raise MissingDependency("psycopg", "postgresql")
+        self.engine = sa.create_engine(
+            url.set(drivername="postgresql+psycopg"), connect_args={"connect_timeout": CONNECT_TIMEOUT_S}
+        )
+        sa.event.listen(self.engine, "do_connect", self._connect)
+
+    def _connect(self, dialect: Any, _record: object, positional: Any, named: dict[str, Any]) -> Any:
+        """Connects with the password that this process knows, that PostgreSQL finds, or that the user types."""
+        if (password := password_of(self.name)) is not None:
+            named["password"] = password
+        try:
+            return dialect.connect(*positional, **named)
+        except dialect.loaded_dbapi.OperationalError as error:
+            if NO_PASSWORD not in str(error) or (password := asked_password(self.name)) is None:
+                raise
+            named["password"] = password
+            return dialect.connect(*positional, **named)
+
+    def check_or_create(self) -> None:
+        with self.transaction(write=True) as connection:
+            # Two programs that find the database empty must not both fill it.
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(APPLICATION_ID)))
+            names = set(sa.inspect(connection).get_table_names())
+            if _version.name not in names:
+                if names & CORE_TABLES:
+                    raise self.corrupt("holds tables of another program", next_step="use an empty database")
+                schema.create_all(connection)
+                _version.create(connection)
+                connection.execute(sa.insert(_version).values(version=FORMAT_VERSION))
+                return
+            _check_version(self, connection.execute(sa.select(_version.c.version)).scalar(), "use an empty database")
+            if not names >= CORE_TABLES:
+                raise self.corrupt("lacks some of its tables", next_step="use an empty database")
+            adoption.create(connection, checkfirst=True)
+
+    def corrupt(self, why: str, *, next_step: str = "") -> AmcMobileError:
+        return InvalidInput(f"{self.name}: {why}", next_step=next_step)
+
+    def explained(self, error: sa.exc.DBAPIError | sqlite3.Error) -> AmcMobileError:
+        cause = str(error.orig if isinstance(error, sa.exc.DBAPIError) else error).strip().splitlines()
+        lacks_password = any(NO_PASSWORD in line for line in cause)
+        return InvalidInput(
+            f"{self.name}: {cause[0] if cause else error}",
+            next_step=WAYS if lacks_password else "check the server and the URL",
+        )
+
+    def insert_ignoring(self, table: sa.Table) -> sa.Insert:
+        return postgresql.insert(table).on_conflict_do_nothing()
+
+
+def _check_version(storage: Storage, version: object, next_step: str) -> None:
+    if version != FORMAT_VERSION:
+        newer = isinstance(version, int) and version > FORMAT_VERSION
+        why = f"has format {version}, this version reads {FORMAT_VERSION}"
+        raise storage.corrupt(why, next_step="update amc-mobile" if newer else next_step)
+
+
+def _prepare_connection(connection: sqlite3.Connection, _record: object) -> None:
+    # Transactions are begun by `_begin` alone; the driver would begin them late and commit them early.
+    connection.isolation_level = None
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError:
+            # Another process is switching the new file at this moment; the mode is the file's, not the connection's.
+            return
+
+
+def _begin(connection: sa.Connection) -> None:
+    # A transaction that will write takes its lock at once: upgrading later could fail instead of waiting.
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("amc_write") else "BEGIN")
+
+
+@dataclass(frozen=True)
+class StoredPass:
+    """A pass with everything that the table keeps of it. `conditions`, `subject`: keys."""
+
+    conditions: str
+    subject: str
+    one: Pass
+    warmup_runs: int
+    created: str
+
+
+@dataclass(frozen=True)
+class Adoption:
+    """On record: kernels of `conditions` that were measured under `source`, times `ratio`. Both are keys."""
+
+    conditions: str
+    source: str
+    ratio: float
+    created: str
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything in a table, or a part of it to be added to another.
+
+    `kernels`: key -> (label, document); `models`: key -> (template, widths).
+    """
+
+    conditions: Mapping[str, Conditions]
+    kernels: Mapping[str, tuple[str, Mapping[str, Any]]]
+    models: Mapping[str, tuple[str, tuple[int, ...]]]
+    passes: Sequence[StoredPass]
+    adoptions: Sequence[Adoption] = ()
+
+
+def read_contents(storage: Storage, conditions: Mapping[str, Conditions]) -> Contents:
+    """All rows, the passes in the order made. `conditions`: those of the table, by key."""
+    with storage.transaction() as connection:
+        kernels = connection.execute(sa.select(kernel.c.key, kernel.c.label, kernel.c.document)).all()
+        models = connection.execute(sa.select(model.c.key, model.c.template, model.c.widths)).all()
+        columns = (
+            sample.c.conditions, sample.c.subject, sample.c.samples_ms, sample.c.busy, sample.c.warmup_runs,
+            sample.c.created,
+        )  # fmt: skip
+        rows = connection.execute(sa.select(*columns).order_by(sample.c.id)).all()
+        adoptions = read_adoptions(connection)
+    try:
+        documents = {key: (label, parse_object(document)) for key, label, document in kernels}
+    except (TypeError, ValueError) as error:
+        raise storage.corrupt(f"unreadable kernels ({error})", next_step=DELETE_IT) from error
+    return Contents(
+        conditions,
+        documents,
+        {key: (template, tuple(read_widths(storage, widths).tolist())) for key, template, widths in models},
+        [StoredPass(r[0], r[1], read_pass(storage, r[2], r[3]), int(r[4]), r[5]) for r in rows],
+        adoptions,
+    )
+
+
+def add_contents(storage: Storage, contents: Contents) -> int:
+    """Adds what the table lacks, all or nothing; returns how many passes were new. See `LatencyTable.add_contents`."""
+    for adopted in contents.adoptions:
+        if adopted.conditions not in contents.conditions:
+            raise InvalidInput(
+                f"kernels were adopted under unknown conditions {adopted.conditions[:12]!r}", next_step=AGAIN
+            )
+    for one in contents.passes:
+        if one.conditions not in contents.conditions:
+            raise InvalidInput(f"a pass was measured under unknown conditions {one.conditions[:12]!r}", next_step=AGAIN)
+        if one.subject not in contents.kernels and one.subject not in contents.models:
+            raise InvalidInput(f"a pass is of an unknown kernel or model {one.subject[:12]!r}", next_step=AGAIN)
+    tables: list[tuple[sa.Table, list[dict[str, Any]]]] = [
+        (
+            conditions,
+            [{"key": k, "document": json.dumps(c.to_document())} for k, c in contents.conditions.items()],
+        ),
+        (kernel, [{"key": k, "label": v[0], "document": json.dumps(v[1])} for k, v in contents.kernels.items()]),
+        (model, [{"key": k, "template": v[0], "widths": json.dumps(v[1])} for k, v in contents.models.items()]),
+        (adoption, [asdict(adopted) for adopted in contents.adoptions]),
+    ]
+    with storage.transaction(write=True) as connection:
+        for table, rows in tables:
+            if rows:
+                connection.execute(storage.insert_ignoring(table), rows)
+        stored = sa.select(sample.c.conditions, sample.c.subject, sample.c.samples_ms)
+        known = Counter(tuple(row) for row in connection.execute(stored))
+        fresh = []
+        for one in contents.passes:
+            samples = json.dumps(one.one.samples_ms)
+            if known[one.conditions, one.subject, samples] > 0:
+                known[one.conditions, one.subject, samples] -= 1
+                continue
+            fresh.append(
+                {
+                    "conditions": one.conditions,
+                    "subject": one.subject,
+                    "samples_ms": samples,
+                    "busy": one.one.busy,
+                    "warmup_runs": one.warmup_runs,
+                    "created": one.created,
+                }
+            )
+        if fresh:
+            connection.execute(sa.insert(sample), fresh)
+    return len(fresh)
+
+
+def read_adoptions(connection: sa.Connection) -> list[Adoption]:
+    """All that is on record, in the order made."""
+    columns = adoption.c
+    query = sa.select(columns.conditions, columns.source, columns.ratio, columns.created)
+    rows = connection.execute(query.order_by(columns.created, columns.conditions, columns.source)).all()
+    return [Adoption(conditions, source, float(ratio), created) for conditions, source, ratio, created in rows]
+
+
+def read_pass(storage: Storage, samples: str, busy: bool) -> Pass:
+    """A pass from its columns. Raises what `Storage.corrupt` gives."""
+    try:
+        return Pass(tuple(parse_json(samples)), bool(busy))
+    except (TypeError, ValueError, InvalidInput) as error:
+        raise storage.corrupt(f"unreadable samples ({error})", next_step=DELETE_IT) from error
+
+
+def read_widths(storage: Storage, document: str) -> NDArray[np.int64]:
+    """Widths (groups,) from their column. Raises what `Storage.corrupt` gives."""
+    try:
+        widths = parse_json(document)
+        if not isinstance(widths, list) or not all(type(w) is int and 0 < w < 2**31 for w in widths):
+            raise ValueError(document)
+    except (TypeError, ValueError) as error:
+        raise storage.corrupt(f"unreadable widths ({error})", next_step=DELETE_IT) from error
+    return np.array(widths, dtype=np.int64)
+
 
 KEYS_PER_QUERY = 500  # SQLite's oldest limit on parameters is 999
 
-_conditions, _kernel, _model, _sample = storage.conditions, storage.kernel, storage.model, storage.sample
+_conditions, _kernel, _model, _sample = conditions, kernel, model, sample
 
 
 class LatencyTable:
@@ -236,7 +624,7 @@ class LatencyTable:
         self.add_passes(conditions, rows, warmup_runs=0)
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self._storage.insert_new(
-            storage.adoption,
+            adoption,
             [{"conditions": conditions.key, "source": source.key, "ratio": ratio, "created": now}],
         )
         return len(rows)

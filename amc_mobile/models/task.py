@@ -1,23 +1,77 @@
-"""What a network is trained for: its loss, its accuracy and how its labels move with the image.
-
-A network without an attribute `task` classifies. One that does something else holds its task under that name, which
-`load_model` takes; training, searching, fine-tuning and exporting then follow it.
-"""
+"""Outputs and accuracy of a network on an image set."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from amc_mobile.errors import InvalidInput
-from amc_mobile.models.augmentation import augmented
 from amc_mobile.packing import Packing
+
+
+class StoredImages(Protocol):
+    """A (N, C, H, W) tensor, or what is indexed like one."""
+
+    def __getitem__(self, index: Tensor, /) -> Tensor: ...
+
+
+class LabelledImages(Protocol):
+    @property
+    def images(self) -> StoredImages:
+        """(N, C, H, W), as stored."""
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64, or (N, objects, 5) float32 for detectors."""
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether a mirrored image keeps its label."""
+
+    def __len__(self) -> int: ...
+
+    def normalised(self, select: slice) -> Tensor:
+        """The selected images as float32 (N, C, H, W), ready for the network."""
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """The same for images that were stored here and changed since."""
+
+    def fingerprint(self) -> str:
+        """Equal for equal images, labels and normalisation only."""
+
+
+SHIFT_SHARE = 8  # images move by up to this fraction (one eighth) of their side
+
+
+def augmented(pixels: Tensor, generator: torch.Generator, *, mirrors: bool) -> Tensor:
+    """(N, C, H, W) -> the same shape and data type: each image shifted, and mirrored left-right half of the time.
+
+    What a shift uncovers is filled by reflection. The same generator state gives the same result.
+    """
+    count, _, height, width = pixels.shape
+    rows = _shifted(count, height, generator)
+    columns = _shifted(count, width, generator)
+    if mirrors:
+        flips = torch.rand(count, generator=generator) < 0.5
+        columns = torch.where(flips[:, None], columns.flip(1), columns)
+    image = torch.arange(count)[:, None, None]
+    # Indexing around the channel dimension gives (N, H, W, C): channels last, as the convolutions want it.
+    return pixels.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _shifted(count: int, side: int, generator: torch.Generator) -> Tensor:
+    """(count, side) source positions: 0..side-1 plus one random offset per image, reflected at the borders."""
+    reach = side // SHIFT_SHARE
+    offset = torch.randint(-reach, reach + 1, (count, 1), generator=generator)
+    position = (torch.arange(side)[None, :] + offset).abs()
+    return (side - 1) - ((side - 1) - position).abs()
 
 
 @runtime_checkable
@@ -191,3 +245,67 @@ class OwnTask:
                 f"the {name} function failed for outputs of {shapes} and labels of {tuple(labels.shape)}: "
                 f"{type(error).__name__}: {error}"
             ) from error
+
+
+def logits(
+    model: nn.Module,
+    images: LabelledImages,
+    batch_size: int = 64,
+    *,
+    channels_last: bool | None = None,
+    bf16: bool = False,
+) -> Tensor:
+    """(N, ...) outputs on the CPU, in evaluation mode; the model's mode and weights are left as they were.
+
+    `channels_last`: the memory layout of the batches; None tries one image, since `view` on a map needs the other.
+    `bf16`: compute in bfloat16 where that is safe; the outputs are float32 all the same.
+    """
+    if len(images) == 0:
+        raise InvalidInput("there are no images to evaluate on")
+    if channels_last is None:
+        channels_last = runs_channels_last(model, images.normalised(slice(0, 1)))
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    parameter = next(model.parameters(), None)
+    device = parameter.device if parameter is not None else torch.device("cpu")
+    outputs = []
+    with _evaluating(model), torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        for start in range(0, len(images), batch_size):
+            batch = images.normalised(slice(start, start + batch_size))
+            outputs.append(model(batch.to(device).contiguous(memory_format=layout)).float().cpu())
+    # Cloned outside inference mode: the result may take part in later computations.
+    return torch.cat(outputs).clone()
+
+
+def bf16_is_fast() -> bool:
+    """Whether this CPU multiplies in bfloat16: then that takes about half the time of float32."""
+    able = torch.cpu.get_capabilities()
+    return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def runs_channels_last(model: nn.Module, example: Tensor) -> bool:
+    """Whether the network runs in that memory layout. `example`: (N, C, H, W), on any device."""
+    parameter = next(model.parameters(), None)
+    images = example.to(parameter.device if parameter is not None else "cpu")
+    try:
+        with _evaluating(model), torch.inference_mode():
+            model(images.contiguous(memory_format=torch.channels_last))
+    except RuntimeError:
+        return False
+    return True
+
+
+def evaluate(model: nn.Module, images: LabelledImages, batch_size: int = 64, *, task: Task = CLASSIFICATION) -> float:
+    """The task's accuracy in [0, 1]: top-1 unless told."""
+    return task.accuracy(logits(model, images, batch_size), images.labels)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    # Module by module: a network may hold frozen batch norms in another mode than the rest.
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

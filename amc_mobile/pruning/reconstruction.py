@@ -2,24 +2,145 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from amc_mobile.channels.ids import DimensionIds, Ids
-from amc_mobile.channels.structure import ChannelGroups
+from amc_mobile.channels.structure import ChannelGroups, DimensionIds, Ids
 from amc_mobile.channels.surgery import copied, resize
-from amc_mobile.pruning.gram import GramStatistics, LayerGram, group_channels
-from amc_mobile.pruning.importance import kept_of
-from amc_mobile.pruning.least_squares import DEFAULT_RIDGE, corrected
-from amc_mobile.pruning.matrices import Matrices
-from amc_mobile.pruning.nested import NestedSolver
-from amc_mobile.pruning.rows import as_weight
+from amc_mobile.models.task import runs_channels_last
+from amc_mobile.pruning.channel_choice import kept_of
+from amc_mobile.pruning.gram import GramStatistics, LayerGram, as_weight, group_channels
+from amc_mobile.pruning.least_squares import DEFAULT_RIDGE, Matrices, corrected, factorised
+from amc_mobile.pruning.program import Program
+
+
+@dataclass(frozen=True)
+class Folding:
+    """(convolution, batch norm) module paths that can become one layer; the same for every plan of a network.
+
+    `channels_last`: whether the network runs in that layout; `view` on a map does not.
+    """
+
+    pairs: tuple[tuple[str, str], ...]
+    channels_last: bool = True
+
+
+def find_folding(model: nn.Module, example: Tensor) -> Folding:
+    """All pairs where a batch norm alone reads a convolution and each is executed once.
+
+    `example`: (N, C, H, W). Traces the network, which takes seconds: once for all plans.
+    """
+    program = Program(model, example.contiguous())
+    means = [step.norm.mean for step in program.steps if step.norm is not None]
+    modules = dict(model.named_modules())
+    pairs = []
+    for step in program.single_steps().values():
+        if step.norm is not None and means.count(step.norm.mean) == 1:
+            norm = step.norm.mean.rpartition(".")[0]
+            if _can_fold(modules.get(step.layer), modules.get(norm)):
+                pairs.append((step.layer, norm))
+    return Folding(tuple(pairs), runs_channels_last(folded(model, Folding(tuple(pairs))), example))
+
+
+@torch.no_grad()
+def folded(model: nn.Module, folding: Folding | None = None) -> nn.Module:
+    """A copy in evaluation mode with fewer batch norms, in channels-last layout where that works.
+
+    `folding`: of this network or of the one it was cut from. Without it, those pairs that stand next to each other in
+    an nn.Sequential: whether other batch norms follow a convolution is not visible from the module tree.
+    """
+    modules = dict(model.named_modules())
+    memo: dict[int, Any] = {}  # what copying puts in place of a module
+    folding = folding or _in_sequence(modules)
+    for layer, norm in folding.pairs:
+        conv, batch_norm = modules[layer], modules[norm]
+        assert isinstance(conv, nn.Conv2d) and isinstance(batch_norm, nn.BatchNorm2d)
+        memo[id(conv)], memo[id(batch_norm)] = _fused(conv, batch_norm), nn.Identity()
+    clone = copied(model, memo).eval()
+    layout = torch.channels_last if folding.channels_last else torch.contiguous_format
+    return clone.to(memory_format=layout)  # type: ignore[call-overload,no-any-return]
+
+
+def _in_sequence(modules: dict[str, nn.Module]) -> Folding:
+    pairs = []
+    for path, module in modules.items():
+        if type(module) is nn.Sequential:
+            prefix = f"{path}." if path else ""
+            names = list(module._modules)
+            for first, second in pairwise(names):
+                if _can_fold(module._modules[first], module._modules[second]):
+                    pairs.append((prefix + first, prefix + second))
+    return Folding(tuple(pairs))
+
+
+def _can_fold(conv: nn.Module | None, norm: nn.Module | None) -> bool:
+    # Subclasses may do more in their forward, such as padding or an activation.
+    return type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and norm.track_running_stats
+
+
+def _fused(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    assert norm.running_mean is not None and norm.running_var is not None
+    weight, bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+    fused = copy.copy(conv)
+    fused._parameters = {"weight": weight, "bias": bias}
+    return fused
+
+
+class NestedSolver:
+    """For a layer that reads one channel group. Factorised on first use: columns^2 x 8 bytes go to `matrices`."""
+
+    def __init__(self, gram: LayerGram, inputs: Ids, ridge: float, matrices: Matrices) -> None:
+        """`inputs`: all positions along the layer's inputs in the order in which they are added."""
+        self._gram, self._ridge, self._matrices = gram, ridge, matrices
+        self._columns = gram.columns(inputs)
+
+    @cached_property
+    def _factor(self) -> tuple[Tensor, Tensor]:
+        """L' (upper), and Z; sets what was added to the diagonal."""
+        moment = self._gram.moment[self._columns][:, self._columns]
+        factor = factorised(moment, self._ridge)
+        weight = self._gram.weight[self._columns]
+        # A - moment is what factorising added: the ridge may have had to grow.
+        self._added = float((factor[0] @ factor[0]) - moment[0, 0])
+        right = self._gram.projection[self._columns] + self._added * weight
+        factor = self._matrices.keep(factor)
+        return factor.T, torch.linalg.solve_triangular(factor, right, upper=False)
+
+    def relative_errors(self) -> NDArray[np.float64]:
+        """(inputs + 1,): by how many inputs stay, the least of squared error and ridge penalty over the output's
+        variance, behind the batch norm; 0 with all of them. One pass gives every prefix: the explained part adds up.
+        """
+        _, forward = self._factor
+        scale = self._gram.output_scale.square()
+        weight = self._gram.weight[self._columns]
+        per_column = (forward.square() - self._added * weight.square()) @ scale
+        explained = per_column.reshape(-1, self._gram.block).sum(1).cumsum(0)
+        left = (explained[-1] - torch.cat([torch.zeros(1, dtype=torch.float64), explained])).clamp_min(0)
+        return np.asarray(left.numpy() / self._gram.output_variance)
+
+    def solve(self, inputs: int) -> Tensor:
+        """(kept columns, outputs), float32, columns in their original order.
+
+        `inputs`: how many input channels the first channels of the order occupy.
+        """
+        upper, forward = self._factor
+        count = inputs * self._gram.block
+        solved: Tensor = torch.linalg.solve_triangular(upper[:count, :count], forward[:count], upper=True)
+        return solved[torch.argsort(self._columns[:count])].float()
+
 
 Widths = NDArray[np.int64]
 CACHE_BYTES = 256 * 2**20

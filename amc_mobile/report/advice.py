@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from amc_mobile.device.health import REMEDIES, WIDE_BAND
-from amc_mobile.export.precision import REMEDY
-from amc_mobile.latency.calibration import COVERAGE
-from amc_mobile.latency.whole_models import DRIFT_REMEDY, TOLD_DRIFT, slower
+from amc_mobile.device.phone_state import REMEDIES, WIDE_BAND
+from amc_mobile.formats import REMEDY
+from amc_mobile.latency.calibration import COVERAGE, DRIFT_REMEDY, TOLD_DRIFT, slower
 from amc_mobile.report.content import Report
-from amc_mobile.report.prediction_quality import prediction_quality
-from amc_mobile.report.quantities import against_limit, change, compared, ms, percent, printable
+from amc_mobile.report.tables import against_limit, change, compared, ms, percent, prediction_quality, printable
 
 ENOUGH_AGREEMENT = 0.99  # share of images on which an exported file and torch name the same class
 SLOWER_THAN_MACS = 0.5  # of the saving in MACs, seen in latency

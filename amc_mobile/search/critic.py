@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from amc_mobile.search.budget import Budget, Floats, Widths
-from amc_mobile.search.moves import moved
-from amc_mobile.search.policy import Knowledge, SearchingPolicy
+from amc_mobile.search.policy import Knowledge, SearchingPolicy, moved
 
 PARENTS = 4  # the best plans that actions start from
 ACTIONS = 64  # sampled per episode

@@ -9,8 +9,7 @@ import numpy as np
 
 from amc_mobile.errors import MissingDependency
 from amc_mobile.search.budget import Budget, Floats, Widths
-from amc_mobile.search.moves import moved
-from amc_mobile.search.policy import Knowledge, Policy, SearchingPolicy
+from amc_mobile.search.policy import Knowledge, Policy, SearchingPolicy, moved
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

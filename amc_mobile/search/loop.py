@@ -8,19 +8,306 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
 from amc_mobile.errors import BudgetNotMet, InvalidConfig, InvalidInput, UnreachableBudget
 from amc_mobile.search.budget import Budget, Widths, format_cost
 from amc_mobile.search.episode_log import CHECK, EpisodeLog, EpisodeRow, Pending
-from amc_mobile.search.episode_runner import EpisodeRunner, Measure, Score
-from amc_mobile.search.guarantee import AccuracyGuarantee, DrawnLimits
 from amc_mobile.search.policy import Policy
-from amc_mobile.search.reward import Outcome
-from amc_mobile.search.standings import Standings
+from amc_mobile.search.reward import MeasuredCost, Outcome
+
+Plan = tuple[int, ...]
+Rank = Callable[[EpisodeRow], tuple[float, ...]]
+
+
+@dataclass
+class Standings:
+    """Built by `take` from log lines alone, so that a search that goes on knows what it knew."""
+
+    budget_limit: float
+    search_limit: float = math.inf  # what plans are held to: the budget, or less after tightening
+    episodes: int = 0
+    tightenings: int = 0
+    checks: int = 0  # since the last tightening
+    overs: int = 0  # measurements over the budget in a row, since the last tightening
+    plans: dict[Plan, EpisodeRow] = field(default_factory=dict)  # the latest line of each plan, best known
+    rank: Rank = field(default=lambda row: (row.reward,), repr=False)  # what "best" means: the highest
+
+    def __post_init__(self) -> None:
+        self.search_limit = min(self.search_limit, self.budget_limit)
+
+    def take(self, row: EpisodeRow) -> None:
+        if row.limit < self.search_limit:
+            self.tighten(row.limit)
+        known = self.plans.get(row.widths)
+        if row.ci_high_ms is not None and (known is None or known.ci_high_ms is None):
+            self.overs = 0 if self._measured_within(row) else self.overs + 1
+        if row.policy == CHECK:
+            self.checks += 1
+            self.plans[row.widths] = row
+        else:
+            self.episodes += 1
+            if known is None or known.measured_ms is None:
+                # A plan proposed again keeps the episode that found it.
+                self.plans[row.widths] = row if known is None else replace(row, episode=known.episode)
+
+    def tighten(self, limit: float) -> None:
+        self.search_limit = limit
+        self.tightenings += 1
+        self.checks = 0
+        self.overs = 0
+
+    def tightened(self, budget: Budget) -> Budget:
+        """`budget` at the limit that plans are held to now."""
+        return budget.with_limit(self.search_limit)
+
+    def best_measured(self) -> EpisodeRow | None:
+        """The best among the plans measured within the budget."""
+        return self._best([row for row in self.plans.values() if self._measured_within(row)])
+
+    def best_predicted(self, budget: Budget) -> EpisodeRow | None:
+        """The best among the plans whose cost, as it is now, is within the budget."""
+        return self._best(self._predicted_within(list(self.plans.values()), budget))
+
+    def best_standing(self, budget: Budget) -> EpisodeRow | None:
+        """The best among plans measured within the budget, or not measured and predicted within it."""
+        unmeasured = [row for row in self.plans.values() if row.ci_high_ms is None]
+        measured = [row for row in self.plans.values() if self._measured_within(row)]
+        return self._best(measured + self._predicted_within(unmeasured, budget))
+
+    def better_over(self, best: EpisodeRow) -> list[EpisodeRow]:
+        """The plans better than `best` that were measured over the budget, best first: why none of them was chosen."""
+        over = [row for row in self.plans.values() if row.ci_high_ms is not None and not self._measured_within(row)]
+        better = [row for row in over if self.rank(row) > self.rank(best)]
+        return sorted(better, key=self.rank, reverse=True)
+
+    def candidate(self, budget: Budget) -> EpisodeRow | None:
+        """The best plan not measured yet that would beat the best measured one."""
+        best = self.best_measured()
+        better = [
+            row
+            for row in self.plans.values()
+            if row.ci_high_ms is None and (best is None or self.rank(row) > self.rank(best))
+        ]
+        return self._best(self._predicted_within(better, budget))
+
+    def fastest(self) -> EpisodeRow | None:
+        """The plan with the lowest upper end of its measured confidence interval."""
+        measured = [row for row in self.plans.values() if row.ci_high_ms is not None]
+        return min(measured, key=lambda row: row.ci_high_ms or 0, default=None)
+
+    def observed_ratio(self, budget: Budget) -> float:
+        """How much the measured upper end exceeds the cost predicted now: the worst of the five fastest plans."""
+        measured = [row for row in self.plans.values() if row.ci_high_ms is not None]
+        fastest = sorted(measured, key=lambda row: row.ci_high_ms or 0)[:5]
+        if not fastest:
+            return 1.0
+        predicted = budget.cost(np.array([row.widths for row in fastest], dtype=np.int64))
+        return float(np.max(np.array([row.ci_high_ms for row in fastest]) / predicted))
+
+    def _measured_within(self, row: EpisodeRow) -> bool:
+        return row.ci_high_ms is not None and row.ci_high_ms <= self.budget_limit
+
+    def _predicted_within(self, rows: list[EpisodeRow], budget: Budget) -> list[EpisodeRow]:
+        if not rows:
+            return []
+        costs = budget.cost(np.array([row.widths for row in rows], dtype=np.int64))
+        return [row for row, cost in zip(rows, costs, strict=True) if cost <= budget.limit]
+
+    def _best(self, rows: list[EpisodeRow]) -> EpisodeRow | None:
+        return max(rows, key=lambda row: (self.rank(row), -row.episode), default=None)
+
+
+FIRST_STEP = 0.3  # off the cheapest cost so far, for the episode after a success ...
+STEP_DECAY = 0.8  # ... and its factor with each failure
+NEAR_BEST = 0.15  # deviation of a drawn limit from the best plan's cost, in its logarithm
+
+
+@dataclass(frozen=True)
+class AccuracyGuarantee:
+    """The cheapest plan that keeps the accuracy, and the end when nothing cheaper does.
+
+    Each episode's limit is a share of what the cheapest plan that kept the accuracy costs. The share starts low and
+    nears 1 with each failure in a row. `top1`: the share of reward images, in [0, 1], that a plan must get right.
+    `patience`: failures in a row, after a plan that kept the accuracy, with which the search ends.
+    """
+
+    top1: float
+    patience: int = 20
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.top1 <= 1 or self.patience < 1:
+            raise InvalidConfig("the accuracy to keep must be in [0, 1] and the patience at least 1")
+
+    def keeps(self, row: EpisodeRow) -> bool:
+        return row.top1 is not None and row.top1 >= self.top1
+
+    def rank(self, row: EpisodeRow) -> tuple[float, ...]:
+        """Plans that keep the accuracy before all others, the cheapest first; the others by reward."""
+        if self.keeps(row):
+            return (1.0, -(row.measured_ms if row.measured_ms is not None else row.predicted_cost))
+        return (0.0, row.reward)
+
+    def limit(self, rows: Sequence[EpisodeRow], full_cost: float) -> float:
+        """For the next episode, in the budget's unit. `rows`: all so far; the original network keeps the accuracy."""
+        cheapest, failures = self._standing(rows, full_cost)
+        return cheapest * (1 - FIRST_STEP * STEP_DECAY**failures)
+
+    def is_over(self, rows: Sequence[EpisodeRow], full_cost: float) -> bool:
+        """Whether a plan has kept the accuracy, and nothing cheaper for `patience` episodes."""
+        kept = any(self.keeps(row) for row in rows)
+        return kept and self._standing(rows, full_cost)[1] >= self.patience
+
+    def _standing(self, rows: Sequence[EpisodeRow], full_cost: float) -> tuple[float, int]:
+        """The cost of the cheapest plan that keeps the accuracy, and the failures since."""
+        cheapest, failures = full_cost, 0
+        for row in rows:
+            if row.policy == CHECK:
+                continue
+            if self.keeps(row) and row.predicted_cost < cheapest:
+                cheapest, failures = row.predicted_cost, 0
+            else:
+                failures += 1
+        return cheapest, failures
+
+
+@dataclass(frozen=True)
+class DrawnLimits:
+    """A limit for each episode: in turn anywhere below the budget, and near the best plan's cost.
+
+    For rewards that hold the cost: what they prefer may be far below the budget.
+    """
+
+    seed: int
+
+    def rank(self, row: EpisodeRow) -> tuple[float, ...]:
+        """By reward; of equal ones, as of plans without a mistake, the cheaper first."""
+        return (row.reward, -(row.measured_ms if row.measured_ms is not None else row.predicted_cost))
+
+    def limit(self, rows: Sequence[EpisodeRow], smallest: float, largest: float) -> float:
+        """For the next episode, in the budget's unit. `rows`: all so far; the rest: costs of plans."""
+        tried = [row for row in rows if row.policy != CHECK]
+        rng = np.random.default_rng([self.seed, len(tried), 3])
+        if tried and len(tried) % 2:
+            wanted = max(tried, key=self.rank).predicted_cost * np.exp(NEAR_BEST * rng.standard_normal())
+        else:
+            wanted = np.exp(rng.uniform(np.log(smallest), np.log(max(largest, smallest))))
+        return float(np.clip(wanted, smallest, max(largest, smallest)))
+
+
+Score = Callable[[Widths], Outcome]
+Measure = Callable[[Widths], MeasuredCost]
+
+
+@dataclass
+class EpisodeRunner:
+    """Scores and measures plans, each at most once, and tells `policy`, `log`, `standings` and `on_episode`.
+
+    `measure`, `measure_every` and `measured_reward`: as for `run_search`.
+    """
+
+    policy: Policy
+    budget: Budget
+    score: Score
+    log: EpisodeLog
+    standings: Standings
+    measure: Measure | None
+    measure_every: int
+    measured_reward: Callable[[Outcome, float], float] | None
+    on_episode: Callable[[EpisodeRow], None]
+
+    def begin(self, policy: str, plan: Plan, *, measuring: bool) -> Pending:
+        """Puts what comes next on record. `policy`: where the plan comes from; `measuring`: it will be measured."""
+        predicted = self.budget.cost_of(np.array(plan, dtype=np.int64))
+        pending = Pending(policy, plan, predicted, self.standings.search_limit, measuring)
+        self.log.begin(pending)
+        return pending
+
+    def run(self, pending: Pending, *, agent_s: float) -> None:
+        """One episode. `agent_s`: CPU time of its proposal. Raises InvalidInput for a reward that is not finite."""
+        plan = pending.widths
+        known = self.standings.plans.get(plan)
+        started = time.process_time()
+        outcome = self._outcome(known, plan)
+        scored = time.process_time()
+        row = EpisodeRow(
+            episode=self.standings.episodes,
+            policy=pending.policy,
+            reward=outcome.reward,
+            top1=outcome.top1,
+            fidelity=outcome.fidelity,
+            predicted_cost=pending.predicted_cost,
+            limit=pending.limit,
+            measured_ms=known.measured_ms if known else None,
+            ci_high_ms=known.ci_high_ms if known else None,
+            macs=outcome.macs,
+            parameters=outcome.parameters,
+            reconstruction_s=outcome.seconds.get("reconstruction", 0.0),
+            evaluation_s=outcome.seconds.get("evaluation", 0.0 if outcome.seconds else scored - started),
+            agent_s=agent_s,
+            latency_s=0.0,
+            widths=plan,
+        )
+        if self.measure is not None and row.ci_high_ms is None and (pending.measuring or self._is_to_measure(row)):
+            if not pending.measuring:
+                self.log.begin(replace(pending, measuring=True))
+            row = self._measured(row, self.measure)
+        started = time.process_time()
+        self.policy.observe(np.array(plan, dtype=np.int64), row.reward)
+        self._write(replace(row, agent_s=agent_s + time.process_time() - started))
+
+    def check(self, pending: Pending) -> None:
+        """Measures a plan that an earlier episode scored."""
+        assert self.measure is not None
+        row = replace(
+            self.standings.plans[pending.widths],
+            policy=CHECK,
+            predicted_cost=pending.predicted_cost,
+            limit=pending.limit,
+            reconstruction_s=0.0,
+            evaluation_s=0.0,
+            agent_s=0.0,
+        )
+        self._write(self._measured(row, self.measure))
+
+    def _outcome(self, known: EpisodeRow | None, plan: Plan) -> Outcome:
+        if known is not None:
+            nothing = {"reconstruction": 0.0, "evaluation": 0.0}
+            return Outcome(known.reward, known.top1, known.fidelity, known.macs, known.parameters, nothing)
+        outcome = self.score(np.array(plan, dtype=np.int64))
+        if not math.isfinite(outcome.reward):
+            raise InvalidInput(f"the plan {list(plan)} scored a reward of {outcome.reward}")
+        return outcome
+
+    def _is_to_measure(self, row: EpisodeRow) -> bool:
+        """Whether this is a new best, or its turn has come."""
+        if self.measure_every > 0 and (row.episode + 1) % self.measure_every == 0:
+            return True
+        best = self.standings.best_standing(self.standings.tightened(self.budget))
+        return best is None or self.standings.rank(row) > self.standings.rank(best)
+
+    def _measured(self, row: EpisodeRow, measure: Measure) -> EpisodeRow:
+        started = time.perf_counter()
+        cost = measure(np.array(row.widths, dtype=np.int64))
+        reward = row.reward
+        if self.measured_reward is not None:
+            outcome = Outcome(row.reward, row.top1, row.fidelity, row.macs, row.parameters)
+            reward = self.measured_reward(outcome, cost.measured)
+        return replace(
+            row,
+            reward=reward,
+            measured_ms=float(cost.measured),
+            ci_high_ms=float(cost.ci_high),
+            latency_s=time.perf_counter() - started,
+        )
+
+    def _write(self, row: EpisodeRow) -> None:
+        self.log.append(row)
+        self.standings.take(row)
+        self.on_episode(row)
 
 
 @dataclass(frozen=True)

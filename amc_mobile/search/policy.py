@@ -7,16 +7,298 @@ moment; nothing else. So a log of plans and rewards, observed again, is all it t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from amc_mobile.errors import InvalidInput
 from amc_mobile.search.budget import Budget, Floats, Widths
-from amc_mobile.search.dynamic_programming import best_additive_plan
-from amc_mobile.search.features import Features
+
+FEATURES = ("t", "n", "c", "h", "w", "stride", "k", "cost", "reduced", "rest", "previous_keep_ratio")
+
+
+@dataclass(frozen=True)
+class GroupFacts:
+    """What the agent sees of a channel group: the shape of its first producer."""
+
+    name: str
+    out_channels: int
+    in_channels: int
+    height: int  # of the producer's output map; 1 for a Linear layer
+    width: int
+    stride: int
+    kernel_size: int
+
+
+class Features:
+    """Builds observations, (11,) float32, each number in [0, 1], in the order of FEATURES (the paper's list).
+
+    Shapes and `cost` are min-max scaled over the groups (1 where all groups are equal). Cost enters as
+    `cost_shares`, (G,): how much of the prunable cost each group accounts for. `reduced` is the share already
+    taken away by the decided groups, `rest` the share of the groups after this one. The shares are fixed once,
+    so that an episode looks the same to the agent before and after the latency model is corrected.
+    """
+
+    def __init__(self, facts: Sequence[GroupFacts], smallest: Widths, full: Widths, cost_shares: Floats) -> None:
+        if not len(facts) == len(smallest) == len(full) == len(cost_shares):
+            raise InvalidInput(f"{len(facts)} group facts for {len(full)} channel groups")
+        self.facts = tuple(facts)
+        self.smallest = smallest
+        self.full = full
+        self.min_ratios: Floats = smallest / full
+        self.cost_shares = np.asarray(cost_shares, dtype=np.float64)
+        shapes = [
+            (f.out_channels, f.in_channels, f.height, f.width, f.stride, f.kernel_size) for f in self.facts
+        ]  # n, c, h, w, stride, k
+        columns = np.column_stack([np.array(shapes, dtype=np.float64), self.cost_shares])
+        self._static = np.apply_along_axis(_min_max, 0, columns)
+        after = np.cumsum(self.cost_shares[::-1])[::-1]
+        self._rest = np.append(after[1:], [0.0, 0.0])  # one more for the state after the last group
+
+    @classmethod
+    def of(cls, facts: Sequence[GroupFacts], budget: Budget) -> Features:
+        """With the cost shares of the budget's cost as it is now."""
+        return cls(facts, budget.smallest(), budget.full, cost_shares(budget))
+
+    @property
+    def groups(self) -> int:
+        return len(self.facts)
+
+    def observation(self, keep_ratios: Sequence[float] | Floats) -> npt.NDArray[np.float32]:
+        """The state in which the group after the decided ones is chosen; after the last group, the terminal one."""
+        decided = len(keep_ratios)
+        ratios = np.asarray(keep_ratios, dtype=np.float64)
+        prunable = np.maximum(1 - self.min_ratios[:decided], 1e-9)
+        reduced = float(np.sum(self.cost_shares[:decided] * np.minimum((1 - ratios) / prunable, 1)))
+        row = np.empty(len(FEATURES), dtype=np.float64)
+        row[0] = decided / self.groups
+        row[1:8] = self._static[min(decided, self.groups - 1)]
+        row[8:] = reduced, self._rest[decided], ratios[-1] if decided else 1.0
+        observation: npt.NDArray[np.float32] = np.clip(row, 0, 1).astype(np.float32)
+        return observation
+
+    def episode(self, widths: Widths) -> npt.NDArray[np.float32]:
+        """All observations of the episode that chose `widths`, the terminal one included: (G + 1, 11)."""
+        ratios = widths / self.full
+        return np.stack([self.observation(ratios[:decided]) for decided in range(self.groups + 1)])
+
+
+def cost_shares(budget: Budget) -> Floats:
+    """What the cost falls by when one group alone goes to its minimum, normalised to sum 1: (G,)."""
+    groups = len(budget.grids)
+    plans = np.repeat(budget.full[None], groups + 1, axis=0)
+    plans[np.arange(groups), np.arange(groups)] = budget.smallest()
+    costs = budget.cost(plans)
+    saved = np.maximum(costs[-1] - costs[:-1], 0)
+    total = float(saved.sum())
+    return saved / total if total > 0 else np.full(groups, 1 / groups)
+
+
+def _min_max(column: Floats) -> Floats:
+    low, high = column.min(), column.max()
+    return (column - low) / (high - low) if high > low else np.ones_like(column)
+
+
+ROUNDS = 4
+MOST_STATES = 1000  # partial plans kept per group; with fewer there are, the result is exact
+MOST_EXCHANGES = 200
+
+Index = npt.NDArray[np.int64]
+
+
+def best_additive_plan(budget: Budget, errors: Sequence[Floats]) -> Widths:
+    """Widths (G,) within the budget. `errors`: per group, the error of each width of its grid.
+
+    Raises UnreachableBudget; InvalidInput when the tables do not fit the grids.
+    """
+    if [len(row) for row in errors] != [len(grid) for grid in budget.grids]:
+        raise InvalidInput("the error tables do not fit the widths that may be chosen")
+    budget.check()
+    tables = [np.asarray(row, dtype=np.float64) for row in errors]
+    best: Index | None = None
+    for start in (budget.uniform(), budget.shallow(), budget.deep()):
+        index = _index_of(budget, start)
+        for _ in range(ROUNDS):
+            found = _round(budget, tables, index)
+            if best is None or _error(tables, found) < _error(tables, best):
+                best = found
+            if np.array_equal(found, index):
+                break
+            index = found
+    assert best is not None
+    return _cheapest_widths(budget, _exchanged(budget, tables, best))
+
+
+def _round(budget: Budget, tables: Sequence[Floats], index: Index) -> Index:
+    """The best plan when costs are additive around `index`, brought within the true budget."""
+    base = budget.cost_of(_cheapest_widths(budget, index))
+    changes = []
+    for group, grid in enumerate(budget.grids):
+        plans = np.repeat(_cheapest_widths(budget, index)[None], grid.size, axis=0)
+        plans[:, group] = grid
+        changes.append(budget.cost(plans) - base)
+    chosen = _knapsack(changes, tables, budget.limit - base)
+    if chosen is None:
+        return index
+    wanted = _cheapest_widths(budget, chosen)
+    # Full width everywhere else must not be needed to scale: ratios of the plan found are kept.
+    return _index_of(budget, wanted if budget.allows(wanted) else budget.scale(wanted / budget.full))
+
+
+def _knapsack(costs: Sequence[Floats], errors: Sequence[Floats], room: float) -> Index | None:
+    """One entry per group with the smallest sum of errors and a sum of costs of at most `room`; None if none fits."""
+    cheapest = np.array([row.min() for row in costs])
+    after = np.append(np.cumsum(cheapest[::-1])[::-1][1:], 0.0)  # what the groups still to come cost at least
+    spent, missed = np.zeros(1), np.zeros(1)
+    history: list[tuple[Index, Index]] = []
+    for group, (cost, error) in enumerate(zip(costs, errors, strict=True)):
+        total = (spent[:, None] + cost).ravel()
+        loss = (missed[:, None] + error).ravel()
+        kept = np.flatnonzero(total + after[group] <= room + 1e-9 * abs(room))
+        if not kept.size:
+            return None
+        kept = kept[_undominated(total[kept], loss[kept])]
+        spent, missed = total[kept], loss[kept]
+        history.append((kept // len(cost), kept % len(cost)))
+    state = int(missed.argmin())
+    chosen = []
+    for parents, entries in reversed(history):
+        chosen.append(int(entries[state]))
+        state = int(parents[state])
+    return np.array(chosen[::-1], dtype=np.int64)
+
+
+def _undominated(total: Floats, loss: Floats) -> Index:
+    """Positions of states that no other beats in cost and error, thinned to MOST_STATES over the range of costs."""
+    order = np.lexsort((loss, total))
+    best = np.minimum.accumulate(loss[order])
+    front: Index = order[np.append(True, best[1:] < best[:-1])]
+    if len(front) > MOST_STATES:
+        low, high = total[front[0]], total[front[-1]]
+        bucket = ((total[front] - low) / (high - low) * (MOST_STATES - 1)).astype(np.int64)
+        # Along the front errors fall: the last of a bucket is its best. The cheapest one must stay.
+        last = np.append(bucket[1:] != bucket[:-1], True)
+        last[0] = True
+        front = front[last]
+    return front
+
+
+def _exchanged(budget: Budget, tables: Sequence[Floats], index: Index) -> Index:
+    """Raises single groups, or raises one and lowers another, while the sum of errors falls within the budget."""
+    groups = len(tables)
+    tops = np.array([len(row) - 1 for row in tables])
+    for _ in range(MOST_EXCHANGES):
+        steps = [np.eye(groups, dtype=np.int64)[g] for g in range(groups)]
+        moves = np.array(steps + [a - b for i, a in enumerate(steps) for j, b in enumerate(steps) if i != j])
+        tried = index + moves
+        tried = tried[((tried >= 0) & (tried <= tops)).all(axis=1)]
+        gains = _errors(tables, index[None])[0] - _errors(tables, tried)
+        better = np.flatnonzero(gains > 1e-12)
+        better = better[np.argsort(-gains[better], kind="stable")]
+        for part in np.array_split(better, max(1, -(-len(better) // 64))):
+            fits = (
+                np.flatnonzero(budget.cost(_cheapest_widths(budget, tried[part])) <= budget.limit)
+                if len(part)
+                else part
+            )
+            if fits.size and budget.allows(_cheapest_widths(budget, tried[part[fits[0]]])):
+                index = tried[part[fits[0]]]
+                break
+        else:
+            return index
+    return index
+
+
+def _cheapest_widths(budget: Budget, index: Index) -> Widths:
+    return np.stack([grid[index[..., g]] for g, grid in enumerate(budget.grids)], axis=-1)
+
+
+def _index_of(budget: Budget, widths: Widths) -> Index:
+    return np.array([np.searchsorted(grid, w) for grid, w in zip(budget.grids, widths, strict=True)], dtype=np.int64)
+
+
+def _errors(tables: Sequence[Floats], index: Index) -> Floats:
+    total: Floats = np.sum([row[index[:, g]] for g, row in enumerate(tables)], axis=0)
+    return total
+
+
+def _error(tables: Sequence[Floats], index: Index) -> float:
+    return float(_errors(tables, index[None])[0])
+
+
+MOST_GROUPS = 3  # that one move changes
+REACH = 0.12  # of a group's width: the deviation of a change
+FILL_PROBABILITY = 0.7  # that a group takes a step that fits; below 1 so that equal moves end in different plans
+
+
+def moved(budget: Budget, parents: Widths, rng: np.random.Generator) -> Widths:
+    """(N, G) plans -> as many, each within the budget: one to three groups move up or down, the rest makes room.
+
+    A moved group changes by at least one step of its grid. Over the limit, groups drawn at random go down; then
+    groups in random order take the steps that still fit.
+    """
+    parents = np.asarray(parents, dtype=np.int64)
+    count, groups = parents.shape
+    tops = np.array([grid.size - 1 for grid in budget.grids])
+    index = np.stack([np.searchsorted(grid, parents[:, g]) for g, grid in enumerate(budget.grids)], axis=1)
+    open_groups = np.flatnonzero(tops)
+    held = np.zeros((count, groups), dtype=np.int64)
+    for row in range(count):
+        for group in _drawn(open_groups, rng):
+            grid = budget.grids[group]
+            change = max(1.0, abs(rng.normal()) * REACH * grid[-1]) * rng.choice([-1, 1])
+            place = int(np.abs(grid - (parents[row, group] + change)).argmin())
+            if place == index[row, group]:  # the grid is coarser than the change
+                place += 1 if change > 0 else -1
+            index[row, group] = min(max(place, 0), tops[group])
+            held[row, group] = 1
+    index = _lowered(budget, index, held, rng)
+    return _widths(budget, _filled(budget, index, tops, rng))
+
+
+def _drawn(groups: Widths, rng: np.random.Generator) -> Widths:
+    drawn: Widths = rng.choice(groups, size=min(groups.size, int(rng.integers(1, MOST_GROUPS + 1))), replace=False)
+    return drawn
+
+
+def _lowered(budget: Budget, index: Widths, held: Widths, rng: np.random.Generator) -> Widths:
+    """Steps down, one random group at a time, until every plan fits; moved groups only when nothing else is left."""
+    while True:
+        over = np.flatnonzero(budget.cost(_widths(budget, index)) > budget.limit)
+        can = index[over] > 0
+        over = over[can.any(axis=1)]
+        if not over.size:
+            return index
+        can = index[over] > 0
+        free = can & (held[over] == 0)
+        can = np.where(free.any(axis=1)[:, None], free, can)
+        index[over, np.where(can, rng.random(can.shape), -1).argmax(axis=1)] -= 1
+
+
+def _filled(budget: Budget, index: Widths, tops: Widths, rng: np.random.Generator) -> Widths:
+    """Takes steps up that fit, in a random order of groups; the last rounds take every one there is."""
+    rows = np.arange(len(index))
+    for probability in (FILL_PROBABILITY, 1.0):
+        orders = rng.permuted(np.tile(np.arange(index.shape[1]), (len(index), 1)), axis=1)
+        for group in orders.T:
+            open_rows = rows[(index[rows, group] < tops[group]) & (rng.random(len(rows)) < probability)]
+            while open_rows.size:
+                raised = index[open_rows].copy()
+                raised[np.arange(open_rows.size), group[open_rows]] += 1
+                fits = budget.cost(_widths(budget, raised)) <= budget.limit
+                index[open_rows[fits]] = raised[fits]
+                open_rows = open_rows[fits]
+                open_rows = open_rows[index[open_rows, group[open_rows]] < tops[group[open_rows]]]
+                open_rows = open_rows[rng.random(open_rows.size) < probability]
+    return index
+
+
+def _widths(budget: Budget, index: Widths) -> Widths:
+    return np.stack([grid[index[:, g]] for g, grid in enumerate(budget.grids)], axis=1)
+
 
 POLICIES = (
     "ddpg", "ddpg-sequential", "critic", "evolution", "cma", "netadapt", "random", "uniform", "shallow", "deep", "dp",

@@ -1,33 +1,322 @@
-"""What can measure: this computer, the phones adb sees, and what is wrong with each of them."""
+"""What can measure: this computer, attached phones, devices that only a table remembers; and the phones' libraries."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import base64
+import zlib
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-from amc_mobile.device import health, trial
-from amc_mobile.device.adb import AdbPhone
-from amc_mobile.device.adb_server import AdbServer
-from amc_mobile.device.attached_phone import AttachedPhone, remedy
-from amc_mobile.device.bench import runner_program
-from amc_mobile.device.clock_mode import give_back_left_over, noted_caps
-from amc_mobile.device.neighbours import Neighbours
-from amc_mobile.device.phone import remove_all
-from amc_mobile.device.phone_device import PhoneDevice
-from amc_mobile.device.phone_facts import PhoneFacts, read_facts, read_neighbours
-from amc_mobile.device.phone_lock import phone_lock
-from amc_mobile.device.profile import HOST, DeviceProfile, load_profiles, matching_profiles
-from amc_mobile.device.runtime_library import (
+from amc_mobile.device import phone_state
+from amc_mobile.device.adb import AdbPhone, AdbServer, AttachedPhone, remedy
+from amc_mobile.device.benchmark_model import BenchmarkModelPasses
+from amc_mobile.device.clock_mode import give_back_left_over, noted_caps, phone_lock
+from amc_mobile.device.conditions import Conditions, unit_of
+from amc_mobile.device.device import Device, Job, Neighbours, TimedPass
+from amc_mobile.device.host import HostDevice, installed_runtimes
+from amc_mobile.device.libraries import (
     BENCHMARK_MODEL,
     MAVEN,
     RuntimeLibrary,
+    add_library,
     choose_library,
     list_libraries,
 )
-from amc_mobile.device.user_folder import locks_folder, profiles_folder, runtimes_folder
-from amc_mobile.errors import AmcMobileError, DeviceError, InvalidConfig, InvalidInput
-from amc_mobile.workflows.workspace import Workspace
+from amc_mobile.device.phone import PhoneDevice
+from amc_mobile.device.phone_runner import remove_all
+from amc_mobile.device.phone_state import PhoneFacts, read_facts, read_neighbours, waiting_stage
+from amc_mobile.device.profiles import (
+    HOST,
+    DeviceProfile,
+    load_profiles,
+    locks_folder,
+    matching_profiles,
+    profile_named,
+    profiles_folder,
+    runtimes_folder,
+)
+from amc_mobile.device.runner import runner_program
+from amc_mobile.errors import AmcMobileError, DeviceError, InvalidConfig, InvalidInput, MissingDependency
+from amc_mobile.latency.table import LatencyTable
+from amc_mobile.workflows.workspace import Progress, Settings, Workspace
+
+
+def profile_of(settings: Settings) -> DeviceProfile:
+    """Raises InvalidConfig for a device that no profile describes."""
+    return profile_named(load_profiles(profiles_folder()), settings.device)
+
+
+def chosen_runtime(settings: Settings) -> str:
+    """The runtime asked for, by its files' format: "tflite" or "onnxruntime"; else the device's own.
+
+    That is on this computer TFLite where installed. Raises MissingDependency for a runtime that this computer is to use
+    and does not have, InvalidConfig for one that only phones have.
+    """
+    if settings.offline and settings.runtime:
+        return settings.runtime
+    profile = profile_of(settings)
+    if not profile.is_host:
+        wanted = settings.runtime or profile.runtime
+        return "onnxruntime" if wanted == "onnxruntime" else "tflite"
+    if settings.runtime == BENCHMARK_MODEL:
+        raise InvalidConfig(
+            f"{BENCHMARK_MODEL} measures on phones only", next_step="pass --runtime tflite, or a phone as --device"
+        )
+    installed = installed_runtimes()
+    runtime = settings.runtime or ("tflite" if "tflite" in installed else "onnxruntime")
+    if runtime not in installed:
+        raise MissingDependency("ai-edge-litert" if runtime == "tflite" else "onnxruntime", "tflite")
+    return runtime
+
+
+def open_device(settings: Settings, runtime: str, progress: Progress) -> Device:
+    """Raises DeviceUnavailable saying what adb sees, InvalidInput when the phone lacks a library for `runtime`."""
+    profile = profile_of(settings)
+
+    def on_neighbours(found: Neighbours, waited_s: float) -> None:
+        progress("wait for other programs to end", int(waited_s), int(profile.quiet_wait_s), found.text())
+
+    if profile.is_host:
+        return HostDevice(
+            runtime,
+            settings.threads,
+            patience_s=profile.quiet_wait_s,
+            waived=settings.waived,
+            on_wait=on_neighbours,
+        )
+    # Only now: this computer can measure where adb is not installed.
+    from amc_mobile.device.adb import AdbServer
+    from amc_mobile.device.benchmark_model import BenchmarkModelPasses
+    from amc_mobile.device.clock_mode import give_back_left_over
+    from amc_mobile.device.libraries import choose_library, list_libraries
+    from amc_mobile.device.phone import PhoneDevice, PhonePasses, select_phone
+    from amc_mobile.device.phone_state import read_facts
+    from amc_mobile.device.profiles import most_special, runtimes_folder
+    from amc_mobile.device.runner import runner_program
+
+    def on_silence(what: str, waited_s: float, limit_s: float) -> None:
+        progress("wait for the phone", int(waited_s), int(limit_s), what)
+
+    server = AdbServer(on_wait=on_silence)
+    profiles = load_profiles(profiles_folder())
+    adb = select_phone(profile, profiles, serial=settings.serial or None, server=server)
+    give_back_left_over(adb)
+    facts = read_facts(adb)
+    asked, profile = profile, most_special(profile, profiles, facts.properties)
+    if profile is not asked:
+        progress(f"device profile {profile.name}, which fits this {facts.model} better than {asked.name}", 1, 1)
+    by_program = settings.runtime == BENCHMARK_MODEL and runtime == "tflite"
+    library = choose_library(list_libraries(runtimes_folder()), BENCHMARK_MODEL if by_program else runtime, facts.abis)
+
+    def on_wait(found: Mapping[str, str], waited_s: float) -> None:
+        progress(waiting_stage(found), int(waited_s), int(profile.cooldown_s), "; ".join(found.values()))
+
+    is_program = library.runtime == BENCHMARK_MODEL
+    phone = PhoneDevice(
+        adb,
+        profile,
+        library,
+        library.path if is_program else runner_program(library.abi),
+        threads=settings.threads,
+        mode=settings.clock_mode,
+        waived=settings.waived,
+        on_wait=on_wait,
+        on_neighbours=on_neighbours,
+    )
+    return BenchmarkModelPasses(phone) if is_program else PhonePasses(phone)
+
+
+class RecordedDevice:
+    """A device that is not asked any more: what was measured on it is read, nothing is measured."""
+
+    jobs_per_batch = 1
+
+    def __init__(self, conditions: Conditions) -> None:
+        self._conditions = conditions
+
+    def conditions(self) -> Conditions:
+        return self._conditions
+
+    def session(self) -> AbstractContextManager[object]:
+        raise self._error()
+
+    def passes(self, jobs: Sequence[Job]) -> Generator[TimedPass, None, None]:
+        raise self._error()
+
+    def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[TimedPass, TimedPass]]:
+        raise self._error()
+
+    def is_steady(self) -> bool:
+        return True
+
+    def settle(self) -> None:
+        raise self._error()
+
+    def neighbours(self) -> Neighbours | None:
+        return None
+
+    def screen(self) -> str:
+        return ""
+
+    def most_neighbours(self) -> Neighbours | None:
+        return None
+
+    def _error(self) -> DeviceError:
+        return DeviceError(
+            f"the table of {self._conditions.device} is used without the device, and lacks something",
+            next_step="attach the device and run `amc-mobile profile`",
+        )
+
+
+SHOWN_KEY = 8  # digits of a key that tell conditions apart
+RUNTIMES = ("tflite", "onnxruntime")
+
+
+def recorded(space: Workspace, settings: Settings) -> tuple[RecordedDevice, Settings]:
+    """The device that the table remembers, and the settings with its runtime and threads.
+
+    Raises InvalidInput where the table has nothing of `settings.device`, or several conditions that fit.
+    """
+    location = space.table_location(settings)
+    if location == space.table_path and not space.table_path.exists():
+        raise InvalidInput(
+            f"no latency table in {space.folder}, which --offline needs",
+            next_step="import one with `amc-mobile table import`, or attach the device and run `amc-mobile profile`",
+        )
+    with LatencyTable(location) as table:
+        found = choose_conditions(table.conditions(), settings)
+    runtime = found.runtime if found.runtime in RUNTIMES else settings.runtime or _exporter()
+    return RecordedDevice(found), replace(settings, runtime=runtime, conditions=found.key, offline=True)
+
+
+def not_measured(device: str) -> str:
+    """What every text says of latencies that only the table of `device`, as the table names it, tells."""
+    return f"PREDICTED, NOT MEASURED: by the table of {device}, without the device"
+
+
+def _exporter() -> str:
+    """Where a table does not say its runtime, any export tells the kernels' shapes."""
+    return "tflite" if find_spec("litert_torch") else "onnxruntime"
+
+
+def choose_conditions(known: Sequence[Conditions], settings: Settings) -> Conditions:
+    """The one of `known` that the settings mean; raises InvalidInput listing them where that is not exactly one."""
+    profile = load_profiles(profiles_folder()).get(settings.device)
+    of_device = [c for c in known if is_of(c, settings.device, profile)]
+    if not of_device:
+        raise InvalidInput(
+            f"the table holds nothing measured on {settings.device}" + _listed(known),
+            next_step="pass the --device that it was measured on, or import another table",
+        )
+    keys = [key for key in settings.conditions.replace(" ", "").split(",") if key]
+    fitting = [c for c in of_device if any(c.key.startswith(key) for key in keys)]
+    if not fitting:
+        # What another tool measured may not say its runtime.
+        runtimes = (settings.runtime, "unknown") if settings.runtime else (*RUNTIMES, "unknown")
+        fitting = [c for c in of_device if c.threads == settings.threads and c.runtime in runtimes]
+    if not fitting:
+        asked = f"{settings.runtime or 'any runtime'}, {settings.threads} thread(s)"
+        raise InvalidInput(
+            f"nothing of {settings.device} was measured with {asked}" + _listed(of_device),
+            next_step="pass the --runtime and --threads of one of these",
+        )
+    units = {unit_of(serial) for serial in settings.serials}
+    if len(fitting) > 1 and not keys:
+        # Of several phones of one model, the one that was worked with.
+        fitting = [c for c in fitting if c.unit in units] or fitting
+    if len(fitting) > 1:
+        raise InvalidInput(
+            f"{len(fitting)} conditions of the table fit {settings.device}" + _listed(fitting),
+            next_step=f"choose one: --conditions {fitting[-1].key[:SHOWN_KEY]}",
+        )
+    return fitting[0]
+
+
+def is_of(conditions: Conditions, device: str, profile: DeviceProfile | None) -> bool:
+    """Whether something was measured on `device`: the name that the table gives it, or a profile that fits."""
+    if conditions.device == device:
+        return True
+    return profile is not None and not profile.is_host and profile.fits(_properties(conditions))
+
+
+def _properties(conditions: Conditions) -> dict[str, str]:
+    """What conditions keep of a phone's properties."""
+    manufacturer, _, model = conditions.device.partition(" ")
+    # Behind the version of Android: BRAND/PRODUCT/DEVICE:VERSION/...
+    fingerprint = conditions.os.rpartition(" ")[2].split("/")
+    found = {"ro.product.manufacturer": manufacturer, "ro.product.model": model, "ro.soc.model": conditions.soc}
+    if len(fingerprint) > 2:
+        found |= {"ro.product.brand": fingerprint[0], "ro.product.device": fingerprint[2].partition(":")[0]}
+    return found
+
+
+def _listed(known: Sequence[Conditions]) -> str:
+    lines = [
+        f"\n  {c.key[:SHOWN_KEY]}  {c.device} ({c.soc}), {c.os}, {c.runtime} {c.runtime_version}, "
+        f"{c.threads} thread(s), cores {c.cores}, clocks {c.clock_mode}{', unit ' + c.unit if c.unit else ''}"
+        for c in known
+    ]
+    return ":" + "".join(lines) if lines else ""
+
+
+def add_runtime(file: Path, *, version: str | None) -> dict[str, Any]:
+    """Adds the libraries in a file. Raises InvalidInput, InvalidConfig or CorruptFile."""
+    return _document(add_library(file, runtimes_folder(), version=version))
+
+
+def list_runtimes() -> dict[str, Any]:
+    return _document(list_libraries(runtimes_folder()))
+
+
+def _document(libraries: Sequence[RuntimeLibrary]) -> dict[str, Any]:
+    return {"runtimes": [{**asdict(library), "path": str(library.path)} for library in libraries]}
+
+
+def runtimes_text(document: dict[str, Any]) -> str:
+    from amc_mobile.report.tables import render_rows
+
+    rows = [
+        [row["runtime"], row["version"], row["abi"], row["libc"], row["sha256"][:16], row["path"]]
+        for row in document["runtimes"]
+    ]
+    if not rows:
+        return f"no runtime library yet; download an AAR from Maven ({MAVEN}), then `amc-mobile runtime add FILE.aar`"
+    table = render_rows(["runtime", "version", "processor", "C library", "sha256", "file"], rows)
+    foreign = any(row["libc"] == "glibc" for row in document["runtimes"])
+    return table + ("\nLibraries for glibc run on Linux computers, not on Android." if foreign else "")
+
+
+# The sum of two inputs, opset 13, as the package onnx writes it.
+_ONNX = (
+    "CAc6WQoQCgFhCgFiEgNzdW0iA0FkZBIEdGlueVoTCgFhEg4KDAgBEggKAggBCgIIBFoTCgFiEg4KDAgBEggKAggBCgIIBGIVCgNzdW0SDgoMCAES"
+    "CAoCCAEKAggEQgQKABAN"
+)
+# The sum of two images of 8x8 pixels, packed by zlib.
+_TFLITE = (
+    "eNqTYGBgCHHzMWZg4GMQYRBg4GHgAIqwAHkMQB4DgwQQazAyMDADaUawDAPDg3///zNC5XnguliAJEQsAGQmEMdA9YgwgAAfmAap5UYyHwi4Yfos"
+    "/kPMZYJiBqh+bGIg92QAsQHUTRuAejnA7oHIFZfmgsVBajmgGMS/gaQOJJcEFUdXxwMNCQaov5D1JOLQwwhns4D5ANORFiY="
+)
+
+
+def tiny_model(runtime: str) -> bytes:
+    if runtime == "onnxruntime":
+        return base64.b64decode(_ONNX)
+    return zlib.decompress(base64.b64decode(_TFLITE))
+
+
+def try_out(phone: PhoneDevice) -> None:
+    """Runs a tiny network with the phone's library. Raises DeviceError naming what fails."""
+    model = tiny_model(phone.library.runtime)
+    if phone.library.runtime == BENCHMARK_MODEL:
+        BenchmarkModelPasses(phone).try_out(model)
+    else:
+        phone.try_out(model)
+
 
 NO_ADB = "NO_ADB"
 NOT_READY = "NOT_READY"
@@ -152,7 +441,7 @@ def _trial(adb: AdbPhone, profile: DeviceProfile, library: RuntimeLibrary) -> di
     except (DeviceError, InvalidConfig) as error:
         return _problem(NO_RUNNER, error.message, error.next_step)
     try:
-        trial.try_out(PhoneDevice(adb, profile, library, runner))
+        try_out(PhoneDevice(adb, profile, library, runner))
     except DeviceError as error:
         what = f"{library.label} does not run on the phone: {error.message}"
         return _problem(TRIAL_FAILED, what, error.next_step or f"add another build or version of it: {MAVEN}")
@@ -161,7 +450,7 @@ def _trial(adb: AdbPhone, profile: DeviceProfile, library: RuntimeLibrary) -> di
 
 def _busy(found: Neighbours | None) -> list[dict[str, str]]:
     busy = found is not None and found.is_busy
-    return [_problem(health.BUSY, found.text(), health.REMEDIES[health.BUSY])] if found and busy else []
+    return [_problem(phone_state.BUSY, found.text(), phone_state.REMEDIES[phone_state.BUSY])] if found and busy else []
 
 
 def _phone_problems(
@@ -173,9 +462,9 @@ def _phone_problems(
         found.append(_problem(NO_PROFILE, what, f"write one: a TOML file in {profiles_folder()}"))
     else:
         cores = profile.cores_for(profile.threads, facts.state.policies)
-        limits = health.clock_limits(facts.state, cores, noted_caps(facts.serial))
-        unfit = health.problems(facts, facts.state, profile) | limits
-        found += [_problem(name, what, health.REMEDIES[name]) for name, what in unfit.items()]
+        limits = phone_state.clock_limits(facts.state, cores, noted_caps(facts.serial))
+        unfit = phone_state.problems(facts, facts.state, profile) | limits
+        found += [_problem(name, what, phone_state.REMEDIES[name]) for name, what in unfit.items()]
         try:
             library = choose_library(libraries, runtime or profile.runtime, facts.abis)
             if library.libc == "glibc":
@@ -246,7 +535,7 @@ def doctor(space: Workspace, runtime: str | None = None, *, clean: bool = False)
     `runtime`: the one in use; else the one that the workspace remembers, or the profile's. On each phone every library
     that was added for it runs a tiny network. `this_computer`: the other programs on it; they do not disturb a phone.
     """
-    from amc_mobile.device.host_neighbours import HostNeighbours
+    from amc_mobile.device.host import HostNeighbours
 
     found = HostNeighbours().look()
     here = {"neighbours": found.to_document() if found else None, "problems": _busy(found)}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amc_mobile.data import DataSplit
-from amc_mobile.device.timing import Device
+from amc_mobile.data.split import DataSplit
+from amc_mobile.device.device import Device, Heat, Neighbours
+from amc_mobile.device.phone_state import REMEDIES
 from amc_mobile.errors import (
     AccuracyNotKept,
     AmbiguousDevice,
@@ -26,23 +28,400 @@ from amc_mobile.errors import (
     InvalidInput,
     MissingDependency,
 )
-from amc_mobile.export.interpret import Floats, not_delegated
-from amc_mobile.export.parity import file_logits, parity, sqnr_db
-from amc_mobile.export.precision import FLOAT32, REMEDY, precision_problem
+from amc_mobile.export.converters import to_onnx, to_tflite
+from amc_mobile.export.parity import Floats, file_logits, not_delegated, parity, sqnr_db
 from amc_mobile.export.quantize import QUANTIZERS, calibration_choice
-from amc_mobile.export.to_onnx import to_onnx
-from amc_mobile.export.to_tflite import to_tflite
-from amc_mobile.models.evaluation import logits
-from amc_mobile.models.task import Task
+from amc_mobile.formats import FLOAT32, REMEDY, precision_problem
+from amc_mobile.latency.measurement import BUSY, ModelMeasurement, PairMeasurement, SustainedMeasurement, fewest_within
+from amc_mobile.latency.protocol import ProtocolConfig, measure_model, measure_pair, measure_sustained
+from amc_mobile.models.task import Task, logits
 from amc_mobile.packing import PackedModule
 from amc_mobile.report.content import TOP1
+from amc_mobile.report.tables import NOTHING, kilobytes, megahertz, number, percent
+from amc_mobile.search.budget import format_cost
 from amc_mobile.store import write_bytes
-from amc_mobile.workflows.gate import all_of, further_gate, measured_pair, own_gate, own_limit
-from amc_mobile.workflows.measuring import chosen_runtime, open_device
+from amc_mobile.workflows.budgets import attached, settings_of
+from amc_mobile.workflows.devices import chosen_runtime, open_device
 from amc_mobile.workflows.network import Network
-from amc_mobile.workflows.progress import Progress
 from amc_mobile.workflows.runs import Run
-from amc_mobile.workflows.workspace import Settings, Workspace, check_settings
+from amc_mobile.workflows.workspace import Progress, Settings, Workspace, check_settings
+
+ERROR_SHARES = (0.0108, 0.0060, 0.0081)  # one per attempt
+GATE_ATTEMPTS = len(ERROR_SHARES)
+CONFIDENCE = "97.5 % confidence"
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A latency budget: `ms`, or a share `ratio` of the original's latency."""
+
+    ms: float
+    ratio: float | None = None
+
+    def of(self, original_p50_ms: float) -> float:
+        """In ms; a ratio is of the original measured in the same rounds."""
+        return self.ms if self.ratio is None else self.ratio * original_p50_ms
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What is known after one more attempt. `rounds` count, `within` of them meet the budget, `needed` must.
+
+    `needed` is None where no number of them would do. `why`: the reason that it was made.
+    """
+
+    why: str
+    rounds: int
+    within: int
+    needed: int | None
+    flags: tuple[str, ...]  # of either file, all attempts together
+    passed: bool
+    problem: str = ""  # why not passed
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`cost` was held against `limit`, both in ms: the upper end of the p50's interval, or for a ratio the original's
+    p50 over the lower end of the speed-up's interval. Both ends hold with 97.5 % confidence over all attempts."""
+
+    passed: bool
+    cost: float
+    limit: float
+    text: str
+    attempts: tuple[Attempt, ...]
+
+    def to_document(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measured_pair(
+    device: Device | None, original: Path | None, pruned: Path, limit: Limit | None, *, waived: Collection[str] = ()
+) -> tuple[PairMeasurement, Decision | None] | None:
+    """Original and pruned file in alternating blocks, and whether they meet `limit`; None without a device."""
+    if device is None or original is None:
+        return None
+    before, after = original.read_bytes(), pruned.read_bytes()
+    if limit is None:
+        return measure_pair(device, before, after), None
+    return decided(lambda: measure_pair(device, before, after), limit, waived=waived)
+
+
+def decided(
+    measure: Callable[[], PairMeasurement], limit: Limit, *, waived: Collection[str] = ()
+) -> tuple[PairMeasurement, Decision]:
+    """Measures until the budget is passed, can no longer be passed, or GATE_ATTEMPTS were made; all rounds, and the
+    decision. `waived`: with BUSY, other programs do not matter."""
+    pairs: list[PairMeasurement] = []
+    attempts: list[Attempt] = []
+    why = "first"
+    while True:
+        pairs.append(measure())
+        pair = PairMeasurement.joined(pairs)
+        attempts.append(_judged(pair, limit, len(pairs) - 1, why, waived))
+        if attempts[-1].passed or len(pairs) == GATE_ATTEMPTS or _is_hopeless(pair, attempts):
+            return pair, _decision(pair, limit, tuple(attempts))
+        why = attempts[-1].problem
+
+
+def _values(pair: PairMeasurement, limit: Limit) -> tuple[list[float], float]:
+    """One value per counted round, to be at or under the second: ms, or the share of the original's latency."""
+    if limit.ratio is not None:
+        return sorted(1 / float(speedup) for speedup in pair.counted_speedups), limit.ratio
+    return sorted(float(np.median(pair.after.samples_ms[i])) for i in pair.counted), limit.ms
+
+
+def _judged(pair: PairMeasurement, limit: Limit, number: int, why: str, waived: Collection[str]) -> Attempt:
+    values, highest = _values(pair, limit)
+    within, needed = sum(value <= highest for value in values), fewest_within(len(values), ERROR_SHARES[number])
+    problem = ""
+    if needed is None or within < needed:
+        problem = f"{within} of {len(values)} rounds within the budget, {needed or 'more'} needed"
+    elif limit.ratio is not None and BUSY in pair.flags and BUSY not in waived and 1 / pair.quiet_speedup > highest:
+        # Other programs slow a long network more: what they took from the original must not count as saved.
+        problem = (
+            f"{BUSY}: the speed-up of {pair.speedup:.2f}x is {pair.quiet_speedup:.2f}x where nothing disturbed, "
+            f"{1 / highest:.2f}x needed"
+        )
+    return Attempt(why, len(values), within, needed, pair.flags, not problem, problem)
+
+
+def _is_hopeless(pair: PairMeasurement, attempts: list[Attempt]) -> bool:
+    """Whether not even attempts with every round within the budget would pass it now."""
+    last, each = attempts[-1], len(pair.speedups) // len(attempts)
+    if BUSY in last.flags:
+        return False
+    later = ((i, each * (i + 1 - len(attempts))) for i in range(len(attempts), GATE_ATTEMPTS))
+    return all(
+        (needed := fewest_within(last.rounds + more, ERROR_SHARES[i])) is None or last.within + more < needed
+        for i, more in later
+    )
+
+
+def _decision(pair: PairMeasurement, limit: Limit, attempts: tuple[Attempt, ...]) -> Decision:
+    last = attempts[-1]
+    values, _ = _values(pair, limit)
+    bound, limit_ms = values[(last.needed or len(values)) - 1], limit.of(pair.before.p50_ms)
+    made = f"{last.rounds} rounds" + (f", {len(attempts)} attempts" if len(attempts) > 1 else "")
+    if limit.ratio is not None:
+        cost = bound * pair.before.p50_ms
+        text = f"speed-up at least {1 / bound:.3f}x with {CONFIDENCE} ({made}), budget {1 / limit.ratio:.3f}x"
+    else:
+        cost = bound
+        text = f"p50 at most {bound:.3f} ms with {CONFIDENCE} ({made}), budget {limit.ms:.3f} ms"
+    if last.problem.startswith(BUSY):
+        text += f"; {last.problem}"
+    return Decision(last.passed, cost, limit_ms, text, attempts)
+
+
+def count_gate(budget: Mapping[str, Any], search: Mapping[str, Any]) -> dict[str, Any]:
+    """The gate of a budget of MACs or parameters, which needs no measurement. `budget`: with `unit` and `limit`."""
+    unit, limit = budget["unit"], float(budget["limit"])
+    cost = float(search["macs" if unit == "macs" else "parameters"])
+    text = f"{format_cost(cost, unit)} of {format_cost(limit, unit)}"
+    return {"passed": cost <= limit, "cost": cost, "limit": limit, "text": text, "attempts": []}
+
+
+def own_limit(search: Mapping[str, Any], latency_ratio: float | None) -> Limit | None:
+    """The search's own latency budget; None where it has another one."""
+    budget = search["budget"]
+    return Limit(float(budget["limit"]), latency_ratio) if budget["unit"] == "ms" else None
+
+
+def own_gate(
+    search: dict[str, Any], files: list[dict[str, Any]], settings: Settings, *, offline: bool
+) -> dict[str, Any]:
+    """The gate of the search's own budget: `passed` (None: not measured), what it was held against, and a text."""
+    unit, limit = search["budget"]["unit"], float(search["budget"]["limit"])
+    if unit != "ms":
+        return count_gate(search["budget"], search)
+    if offline:
+        text = f"predicted {format_cost(search['predicted_cost'], unit)} of {format_cost(limit, unit)}"
+        return {"passed": None, "cost": None, "limit": limit, "text": text, "attempts": []}
+    judged = [f for f in files if f["runtime"] == chosen_runtime(settings) and f["decision"]]
+    if not judged:
+        text = f"no file for {chosen_runtime(settings)}, the runtime of the search, was measured"
+        return {"passed": False, "cost": None, "limit": limit, "text": text, "attempts": []}
+    return dict(judged[0]["decision"])
+
+
+def further_gate(
+    row: dict[str, Any], search: dict[str, Any], files: list[dict[str, Any]], settings: Settings, progress: Progress,
+    *, original: Callable[[str], Path],
+) -> dict[str, Any]:  # fmt: skip
+    """The gate of one more budget of the search, `row`: as `own_gate`, with the pair that was measured."""
+    asked, unit, limit = row["asked"], row["unit"], float(row["limit"])
+    if unit != "ms":
+        gate = count_gate(row, search)
+        return {"asked": asked, **gate, "text": f"{asked}: {gate['text']}", "pair": None}
+    file = next((file for file in files if file["runtime"] == row["runtime"]), None)
+    why = "the device is not attached" if file else f"no file for {row['runtime']} was exported"
+    other = settings_of(settings, row["device"])
+    device = attached(other, progress, runtime=row["runtime"]) if file else None
+    pair, decision = None, None
+    if file and device:
+        pair, decision = measured_pair(
+            device, original(file["format"]), Path(file["path"]), Limit(limit), waived=other.waived
+        ) or (None, None)
+    if pair is None or decision is None:
+        text = f"{asked}: predicted {row['predicted_cost']:.3f} ms of {limit:.3f} ms, not measured: {why}"
+        return {
+            "asked": asked, "passed": None, "cost": None, "limit": limit, "text": text, "attempts": [], "pair": None,
+        }  # fmt: skip
+    gate = decision.to_document()
+    return {"asked": asked, **gate, "text": f"{asked}: {gate['text']}", "pair": pair.to_document()}
+
+
+def all_of(gate: dict[str, Any], further: list[dict[str, Any]]) -> dict[str, Any]:
+    """Passed when every budget is; open, with None, where one was not measured and none is missed."""
+    passed = [gate["passed"], *(one["passed"] for one in further)]
+    verdict = False if False in passed else None if None in passed else True
+    text = "; ".join([gate["text"], *(one["text"] for one in further)])
+    return {**gate, "passed": verdict, "own_passed": gate["passed"], "own_text": gate["text"], "text": text,
+            "further": further}  # fmt: skip
+
+
+RUNTIME_OF_SUFFIX = {".tflite": "tflite", ".onnx": "onnxruntime"}
+SHORTEST_S, LONGEST_S = 1.0, 3600.0  # of a sustained measurement
+LOWEST_FPS, HIGHEST_FPS = 1.0, 1000.0
+
+
+def measurement_text(measurement: ModelMeasurement) -> str:
+    text = (
+        f"p50 {measurement.p50_ms:.3f} ms (95 % CI {measurement.ci_low_ms:.3f}-{measurement.ci_high_ms:.3f})   "
+        f"p90 {measurement.p90_ms:.3f} ms"
+    )
+    return text + (f"   flags: {', '.join(measurement.flags)}" if measurement.flags else "")
+
+
+def session_lines(measurement: ModelMeasurement) -> list[str]:
+    """What is known of the sessions besides their latency, and what the device did meanwhile."""
+    told = [
+        f"load {number(measurement.load_ms)} ms" if measurement.load_ms is not None else "",
+        f"first inference {number(measurement.first_ms)} ms" if measurement.first_ms is not None else "",
+        f"peak memory {kilobytes(measurement.peak_rss_kb)}" if measurement.peak_rss_kb is not None else "",
+    ]
+    top = percent(measurement.top_clock_share)
+    did = [
+        f"clock {megahertz(measurement.mean_mhz)} on average, {top} of the time at the highest"
+        if top != NOTHING
+        else "",
+        f"{number(measurement.switches_per_sample)} involuntary context switches per sample"
+        if measurement.switches_per_sample is not None
+        else "",
+        f"screen {measurement.screen}" if measurement.screen else "",
+    ]
+    return ["   ".join(one for one in line if one) for line in (told, did) if any(line)]
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """Runs a second, as an app makes them that gets so many frames."""
+
+    fps: float
+
+    def document(self, samples_ms: Sequence[float]) -> dict[str, Any]:
+        return {"cadence_fps": self.fps, "late_share": self._late_share(samples_ms)}
+
+    def text(self, samples_ms: Sequence[float]) -> str:
+        return (
+            f"{self.fps:g} runs a second, with gaps; {self._late_share(samples_ms):.1%} of the runs took longer than "
+            f"the {1000 / self.fps:.1f} ms from one to the next"
+        )
+
+    def _late_share(self, samples_ms: Sequence[float]) -> float:
+        return sum(value > 1000 / self.fps for value in samples_ms) / len(samples_ms)
+
+
+@dataclass(frozen=True)
+class MeasureResult:
+    file: str
+    measurement: ModelMeasurement
+    neighbours: Neighbours | None  # the most that it was measured beside
+    cadence: Cadence | None = None
+
+    def document(self) -> dict[str, Any]:
+        known = self.neighbours.to_document() if self.neighbours else None
+        paced = self.cadence.document(self._runs_ms) if self.cadence else {}
+        return {"file": self.file, **self.measurement.to_document(), "neighbours": known, **paced}
+
+    def text(self) -> str:
+        lines = [self.file, measurement_text(self.measurement), *session_lines(self.measurement)]
+        lines += [self.cadence.text(self._runs_ms)] if self.cadence else []
+        return "\n  ".join(lines + _busy_lines(self.neighbours))
+
+    @property
+    def _runs_ms(self) -> list[float]:
+        return [value for samples in self.measurement.samples_ms for value in samples]
+
+
+@dataclass(frozen=True)
+class SustainedResult:
+    file: str
+    measurement: SustainedMeasurement
+    neighbours: Neighbours | None
+    cadence: Cadence | None = None
+
+    def document(self) -> dict[str, Any]:
+        known = self.neighbours.to_document() if self.neighbours else None
+        paced = self.cadence.document(self.measurement.samples_ms) if self.cadence else {}
+        return {"file": self.file, "sustained": self.measurement.to_document(), "neighbours": known, **paced}
+
+    def text(self) -> str:
+        measured = self.measurement
+        lines = [
+            f"{self.file}: {len(measured.samples_ms)} runs in {measured.seconds:.0f} s",
+            *(
+                f"until {window.ended_s:6.1f} s   p50 {window.p50_ms:.3f} ms   p90 {window.p90_ms:.3f} ms   "
+                f"{slowdown:.2f}x the fastest{_heat_text(window.heat)}"
+                for window, slowdown in zip(measured.windows, measured.slowdowns, strict=True)
+            ),
+            f"all runs       p50 {measured.p50_ms:.3f} ms   p90 {measured.p90_ms:.3f} ms   "
+            f"at the end {measured.slowdowns[-1]:.2f}x as long as in the fastest window",
+        ]
+        lines += [self.cadence.text(measured.samples_ms)] if self.cadence else []
+        return "\n  ".join(lines + _busy_lines(self.neighbours))
+
+
+def _heat_text(heat: Heat) -> str:
+    return "".join(
+        [
+            "" if heat.celsius is None else f"   {heat.celsius:.1f} C",
+            "" if heat.clock_mhz is None else f"   clock {heat.clock_mhz:.0f} MHz",
+            "" if heat.clock_limit_mhz is None else f"   clock limit {heat.clock_limit_mhz:.0f} MHz",
+        ]
+    )
+
+
+def _busy_lines(neighbours: Neighbours | None) -> list[str]:
+    if neighbours is None or not neighbours.is_busy:
+        return []
+    return [f"Warning: {neighbours.text()} [{BUSY}]", f"next: {REMEDIES[BUSY]}"]
+
+
+def measure_file(
+    file: Path,
+    settings: Settings,
+    *,
+    sustained_s: float | None = None,
+    cadence_fps: float | None = None,
+    progress: Progress,
+) -> MeasureResult | SustainedResult:
+    """`sustained_s`: run for so long without letting the device cool, in place of ten short passes. `cadence_fps`: so
+    many runs a second, in place of runs back to back.
+
+    Raises InvalidInput for a file that is missing or of another format, DeviceError when it does not run.
+
+    InvalidConfig for a runtime of another format, or a number out of range.
+    """
+    if sustained_s is not None and not SHORTEST_S <= sustained_s <= LONGEST_S:
+        raise InvalidConfig(
+            f"--sustained-s {sustained_s:g} is not between {SHORTEST_S:g} and {LONGEST_S:g} seconds",
+            next_step="pass, for example, --sustained-s 60",
+        )
+    if cadence_fps is not None and not LOWEST_FPS <= cadence_fps <= HIGHEST_FPS:
+        raise InvalidConfig(
+            f"--cadence-fps {cadence_fps:g} is not between {LOWEST_FPS:g} and {HIGHEST_FPS:g} runs a second",
+            next_step="pass, for example, --cadence-fps 30",
+        )
+    cadence = Cadence(cadence_fps) if cadence_fps is not None else None
+    runtime = RUNTIME_OF_SUFFIX.get(file.suffix)
+    if runtime is None:
+        raise InvalidInput(f"{file}: not a .tflite or .onnx file", next_step="give a file of one of these formats")
+    if not file.is_file():
+        raise InvalidInput(f"no file {file}", next_step="check the path")
+    if settings.runtime and chosen_runtime(settings) != runtime:
+        raise InvalidConfig(
+            f"{settings.runtime} does not run {file.suffix} files", next_step=f"leave --runtime out, or use {runtime}"
+        )
+    if sustained_s is not None:
+        return _measure_sustained(file, settings, runtime, sustained_s, cadence, progress)
+    progress("measure", 0, 1)
+    device = open_device(settings, runtime, progress)
+    measurement = measure_model(device, file.read_bytes(), _protocol(cadence))
+    progress("measure", 1, 1)
+    return MeasureResult(str(file), measurement, device.most_neighbours(), cadence)
+
+
+def _protocol(cadence: Cadence | None) -> ProtocolConfig:
+    return ProtocolConfig(cadence_fps=cadence.fps if cadence else 0.0)
+
+
+def _measure_sustained(
+    file: Path, settings: Settings, runtime: str, seconds: float, cadence: Cadence | None, progress: Progress
+) -> SustainedResult:
+    stage, total = "measure over time, s", math.ceil(seconds)
+    progress(stage, 0, total)
+    device = open_device(settings, runtime, progress)
+    measured = measure_sustained(
+        device,
+        file.read_bytes(),
+        seconds,
+        on_window=lambda done_s: progress(stage, min(int(done_s), total), total),
+        config=_protocol(cadence),
+    )
+    progress(stage, total, total)
+    return SustainedResult(str(file), measured, device.most_neighbours(), cadence)
+
 
 EXPORTERS = {"tflite": to_tflite, "onnx": to_onnx}
 RUNTIMES = {"tflite": "tflite", "onnx": "onnxruntime"}

@@ -12,15 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from amc_mobile.channels.groups import find_groups
+from amc_mobile.channels.groups import find_groups, prove
 from amc_mobile.channels.plan import grid
-from amc_mobile.channels.prove import prove
 from amc_mobile.channels.structure import ChannelGroups
-from amc_mobile.data import Dataset, DataSplit, ImageSet, held_out, held_out_count, load_dataset, split
+from amc_mobile.data.split import Dataset, DataSplit, ImageSet, held_out, held_out_count, load_dataset, split
 from amc_mobile.errors import InvalidConfig, InvalidInput
-from amc_mobile.models.evaluation import logits
 from amc_mobile.models.loading import LoadedModel, expected_input, load_model
-from amc_mobile.models.task import OwnTask, Task
+from amc_mobile.models.task import OwnTask, Task, logits
 from amc_mobile.store import read_json
 from amc_mobile.user_file import load_function
 from amc_mobile.workflows.workspace import FORMAT_VERSION, Settings, Workspace

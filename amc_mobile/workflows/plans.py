@@ -1,15 +1,11 @@
-"""What a search chooses from, and how a chosen plan becomes a network: whole channels, or single weights.
-
-The search itself sees counts on grids, a cost and a score. Both kinds of plans offer the same names, so that nothing
-else asks which one it is.
-"""
+"""Scores plans on the reward images: what an episode of a search costs."""
 
 from __future__ import annotations
 
 import fnmatch
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,17 +15,76 @@ from torch import Tensor, nn
 
 from amc_mobile.channels.cost import CostModel
 from amc_mobile.channels.plan import PruningPlan
-from amc_mobile.channels.structure import Layer
-from amc_mobile.data import DataSplit
+from amc_mobile.channels.structure import Ids, Layer
+from amc_mobile.data.split import DataSplit, ImageSet, few
 from amc_mobile.errors import InvalidConfig, InvalidInput
-from amc_mobile.models.evaluation import logits
+from amc_mobile.models.task import bf16_is_fast, logits
+from amc_mobile.pruning.channel_choice import channel_order
+from amc_mobile.pruning.gram import GramStatistics, collect_gram
+from amc_mobile.pruning.least_squares import Matrices
 from amc_mobile.pruning.magnitude import MagnitudePruner, reestimated
-from amc_mobile.pruning.reconstruction import Reconstructor
+from amc_mobile.pruning.reconstruction import Reconstructor, find_folding, folded
 from amc_mobile.pruning.refit import refit
-from amc_mobile.search.features import GroupFacts
-from amc_mobile.search.reward import fidelity
-from amc_mobile.workflows.network import Network, default_grids
-from amc_mobile.workflows.preparation import Statistics
+from amc_mobile.search.budget import Unit
+from amc_mobile.search.policy import GroupFacts
+from amc_mobile.search.reward import GUARANTEED, Outcome, fidelity, reward_of
+from amc_mobile.workflows.network import Network, default_grids, load_network
+from amc_mobile.workflows.workspace import Progress, Settings, Workspace
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """`calibration`: the images they are of; `cpu_s`: what collecting and ordering took."""
+
+    calibration: ImageSet
+    gram: GramStatistics
+    order: Mapping[str, Ids]
+    cpu_s: float
+
+    def reconstructor(self, network: Network) -> Reconstructor:
+        """A new one: solved weights are not handed from one search to the next, so that each pays for its own."""
+        return Reconstructor(network.module, network.groups, self.gram, self.order)
+
+
+class Preparations:
+    """Remembers the last network and its statistics; give the same object to searches that differ in policy only."""
+
+    def __init__(self) -> None:
+        self._network: tuple[object, Network] | None = None
+        self._statistics: tuple[object, Statistics] | None = None
+
+    def network(self, space: Workspace, settings: Settings) -> Network:
+        key = (space.folder, settings)
+        if self._network is None or self._network[0] != key:
+            self._network, self._statistics = (key, load_network(space, settings)), None
+        return self._network[1]
+
+    def statistics(
+        self,
+        network: Network,
+        data: DataSplit,
+        *,
+        channel_choice: str,
+        seed: int,
+        matrices: Matrices,
+        progress: Progress,
+    ) -> Statistics:
+        key = (id(network), data.calibration_indices, channel_choice, seed)
+        if self._statistics is None or self._statistics[0] != key:
+            started = time.process_time()
+            progress("prepare reconstruction", 0, 2)
+            calibration = data.calibration
+            gram = collect_gram(network.module, network.groups, calibration, seed=seed, matrices=matrices)
+            progress("prepare reconstruction", 1, 2, "channel order")
+            order = channel_order(
+                network.groups, network.module, gram, method=channel_choice,
+                labelled=(calibration.normalised(), calibration.labels) if channel_choice == "taylor" else None,
+            )  # fmt: skip
+            progress("prepare reconstruction", 2, 2)
+            found = Statistics(calibration, gram, order, time.process_time() - started)
+            self._statistics = (key, found)
+        return self._statistics[1]
+
 
 Widths = NDArray[np.int64]
 Costs = NDArray[np.float64]
@@ -253,3 +308,66 @@ def keep_ratios(plan: Mapping[str, Any]) -> dict[str, float]:
     """By group or layer: the share that a saved plan of either kind keeps."""
     whole, kept = ("weights", "kept_weights") if "kept_weights" in plan else ("channels", "kept_channels")
     return {name: plan[kept][name] / size for name, size in plan[whole].items()}
+
+
+# With AVX2 0.7 of the time that batches of 64 take: what a layer writes is still in the cache when it is read.
+BATCH_SIZE = 32
+
+
+class PlanScorer:
+    """Scores plans: builds the pruned network and compares it with the original on the reward images.
+
+    Both are computed in bfloat16 where the CPU is fast at it, which leaves the order of plans as it is. `images`: how
+    many of the reward images are used, None: all. `bf16`: None asks the CPU.
+    """
+
+    def __init__(
+        self, network: Network, data: DataSplit, plans: Plans, reward: str,
+        *, images: int | None = None, bf16: bool | None = None,
+    ) -> None:  # fmt: skip
+        self.images = data.reward if images is None else few(data.reward, images)
+        self._labels, self._bf16 = self.images.labels, bf16_is_fast() if bf16 is None else bf16
+        self._plans, self._reward, self._task = plans, reward, network.task
+        self._original_macs = float(plans.macs(plans.sizes))
+        self.folding = find_folding(network.module, self.images.normalised(slice(0, 1)))
+        self.reference = self._logits(folded(network.module, self.folding))
+        self.original_top1 = self._task.accuracy(self.reference, self._labels)
+        self.cost_of: Callable[[Widths], float] = lambda widths: float(plans.macs(widths))
+        self.unit: Unit = "macs"
+
+    def __call__(self, widths: Widths) -> Outcome:
+        if self._reward == "macs":
+            return self._size_alone(widths)
+        started = time.process_time()
+        model = folded(self._plans.build(widths), self.folding)
+        built = time.process_time()
+        outputs = self._logits(model)
+        seconds = {"reconstruction": built - started, "evaluation": time.process_time() - built}
+        accuracy, closeness = self._task.accuracy(outputs, self._labels), fidelity(outputs, self.reference)
+        macs, parameters = float(self._plans.macs(widths)), float(self._plans.parameters(widths))
+        unit = GUARANTEED.get(self._reward, self.unit)
+        # The reward's own unit, where it is not the budget's.
+        cost = self.cost_of(widths) if unit == self.unit else {"macs": macs, "parameters": parameters}.get(unit, 0.0)
+        reward = reward_of(self._reward, top1=accuracy, fidelity=closeness, cost=cost, unit=unit)
+        return Outcome(reward, accuracy, closeness, macs, parameters, seconds)
+
+    def top1(self, model: nn.Module) -> float:
+        """The accuracy of a finished network on the reward images, as that of the original and of plans is taken."""
+        return self._task.accuracy(self._logits(folded(model, self.folding)), self._labels)
+
+    def _logits(self, model: nn.Module) -> Tensor:
+        channels_last = self.folding.channels_last
+        return logits(model, self.images, BATCH_SIZE, channels_last=channels_last, bf16=self._bf16)
+
+    def _size_alone(self, widths: Widths) -> Outcome:
+        """No image decides anything."""
+        macs, parameters = float(self._plans.macs(widths)), float(self._plans.parameters(widths))
+        kept = macs / self._original_macs
+        reward = reward_of(self._reward, top1=None, fidelity=None, cost=macs, unit="macs", macs_kept=kept)
+        return Outcome(reward, None, None, macs, parameters, {"reconstruction": 0.0, "evaluation": 0.0})
+
+    def measured_reward(self, outcome: Outcome, p50_ms: float) -> float:
+        """The reward of a scored plan once its latency is measured: only rewards that hold the latency change."""
+        if GUARANTEED.get(self._reward, self.unit) != "ms":
+            return outcome.reward
+        return reward_of(self._reward, top1=outcome.top1, fidelity=outcome.fidelity, cost=p50_ms, unit="ms")

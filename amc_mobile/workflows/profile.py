@@ -9,18 +9,15 @@ from typing import Any
 import numpy as np
 
 from amc_mobile.device.conditions import readable
-from amc_mobile.device.health import BUSY, REMEDIES, WIDE_BAND
-from amc_mobile.device.neighbours import Neighbours
+from amc_mobile.device.device import Neighbours
+from amc_mobile.device.phone_state import BUSY, REMEDIES, WIDE_BAND
 from amc_mobile.errors import DeviceError, InvalidConfig
-from amc_mobile.latency.adoption import ANCHORS, judge
 from amc_mobile.latency.calibration import Calibration
-from amc_mobile.latency.sharing import RESIDUAL, share_kernels
-from amc_mobile.latency.sharing_phone import PhoneShare
-from amc_mobile.workflows.latency_model import LatencyModel, latency_model
-from amc_mobile.workflows.measuring import chosen_runtime, open_device, profile_of
+from amc_mobile.latency.sharing import ANCHORS, RESIDUAL, PhoneShare, judge, share_kernels
+from amc_mobile.workflows.devices import chosen_runtime, open_device, profile_of
+from amc_mobile.workflows.latency import LatencyModel, latency_model
 from amc_mobile.workflows.network import default_grids, load_network
-from amc_mobile.workflows.progress import Progress
-from amc_mobile.workflows.workspace import Settings, Workspace
+from amc_mobile.workflows.workspace import Progress, Settings, Workspace
 
 
 @dataclass(frozen=True)

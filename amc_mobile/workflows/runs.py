@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from amc_mobile.channels import surgery
 from amc_mobile.channels.plan import PruningPlan
 from amc_mobile.errors import CorruptFile, InvalidInput
-from amc_mobile.export.precision import FLOAT32
-from amc_mobile.models.checkpoints import weights_sha256, write_tensors
-from amc_mobile.models.loading import load_checkpoint, save_checkpoint
+from amc_mobile.formats import FLOAT32
+from amc_mobile.models.loading import load_checkpoint, save_checkpoint, weights_sha256, write_tensors
 from amc_mobile.pruning.magnitude import hold_masks
 from amc_mobile.search.budget import Unit
 from amc_mobile.store import read_json, write_json

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from amc_mobile.channels.plan import CHANNEL_CHOICES
 from amc_mobile.errors import InvalidConfig
-from amc_mobile.pruning.choices import METHODS
 from amc_mobile.search.budget import Unit
 from amc_mobile.search.policy import POLICIES
 from amc_mobile.search.reward import GUARANTEED, REWARDS
@@ -46,7 +46,7 @@ class SearchConfig:
         if (name == "from-file") != bool(file):
             raise InvalidConfig(f"--policy {self.policy!r} does not say which plan", next_step="from-file:PATH")
         check_choice("--reward", self.reward, REWARDS)
-        check_choice("--channel-choice", self.channel_choice, METHODS)
+        check_choice("--channel-choice", self.channel_choice, CHANNEL_CHOICES)
         check_choice("--granularity", self.granularity, GRANULARITIES)
         if self.reward in GUARANTEED and not any(v is not None for v in self._budgets().values()):
             # These rewards need no budget: all of the original's cost is allowed, in the reward's unit.
@@ -182,7 +182,7 @@ class SensitivityConfig:
             raise InvalidConfig(f"--ratios {self.ratios} are not all between 0 and 1", next_step="--ratios 0.25,0.5")
         if self.multiple < 1:
             raise InvalidConfig(f"--multiple is {self.multiple}; it must be at least 1", next_step="--multiple 8")
-        check_choice("--channel-choice", self.channel_choice, METHODS)
+        check_choice("--channel-choice", self.channel_choice, CHANNEL_CHOICES)
 
 
 def asked_devices(also: str) -> list[tuple[str, float]]:

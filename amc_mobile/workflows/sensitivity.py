@@ -7,25 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from amc_mobile.channels.plan import PruningPlan
-from amc_mobile.data import DataSplit
+from amc_mobile.data.split import DataSplit
 from amc_mobile.errors import InvalidInput
-from amc_mobile.models.checkpoints import weights_sha256
-from amc_mobile.pruning.matrices import Matrices
-from amc_mobile.report.comparison_charts import GroupTick, group_lines
+from amc_mobile.models.loading import weights_sha256
+from amc_mobile.pruning.least_squares import Matrices
+from amc_mobile.report.charts import GroupTick, Spread, group_lines
 from amc_mobile.report.content import TOP1
-from amc_mobile.report.quantities import NOTHING, percent
-from amc_mobile.report.sections import Section
-from amc_mobile.report.series import Spread
-from amc_mobile.report.series_page import Picture, SeriesPage, write_series_page
-from amc_mobile.report.tables import render_rows
+from amc_mobile.report.pages import Picture, SeriesPage, write_series_page
+from amc_mobile.report.tables import NOTHING, Section, percent, render_rows
 from amc_mobile.store import read_json, write_json
 from amc_mobile.workflows.network import Network, load_network, require_trained
-from amc_mobile.workflows.plan_scorer import PlanScorer
-from amc_mobile.workflows.plans import ChannelPlans
-from amc_mobile.workflows.preparation import Preparations
-from amc_mobile.workflows.progress import Progress
+from amc_mobile.workflows.plans import ChannelPlans, PlanScorer, Preparations
 from amc_mobile.workflows.search_config import SensitivityConfig
-from amc_mobile.workflows.workspace import Settings, Workspace
+from amc_mobile.workflows.workspace import Progress, Settings, Workspace
 
 FORMAT_VERSION = 1  # 1: identity, points
 MOST_SENSITIVE = 5  # named under the table

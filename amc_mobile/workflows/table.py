@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -11,20 +12,254 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from amc_mobile import store
-from amc_mobile.device.conditions import Conditions
+from amc_mobile.device.conditions import Conditions, readable
 from amc_mobile.errors import DeviceError, InvalidInput
-from amc_mobile.latency import bundle, csv_table
-from amc_mobile.latency.adoption import Verdict, judge
+from amc_mobile.latency import table_files
+from amc_mobile.latency.kernel_fit import SiteModel
 from amc_mobile.latency.measurement import KernelMeasurement
-from amc_mobile.latency.site_fit import SiteModel
-from amc_mobile.latency.table import LatencyTable
-from amc_mobile.latency.table_rows import Contents
-from amc_mobile.report.staircase import StaircaseLine, StaircasePanel, staircase
-from amc_mobile.workflows.progress import Progress
-from amc_mobile.workflows.workspace import Settings, Workspace
+from amc_mobile.latency.probe import (
+    LEAST_MULTIPLE,
+    KernelType,
+    aligned_multiple,
+    probe_points,
+    stored_steps,
+)
+from amc_mobile.latency.sharing import Verdict, judge
+from amc_mobile.latency.table import Contents, LatencyTable
+from amc_mobile.report.charts import StaircaseLine, StaircasePanel, staircase
+from amc_mobile.workflows.latency import LatencyModel, latency_model
+from amc_mobile.workflows.network import default_grids, load_network
+from amc_mobile.workflows.workspace import BEGUN, Progress, Settings, Workspace, safe_name
 
 if TYPE_CHECKING:  # brings torch
-    from amc_mobile.workflows.latency_model import LatencyModel
+    from amc_mobile.workflows.latency import LatencyModel
+
+
+def list_models() -> dict[str, Any]:
+    from amc_mobile.models.zoo.registry import MODELS
+
+    return {
+        "models": [
+            {"name": entry.name, "summary": entry.summary, "default_input_size": entry.default_input_size}
+            for entry in MODELS.values()
+        ]
+    }
+
+
+def models_text(document: dict[str, Any]) -> str:
+    from amc_mobile.report.tables import render_rows
+
+    rows = [[row["name"], f"{row['default_input_size']} px", row["summary"]] for row in document["models"]]
+    return (
+        render_rows(["model", "input", "what it is"], rows)
+        + "\nAlso: path/to/file.py:function, torchvision:NAME, timm:NAME (where installed)"
+    )
+
+
+def show_status(space: Workspace) -> dict[str, Any]:
+    """What the workspace remembers, its runs (the oldest first) and the next step."""
+    from amc_mobile.latency.table import LatencyTable
+
+    settings, last = space.settings(), space.last_run
+    tables = []
+    if space.table_path.exists():
+        with LatencyTable(space.table_path) as table:
+            for conditions in table.conditions():
+                known = {"key": conditions.key[:8], "kernels": len(table.kernels(conditions))}
+                shown = ("device", "runtime", "runtime_version", "threads")
+                tables.append({**known, **{name: getattr(conditions, name) for name in shown}})
+    begun = sorted(space.runs.glob(f"*/{BEGUN}"), key=lambda path: path.stat().st_mtime)
+    prefix = f"{safe_name(settings.model)}-"
+    runs = [
+        {
+            "name": path.parent.name, "short": path.parent.name.removeprefix(prefix), "stage": _stage(path.parent),
+            "is_last": path.parent.name == last,
+        }
+        for path in begun
+    ]  # fmt: skip
+    weights = settings.checkpoint or (str(space.trained_checkpoint) if space.trained_checkpoint.exists() else "")
+    document = {
+        "workspace": str(space.folder), "model": settings.model, "data": settings.data, "checkpoint": weights,
+        "device": settings.device, "serial": settings.serial, "precision": settings.precision, "tables": tables,
+        "runs": runs, "last_run": last,
+    }  # fmt: skip
+    return {**document, "next": _next_step(document)}
+
+
+def _stage(run: Path) -> str:
+    """The last step that a run went through."""
+    steps = {"report": "reported", "export": "exported", "finetune": "fine-tuned", "search": "searched"}
+    return next((done for step, done in steps.items() if (run / f"{step}.json").exists()), "begun")
+
+
+def _next_step(document: Mapping[str, Any]) -> str:
+    if not document["model"]:
+        return "amc-mobile train --model MODEL --data DATA, or profile with --checkpoint FILE"
+    stage = next((run["stage"] for run in document["runs"] if run["is_last"]), "")
+    if not stage:
+        return "amc-mobile search --latency-ratio 0.5" if document["tables"] else "amc-mobile profile"
+    steps = {
+        "begun": "amc-mobile search, with the flags it was begun with", "searched": "amc-mobile finetune",
+        "fine-tuned": "amc-mobile export --tflite --onnx", "exported": "amc-mobile report",
+    }  # fmt: skip
+    return steps.get(stage, "amc-mobile search with another budget")
+
+
+def status_text(document: Mapping[str, Any]) -> str:
+    from amc_mobile.report.tables import render_rows
+
+    names = ("workspace", "model", "data", "checkpoint", "device", "serial", "precision")
+    lines = [f"{name:<11}{document[name] or '-'}" for name in names if document[name] or name != "serial"]
+    lines += [
+        f"table      {one['key']}  {one['device']}, {one['runtime']} {one['runtime_version']}, "
+        f"{one['threads']} thread{'s' if one['threads'] > 1 else ''}: {one['kernels']} kernels"
+        for one in document["tables"]
+    ]
+    rows = [[run["short"], run["stage"], "last" if run["is_last"] else ""] for run in document["runs"]]
+    parts = ["\n".join(lines), *([render_rows(["run", "stage", ""], rows)] if rows else [])]
+    return "\n\n".join([*parts, f"next: {document['next']}"])
+
+
+def show_table(space: Workspace) -> dict[str, Any]:
+    from amc_mobile.latency.probe import stored_steps
+    from amc_mobile.latency.table import LatencyTable
+
+    location = space.table_location()
+    if location == space.table_path and not space.table_path.exists():
+        raise InvalidInput(f"no latency table in {space.folder}", next_step="run `amc-mobile profile` first")
+    with LatencyTable(location) as table:
+        document = table.summary()
+        for entry, conditions in zip(document["conditions"], table.conditions(), strict=True):
+            entry["steps"] = [steps.to_document() for steps in stored_steps(table, conditions)]
+    return document
+
+
+def table_text(document: dict[str, Any]) -> str:
+    from amc_mobile.report.tables import render_rows
+
+    parts = []
+    for entry in document["conditions"]:
+        shown = readable(entry["conditions"])
+        heading = ", ".join(f"{key} {value}" for key, value in shown.items() if value not in ("", None))
+        rows = [
+            [row["label"], f"{row['low_ms']:.4f}", str(row["passes"]), " ".join(row["flags"])]
+            for row in entry["kernels"]
+        ]
+        parts.append(f"{heading}\n" + render_rows(["kernel", "ms (lowest p20)", "passes", "flags"], rows))
+        parts.append(f"{len(entry['kernels'])} kernels, {entry['model_measurements']} whole models")
+        if entry["steps"]:
+            parts.append(steps_text(entry["steps"]))
+    return "\n".join(parts) if parts else "the table is empty"
+
+
+def steps_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What a probe found, a type and axis a line."""
+    from amc_mobile.report.tables import render_rows
+
+    headers = ["kernel", "type", "channels", "filled up to", "slower unless", "by", "points", "ms", "widest"]
+    cells = [
+        [
+            row["name"], row["dtype"], row["axis"],
+            f"multiples of {row['tile']}" if row["tile"] > 1 else "-",
+            f"multiples of {row['aligned']}" if row["aligned"] > 1 else "-",
+            f"{row['slowdown']:.0%}" if row["aligned"] > 1 else "-",
+            str(row["points"]), f"{row['ms']:.4f}", row["example"],
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return render_rows(headers, cells)
+
+
+@dataclass(frozen=True)
+class GridMultiple:
+    """What kept channels are multiples of, and why."""
+
+    used: int
+    why: str
+
+    def text(self) -> str:
+        return f"kept channels are multiples of {self.used}: {self.why}"
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """`kernels`: how many were measured, by this probe or before it; `new_kernels`: by this one, which took `wall_s`.
+
+    `cpu_s`: of this process, loading the network and its export included.
+    """
+
+    conditions: dict[str, Any]
+    steps: list[dict[str, Any]]
+    kernels: int
+    new_kernels: int
+    wall_s: float
+    cpu_s: float
+    multiple: GridMultiple
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "conditions": self.conditions, "kernels": self.kernels, "new_kernels": self.new_kernels,
+            "wall_s": self.wall_s, "cpu_s": self.cpu_s, "steps": self.steps,
+            "multiple": self.multiple.used, "multiple_why": self.multiple.why,
+        }  # fmt: skip
+
+    def text(self) -> str:
+        where = self.conditions
+        return (
+            f"{where['device']} ({where['soc']}), {where['runtime']} {where['runtime_version']}, "
+            f"{where['threads']} thread(s): {self.kernels} kernels around multiples of 4 to 64 channels, "
+            f"{self.new_kernels} of them measured now, in {self.wall_s:.0f} s ({self.cpu_s:.0f} s of CPU time)\n"
+            f"{steps_text(self.steps)}\nin a search, {self.multiple.text()}"
+        )
+
+
+def probe_device(space: Workspace, settings: Settings, *, progress: Progress) -> ProbeResult:
+    """Measures what the table lacks of the network's kernels around tiles, and judges them.
+
+    Raises InvalidInput where the network's groups are too narrow to tell anything.
+    """
+    started, cpu_started = time.monotonic(), time.process_time()
+    network = load_network(space, settings)
+    with closing(latency_model(space, settings, network, default_grids(network), progress)) as latency:
+        points = probe_points(latency.template)
+        if not points:
+            raise InvalidInput(
+                "no kernel of this network has channels enough to be probed", next_step="probe with a wider network"
+            )
+        known = latency.table.kernels(latency.conditions)
+        latency.measure_kernels_at(points, progress)
+        steps = stored_steps(latency.table, latency.conditions)
+        result = ProbeResult(
+            latency.conditions.to_document(),
+            [one.to_document() for one in steps],
+            len(points),
+            len(latency.table.kernels(latency.conditions).keys() - known.keys()),
+            time.monotonic() - started,
+            time.process_time() - cpu_started,
+            probed_multiple(latency),
+        )
+    space.remember(settings)
+    return result
+
+
+def probed_multiple(latency: LatencyModel) -> GridMultiple:
+    """The multiple that the table's kernels of the network's types ask for."""
+    template = latency.template
+    types = {KernelType.of(kernel) for kernel in template.kernels(template.sizes)}
+    found = [steps for steps in stored_steps(latency.table, latency.conditions) if steps.kernel_type in types]
+    if not found:
+        return GridMultiple(LEAST_MULTIPLE, "the default; `amc-mobile table probe` finds what the device prefers")
+    multiple = aligned_multiple(found)
+    if multiple == LEAST_MULTIPLE:
+        return GridMultiple(multiple, "the probe found no kernel that is slower at other multiples of it")
+    reasons = ", ".join(
+        f"{steps.kernel_type.name} ({steps.axis}) is {steps.slowdown:.0%} slower outside multiples of {steps.aligned}"
+        for steps in found
+        if LEAST_MULTIPLE % steps.aligned
+    )
+    if template.sizes.max() < 2 * multiple:
+        return GridMultiple(LEAST_MULTIPLE, f"no group is wide enough for multiples of {multiple}, though {reasons}")
+    return GridMultiple(multiple, f"by the probe, {reasons}")
 
 
 @dataclass(frozen=True)
@@ -54,7 +289,7 @@ def export_table(space: Workspace, path: Path) -> TableResult:
         raise InvalidInput(f"{path}: not a .csv or .jsonl file", next_step="end the name with .jsonl or .csv")
     with open_table(space) as table:
         contents = table.contents()
-        text = csv_table.to_csv(table) if path.suffix == ".csv" else "\n".join(bundle.to_lines(contents)) + "\n"
+        text = table_files.to_csv(table) if path.suffix == ".csv" else "\n".join(table_files.to_lines(contents)) + "\n"
     store.write_text(path, text)
     facts = _counts(contents) | {"path": str(path), "bytes": len(text.encode())}
     return TableResult(f"wrote {path}: {facts['kernels']} kernels, {facts['passes']} passes", facts)
@@ -62,7 +297,7 @@ def export_table(space: Workspace, path: Path) -> TableResult:
 
 def import_table(space: Workspace, path: Path) -> TableResult:
     """Adds a bundle to the workspace's table. Conditions stay apart; what is there already is left out."""
-    contents = bundle.from_lines(path, store.read_lines(path, next_step=bundle.AGAIN))
+    contents = table_files.from_lines(path, store.read_lines(path, next_step=table_files.AGAIN))
     with open_table(space, must_exist=False) as table:
         new = table.add_contents(contents)
     return _added(path, contents, new)
@@ -81,9 +316,9 @@ def import_csv(
     **known: Any,
 ) -> TableResult:
     """Adds a table of another tool, one line per kernel, under conditions that say how little is known of them."""
-    conditions = csv_table.foreign_conditions(device, **known)
+    conditions = table_files.foreign_conditions(device, **known)
     text = "\n".join(store.read_lines(path, next_step="save it as UTF-8"))
-    contents = csv_table.from_csv(path, text, conditions, kernel=kernel, ms=ms, run=run, shape=shape, network=network)
+    contents = table_files.from_csv(path, text, conditions, kernel=kernel, ms=ms, run=run, shape=shape, network=network)
     with open_table(space, must_exist=False) as table:
         new = table.add_contents(contents)
     return _added(path, contents, new)
@@ -196,7 +431,7 @@ def _panel(model: SiteModel, axis: int) -> StaircasePanel:
 
 def _latency(space: Workspace, settings: Settings, progress: Progress) -> closing[LatencyModel]:
     """The workspace's latency model, to be used as a context."""
-    from amc_mobile.workflows.latency_model import latency_model
+    from amc_mobile.workflows.latency import latency_model
     from amc_mobile.workflows.network import default_grids, load_network
 
     open_table(space).close()

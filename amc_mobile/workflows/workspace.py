@@ -6,17 +6,56 @@ import re
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from amc_mobile.device.clock_mode import MODES
-from amc_mobile.device.health import check_waivers
-from amc_mobile.device.profile import load_profiles, profile_named
-from amc_mobile.device.runtime_library import BENCHMARK_MODEL
-from amc_mobile.device.user_folder import profiles_folder
+from amc_mobile.device.libraries import BENCHMARK_MODEL
+from amc_mobile.device.phone_state import check_waivers
+from amc_mobile.device.profiles import load_profiles, profile_named, profiles_folder
 from amc_mobile.errors import CorruptFile, InvalidConfig, InvalidInput
-from amc_mobile.export.precision import FLOAT32, PRECISIONS
+from amc_mobile.formats import FLOAT32, PRECISIONS
 from amc_mobile.latency.database_url import take_password
 from amc_mobile.store import held, is_file_name, read_json, write_json
+
+if TYPE_CHECKING:
+    from amc_mobile.models.training import EpochReport
+
+
+class Progress(Protocol):
+    """Called with a stage, how much of it is done, its total (0: unknown) and a short note."""
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None: ...
+
+
+def silent(stage: str, done: int, total: int, note: str = "") -> None:
+    """Reports nothing."""
+
+
+@dataclass
+class TrainingProgress:
+    """Reports every step of a training of several epochs, with what the last epoch gave."""
+
+    progress: Progress
+    stage: str
+    metric: str  # what the accuracies are
+    note: str  # until the first epoch is done
+    steps: int = 0  # of all epochs
+
+    def on_step(self, done: int, steps: int) -> None:
+        self.steps = steps
+        if done < steps:  # the last epoch reports the last step
+            self.progress(self.stage, done, steps, self.note)
+
+    def on_epoch(self, report: EpochReport) -> None:
+        parts = [f"epoch {report.epoch}/{report.epochs}: loss {report.train_loss:.3f}"]
+        if report.validation_top1 is not None:
+            parts.append(f"held-out {self.metric} {report.validation_top1:.1%}")
+        elif report.train_top1 is not None:
+            parts.append(f"{self.metric} {report.train_top1:.1%}")
+        self.note = ", ".join(parts)
+        if report.epoch == report.epochs:
+            self.progress(self.stage, self.steps, self.steps, self.note)
+
 
 FORMAT_VERSION = 1  # 1: settings, last_run, checkpoint
 RUNTIMES = ("tflite", "onnxruntime", BENCHMARK_MODEL)  # the last runs .tflite files on phones

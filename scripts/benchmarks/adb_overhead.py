@@ -40,17 +40,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 from figures import print_document
 from phone_fake.phone import FakePhone, PrivateAdbServer
 
-from amc_mobile.device.adb import AdbPhone, choose_phone
-from amc_mobile.device.adb_server import AdbServer
-from amc_mobile.device.bench import build_host_runner, locate_library
-from amc_mobile.device.deadline import Deadline
-from amc_mobile.device.phone_device import PhoneDevice
-from amc_mobile.device.phone_passes import PhonePasses
-from amc_mobile.device.profile import load_profiles
-from amc_mobile.device.runtime_library import RuntimeLibrary
-from amc_mobile.latency.protocol import measure_kernels
-from amc_mobile.latency.protocol_config import ProtocolConfig
-from amc_mobile.latency.requests import KernelRequest
+from amc_mobile.device.adb import AdbPhone, AdbServer, Deadline, choose_phone
+from amc_mobile.device.libraries import RuntimeLibrary
+from amc_mobile.device.phone import PhoneDevice, PhonePasses
+from amc_mobile.device.profiles import load_profiles
+from amc_mobile.device.runner import build_host_runner, locate_library
+from amc_mobile.latency.measurement import KernelRequest
+from amc_mobile.latency.protocol import ProtocolConfig, measure_kernels
 from amc_mobile.latency.table import LatencyTable
 
 KERNELS, ROUNDS = 350, 3

@@ -21,10 +21,10 @@ from cifar import data_folder, pretrained
 from figures import print_document
 
 from amc_mobile.channels.cost import CostModel
-from amc_mobile.models.evaluation import evaluate
-from amc_mobile.pruning.choices import METHODS
+from amc_mobile.channels.plan import CHANNEL_CHOICES
+from amc_mobile.models.task import evaluate
+from amc_mobile.pruning.channel_choice import channel_order
 from amc_mobile.pruning.gram import collect_gram
-from amc_mobile.pruning.importance import channel_order
 from amc_mobile.pruning.reconstruction import Reconstructor
 from amc_mobile.pruning.refit import refit
 from amc_mobile.report.tables import render_rows
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--models", default="resnet20,resnet56")
-    parser.add_argument("--choices", default=",".join((*METHODS, "random")))
+    parser.add_argument("--choices", default=",".join((*CHANNEL_CHOICES, "random")))
     parser.add_argument("--macs-ratio", type=float, default=0.5)
     parser.add_argument("--calibration-images", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)

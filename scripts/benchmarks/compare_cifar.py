@@ -16,9 +16,8 @@ import torch
 from cifar import data_folder, pretrained
 from figures import print_document
 
-from amc_mobile.terminal import progress_bars
-from amc_mobile.workflows.compare import compare_policies
-from amc_mobile.workflows.comparison import Comparison
+from amc_mobile.cli_options import progress_bars
+from amc_mobile.workflows.compare import Comparison, compare_policies
 from amc_mobile.workflows.profile import profile_device
 from amc_mobile.workflows.search_config import CompareConfig, SearchConfig
 from amc_mobile.workflows.workspace import Workspace

@@ -15,15 +15,14 @@ import json
 import platform
 from pathlib import Path
 
-from amc_mobile.terminal import progress_bars
+from amc_mobile.cli_options import progress_bars
 from amc_mobile.workflows.export import export_run
-from amc_mobile.workflows.finetune import finetune_run
 from amc_mobile.workflows.profile import profile_device
 from amc_mobile.workflows.report import report_run
 from amc_mobile.workflows.runs import run_name
 from amc_mobile.workflows.search import search_plan
 from amc_mobile.workflows.search_config import SearchConfig
-from amc_mobile.workflows.train import train_network
+from amc_mobile.workflows.training import finetune_run, train_network
 from amc_mobile.workflows.workspace import Settings, Workspace
 
 BATCH_SIZE = 16  # the training set is small: more steps an epoch

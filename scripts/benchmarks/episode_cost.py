@@ -29,24 +29,20 @@ from scipy.stats import spearmanr
 
 from amc_mobile.channels.cost import CostModel
 from amc_mobile.channels.groups import find_groups
-from amc_mobile.data import Dataset, DataSplit, ImageSet, split
-from amc_mobile.models.evaluation import bf16_is_fast, logits
+from amc_mobile.data.split import Dataset, DataSplit, ImageSet, split
 from amc_mobile.models.loading import load_model
-from amc_mobile.models.task import CLASSIFICATION
-from amc_mobile.pruning.fold import find_folding, folded
-from amc_mobile.pruning.matrices import Matrices
+from amc_mobile.models.task import CLASSIFICATION, bf16_is_fast, logits
+from amc_mobile.pruning.least_squares import Matrices
+from amc_mobile.pruning.reconstruction import find_folding, folded
 from amc_mobile.search.budget import Budget, Floats, Widths
 from amc_mobile.search.episode_log import EpisodeLog
 from amc_mobile.search.loop import run_search
 from amc_mobile.search.policies import make_policy
 from amc_mobile.search.reward import fidelity
 from amc_mobile.workflows.network import Network, default_grids, load_network
-from amc_mobile.workflows.plan_scorer import PlanScorer
-from amc_mobile.workflows.plans import ChannelPlans
-from amc_mobile.workflows.preparation import Preparations
-from amc_mobile.workflows.progress import silent
+from amc_mobile.workflows.plans import ChannelPlans, PlanScorer, Preparations
 from amc_mobile.workflows.search_config import FIDELITY_IMAGES, SearchConfig
-from amc_mobile.workflows.workspace import Workspace
+from amc_mobile.workflows.workspace import Workspace, silent
 
 # CPU seconds per episode of the public implementations for this network, 3000 images and reward, on a like machine.
 OFFICIAL = {"official_amc": 16.7, "nni": 14.4, "nni_speedup": 63.0}

@@ -20,17 +20,15 @@ import torch
 from cifar import WEIGHTS, data_folder, pretrained
 from figures import print_document
 
-from amc_mobile.models.evaluation import evaluate
+from amc_mobile.models.task import evaluate
 from amc_mobile.report.charts import density_bars
 from amc_mobile.report.tables import render_rows
 from amc_mobile.store import write_text
-from amc_mobile.workflows.plans import keep_ratios
-from amc_mobile.workflows.preparation import Preparations
-from amc_mobile.workflows.progress import silent
+from amc_mobile.workflows.plans import Preparations, keep_ratios
 from amc_mobile.workflows.runs import Run
 from amc_mobile.workflows.search import search_plan
 from amc_mobile.workflows.search_config import SearchConfig
-from amc_mobile.workflows.workspace import Settings, Workspace
+from amc_mobile.workflows.workspace import Settings, Workspace, silent
 
 EQUAL = 0.005  # top-1 that may be lost on the reward images
 # Colours of the picture, which has no page around it.

@@ -15,8 +15,8 @@ from sklearn.ensemble import RandomForestRegressor
 
 from amc_mobile.kernels.kernel import Kernel
 from amc_mobile.kernels.template import Template
+from amc_mobile.latency.kernel_fit import SitePoints, axis_values
 from amc_mobile.latency.predictor import LatencyPredictor
-from amc_mobile.latency.roofline import SitePoints, axis_values
 
 Widths = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -35,20 +35,18 @@ from torch import Tensor, nn
 from amc_mobile.channels.groups import find_groups
 from amc_mobile.channels.plan import grid
 from amc_mobile.device.conditions import readable
-from amc_mobile.device.health import BUSY
 from amc_mobile.device.host import HostDevice, installed_runtimes
-from amc_mobile.export.precision import FLOAT32, PRECISIONS
+from amc_mobile.device.phone_state import BUSY
+from amc_mobile.formats import FLOAT32, PRECISIONS
 from amc_mobile.kernels.cache import load_or_build
-from amc_mobile.latency import calibration_fit
-from amc_mobile.latency.measurement import NOISY
-from amc_mobile.latency.protocol import measure_models
-from amc_mobile.latency.protocol_config import ProtocolConfig
-from amc_mobile.latency.requests import ModelRequest
+from amc_mobile.latency import calibration
+from amc_mobile.latency.calibration import WholeModel
+from amc_mobile.latency.measurement import NOISY, ModelRequest
+from amc_mobile.latency.protocol import ProtocolConfig, measure_models
 from amc_mobile.latency.table import LatencyTable
-from amc_mobile.latency.whole_models import WholeModel
-from amc_mobile.models.registry import MODELS
-from amc_mobile.workflows.latency_model import LatencyModel
-from amc_mobile.workflows.progress import silent
+from amc_mobile.models.zoo.registry import MODELS
+from amc_mobile.workflows.latency import LatencyModel
+from amc_mobile.workflows.workspace import silent
 
 Widths = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -185,7 +183,7 @@ def measure(
             sums = total(known)
             # The same robust fit on the same models; MACs are brought to the size of a latency first.
             unit = float(np.median([p.low_ms for p in points]) / np.median(sums)) if method == "macs_only" else 1.0
-            other = calibration_fit.fit(
+            other = calibration.fit(
                 [WholeModel(float(s * unit), p.low_ms, p.low_ms) for s, p in zip(sums, points, strict=True)]
             )
             found[method] = judged(other.low_ms(total(widths) * unit), true, other.band)

@@ -28,13 +28,12 @@ from amc_mobile.search.episode_log import EpisodeLog
 from amc_mobile.search.loop import run_search
 from amc_mobile.search.policies import make_policy
 from amc_mobile.search.reward import Outcome
-from amc_mobile.workflows.latency_model import LatencyModel, latency_model
+from amc_mobile.workflows.devices import recorded
+from amc_mobile.workflows.latency import LatencyModel, latency_model
 from amc_mobile.workflows.network import Network, default_grids, load_network
-from amc_mobile.workflows.offline import recorded
 from amc_mobile.workflows.plans import ChannelPlans
-from amc_mobile.workflows.progress import silent
 from amc_mobile.workflows.table import import_csv
-from amc_mobile.workflows.workspace import Settings, Workspace
+from amc_mobile.workflows.workspace import Settings, Workspace, silent
 
 Widths = NDArray[np.int64]
 FILE = "phone_latency/pixel1_mobilenet_v1_layers.csv"

@@ -18,19 +18,17 @@ from typing import Any
 
 import torch
 
+from amc_mobile.cli_options import progress_bars
 from amc_mobile.device.host import HostDevice, installed_runtimes
 from amc_mobile.export.parity import file_logits, sqnr_db
-from amc_mobile.export.precision import FLOAT32
 from amc_mobile.export.quantize import QUANTIZERS, calibration_choice
-from amc_mobile.latency.protocol import measure_pair
-from amc_mobile.latency.protocol_config import ProtocolConfig
-from amc_mobile.models.evaluation import logits
-from amc_mobile.terminal import progress_bars
+from amc_mobile.formats import FLOAT32
+from amc_mobile.latency.protocol import ProtocolConfig, measure_pair
+from amc_mobile.models.task import logits
 from amc_mobile.workflows.export import EXPORTERS, RUNTIMES
 from amc_mobile.workflows.network import Network, load_network
-from amc_mobile.workflows.progress import Progress
-from amc_mobile.workflows.train import train_network
-from amc_mobile.workflows.workspace import Settings, Workspace
+from amc_mobile.workflows.training import train_network
+from amc_mobile.workflows.workspace import Progress, Settings, Workspace
 
 PRECISIONS = {"tflite": (FLOAT32, "float16", "int8"), "onnx": (FLOAT32, "int8")}
 CALIBRATION_IMAGES = 1500  # held apart as a search does, so that the ranges come from the same images

@@ -21,7 +21,9 @@ from pathlib import Path
 import torch
 from figures import print_document
 
-from amc_mobile.device.bench import (
+from amc_mobile.device.device import Timing, time_session
+from amc_mobile.device.host import HostDevice
+from amc_mobile.device.runner import (
     BenchManifest,
     BenchModel,
     BenchTiming,
@@ -29,11 +31,9 @@ from amc_mobile.device.bench import (
     locate_library,
     run_on_host,
 )
-from amc_mobile.device.host import HostDevice
-from amc_mobile.device.timing import Timing, time_session
 from amc_mobile.errors import DeviceError
-from amc_mobile.export.to_onnx import to_onnx
-from amc_mobile.models.registry import MODELS
+from amc_mobile.export.converters import to_onnx
+from amc_mobile.models.zoo.registry import MODELS
 
 TIMING = Timing(samples=20, min_sample_ms=0.25, warmup_runs=4, max_s=1.0)
 SAME_TIMING = BenchTiming(TIMING.warmup_runs, TIMING.samples, TIMING.min_sample_ms, TIMING.max_s, TIMING.min_samples)
@@ -52,7 +52,7 @@ def export(folder: Path, name: str, width: float, size: int) -> list[Case]:
     cases = [Case(label, "onnxruntime", folder / f"{label}.onnx")]
     to_onnx(network, (1, 3, size, size), cases[0].model)
     if find_spec("litert_torch"):
-        from amc_mobile.export.to_tflite import to_tflite
+        from amc_mobile.export.converters import to_tflite
 
         cases.append(Case(label, "litert", folder / f"{label}.tflite"))
         to_tflite(network, (1, 3, size, size), cases[1].model)

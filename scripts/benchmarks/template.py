@@ -18,11 +18,10 @@ import torch
 from figures import print_document, process_s
 
 from amc_mobile.channels import surgery
-from amc_mobile.channels.groups import find_groups
-from amc_mobile.channels.prove import random_kept
-from amc_mobile.device.runtimes import layout_here
+from amc_mobile.channels.groups import find_groups, random_kept
+from amc_mobile.device.host import layout_here
 from amc_mobile.kernels.cache import EXPORTERS, load_or_build
-from amc_mobile.models.registry import MODELS
+from amc_mobile.models.zoo.registry import MODELS
 
 
 def measure(name: str, width: float, size: int, runtime: str) -> tuple[dict[str, float], dict[str, float]]:

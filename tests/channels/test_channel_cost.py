@@ -10,8 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from amc_mobile.channels import surgery
 from amc_mobile.channels.cost import CostModel
-from amc_mobile.channels.groups import find_groups
-from amc_mobile.channels.prove import random_kept
+from amc_mobile.channels.groups import find_groups, random_kept
 
 
 def counted_macs(model: nn.Module, images: Tensor) -> list[int]:

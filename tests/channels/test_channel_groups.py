@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from amc_mobile.channels import surgery
 from amc_mobile.channels.cost import CostModel
-from amc_mobile.channels.groups import ChannelGroups, find_groups
-from amc_mobile.channels.ids import DimensionIds
-from amc_mobile.channels.prove import prove
+from amc_mobile.channels.groups import ChannelGroups, find_groups, prove
+from amc_mobile.channels.structure import DimensionIds
 from amc_mobile.errors import InvalidInput, UnsupportedLayer
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from amc_mobile.channels.ids import FIXED, ChannelIds, DimensionIds
+from amc_mobile.channels.structure import FIXED, ChannelIds, DimensionIds
 
 
 def test_uniting_with_a_fixed_channel_fixes_the_whole_class() -> None:

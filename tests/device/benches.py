@@ -10,7 +10,7 @@ from pathlib import Path
 from phone_fake import fake_runner_source
 from phone_fake.phone import FakePhone
 
-from amc_mobile.device.phone import InstalledFile
+from amc_mobile.device.phone_runner import InstalledFile
 
 NETWORK = """
 from torch import nn

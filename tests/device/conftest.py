@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from phone_fake.phone import FakePhone, PrivateAdbServer
 
-from amc_mobile.device.adb import AdbPhone, choose_phone
-from amc_mobile.device.adb_server import AdbServer
+from amc_mobile.device.adb import AdbPhone, AdbServer, choose_phone
 
 
 @pytest.fixture(autouse=True)

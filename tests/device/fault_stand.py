@@ -27,9 +27,9 @@ from phone_fake.phone import FakePhone, PrivateAdbServer
 from stored_passes import stored_rows
 
 from amc_mobile.cli import Stopped, main
-from amc_mobile.device import phone_batch
-from amc_mobile.device.held_settings import noted
-from amc_mobile.device.runtime_library import add_library
+from amc_mobile.device import phone_runner
+from amc_mobile.device.clock_mode import noted
+from amc_mobile.device.libraries import add_library
 
 HANG_S = 300.0  # far above what any command takes here, also where it gets little of a busy machine
 NETWORK = """
@@ -229,7 +229,7 @@ class Stand:
         for pid in runners(self.phone):
             if b"run-" in Path(f"/proc/{pid}/cmdline").read_bytes():
                 os.kill(pid, signal.SIGSTOP)
-        self.limits.setattr(phone_batch, "time", _FastClock())
+        self.limits.setattr(phone_runner, "time", _FastClock())
 
     def end(self) -> None:
         """Ends a command that a failed test has left at work, which would go on to say that its phone is gone."""

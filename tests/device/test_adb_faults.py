@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from phone_fake.phone import FakePhone, PrivateAdbServer
 
-from amc_mobile.device.adb import AdbPhone, choose_phone
-from amc_mobile.device.adb_server import AdbServer
+from amc_mobile.device.adb import AdbPhone, AdbServer, choose_phone
 from amc_mobile.errors import (
     AmbiguousDevice,
     DeadlineExceeded,

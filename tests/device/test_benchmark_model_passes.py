@@ -13,12 +13,12 @@ from command_line import CommandLine
 from phone_fake.phone import FakePhone
 
 from amc_mobile.device.adb import AdbPhone
-from amc_mobile.device.benchmark_model_passes import RUNTIME, BenchmarkModelPasses, flags
-from amc_mobile.device.phone_batch import FOLDER
-from amc_mobile.device.phone_device import PhoneDevice
-from amc_mobile.device.profile import load_profiles
-from amc_mobile.device.runtime_library import BENCHMARK_MODEL, RuntimeLibrary, add_library
-from amc_mobile.device.timing import Job, Timing
+from amc_mobile.device.benchmark_model import RUNTIME, BenchmarkModelPasses, flags
+from amc_mobile.device.device import Job, Timing
+from amc_mobile.device.libraries import BENCHMARK_MODEL, RuntimeLibrary, add_library
+from amc_mobile.device.phone import PhoneDevice
+from amc_mobile.device.phone_runner import FOLDER
+from amc_mobile.device.profiles import load_profiles
 from amc_mobile.errors import DeviceError, InvalidConfig, InvalidInput, PhoneOutputInvalid
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler (cc)")

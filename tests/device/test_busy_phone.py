@@ -11,20 +11,16 @@ import pytest
 from benches import fake_runner
 from phone_fake.phone import FakePhone
 
-from amc_mobile.device import neighbours
+from amc_mobile.device import device as neighbours
 from amc_mobile.device.adb import AdbPhone
-from amc_mobile.device.health import BUSY
-from amc_mobile.device.neighbours import Neighbours
-from amc_mobile.device.phone_device import PhoneDevice
-from amc_mobile.device.phone_facts import read_neighbours
-from amc_mobile.device.phone_passes import PhonePasses
-from amc_mobile.device.profile import load_profiles
-from amc_mobile.device.runtime_library import RuntimeLibrary
-from amc_mobile.device.timing import Job, Timing
+from amc_mobile.device.device import Job, Neighbours, Timing
+from amc_mobile.device.libraries import RuntimeLibrary
+from amc_mobile.device.phone import PhoneDevice, PhonePasses
+from amc_mobile.device.phone_state import BUSY, read_neighbours
+from amc_mobile.device.profiles import load_profiles
 from amc_mobile.latency.measurement import BUSY as FLAG
-from amc_mobile.latency.protocol import measure_models
-from amc_mobile.latency.protocol_config import ProtocolConfig
-from amc_mobile.latency.requests import ModelRequest
+from amc_mobile.latency.measurement import ModelRequest
+from amc_mobile.latency.protocol import ProtocolConfig, measure_models
 
 TIMING = Timing(samples=4, min_sample_ms=0.1, warmup_runs=1, max_s=1.0)
 

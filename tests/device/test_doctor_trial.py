@@ -12,9 +12,9 @@ import pytest
 from command_line import CommandLine
 from phone_fake.phone import FakePhone
 
-from amc_mobile.device.bench import build_host_runner, locate_library
-from amc_mobile.device.runtime_library import BENCHMARK_MODEL, add_library
-from amc_mobile.device.trial import tiny_model
+from amc_mobile.device.libraries import BENCHMARK_MODEL, add_library
+from amc_mobile.device.runner import build_host_runner, locate_library
+from amc_mobile.workflows.devices import tiny_model
 from amc_mobile.workflows.workspace import Settings, Workspace
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler (cc)")

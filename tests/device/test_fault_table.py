@@ -15,7 +15,7 @@ import pytest
 from fault_stand import COMMANDS, Ended, Kept, Stand, copied, furnish
 from phone_fake.phone import FEATURES, FakePhone, PrivateAdbServer
 
-from amc_mobile.device import adb, adb_shell, clock_mode, phone_batch
+from amc_mobile.device import adb, clock_mode, phone_runner
 
 MIDDLE = {
     "devices": 0,
@@ -55,9 +55,9 @@ def hurry(stand: Stand, seconds: float) -> None:
         stand.limits.setattr(adb, name, seconds)
     stand.limits.setattr(adb, "UNAUTHORIZED_GRACE_S", 0.5)
     for name in ("POLL_TIMEOUT_S", "RECONNECT_TIMEOUT_S", "CLEAN_TIMEOUT_S"):
-        stand.limits.setattr(phone_batch, name, seconds)
-    stand.limits.setattr(phone_batch, "SILENCE_TIMEOUT_S", 2 * seconds)
-    stand.limits.setattr(adb_shell, "KILL_TIMEOUT_S", seconds / 2)
+        stand.limits.setattr(phone_runner, name, seconds)
+    stand.limits.setattr(phone_runner, "SILENCE_TIMEOUT_S", 2 * seconds)
+    stand.limits.setattr(adb, "KILL_TIMEOUT_S", seconds / 2)
     stand.limits.setattr(clock_mode, "RESTORE_TIMEOUT_S", seconds)
 
 

@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 from phone_fake.phone import FakePhone
 
-from amc_mobile.device import health
+from amc_mobile.device import phone_state
 from amc_mobile.device.adb import AdbPhone
-from amc_mobile.device.clock_mode import FIXED, UNLOCKED, clock_mode
-from amc_mobile.device.phone_facts import PhoneFacts, PhoneState, read_facts, read_state
-from amc_mobile.device.phone_lock import phone_lock
-from amc_mobile.device.profile import load_profiles
+from amc_mobile.device.clock_mode import FIXED, UNLOCKED, clock_mode, phone_lock
+from amc_mobile.device.phone_state import PhoneFacts, PhoneState, read_facts, read_state
+from amc_mobile.device.profiles import load_profiles
 from amc_mobile.errors import DeviceError, InvalidConfig, PhoneBusy, PhoneUnfit
 
 PROFILE = replace(load_profiles()["pixel"], cooldown_s=0.2)
@@ -26,7 +25,7 @@ HOT_SKIN = "Temperature{mValue=41.5, mType=3"
 
 def problems(adb: AdbPhone) -> dict[str, str]:
     facts = read_facts(adb)
-    return health.problems(facts, facts.state, PROFILE)
+    return phone_state.problems(facts, facts.state, PROFILE)
 
 
 def test_a_good_phone_has_no_problem(adb: AdbPhone) -> None:
@@ -36,12 +35,12 @@ def test_a_good_phone_has_no_problem(adb: AdbPhone) -> None:
 @pytest.mark.parametrize(
     ("file", "old", "new", "name", "said"),
     [
-        ("dumpsys_battery.txt", "level: 77", "level: 24", health.LOW_BATTERY, "24 %, below 25 %"),
-        ("dumpsys_battery.txt", "temperature: 265", "temperature: 401", health.HOT, "40.1 C, above 38 C"),
-        ("dumpsys_thermalservice.txt", SKIN, HOT_SKIN, health.HOT, "41.5 C"),
-        ("dumpsys_thermalservice.txt", "Thermal Status: 0", "Thermal Status: 2", health.THROTTLED, "status 2"),
-        ("setting_low_power", "0", "1", health.LOW_POWER_MODE, "battery saver"),
-        ("getprop.txt", "[ro.hardware]: [shiba]", "[ro.hardware]: [ranchu]", health.EMULATOR, "emulator"),
+        ("dumpsys_battery.txt", "level: 77", "level: 24", phone_state.LOW_BATTERY, "24 %, below 25 %"),
+        ("dumpsys_battery.txt", "temperature: 265", "temperature: 401", phone_state.HOT, "40.1 C, above 38 C"),
+        ("dumpsys_thermalservice.txt", SKIN, HOT_SKIN, phone_state.HOT, "41.5 C"),
+        ("dumpsys_thermalservice.txt", "Thermal Status: 0", "Thermal Status: 2", phone_state.THROTTLED, "status 2"),
+        ("setting_low_power", "0", "1", phone_state.LOW_POWER_MODE, "battery saver"),
+        ("getprop.txt", "[ro.hardware]: [shiba]", "[ro.hardware]: [ranchu]", phone_state.EMULATOR, "emulator"),
     ],
 )
 def test_each_problem_has_a_name_its_values_and_can_be_waived(
@@ -52,16 +51,16 @@ def test_each_problem_has_a_name_its_values_and_can_be_waived(
     assert list(found) == [name]
     assert said in found[name]
     with pytest.raises(PhoneUnfit) as caught:
-        health.require_fit(found, [])
+        phone_state.require_fit(found, [])
     assert list(caught.value.problems) == [name]
-    assert health.REMEDIES[name] in caught.value.next_step
+    assert phone_state.REMEDIES[name] in caught.value.next_step
     assert f"--waive {name}" in caught.value.next_step
-    health.require_fit(found, [name])
+    phone_state.require_fit(found, [name])
 
 
 def test_an_unknown_waiver_is_refused() -> None:
     with pytest.raises(InvalidConfig) as caught:
-        health.check_waivers(["HOTT"])
+        phone_state.check_waivers(["HOTT"])
     assert "HOT, " in caught.value.next_step
 
 
@@ -80,18 +79,18 @@ def test_the_wait_ends_when_the_phone_is_cool(adb: AdbPhone, phone: FakePhone) -
         seen.append(found)
         phone.sandbox.edit("dumpsys_thermalservice.txt", HOT_SKIN, SKIN)
 
-    state = health.wait_until_cool(
+    state = phone_state.wait_until_cool(
         lambda: read_state(adb), replace(PROFILE, cooldown_s=60), on_wait=cool_it, poll_s=0.01
     )
-    assert (seen, state.celsius) == ([{health.HOT: "41.5 C, above 38 C"}], 27.5)
+    assert (seen, state.celsius) == ([{phone_state.HOT: "41.5 C, above 38 C"}], 27.5)
 
 
 def test_the_wait_for_a_phone_that_stays_hot_has_an_end(adb: AdbPhone, phone: FakePhone) -> None:
     phone.sandbox.edit("dumpsys_thermalservice.txt", SKIN, HOT_SKIN)
     with pytest.raises(PhoneUnfit, match=r"41\.5 C, above 38 C after") as caught:
-        health.wait_until_cool(lambda: read_state(adb), PROFILE, poll_s=0.05)
-    assert list(caught.value.problems) == [health.HOT]
-    assert health.wait_until_cool(lambda: read_state(adb), PROFILE, waived=[health.HOT]).celsius == 41.5
+        phone_state.wait_until_cool(lambda: read_state(adb), PROFILE, poll_s=0.05)
+    assert list(caught.value.problems) == [phone_state.HOT]
+    assert phone_state.wait_until_cool(lambda: read_state(adb), PROFILE, waived=[phone_state.HOT]).celsius == 41.5
 
 
 def test_a_hot_phone_is_waited_for_until_it_is_clearly_cooler(adb: AdbPhone, phone: FakePhone) -> None:
@@ -103,19 +102,21 @@ def test_a_hot_phone_is_waited_for_until_it_is_clearly_cooler(adb: AdbPhone, pho
         return replace(read_state(adb), battery=replace(read_state(adb).battery, celsius=celsius))
 
     def next_state(found: Mapping[str, str], waited_s: float) -> None:
-        seen.append(found[health.HOT])
+        seen.append(found[phone_state.HOT])
 
-    state = health.wait_until_cool(
+    state = phone_state.wait_until_cool(
         lambda: warm(next(temperatures)), replace(PROFILE, cooldown_s=60), on_wait=next_state, poll_s=0.0
     )
     assert (seen, state.celsius) == (["38.5 C, above 38 C", "37.5 C, above 36 C", "36.5 C, above 36 C"], 35.5)
-    assert health.wait_until_cool(lambda: warm(37.5), PROFILE).celsius == 37.5  # never too hot: nothing to wait for
+    assert (
+        phone_state.wait_until_cool(lambda: warm(37.5), PROFILE).celsius == 37.5
+    )  # never too hot: nothing to wait for
 
 
 def test_a_phone_that_charges_and_stays_just_below_the_limit_is_measured(adb: AdbPhone) -> None:
     state = read_state(adb)
     temperatures = iter([38.5, *[37.5] * 1000])
-    waited = health.wait_until_cool(
+    waited = phone_state.wait_until_cool(
         lambda: replace(state, battery=replace(state.battery, celsius=next(temperatures))),
         replace(PROFILE, cooldown_s=0.05),
         poll_s=0.001,
@@ -124,26 +125,29 @@ def test_a_phone_that_charges_and_stays_just_below_the_limit_is_measured(adb: Ad
 
 
 def test_a_wait_for_clocks_is_not_called_cooling() -> None:
-    assert health.waiting_stage({health.CLOCK_LIMITED: "1200 MHz"}) == "wait for the phone's clocks"
-    assert health.waiting_stage({health.CLOCK_DROPPED: "1200 MHz", health.HOT: "41 C"}) == "wait for the phone to cool"
+    assert phone_state.waiting_stage({phone_state.CLOCK_LIMITED: "1200 MHz"}) == "wait for the phone's clocks"
+    assert (
+        phone_state.waiting_stage({phone_state.CLOCK_DROPPED: "1200 MHz", phone_state.HOT: "41 C"})
+        == "wait for the phone to cool"
+    )
 
 
 def test_a_lower_clock_limit_of_the_used_cores_is_drift(adb: AdbPhone, phone: FakePhone) -> None:
     before = read_state(adb)
     phone.sandbox.write("sys/devices/system/cpu/cpufreq/policy4/scaling_max_freq", "1200000\n")
     now = read_state(adb)
-    assert health.drift(before, now, (8,), PROFILE) == {}
-    found = health.drift(before, now, (4, 5), PROFILE)
-    assert found == {health.CLOCK_DROPPED: "cores 4-7 may run at 1200 MHz, before 2360 MHz"}
+    assert phone_state.drift(before, now, (8,), PROFILE) == {}
+    found = phone_state.drift(before, now, (4, 5), PROFILE)
+    assert found == {phone_state.CLOCK_DROPPED: "cores 4-7 may run at 1200 MHz, before 2360 MHz"}
 
 
 def test_clocks_below_what_the_used_cores_are_built_for_are_a_problem(adb: AdbPhone, phone: FakePhone) -> None:
-    assert health.clock_limits(read_state(adb), ()) == {}
+    assert phone_state.clock_limits(read_state(adb), ()) == {}
     phone.sandbox.write("sys/devices/system/cpu/cpufreq/policy4/scaling_max_freq", "1200000\n")
     state = read_state(adb)
-    assert health.clock_limits(state, (8,)) == {}
-    found = {health.CLOCK_LIMITED: "cores 4-7 may run at 1200 MHz, built for 2360 MHz"}
-    assert health.clock_limits(state, (4,)) == health.clock_limits(state, ()) == found
+    assert phone_state.clock_limits(state, (8,)) == {}
+    found = {phone_state.CLOCK_LIMITED: "cores 4-7 may run at 1200 MHz, built for 2360 MHz"}
+    assert phone_state.clock_limits(state, (4,)) == phone_state.clock_limits(state, ()) == found
 
 
 def settings(phone: FakePhone) -> tuple[str, str]:
@@ -197,7 +201,7 @@ def test_old_androids_stay_unlocked(adb: AdbPhone, phone: FakePhone) -> None:
 
 def test_a_phone_is_held_by_one_process_and_freed_by_its_end(tmp_path: Path) -> None:
     program = (
-        "import sys, pathlib\nfrom amc_mobile.device.phone_lock import phone_lock\n"
+        "import sys, pathlib\nfrom amc_mobile.device.clock_mode import phone_lock\n"
         f"with phone_lock('a b/../c', pathlib.Path({str(tmp_path)!r})):\n print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
@@ -216,5 +220,5 @@ def test_a_phone_is_held_by_one_process_and_freed_by_its_end(tmp_path: Path) -> 
 def test_emulators_are_known_by_any_of_their_properties(adb: AdbPhone) -> None:
     facts: PhoneFacts = read_facts(adb)
     for key, value in (("ro.kernel.qemu", "1"), ("ro.boot.qemu", "1"), ("ro.hardware", "goldfish")):
-        assert health.is_emulator(replace(facts, properties={**facts.properties, key: value}))
-    assert not health.is_emulator(facts)
+        assert phone_state.is_emulator(replace(facts, properties={**facts.properties, key: value}))
+    assert not phone_state.is_emulator(facts)

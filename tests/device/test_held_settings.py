@@ -11,21 +11,19 @@ import pytest
 from phone_fake.phone import FakePhone
 
 from amc_mobile.cli import main
-from amc_mobile.device import held_settings
+from amc_mobile.device import clock_mode as clock_module
 from amc_mobile.device.adb import AdbPhone
-from amc_mobile.device.clock_mode import FIXED, clock_mode, give_back_left_over
-from amc_mobile.device.held_settings import HeldSettings
-from amc_mobile.device.phone_lock import phone_lock
-from amc_mobile.device.user_folder import held_settings_folder, locks_folder
+from amc_mobile.device.clock_mode import FIXED, HeldSettings, clock_mode, give_back_left_over, phone_lock
+from amc_mobile.device.profiles import held_settings_folder, locks_folder
 from amc_mobile.errors import CorruptFile, DeviceError
 
 HOLD = """
 import sys
 from amc_mobile.device.adb import AdbPhone, choose_phone
-from amc_mobile.device.adb_server import AdbServer
+from amc_mobile.device.adb import AdbServer
 from amc_mobile.device.clock_mode import FIXED, clock_mode
-from amc_mobile.device.phone_lock import phone_lock
-from amc_mobile.device.user_folder import locks_folder
+from amc_mobile.device.clock_mode import phone_lock
+from amc_mobile.device.profiles import locks_folder
 
 server = AdbServer()
 adb = AdbPhone(server, choose_phone(server.phones(), sys.argv[1]))
@@ -71,7 +69,7 @@ def test_the_next_measurement_starts_from_the_phones_own_settings(
 ) -> None:
     with clock_mode(adb, 34, FIXED):
         assert settings(phone) == ("true", "7")
-        assert held_settings.noted(phone.serial) == HeldSettings(phone.serial, "0", True)
+        assert clock_module.noted(phone.serial) == HeldSettings(phone.serial, "0", True)
     assert settings(phone) == ("false", "0")
 
 
@@ -82,7 +80,7 @@ def test_what_another_process_holds_is_left_alone(adb: AdbPhone, phone: FakePhon
 
 
 def test_a_setting_that_was_never_set_is_taken_away_again(adb: AdbPhone, phone: FakePhone) -> None:
-    held_settings.note(HeldSettings(phone.serial, "null", False))
+    clock_module.note(HeldSettings(phone.serial, "null", False))
     (phone.sandbox.state / "setting_stay_on_while_plugged_in").write_text("7\n")
     give_back_left_over(adb)
     assert settings(phone) == ("false", "-")
@@ -92,7 +90,7 @@ def test_settings_stay_noted_until_the_phone_has_them(
     adb: AdbPhone, phone: FakePhone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("amc_mobile.device.clock_mode.RESTORE_TIMEOUT_S", 0.5)
-    held_settings.note(HeldSettings(phone.serial, "3", True))
+    clock_module.note(HeldSettings(phone.serial, "3", True))
     phone.unplug()
     with pytest.raises(DeviceError, match="did not get its settings back"):
         give_back_left_over(adb)
@@ -104,7 +102,7 @@ def test_settings_stay_noted_until_the_phone_has_them(
 
 @pytest.mark.parametrize("text", ["{", '{"format_version": 1, "serial": "other", "stayed_on": "1; reboot"}'])
 def test_a_note_that_cannot_be_read_is_named_and_not_obeyed(adb: AdbPhone, phone: FakePhone, text: str) -> None:
-    held_settings.note(HeldSettings(phone.serial, "3", True))
+    clock_module.note(HeldSettings(phone.serial, "3", True))
     (file,) = held_settings_folder().iterdir()
     file.write_text(text)
     with pytest.raises(CorruptFile, match=file.name):

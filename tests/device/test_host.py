@@ -7,9 +7,16 @@ import pytest
 
 from amc_mobile.device import host
 from amc_mobile.device.conditions import core_ranges
-from amc_mobile.device.host import HostDevice, clock_mode, counters, installed_runtimes, processor_name, read_heat
-from amc_mobile.device.runtimes import RUNTIMES
-from amc_mobile.device.timing import Heat
+from amc_mobile.device.device import Heat
+from amc_mobile.device.host import (
+    RUNTIMES,
+    HostDevice,
+    clock_mode,
+    counters,
+    installed_runtimes,
+    processor_name,
+    read_heat,
+)
 from amc_mobile.errors import InvalidConfig, MissingDependency
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 from phone_fake.phone import FakePhone, PrivateAdbServer
 
+from amc_mobile.cli_options import show, show_error
 from amc_mobile.device.adb import AdbPhone
-from amc_mobile.device.phone_facts import read_facts
+from amc_mobile.device.phone import select_phone
 from amc_mobile.device.phone_output import phone_text, visible
-from amc_mobile.device.profile import load_profiles
-from amc_mobile.device.selection import select_phone
+from amc_mobile.device.phone_state import read_facts
+from amc_mobile.device.profiles import load_profiles
 from amc_mobile.errors import DeviceUnavailable, PhoneCommandFailed
-from amc_mobile.terminal import show, show_error
 
 ESCAPE = "\x1b]0;owned\x07\x1b[2J\u202e\x9b31m"
 

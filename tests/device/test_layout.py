@@ -9,8 +9,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from amc_mobile.device.conditions import Conditions, readable
+from amc_mobile.device.host import assumed_layout, layout_here
 from amc_mobile.device.layout import BLOCKS, OnnxLayout, questions, read
-from amc_mobile.device.runtimes import assumed_layout, layout_here
 from amc_mobile.errors import InvalidInput
 
 LAYOUT = OnnxLayout(

@@ -20,9 +20,9 @@ from phone_fake.phone import FakePhone, PrivateAdbServer
 from phone_suite import run_phone_suite
 from stored_passes import stored_passes, stored_rows
 
-from amc_mobile.device.bench import build_host_runner, locate_library
-from amc_mobile.device.runtime_library import add_library
-from amc_mobile.device.runtimes import layout_here
+from amc_mobile.device.host import layout_here
+from amc_mobile.device.libraries import add_library
+from amc_mobile.device.runner import build_host_runner, locate_library
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler (cc)")
 NETWORK = """

@@ -15,8 +15,8 @@ from command_line import Command, CommandLine
 from onnx_files import convolution
 from phone_fake.phone import FakePhone, PrivateAdbServer
 
-from amc_mobile.device.bench import build_host_runner, locate_library
-from amc_mobile.device.runtime_library import add_library
+from amc_mobile.device.libraries import add_library
+from amc_mobile.device.runner import build_host_runner, locate_library
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler (cc)")
 ROOT = Path(__file__).parent.parent.parent

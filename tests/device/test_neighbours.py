@@ -9,11 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from amc_mobile.device import host, host_neighbours, neighbours
-from amc_mobile.device.health import BUSY
-from amc_mobile.device.host import HostDevice, installed_runtimes
-from amc_mobile.device.host_neighbours import HostNeighbours
-from amc_mobile.device.neighbours import BUSY_CORES, Neighbourhood, Neighbours, parse_cpu_times, parse_neighbours
+from amc_mobile.device import device as neighbours
+from amc_mobile.device import host
+from amc_mobile.device import host as host_neighbours
+from amc_mobile.device.device import BUSY_CORES, Neighbourhood, Neighbours, parse_cpu_times, parse_neighbours
+from amc_mobile.device.host import HostDevice, HostNeighbours, installed_runtimes
+from amc_mobile.device.phone_state import BUSY
 
 TICKS = os.sysconf("SC_CLK_TCK")
 QUIET, ONE_CORE = Neighbours(0.05), Neighbours(1.0, "copy (process 7)")

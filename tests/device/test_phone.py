@@ -13,11 +13,9 @@ from benches import fake_runner, installed, manifest, results, runners
 from phone_fake.phone import FakePhone
 
 from amc_mobile.device import adb as adb_module
-from amc_mobile.device import phone as phone_module
-from amc_mobile.device import phone_batch as batch_module
+from amc_mobile.device import phone_runner
 from amc_mobile.device.adb import AdbPhone
-from amc_mobile.device.batch_scripts import CLEAN_UP, FOLDER, KEPT_FOLDERS
-from amc_mobile.device.phone import PhoneRunner
+from amc_mobile.device.phone_runner import CLEAN_UP, FOLDER, KEPT_FOLDERS, PhoneRunner
 from amc_mobile.errors import (
     DeadlineExceeded,
     DeviceDisconnected,
@@ -138,7 +136,7 @@ def test_a_link_that_breaks_while_starting_starts_once(runner: PhoneRunner, phon
 def test_a_stalled_answer_loses_no_result(
     runner: PhoneRunner, phone: FakePhone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_module, "POLL_TIMEOUT_S", 0.7)
+    monkeypatch.setattr(phone_runner, "POLL_TIMEOUT_S", 0.7)
     fault = phone.faults.add("stall", "sleep.*tail -c", after_bytes=60)
     slow = {
         name: words.replace("wait=0.06", "wait=0.3") for name, words in MODELS.items()
@@ -150,8 +148,8 @@ def test_a_stalled_answer_loses_no_result(
 def test_a_phone_that_stays_away_is_an_error_and_the_next_run_cleans_up(
     runner: PhoneRunner, phone: FakePhone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_module, "RECONNECT_TIMEOUT_S", 0.5)
-    monkeypatch.setattr(batch_module, "CLEAN_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(phone_runner, "RECONNECT_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(phone_runner, "CLEAN_TIMEOUT_S", 0.5)
     lines = batch(runner, {"a": "ms=1.5", "b": "ms=2.5 wait=99"})
     next(lines)
     phone.unplug()
@@ -213,7 +211,7 @@ def test_the_deadline_ends_the_runner(runner: PhoneRunner, phone: FakePhone) -> 
 def test_a_hung_runner_is_reported_named_and_ended(
     runner: PhoneRunner, phone: FakePhone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_module, "NOTICE_S", 0.1)
+    monkeypatch.setattr(phone_runner, "NOTICE_S", 0.1)
     said: list[str] = []
     runner.adb.server.on_wait = lambda what, waited_s, limit_s: said.append(what)
     paths = runner.keep([b"ms=1.5", b"hang"])
@@ -254,7 +252,7 @@ def test_a_full_disk_is_named_before_anything_is_copied(runner: PhoneRunner, pho
 def test_a_disk_that_fills_while_copying_is_named(
     runner: PhoneRunner, phone: FakePhone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(phone_module, "SPARE_BYTES", -(1 << 30))
+    monkeypatch.setattr(phone_runner, "SPARE_BYTES", -(1 << 30))
     phone.sandbox.free_bytes = 1024
     with pytest.raises(PhoneDiskFull) as caught:
         list(batch(runner))
@@ -276,7 +274,7 @@ def test_a_disk_that_fills_between_two_batches_is_named(runner: PhoneRunner, pho
 def test_a_disk_that_fills_while_the_runner_is_copied_is_named(
     runner: PhoneRunner, phone: FakePhone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(phone_module, "SPARE_BYTES", -(1 << 30))
+    monkeypatch.setattr(phone_runner, "SPARE_BYTES", -(1 << 30))
     next(phone.sandbox.local(FOLDER).glob("keep-*/amc-bench")).unlink()
     phone.sandbox.free_bytes = 1024
     with pytest.raises(PhoneDiskFull, match=r"^the phone has 0 MiB free: .*/amc-bench does not fit$"):
@@ -300,7 +298,7 @@ def test_models_are_copied_once_and_removed_at_the_end(runner: PhoneRunner, phon
 
 
 def test_models_make_room_for_new_ones(runner: PhoneRunner, phone: FakePhone, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(phone_module, "KEEP_BYTES", 10)
+    monkeypatch.setattr(phone_runner, "KEEP_BYTES", 10)
     assert results(batch(runner, {"a": "ms=1", "b": "ms=2"})) == [("a", 1.0), ("b", 2.0)]
     assert results(batch(runner, {"a": "ms=2", "b": "ms=3"})) == [("a", 2.0), ("b", 3.0)]
     assert models_on(phone) == [b"ms=2", b"ms=3"]

@@ -13,12 +13,20 @@ from onnx_files import convolution
 from phone_fake.phone import FakePhone
 
 from amc_mobile.device.adb import AdbPhone
-from amc_mobile.device.bench import build_host_runner, locate_library
-from amc_mobile.device.bench_manifest import BenchModel, BenchPair, BenchTiming
-from amc_mobile.device.bench_results import BenchEnd, BenchError, BenchResult, BenchStart
-from amc_mobile.device.phone_device import PhoneDevice
-from amc_mobile.device.profile import load_profiles
-from amc_mobile.device.runtime_library import RuntimeLibrary
+from amc_mobile.device.libraries import RuntimeLibrary
+from amc_mobile.device.phone import PhoneDevice
+from amc_mobile.device.profiles import load_profiles
+from amc_mobile.device.runner import (
+    BenchEnd,
+    BenchError,
+    BenchModel,
+    BenchPair,
+    BenchResult,
+    BenchStart,
+    BenchTiming,
+    build_host_runner,
+    locate_library,
+)
 from amc_mobile.errors import DeviceError, RunnerFailed
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler (cc)")

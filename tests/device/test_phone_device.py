@@ -13,24 +13,20 @@ from benches import fake_runner
 from phone_fake.phone import FakePhone
 from waiting_clock import WaitingClock
 
-from amc_mobile.device import health
-from amc_mobile.device import phone as phone_module
+from amc_mobile.device import phone_runner, phone_state
 from amc_mobile.device.adb import AdbPhone
-from amc_mobile.device.bench_manifest import BenchModel, BenchTiming
-from amc_mobile.device.bench_results import BenchResult, BenchStart
 from amc_mobile.device.clock_mode import FIXED
 from amc_mobile.device.conditions import Conditions, unit_of
+from amc_mobile.device.device import Job, Timing
 from amc_mobile.device.layout import questions, read
-from amc_mobile.device.phone import FOLDER
-from amc_mobile.device.phone_device import PhoneDevice
-from amc_mobile.device.phone_passes import PhonePasses
-from amc_mobile.device.profile import load_profiles
-from amc_mobile.device.runtime_library import RuntimeLibrary
-from amc_mobile.device.timing import Job, Timing
+from amc_mobile.device.libraries import RuntimeLibrary
+from amc_mobile.device.phone import PhoneDevice, PhonePasses
+from amc_mobile.device.phone_runner import FOLDER
+from amc_mobile.device.profiles import load_profiles
+from amc_mobile.device.runner import BenchModel, BenchResult, BenchStart, BenchTiming
 from amc_mobile.errors import DeadlineExceeded, InvalidConfig, PhoneBusy, PhoneUnfit
 from amc_mobile.latency.measurement import ModelMeasurement
-from amc_mobile.latency.protocol import measure_model, measure_pair
-from amc_mobile.latency.protocol_config import ProtocolConfig
+from amc_mobile.latency.protocol import ProtocolConfig, measure_model, measure_pair
 
 PROFILES = load_profiles()
 
@@ -173,9 +169,13 @@ def test_an_unfit_phone_is_not_measured_unless_waived(
     phone.sandbox.edit("setting_low_power", "0", "1")
     with pytest.raises(PhoneUnfit) as caught, device.session():
         pass
-    assert set(caught.value.problems) == {health.LOW_BATTERY, health.LOW_POWER_MODE}
+    assert set(caught.value.problems) == {phone_state.LOW_BATTERY, phone_state.LOW_POWER_MODE}
     waiving = PhoneDevice(
-        device.adb, device.profile, library, tmp_path / "amc-bench", waived=[health.LOW_BATTERY, health.LOW_POWER_MODE]
+        device.adb,
+        device.profile,
+        library,
+        tmp_path / "amc-bench",
+        waived=[phone_state.LOW_BATTERY, phone_state.LOW_POWER_MODE],
     )
     with waiving.session():
         assert waiving.adb.run("echo", "measured") == "measured\n"
@@ -187,7 +187,7 @@ def test_heat_during_a_session_is_told(device: PhoneDevice, phone: FakePhone) ->
         phone.sandbox.edit("dumpsys_thermalservice.txt", "Thermal Status: 0", "Thermal Status: 1")
         with pytest.raises(PhoneUnfit) as caught:
             device.require_steady()
-    assert set(caught.value.problems) == {health.CLOCK_DROPPED, health.THROTTLED}
+    assert set(caught.value.problems) == {phone_state.CLOCK_DROPPED, phone_state.THROTTLED}
 
 
 def limit_clock(phone: FakePhone, mhz: int) -> None:
@@ -199,7 +199,7 @@ def unlocked(
     adb: AdbPhone, library: RuntimeLibrary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., PhoneDevice]:
     """A device without a held clock mode that waits for 0.1 s at most, or as told."""
-    monkeypatch.setattr(health, "POLL_S", 0.01)
+    monkeypatch.setattr(phone_state, "POLL_S", 0.01)
 
     def make(cooldown_s: float = 0.1, **settings: Any) -> PhoneDevice:
         limits = {"cap_wait_s": settings.pop("cap_wait_s", 60.0)}
@@ -215,8 +215,8 @@ def test_a_phone_whose_clocks_are_limited_is_waited_for_and_then_named(
     limit_clock(phone, 1200)
     with pytest.raises(PhoneUnfit, match="1200 MHz, built for 2360 MHz after") as caught, unlocked().session():
         pass
-    assert set(caught.value.problems) == {health.CLOCK_LIMITED}
-    with unlocked(waived=[health.CLOCK_LIMITED]).session() as device:
+    assert set(caught.value.problems) == {phone_state.CLOCK_LIMITED}
+    with unlocked(waived=[phone_state.CLOCK_LIMITED]).session() as device:
         assert device.adb.run("echo", "measured") == "measured\n"
     with unlocked(60, on_wait=lambda found, waited_s: limit_clock(phone, 2360)).session() as device:
         device.require_steady()
@@ -225,7 +225,7 @@ def test_a_phone_whose_clocks_are_limited_is_waited_for_and_then_named(
 def test_clocks_that_are_always_limited_are_a_condition(
     unlocked: Callable[..., PhoneDevice], phone: FakePhone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(health, "CAP_POLL_S", 0.01)
+    monkeypatch.setattr(phone_state, "CAP_POLL_S", 0.01)
     stay_on = phone.sandbox.state / "setting_stay_on_while_plugged_in"
     waits: list[tuple[str, str]] = []
 
@@ -235,7 +235,7 @@ def test_clocks_that_are_always_limited_are_a_condition(
     limit_clock(phone, 1200)
     device = unlocked(60, cap_wait_s=0.05, on_wait=waiting)
     assert device.conditions().clock_mode == "unlocked sched_pixel 4-7<=1200MHz"
-    assert set(waits) == {(health.CLOCK_LIMITED, "7")}  # with the screen on: off it limits the clocks too
+    assert set(waits) == {(phone_state.CLOCK_LIMITED, "7")}  # with the screen on: off it limits the clocks too
     assert stay_on.read_text().strip() == "0"
     with device.session():
         device.require_steady()
@@ -249,7 +249,7 @@ def test_clocks_that_are_always_limited_are_a_condition(
     limit_clock(phone, 1500)
     with pytest.raises(PhoneUnfit, match="1500 MHz, when the command began at 1200 MHz") as caught, hasty.session():
         pass
-    assert set(caught.value.problems) == {health.CLOCK_LIMITED}
+    assert set(caught.value.problems) == {phone_state.CLOCK_LIMITED}
     limit_clock(phone, 2360)
     assert unlocked().conditions().clock_mode == "unlocked sched_pixel"
 
@@ -295,7 +295,7 @@ def test_a_measurement_tells_what_the_phone_did_meanwhile(device: PhoneDevice, p
 def test_a_model_is_built_only_while_it_is_not_on_the_phone(
     device: PhoneDevice, phone: FakePhone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(phone_module, "KEEP_BYTES", 12)
+    monkeypatch.setattr(phone_runner, "KEEP_BYTES", 12)
     built: list[str] = []
 
     def measure(*names: str) -> list[tuple[str, float]]:

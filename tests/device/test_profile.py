@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from amc_mobile.device.phone_output import CpuPolicy
-from amc_mobile.device.profile import default_cores, load_profiles, matching_profiles, most_special, profile_named
+from amc_mobile.device.profiles import default_cores, load_profiles, matching_profiles, most_special, profile_named
 from amc_mobile.errors import InvalidConfig
 
 SLOW = CpuPolicy((0, 1, 2, 3), 1700000, 1700000, "g")

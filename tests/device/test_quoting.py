@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amc_mobile.device.adb_shell import command_line, quote
+from amc_mobile.device.adb import command_line, quote
 from amc_mobile.errors import InvalidInput
 
 SHELLS = [shell for shell in ("sh", "mksh", "bash", "busybox") if shutil.which(shell)]

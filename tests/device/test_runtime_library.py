@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 from elf_files import ARM, ARM64, X86_64, shared_library
 
-from amc_mobile.device.elf import read_elf
-from amc_mobile.device.runtime_library import RuntimeLibrary, add_library, choose_library, list_libraries
+from amc_mobile.device.libraries import RuntimeLibrary, add_library, choose_library, list_libraries, read_elf
 from amc_mobile.errors import AmcMobileError, CorruptFile, InvalidConfig, InvalidInput
 
 ORT_ARM64 = shared_library(ARM64, ("libdl.so", "libc.so"), ("OrtGetApiBase",))
@@ -165,7 +164,7 @@ def test_paths_in_an_archive_reach_nothing_outside(tmp_path: Path) -> None:
 
 
 def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("amc_mobile.device.runtime_library.MAX_LIBRARY_BYTES", 1000)
+    monkeypatch.setattr("amc_mobile.device.libraries.MAX_LIBRARY_BYTES", 1000)
     bomb = tmp_path / "bomb-1.0.0.aar"
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("jni/arm64-v8a/libonnxruntime.so", ORT_ARM64 + bytes(1_000_000))

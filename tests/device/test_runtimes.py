@@ -9,14 +9,11 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from amc_mobile.device.host import HostDevice
-from amc_mobile.device.runtimes import random_input
-from amc_mobile.device.timing import Timing, time_session
+from amc_mobile.device.device import Timing, time_session
+from amc_mobile.device.host import HostDevice, random_input
 from amc_mobile.errors import DeviceError, InvalidInput
-from amc_mobile.export.to_onnx import to_onnx
-from amc_mobile.export.to_tflite import to_tflite
-from amc_mobile.latency.protocol import measure_model, measure_pair
-from amc_mobile.latency.protocol_config import ProtocolConfig
+from amc_mobile.export.converters import to_onnx, to_tflite
+from amc_mobile.latency.protocol import ProtocolConfig, measure_model, measure_pair
 
 EXPORTERS = {"onnxruntime": to_onnx, "tflite": to_tflite}
 INSTALLED = [

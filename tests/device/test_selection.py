@@ -10,13 +10,12 @@ import pytest
 from elf_files import ARM64, shared_library
 from phone_fake.phone import FakePhone, PrivateAdbServer
 
-from amc_mobile.device.phone_facts import read_facts
-from amc_mobile.device.phone_passes import PhonePasses
-from amc_mobile.device.profile import load_profiles
-from amc_mobile.device.runtime_library import add_library
-from amc_mobile.device.selection import select_phone
+from amc_mobile.device.libraries import add_library
+from amc_mobile.device.phone import PhonePasses, select_phone
+from amc_mobile.device.phone_state import read_facts
+from amc_mobile.device.profiles import load_profiles
 from amc_mobile.errors import AmbiguousDevice, DeviceUnauthorized, DeviceUnavailable, PhoneOutputInvalid
-from amc_mobile.workflows.measuring import open_device
+from amc_mobile.workflows.devices import open_device
 from amc_mobile.workflows.workspace import Settings
 
 PROFILES = load_profiles()

@@ -18,10 +18,9 @@ from phone_fake.phone import FakePhone
 from stored_passes import stored_passes
 
 from amc_mobile.device.adb import AdbPhone
-from amc_mobile.device.batch_scripts import CLEAN_UP, FOLDER
-from amc_mobile.device.bench import build_host_runner, locate_library
-from amc_mobile.device.phone import PhoneRunner
-from amc_mobile.device.runtime_library import add_library
+from amc_mobile.device.libraries import add_library
+from amc_mobile.device.phone_runner import CLEAN_UP, FOLDER, PhoneRunner
+from amc_mobile.device.runner import build_host_runner, locate_library
 
 MODELS = {f"m{n}": f"ms={n + 1}.5 wait=0.1" for n in range(4)}
 PATIENCE_S = 50.0

@@ -7,9 +7,8 @@ import time
 
 import pytest
 
-from amc_mobile.device import adb, deadline, phone_batch
-from amc_mobile.device.adb_shell import RunningShell
-from amc_mobile.device.deadline import Deadline
+from amc_mobile.device import adb, phone_runner
+from amc_mobile.device.adb import Deadline, RunningShell
 
 REAL_WAIT_S = 0.05
 
@@ -24,7 +23,7 @@ class WaitingClock:
         self.waited_s = 0.0
         self._patch = patch
         self._limit_s = 0.0  # of the wait that is under way
-        for module in (adb, deadline, phone_batch):
+        for module in (adb, phone_runner):
             patch.setattr(module, "time", self)
 
     def monotonic(self) -> float:

@@ -10,11 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from amc_mobile.errors import InvalidInput, MissingDependency, UnsupportedLayer
-from amc_mobile.export.converters import quiet
-from amc_mobile.export.interpret import tflite_ends, tflite_interpreter
-from amc_mobile.export.parity import file_logits, parity
-from amc_mobile.export.to_onnx import to_onnx
-from amc_mobile.export.to_tflite import to_tflite
+from amc_mobile.export.converters import quiet, to_onnx, to_tflite
+from amc_mobile.export.parity import file_logits, parity, tflite_ends, tflite_interpreter
 
 SHAPE = (1, 3, 10, 8)
 EXPORTERS = {"onnx": to_onnx, "tflite": to_tflite}

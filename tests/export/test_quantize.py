@@ -10,12 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from amc_mobile.export.interpret import run_onnx, run_tflite, tflite_interpreter
-from amc_mobile.export.parity import sqnr_db
-from amc_mobile.export.precision import precision_problem
+from amc_mobile.export.converters import to_onnx, to_tflite
+from amc_mobile.export.parity import run_onnx, run_tflite, sqnr_db, tflite_interpreter
 from amc_mobile.export.quantize import quantize_onnx, quantize_tflite
-from amc_mobile.export.to_onnx import to_onnx
-from amc_mobile.export.to_tflite import to_tflite
+from amc_mobile.formats import precision_problem
 
 SHAPE = (1, 3, 8, 8)
 NEEDS_TFLITE = pytest.mark.skipif(find_spec("litert_torch") is None, reason="needs the tflite extra")

@@ -13,14 +13,13 @@ import torch
 from torch import nn
 
 from amc_mobile.channels import surgery
-from amc_mobile.channels.groups import ChannelGroups, find_groups
-from amc_mobile.channels.ids import Ids
-from amc_mobile.channels.prove import random_kept
-from amc_mobile.device.runtimes import layout_here
+from amc_mobile.channels.groups import ChannelGroups, find_groups, random_kept
+from amc_mobile.channels.structure import Ids
+from amc_mobile.device.host import layout_here
 from amc_mobile.kernels import cache
-from amc_mobile.kernels.graph import Graph
+from amc_mobile.kernels.kernel import Graph
 from amc_mobile.kernels.template import Template
-from amc_mobile.models.registry import MODELS
+from amc_mobile.models.zoo.registry import MODELS
 
 # name -> (width multiplier, input size): small, since an export's time grows with neither.
 ZOO = {

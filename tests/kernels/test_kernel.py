@@ -5,8 +5,7 @@ import json
 import pytest
 
 from amc_mobile.errors import InvalidInput
-from amc_mobile.kernels.kernel import Kernel
-from amc_mobile.kernels.operator import Operator
+from amc_mobile.kernels.kernel import Kernel, Operator
 
 CONV = Operator(
     "CONV_2D",

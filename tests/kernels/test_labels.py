@@ -10,12 +10,9 @@ from torch import nn
 
 from amc_mobile.channels.groups import ChannelGroups, find_groups
 from amc_mobile.errors import UnsupportedLayer
-from amc_mobile.kernels.cut import Cut
-from amc_mobile.kernels.expression import Expression
-from amc_mobile.kernels.graph import Graph, Node, differences
-from amc_mobile.kernels.labels import Labels, Vocabulary, decode
+from amc_mobile.kernels.kernel import Expression, Graph, Node, differences
+from amc_mobile.kernels.labels import Cut, Labels, Vocabulary, WidthCode, decode
 from amc_mobile.kernels.template import independent
-from amc_mobile.kernels.width_code import WidthCode
 
 WIDTHS = np.array([[8, 6], [5, 4]])
 KEPT = [np.array([0, 2, 3, 5, 7]), np.array([1, 2, 4, 5])]

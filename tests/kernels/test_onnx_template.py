@@ -12,13 +12,13 @@ from torch import nn
 
 from amc_mobile.channels.cost import CostModel
 from amc_mobile.channels.groups import find_groups
+from amc_mobile.device.host import layout_here
 from amc_mobile.device.layout import OnnxLayout
-from amc_mobile.device.runtimes import layout_here
 from amc_mobile.errors import InvalidInput
-from amc_mobile.export.interpret import run_onnx
+from amc_mobile.export.parity import run_onnx
 from amc_mobile.kernels.cache import load_or_build
-from amc_mobile.kernels.graph import differences
-from amc_mobile.kernels.onnx_units import fused_units
+from amc_mobile.kernels.kernel import differences
+from amc_mobile.kernels.onnx import fused_units
 
 RUNTIME = "onnxruntime"
 

@@ -14,15 +14,13 @@ import onnxruntime
 import pytest
 from template_subjects import ALL, FOLDER, Subject, graph_of, subject
 
-from amc_mobile.device.host import HostDevice
-from amc_mobile.device.runtimes import layout_here
+from amc_mobile.device.host import HostDevice, layout_here
 from amc_mobile.errors import InvalidConfig, UnsupportedLayer
-from amc_mobile.export.interpret import not_delegated, run_onnx, run_tflite, tflite_interpreter
-from amc_mobile.export.parity import sqnr_db
+from amc_mobile.export.parity import not_delegated, run_onnx, run_tflite, sqnr_db, tflite_interpreter
 from amc_mobile.export.quantize import quantize_onnx, quantize_tflite, stand_in_images
 from amc_mobile.kernels.cache import load_or_build
-from amc_mobile.kernels.graph import Graph, Node, Value, differences
-from amc_mobile.kernels.overlay import in_order
+from amc_mobile.kernels.kernel import Graph, Node, Value, differences
+from amc_mobile.kernels.labels import in_order
 from amc_mobile.kernels.template import Template
 
 FAST = "SqueezeExcite"  # padding, depthwise, products with constants, hard swish

@@ -8,8 +8,8 @@ from template_subjects import ALL, graph_of, subject
 
 from amc_mobile.channels.cost import CostModel
 from amc_mobile.errors import InvalidInput
-from amc_mobile.export.interpret import run_tflite, tflite_interpreter
-from amc_mobile.kernels.graph import differences
+from amc_mobile.export.parity import run_tflite, tflite_interpreter
+from amc_mobile.kernels.kernel import differences
 
 RUNTIME = "tflite"
 pytestmark = [

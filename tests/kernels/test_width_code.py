@@ -5,14 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amc_mobile.kernels.expression import Expression, total
-from amc_mobile.kernels.width_code import (
-    MIN_CHANNELS,
-    AmbiguousError,
-    UndecodableError,
-    WidthCode,
-    choose_widths,
-)
+from amc_mobile.kernels.kernel import Expression, total
+from amc_mobile.kernels.labels import MIN_CHANNELS, AmbiguousError, UndecodableError, WidthCode, choose_widths
 
 A, B = Expression(0, ((0, 1),)), Expression(0, ((1, 1),))
 CODE = WidthCode(np.array([[16, 32], [11, 25]]), [total([A, B])])

@@ -10,15 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 
 from amc_mobile.device.conditions import Conditions
-from amc_mobile.device.neighbours import Neighbours
-from amc_mobile.device.timing import Counters, SessionDevice
-from amc_mobile.kernels.expression import Expression
-from amc_mobile.kernels.kernel import Kernel
+from amc_mobile.device.device import Counters, Neighbours, SessionDevice
+from amc_mobile.kernels.kernel import Expression, Kernel, Operator
 from amc_mobile.kernels.onnx_layout import Border
-from amc_mobile.kernels.operator import Operator
 from amc_mobile.kernels.template import KernelSite
-from amc_mobile.latency.measurement import Pass
-from amc_mobile.latency.requests import KernelRequest
+from amc_mobile.latency.measurement import KernelRequest, Pass
 
 CONDITIONS = Conditions(
     device="toy", soc="Abacus 9", os="none", runtime="tflite", runtime_version="1.0", library_sha256="ab",

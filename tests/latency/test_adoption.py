@@ -8,8 +8,8 @@ import pytest
 from latency_toys import CONDITIONS, conv, passes
 
 from amc_mobile.errors import InvalidInput
-from amc_mobile.latency.adoption import anchors, judge
 from amc_mobile.latency.measurement import KernelMeasurement
+from amc_mobile.latency.sharing import anchors, judge
 from amc_mobile.latency.table import LatencyTable
 
 

@@ -8,13 +8,10 @@ import pytest
 from latency_toys import CONDITIONS, conv, passes
 
 from amc_mobile.errors import CorruptFile, InvalidInput
-from amc_mobile.latency.bundle import from_lines, to_lines
-from amc_mobile.latency.csv_table import foreign_conditions, from_csv, to_csv
 from amc_mobile.latency.measurement import ModelMeasurement, Pass
-from amc_mobile.latency.shape_fit import TimedShape
-from amc_mobile.latency.shape_predictor import timed_shapes
-from amc_mobile.latency.shapes import KernelShape
+from amc_mobile.latency.predictor import TimedShape, timed_shapes
 from amc_mobile.latency.table import LatencyTable
+from amc_mobile.latency.table_files import KernelShape, foreign_conditions, from_csv, from_lines, to_csv, to_lines
 from amc_mobile.store import read_lines
 
 UNIT, THIRD = replace(CONDITIONS, device=f"{CONDITIONS.device}, unit 1f"), conv(32, 8)

@@ -9,13 +9,18 @@ from pathlib import Path
 import pytest
 from latency_toys import CONDITIONS, ToyDevice, conv, request
 
-from amc_mobile.device import timing as timing_module
-from amc_mobile.device.neighbours import Neighbours
-from amc_mobile.latency.anchor import READINGS, best_anchor
-from amc_mobile.latency.measurement import BUSY, ModelMeasurement, Pass
-from amc_mobile.latency.protocol import measure_kernels, measure_model, measure_models, measure_pair
-from amc_mobile.latency.protocol_config import ProtocolConfig
-from amc_mobile.latency.requests import KernelRequest, ModelRequest
+from amc_mobile.device import device as timing_module
+from amc_mobile.device.device import Neighbours
+from amc_mobile.latency.measurement import BUSY, KernelRequest, ModelMeasurement, ModelRequest, Pass
+from amc_mobile.latency.protocol import (
+    READINGS,
+    ProtocolConfig,
+    best_anchor,
+    measure_kernels,
+    measure_model,
+    measure_models,
+    measure_pair,
+)
 from amc_mobile.latency.table import LatencyTable
 
 MS = {name: 0.1 * (index + 1) for index, name in enumerate("abcdefgh")} | {"anchor": 0.1}

@@ -5,16 +5,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from amc_mobile.latency.calibration import BAND_FLOOR, Calibration, error_band
-from amc_mobile.latency.calibration_fit import (
+from amc_mobile.latency.calibration import (
+    BAND_FLOOR,
     BOUNDARY,
     BUSY_ERROR,
     CONVERTING_BAND_FLOOR,
     HINGE,
+    Calibration,
+    WholeModel,
+    error_band,
     fit,
+    trust,
     weighted_quantile,
 )
-from amc_mobile.latency.whole_models import WholeModel, trust
 
 SUMS = np.linspace(1.0, 4.0, 12)
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from amc_mobile.latency.statistics import interval, low_ms, lowest_two_agree, p50_interval_ms, pass_low_ms
+from amc_mobile.latency.measurement import interval, low_ms, lowest_two_agree, p50_interval_ms, pass_low_ms
 
 
 def test_the_low_of_a_pass_is_its_20th_percentile() -> None:

@@ -16,10 +16,8 @@ import pytest
 from latency_toys import CONDITIONS, conv, passes
 
 from amc_mobile.errors import CorruptFile, InvalidInput
-from amc_mobile.latency.measurement import ModelMeasurement, Pass
-from amc_mobile.latency.requests import model_key
-from amc_mobile.latency.storage import APPLICATION_ID, FORMAT_VERSION
-from amc_mobile.latency.table import LatencyTable
+from amc_mobile.latency.measurement import ModelMeasurement, Pass, model_key
+from amc_mobile.latency.table import APPLICATION_ID, FORMAT_VERSION, LatencyTable
 
 ROOT = Path(__file__).parent.parent.parent
 # Adds passes of one kernel for ever, each with a sample of its own, and tells each once it is stored.
@@ -175,7 +173,7 @@ def test_a_reader_sees_what_another_process_wrote_meanwhile(path: Path) -> None:
 
 def test_a_table_that_stays_locked_is_an_error_that_says_so(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(path)
-    monkeypatch.setattr("amc_mobile.latency.storage.LOCK_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("amc_mobile.latency.table.LOCK_TIMEOUT_S", 0.05)
     holder = sqlite3.connect(path, isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     try:

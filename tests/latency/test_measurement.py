@@ -6,7 +6,7 @@ import math
 import pytest
 from latency_toys import CONDITIONS, conv, passes
 
-from amc_mobile.device.timing import PassRecord
+from amc_mobile.device.device import PassRecord
 from amc_mobile.errors import InvalidInput
 from amc_mobile.latency.measurement import (
     BUSY,
@@ -14,10 +14,11 @@ from amc_mobile.latency.measurement import (
     NOISY,
     KernelMeasurement,
     ModelMeasurement,
+    ModelRequest,
     PairMeasurement,
     Pass,
+    model_key,
 )
-from amc_mobile.latency.requests import ModelRequest, model_key
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0, 0.0, True, "1.0", None])

@@ -10,10 +10,9 @@ from types import ModuleType
 
 import pytest
 
-from amc_mobile.latency.csv_table import foreign_conditions, from_csv
-from amc_mobile.latency.shape_fit import ShapeFit
-from amc_mobile.latency.shape_predictor import timed_shapes
+from amc_mobile.latency.predictor import ShapeFit, timed_shapes
 from amc_mobile.latency.table import LatencyTable
+from amc_mobile.latency.table_files import foreign_conditions, from_csv
 from amc_mobile.workflows.workspace import Workspace
 
 SCRIPT = Path(__file__).parent.parent.parent / "scripts" / "benchmarks" / "pixel1_budget.py"

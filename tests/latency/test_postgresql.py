@@ -20,9 +20,9 @@ from latency_toys import CONDITIONS, conv, passes
 
 from amc_mobile.errors import InvalidConfig, InvalidInput
 from amc_mobile.latency import database_url
-from amc_mobile.latency.bundle import from_lines, to_lines
 from amc_mobile.latency.measurement import ModelMeasurement, Pass
 from amc_mobile.latency.table import LatencyTable
+from amc_mobile.latency.table_files import from_lines, to_lines
 
 ROOT, HERE = Path(__file__).parent.parent.parent, Path(__file__).parent
 PASSWORD = "s3cr/et@word"

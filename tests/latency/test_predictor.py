@@ -8,14 +8,19 @@ import pytest
 from latency_toys import GRIDS, TEMPLATE, ToyTemplate, all_plans, conv, smooth_ms, stepped_ms, true_sum_ms
 
 from amc_mobile.errors import MissingLatency
-from amc_mobile.kernels.expression import Expression
-from amc_mobile.kernels.kernel import Kernel
+from amc_mobile.kernels.kernel import Expression, Kernel
 from amc_mobile.kernels.onnx_layout import ALWAYS, Border, Demand
+from amc_mobile.latency.kernel_fit import (
+    NO_STEPS,
+    SitePoints,
+    Steps,
+    choose_steps,
+    fit_site,
+    kernel_points,
+    site_points,
+)
 from amc_mobile.latency.predictor import LatencyPredictor
 from amc_mobile.latency.probe import widths_around_tiles
-from amc_mobile.latency.roofline import NO_STEPS, SitePoints, Steps
-from amc_mobile.latency.sampling import kernel_points, site_points
-from amc_mobile.latency.site_fit import choose_steps, fit_site
 
 COSTS = [smooth_ms, stepped_ms]
 
@@ -141,7 +146,7 @@ def blocked_ms(kernel: Kernel) -> float:
 
 
 def test_other_code_for_few_channels_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("amc_mobile.latency.sampling.MOST_POINTS", 3)
+    monkeypatch.setattr("amc_mobile.latency.kernel_fit.MOST_POINTS", 3)
     sizes = np.array([24, 64, 24])
     grids = [np.array([4, 8, 12, 16, 20, 24]), np.arange(16, 65, 8), np.array([8, 16, 24])]
     plans = np.stack([mesh.ravel() for mesh in np.meshgrid(*grids, indexing="ij")], axis=1)
@@ -235,7 +240,7 @@ def test_bytes_are_exact_for_every_plan() -> None:
 def test_sums_of_kernels_with_many_groups_are_looked_up_or_computed_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     plans = all_plans()
     tabled = predictor(stepped_ms)
-    monkeypatch.setattr("amc_mobile.latency.plan_sums.MAX_CELLS", 1)
+    monkeypatch.setattr("amc_mobile.latency.predictor.MAX_CELLS", 1)
     computed = predictor(stepped_ms)
     assert computed.sum_ms(plans) == pytest.approx(tabled.sum_ms(plans), rel=1e-9)
     assert computed.held_bytes < tabled.held_bytes

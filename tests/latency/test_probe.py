@@ -11,6 +11,7 @@ import pytest
 from latency_toys import GRIDS, TEMPLATE, add, conv, smooth_ms
 
 from amc_mobile.kernels.kernel import Kernel
+from amc_mobile.latency.kernel_fit import kernel_points
 from amc_mobile.latency.probe import (
     ChannelSteps,
     KernelType,
@@ -20,7 +21,6 @@ from amc_mobile.latency.probe import (
     probe_points,
     probe_widths,
 )
-from amc_mobile.latency.sampling import kernel_points
 
 Cost = Callable[[int], float]
 WIDTHS = np.array(probe_widths(128))

@@ -11,15 +11,20 @@ from types import SimpleNamespace
 import pytest
 from latency_toys import CONDITIONS, ToyDevice, conv, request
 
-from amc_mobile.device import timing as timing_module
-from amc_mobile.device.neighbours import Neighbours
-from amc_mobile.device.timing import Job, PassRecord, SamplesMs, TimedPass, Timing, time_session
+from amc_mobile.device import device as timing_module
+from amc_mobile.device.device import Job, Neighbours, PassRecord, SamplesMs, TimedPass, Timing, time_session
 from amc_mobile.errors import DeviceError, InvalidConfig, InvalidInput
-from amc_mobile.latency.anchor import READINGS, Anchor
-from amc_mobile.latency.measurement import BUSY, Pass
-from amc_mobile.latency.protocol import measure_kernels, measure_model, measure_models, measure_pair, measure_sustained
-from amc_mobile.latency.protocol_config import ProtocolConfig
-from amc_mobile.latency.requests import KernelRequest, ModelRequest
+from amc_mobile.latency.measurement import BUSY, KernelRequest, ModelRequest, Pass
+from amc_mobile.latency.protocol import (
+    READINGS,
+    Anchor,
+    ProtocolConfig,
+    measure_kernels,
+    measure_model,
+    measure_models,
+    measure_pair,
+    measure_sustained,
+)
 from amc_mobile.latency.table import LatencyTable
 
 MS = {name: 0.1 * (index + 1) for index, name in enumerate("abcdefgh")}

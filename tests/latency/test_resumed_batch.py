@@ -12,13 +12,10 @@ from typing import Any
 import pytest
 from latency_toys import CONDITIONS, ToyDevice, conv, request
 
-from amc_mobile.device import timing as timing_module
-from amc_mobile.device.timing import Job, TimedPass
-from amc_mobile.latency.measurement import Pass
-from amc_mobile.latency.protocol import measure_kernels
-from amc_mobile.latency.protocol_config import ProtocolConfig
-from amc_mobile.latency.requests import KernelRequest
-from amc_mobile.latency.stretch_plan import StoredStretches, StretchPlan
+from amc_mobile.device import device as timing_module
+from amc_mobile.device.device import Job, TimedPass
+from amc_mobile.latency.measurement import KernelRequest, Pass
+from amc_mobile.latency.protocol import ProtocolConfig, StoredStretches, StretchPlan, measure_kernels
 from amc_mobile.latency.table import LatencyTable
 
 MS = {name: 0.1 * (index + 1) for index, name in enumerate("abcdefgh")}

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 from latency_toys import GRIDS, TEMPLATE, conv
 
-from amc_mobile.latency.sampling import (
+from amc_mobile.latency.kernel_fit import (
     QUICK_PLANS,
     axis_points,
     calibration_widths,

@@ -8,9 +8,8 @@ from latency_toys import GRIDS, TEMPLATE, ToyTemplate, add, all_plans, conv, smo
 
 from amc_mobile.errors import InvalidInput, MissingLatency
 from amc_mobile.kernels.kernel import Kernel
-from amc_mobile.latency.shape_fit import ShapeFit, TimedShape
-from amc_mobile.latency.shape_predictor import ShapePredictor
-from amc_mobile.latency.shapes import KernelShape
+from amc_mobile.latency.predictor import ShapeFit, ShapePredictor, TimedShape
+from amc_mobile.latency.table_files import KernelShape
 
 PLANS = {"full": (32, 64, 24), "most": (24, 48, 16), "half": (16, 32, 16), "odd": (8, 56, 24)}
 

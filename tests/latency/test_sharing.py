@@ -12,15 +12,13 @@ import pytest
 from latency_toys import CONDITIONS, ToyDevice, add, conv, request
 
 from amc_mobile.device.conditions import unit_of
-from amc_mobile.device.timing import Job, TimedPass
+from amc_mobile.device.device import Job, TimedPass
 from amc_mobile.errors import DeviceError
-from amc_mobile.latency.bundle import from_lines, to_lines
-from amc_mobile.latency.protocol import measure_kernels
-from amc_mobile.latency.protocol_config import ProtocolConfig
-from amc_mobile.latency.requests import KernelRequest
-from amc_mobile.latency.sharing import share_kernels
-from amc_mobile.latency.sharing_phone import PhoneShare
+from amc_mobile.latency.measurement import KernelRequest
+from amc_mobile.latency.protocol import ProtocolConfig, measure_kernels
+from amc_mobile.latency.sharing import PhoneShare, share_kernels
 from amc_mobile.latency.table import LatencyTable
+from amc_mobile.latency.table_files import from_lines, to_lines
 
 MS = {f"conv {n}": 0.5 - 0.008 * n for n in range(48)} | {f"add {n}": 0.2 - 0.01 * n for n in range(12)}
 REQUESTS = {

@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from amc_mobile.errors import CorruptFile, InvalidInput
-from amc_mobile.models.checkpoints import load_checkpoint, read_weights, save_checkpoint
-from amc_mobile.models.loading import load_model
+from amc_mobile.models.loading import load_checkpoint, load_model, read_weights, save_checkpoint
 
 
 def small_net(seed: int, num_classes: int = 4) -> nn.Module:

@@ -7,13 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from amc_mobile.data import Dataset, load_dataset, split
+from amc_mobile.data.split import Dataset, load_dataset, split
 from amc_mobile.errors import InvalidInput
-from amc_mobile.models.detection import Detection
-from amc_mobile.models.detection_boxes import SsdAnchors, corners, decoded, encoded, overlaps, suppressed
-from amc_mobile.models.evaluation import evaluate, logits
+from amc_mobile.models.detection import Detection, SsdAnchors, corners, decoded, encoded, overlaps, suppressed
 from amc_mobile.models.loading import load_model
-from amc_mobile.models.task import CLASSIFICATION
+from amc_mobile.models.task import CLASSIFICATION, evaluate, logits
 from amc_mobile.models.training import TrainConfig, train
 
 ANCHORS = SsdAnchors((4, 2, 1)).boxes()
@@ -187,7 +185,7 @@ def test_a_detector_and_classes_of_whole_images_are_refused_together(shapes: Dat
 OWN = """
 from torch import nn
 from amc_mobile.models.detection import Detection
-from amc_mobile.models.detection_boxes import SsdAnchors
+from amc_mobile.models.detection import SsdAnchors
 
 
 class Own(nn.Module):

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from amc_mobile.models.blocks import conv_norm, rounded_width
 from amc_mobile.models.loading import load_model
-from amc_mobile.models.registry import MODELS
+from amc_mobile.models.zoo.blocks import conv_norm, rounded_width
+from amc_mobile.models.zoo.registry import MODELS
 
 
 def counted_macs(model: nn.Module, shape: tuple[int, ...]) -> int:

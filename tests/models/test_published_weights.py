@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from amc_mobile.data import ImageSet, load_dataset
-from amc_mobile.data_sources.image_folder import fitted
-from amc_mobile.models.evaluation import evaluate
+from amc_mobile.data.sources import fitted
+from amc_mobile.data.split import ImageSet, load_dataset
 from amc_mobile.models.loading import load_model
+from amc_mobile.models.task import evaluate
 
 pytestmark = pytest.mark.skipif(
     "AMC_MOBILE_DATA" not in os.environ, reason="AMC_MOBILE_DATA names no folder with the published weights"

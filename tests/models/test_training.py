@@ -14,16 +14,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amc_mobile.data import ImageSet
-from amc_mobile.data_sources.file_images import FileImages
+from amc_mobile.data.images import FileImages
+from amc_mobile.data.split import ImageSet
 from amc_mobile.errors import CorruptFile, InvalidConfig, InvalidInput
 from amc_mobile.models import training
-from amc_mobile.models.augmentation import augmented
-from amc_mobile.models.evaluation import evaluate, logits
-from amc_mobile.models.task import CLASSIFICATION
-from amc_mobile.models.training import TrainConfig, best_epoch, images_at_once, learning_rate_at, train
-from amc_mobile.models.training_state import EpochReport
-from amc_mobile.models.weight_average import WeightAverage
+from amc_mobile.models.task import CLASSIFICATION, augmented, evaluate, logits
+from amc_mobile.models.training import (
+    EpochReport,
+    TrainConfig,
+    WeightAverage,
+    best_epoch,
+    images_at_once,
+    learning_rate_at,
+    train,
+)
 
 CONFIG = TrainConfig(epochs=4, learning_rate=0.1, batch_size=16, warmup_share=0.125, threads=1)
 

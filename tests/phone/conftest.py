@@ -9,13 +9,11 @@ from pathlib import Path
 import pytest
 from command_line import CommandLine
 
-from amc_mobile.device.adb import AdbPhone, choose_phone
-from amc_mobile.device.adb_server import AdbServer
-from amc_mobile.device.bench import runner_program
-from amc_mobile.device.phone_facts import PhoneFacts, read_facts
-from amc_mobile.device.profile import DeviceProfile, load_profiles, matching_profiles
-from amc_mobile.device.runtime_library import RuntimeLibrary, choose_library, list_libraries
-from amc_mobile.device.user_folder import profiles_folder, runtimes_folder
+from amc_mobile.device.adb import AdbPhone, AdbServer, choose_phone
+from amc_mobile.device.libraries import RuntimeLibrary, choose_library, list_libraries
+from amc_mobile.device.phone_state import PhoneFacts, read_facts
+from amc_mobile.device.profiles import DeviceProfile, load_profiles, matching_profiles, profiles_folder, runtimes_folder
+from amc_mobile.device.runner import runner_program
 from amc_mobile.errors import DeviceError, InvalidInput
 
 RUNTIMES = ("tflite", "onnxruntime")
@@ -84,11 +82,11 @@ def model(runtime: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     if runtime == "tflite":
         pytest.importorskip("litert_torch")
-        from amc_mobile.export.to_tflite import to_tflite
+        from amc_mobile.export.converters import to_tflite
 
         to_tflite(network, (1, 3, 24, 24), folder / "model.tflite")
         return folder / "model.tflite"
-    from amc_mobile.export.to_onnx import to_onnx
+    from amc_mobile.export.converters import to_onnx
 
     to_onnx(network, (1, 3, 24, 24), folder / "model.onnx")
     return folder / "model.onnx"

@@ -13,14 +13,13 @@ from command_line import CommandLine
 from main_job import run_main_job
 
 from amc_mobile.device.adb import PHONE_FOLDER, AdbPhone
-from amc_mobile.device.bench_manifest import BenchModel, BenchTiming
-from amc_mobile.device.bench_results import BenchError, BenchResult, BenchStart
 from amc_mobile.device.clock_mode import FIXED, clock_mode, held_mode
-from amc_mobile.device.phone_device import PhoneDevice
-from amc_mobile.device.phone_facts import PhoneFacts
+from amc_mobile.device.libraries import RuntimeLibrary
+from amc_mobile.device.phone import PhoneDevice
 from amc_mobile.device.phone_output import parse_core_list
-from amc_mobile.device.profile import DeviceProfile
-from amc_mobile.device.runtime_library import RuntimeLibrary
+from amc_mobile.device.phone_state import PhoneFacts
+from amc_mobile.device.profiles import DeviceProfile
+from amc_mobile.device.runner import BenchError, BenchModel, BenchResult, BenchStart, BenchTiming
 
 pytestmark = pytest.mark.phone
 OLDEST_SDK = 24  # Android 7, the first with shell protocol v2

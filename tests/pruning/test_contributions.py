@@ -10,8 +10,8 @@ import torch
 from sklearn.linear_model import Lasso
 from torch import Tensor
 
-from amc_mobile.channels.ids import DimensionIds
-from amc_mobile.pruning.contributions import contributions, greedy_removal, lasso, matching_pursuit
+from amc_mobile.channels.structure import DimensionIds
+from amc_mobile.pruning.channel_choice import contributions, greedy_removal, lasso, matching_pursuit
 from amc_mobile.pruning.gram import LayerGram
 
 

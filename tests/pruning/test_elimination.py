@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from amc_mobile.pruning.elimination import Fit, eliminate
+from amc_mobile.pruning.channel_choice import Fit, eliminate
 from amc_mobile.pruning.least_squares import ridged
 
 

@@ -10,9 +10,8 @@ from torch import nn
 from traced_networks import halves, subject
 
 from amc_mobile.channels.surgery import copied
-from amc_mobile.pruning.fold import Folding, find_folding, folded
-from amc_mobile.pruning.importance import channel_order
-from amc_mobile.pruning.reconstruction import Reconstructor
+from amc_mobile.pruning.channel_choice import channel_order
+from amc_mobile.pruning.reconstruction import Folding, Reconstructor, find_folding, folded
 
 
 def norms(model: nn.Module) -> int:

@@ -12,8 +12,7 @@ from traced_networks import subject
 from amc_mobile.channels.groups import find_groups
 from amc_mobile.errors import NotFinite
 from amc_mobile.pruning.gram import collect_gram, readable_layers
-from amc_mobile.pruning.program import Program
-from amc_mobile.pruning.program_run import Batches, Run
+from amc_mobile.pruning.program import Batches, Program, Run
 
 
 class Geometries(nn.Module):

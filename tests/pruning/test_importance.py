@@ -6,15 +6,15 @@ import torch
 from networks import PRUNABLE
 from traced_networks import first_order, halves, subject
 
+from amc_mobile.channels.plan import CHANNEL_CHOICES
 from amc_mobile.errors import InvalidConfig
-from amc_mobile.pruning import importance
-from amc_mobile.pruning.choices import METHODS
+from amc_mobile.pruning import channel_choice
+from amc_mobile.pruning.channel_choice import channel_order, kept_of
 from amc_mobile.pruning.gram import GramStatistics
-from amc_mobile.pruning.importance import channel_order, kept_of
 from amc_mobile.pruning.reconstruction import Reconstructor
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", CHANNEL_CHOICES)
 @pytest.mark.parametrize("name", PRUNABLE)
 def test_an_order_holds_every_channel_of_every_group_once(name: str, method: str) -> None:
     net = subject(name)
@@ -56,7 +56,7 @@ def test_groups_without_matrices_or_with_too_many_columns_are_ordered_by_l1(monk
     by_l1 = channel_order(net.groups, net.model, net.gram, method="l1")
     without = channel_order(net.groups, net.model, GramStatistics({}))
     assert all(np.array_equal(without[name], by_l1[name]) for name in by_l1)
-    monkeypatch.setattr(importance, "MAX_ELIMINATION_COLUMNS", 9 * 8)  # a2 has as many, b2 twice as many
+    monkeypatch.setattr(channel_choice, "MAX_ELIMINATION_COLUMNS", 9 * 8)  # a2 has as many, b2 twice as many
     mixed = channel_order(net.groups, net.model, net.gram)
     assert np.array_equal(mixed["b1.0"], by_l1["b1.0"])
     assert not np.array_equal(mixed["a1.0"], by_l1["a1.0"])

@@ -9,12 +9,12 @@ import pytest
 import torch
 from traced_networks import halves, subject
 
-from amc_mobile.pruning import matrices as module
-from amc_mobile.pruning.choices import METHODS
+from amc_mobile.channels.plan import CHANNEL_CHOICES
+from amc_mobile.pruning import least_squares as module
+from amc_mobile.pruning.channel_choice import channel_order
 from amc_mobile.pruning.gram import collect_gram
-from amc_mobile.pruning.importance import channel_order
-from amc_mobile.pruning.matrices import UNKNOWN_BYTES, Matrices, available_bytes
-from amc_mobile.pruning.program_run import batches_within, peak_bytes
+from amc_mobile.pruning.least_squares import UNKNOWN_BYTES, Matrices, available_bytes
+from amc_mobile.pruning.program import batches_within, peak_bytes
 from amc_mobile.pruning.reconstruction import Reconstructor
 
 
@@ -26,7 +26,7 @@ def test_spilled_matrices_give_the_same_orders_and_weights(tmp_path: Path) -> No
     for limit in (10**9, 20_000, 0):
         kept = Matrices(limit, tmp_path)
         gram = collect_gram(net.model, net.groups, net.images, matrices=kept)
-        orders = [channel_order(net.groups, net.model, gram, method=m, labelled=labelled) for m in METHODS]
+        orders = [channel_order(net.groups, net.model, gram, method=m, labelled=labelled) for m in CHANNEL_CHOICES]
         state = Reconstructor(net.model, net.groups, gram, orders[0]).build(widths).state_dict()
         found.append((orders, state))
         total = sum(layer.moment.nbytes for layer in gram.layers.values())

@@ -6,9 +6,8 @@ import torch
 from traced_networks import subject
 
 from amc_mobile.pruning.gram import group_channels
-from amc_mobile.pruning.least_squares import corrected
-from amc_mobile.pruning.matrices import Matrices
-from amc_mobile.pruning.nested import NestedSolver
+from amc_mobile.pruning.least_squares import Matrices, corrected
+from amc_mobile.pruning.reconstruction import NestedSolver
 
 
 @pytest.mark.parametrize(("name", "layer"), [("Flattened", "classifier.0"), ("Flattened", "features.2.0")])

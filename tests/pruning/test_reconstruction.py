@@ -10,7 +10,7 @@ from traced_networks import first_order, halves, subject
 
 from amc_mobile.channels import surgery
 from amc_mobile.errors import NotFinite
-from amc_mobile.pruning.importance import channel_order
+from amc_mobile.pruning.channel_choice import channel_order
 from amc_mobile.pruning.least_squares import corrected, factorised, ridged
 from amc_mobile.pruning.reconstruction import Reconstructor
 

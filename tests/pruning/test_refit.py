@@ -14,16 +14,15 @@ from traced_networks import Subject, first_order, smooth_images, subject
 from amc_mobile.channels import surgery
 from amc_mobile.channels.cost import CostModel
 from amc_mobile.channels.groups import find_groups
-from amc_mobile.channels.ids import Ids
-from amc_mobile.data import ImageSet, load_dataset
-from amc_mobile.models.evaluation import evaluate
+from amc_mobile.channels.structure import Ids
+from amc_mobile.data.split import ImageSet, load_dataset
 from amc_mobile.models.loading import load_model
+from amc_mobile.models.task import evaluate
 from amc_mobile.pruning import refit as refit_module
+from amc_mobile.pruning.channel_choice import channel_order, kept_of
 from amc_mobile.pruning.gram import collect_gram
-from amc_mobile.pruning.importance import channel_order, kept_of
 from amc_mobile.pruning.least_squares import Moments, WideRows, best_fit
-from amc_mobile.pruning.program import Program
-from amc_mobile.pruning.program_run import Batches, Runs
+from amc_mobile.pruning.program import Batches, Program, Runs
 from amc_mobile.pruning.reconstruction import Reconstructor
 from amc_mobile.pruning.refit import refit
 

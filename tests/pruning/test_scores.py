@@ -8,14 +8,14 @@ import torch
 from torch.nn import functional
 from traced_networks import subject
 
-from amc_mobile.pruning import scores
+from amc_mobile.pruning import channel_choice
 
 
 def test_the_geometric_median_score_is_the_sum_of_distances_to_the_other_filters() -> None:
     net = subject("PaddedShortcut")
     filters = net.model.a1[0].weight.detach().flatten(1)
     expected = [sum(float((filters[i] - other).norm()) for other in filters) for i in range(len(filters))]
-    found = scores.geometric_median(net.groups, net.model, net.groups.names.index("a1.0"))
+    found = channel_choice.geometric_median(net.groups, net.model, net.groups.names.index("a1.0"))
     assert found == pytest.approx(np.array(expected) / sum(expected), rel=1e-5)
 
 
@@ -31,7 +31,7 @@ def test_rms_weights_a_channel_by_what_it_carries() -> None:
     rows = functional.unfold(read[0], 3, padding=1).transpose(1, 2).flatten(0, 1)
     rms = rows.square().mean(0).sqrt().view(8, 9)
     expected = (net.model.a2.weight.detach().abs().sum(0).flatten(1) * rms).sum(1)
-    found = scores.l1_rms(net.groups, net.model, net.gram, group)
+    found = channel_choice.l1_rms(net.groups, net.model, net.gram, group)
     assert found == pytest.approx((expected / expected.sum()).numpy(), rel=1e-4)
 
 
@@ -58,6 +58,6 @@ def test_taylor_is_the_squared_change_of_the_loss_under_a_gate(name: str) -> Non
         (gradient,) = torch.autograd.grad(functional.cross_entropy(net.model(batch), wanted), gate)
         handle.remove()
         expected += gradient.double().numpy() ** 2 / 2
-    found = scores.taylor(net.groups, net.model, images, labels)[index]
+    found = channel_choice.taylor(net.groups, net.model, images, labels)[index]
     assert found == pytest.approx(expected, rel=1e-3)
     assert all(parameter.grad is None for parameter in net.model.parameters())

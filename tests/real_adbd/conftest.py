@@ -14,8 +14,7 @@ from adbd_sandbox import RealAdbd
 from command_line import CommandLine
 from phone_fake.phone import PrivateAdbServer
 
-from amc_mobile.device.adb import AdbPhone, choose_phone
-from amc_mobile.device.adb_server import AdbServer
+from amc_mobile.device.adb import AdbPhone, AdbServer, choose_phone
 
 
 @pytest.fixture(scope="session")

@@ -15,16 +15,15 @@ from command_line import CommandLine
 from onnx_files import convolution
 from phone_fake.phone import PrivateAdbServer
 
-from amc_mobile.device import phone as phone_module
-from amc_mobile.device.adb import AdbPhone, choose_phone
-from amc_mobile.device.adb_server import AdbServer
-from amc_mobile.device.benchmark_model_passes import BenchmarkModelPasses
-from amc_mobile.device.phone import InstalledFile, PhoneRunner
-from amc_mobile.device.phone_device import PhoneDevice
-from amc_mobile.device.phone_facts import read_facts
-from amc_mobile.device.profile import load_profiles
-from amc_mobile.device.runtime_library import add_library
-from amc_mobile.device.timing import Job, Timing
+from amc_mobile.device import phone_runner
+from amc_mobile.device.adb import AdbPhone, AdbServer, choose_phone
+from amc_mobile.device.benchmark_model import BenchmarkModelPasses
+from amc_mobile.device.device import Job, Timing
+from amc_mobile.device.libraries import add_library
+from amc_mobile.device.phone import PhoneDevice
+from amc_mobile.device.phone_runner import InstalledFile, PhoneRunner
+from amc_mobile.device.phone_state import read_facts
+from amc_mobile.device.profiles import load_profiles
 from amc_mobile.errors import DeadlineExceeded, DeviceDisconnected, PhoneCommandFailed, PhoneDiskFull
 
 pytestmark = pytest.mark.skipif(bool(adbd_sandbox.missing()), reason=adbd_sandbox.missing() or "complete")
@@ -116,7 +115,7 @@ def test_models_that_do_not_fit_are_named_once(
     full_phone: AdbPhone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is free is believed for a minute: here tar meets the full disk, and says so for every file."""
-    monkeypatch.setattr(phone_module, "SPARE_BYTES", -(1 << 30))
+    monkeypatch.setattr(phone_runner, "SPARE_BYTES", -(1 << 30))
     (tmp_path / "runner").write_text("never started")
     file = InstalledFile(tmp_path / "runner", "ab" * 32)
     runner = PhoneRunner(full_phone, file, file)

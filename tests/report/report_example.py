@@ -10,16 +10,21 @@ from amc_mobile.report.content import (
     Attempt,
     Budget,
     DataFacts,
+    EpisodePoint,
+    EpochAccuracy,
     FileRow,
     Gate,
+    KeptGroup,
     Latency,
+    LayerRow,
     ModelColumn,
     Parity,
+    PredictionPoint,
+    Predictions,
     Ratio,
     Report,
     Stage,
 )
-from amc_mobile.report.details import EpisodePoint, EpochAccuracy, KeptGroup, LayerRow, PredictionPoint, Predictions
 
 TEST_IMAGES = 360
 # output channels, stride, output size of the depthwise-separable blocks at 96 x 96 pixels; then what is kept

@@ -13,17 +13,17 @@ from amc_mobile.report.content import (
     Budget,
     FurtherBudget,
     Gate,
+    KeptGroup,
     Latency,
     ModelColumn,
     Parity,
+    PredictionPoint,
+    Predictions,
     Report,
     Stage,
 )
-from amc_mobile.report.details import KeptGroup, PredictionPoint, Predictions
-from amc_mobile.report.html import render_html
-from amc_mobile.report.prediction_quality import prediction_quality
-from amc_mobile.report.text import render_text
-from amc_mobile.report.verdict import verdict_line
+from amc_mobile.report.pages import render_html, render_text
+from amc_mobile.report.tables import prediction_quality, verdict_line
 
 REPORT = finished_report()
 

@@ -13,10 +13,9 @@ import pytest
 from report_example import finished_report
 
 from amc_mobile.errors import CorruptFile
-from amc_mobile.report import content, details
-from amc_mobile.report.content import Report
-from amc_mobile.report.details import EpisodePoint, LayerRow
-from amc_mobile.report.files import (
+from amc_mobile.report import content
+from amc_mobile.report.content import EpisodePoint, LayerRow, Report
+from amc_mobile.report.pages import (
     LAYER_COLUMNS,
     layers_csv,
     read_report,
@@ -91,5 +90,5 @@ def test_the_layers_file_gives_the_keep_ratio() -> None:
 
 def test_the_documentation_names_every_key_and_no_other() -> None:
     documented = set(re.findall(r"^\| `(\w+)", DOCS.read_text(), flags=re.MULTILINE))
-    kinds = [kind for module in (content, details) for kind in vars(module).values() if is_dataclass(kind)]
+    kinds = [kind for module in (content, content) for kind in vars(module).values() if is_dataclass(kind)]
     assert documented == {f.name for kind in kinds for f in fields(kind)} | {"format_version", "verdict", "line"}

@@ -11,11 +11,24 @@ from markupsafe import Markup
 from report_example import finished_report
 
 from amc_mobile.report import charts
-from amc_mobile.report.content import Accuracy, Budget, DataFacts, FileRow, Gate, ModelColumn, Report, Stage
-from amc_mobile.report.details import EpisodePoint, EpochAccuracy, KeptGroup, LayerRow, PredictionPoint, Predictions
-from amc_mobile.report.html import render_html
-from amc_mobile.report.svg import Scale, scale_over
-from amc_mobile.report.text import render_text
+from amc_mobile.report.charts import Scale, scale_over
+from amc_mobile.report.content import (
+    Accuracy,
+    Budget,
+    DataFacts,
+    EpisodePoint,
+    EpochAccuracy,
+    FileRow,
+    Gate,
+    KeptGroup,
+    LayerRow,
+    ModelColumn,
+    PredictionPoint,
+    Predictions,
+    Report,
+    Stage,
+)
+from amc_mobile.report.pages import render_html, render_text
 
 EVIL = "</title></style><script>alert('x')</script>\"' onload=\"x()\" {{ 7*7 }} \x00\u202e&amp;"
 VOID = {"meta", "br", "hr", "img"}

@@ -6,11 +6,9 @@ from dataclasses import replace
 import pytest
 from report_example import finished_report
 
-from amc_mobile.report.content import Budget, DataFacts, Gate, ModelColumn, Report
-from amc_mobile.report.details import KeptGroup, LayerRow
-from amc_mobile.report.quantities import against_limit, count, number, printable, shortened, size
-from amc_mobile.report.tables import render_rows
-from amc_mobile.report.text import render_text
+from amc_mobile.report.content import Budget, DataFacts, Gate, KeptGroup, LayerRow, ModelColumn, Report
+from amc_mobile.report.pages import render_text
+from amc_mobile.report.tables import against_limit, count, number, printable, render_rows, shortened, size
 
 Golden = Callable[[str, str], None]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from bench_models import build_fake_library
 
-from amc_mobile.device.bench import build_host_runner
+from amc_mobile.device.runner import build_host_runner
 
 
 @pytest.fixture(scope="session")

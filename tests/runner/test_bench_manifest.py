@@ -10,7 +10,7 @@ from bench_models import needs_compiler
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from amc_mobile.device.bench import BenchManifest, BenchModel, BenchPair, BenchTiming, locate_library, run_on_host
+from amc_mobile.device.runner import BenchManifest, BenchModel, BenchPair, BenchTiming, locate_library, run_on_host
 from amc_mobile.errors import InvalidConfig
 
 MODEL = BenchModel("m", "m.tflite")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from amc_mobile.device.bench_results import (
+from amc_mobile.device.runner import (
     MAX_LINE_BYTES,
     BenchEnd,
     BenchError,

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 from bench_models import build_fake_library, needs_compiler
 
-from amc_mobile.device.bench import BenchManifest, BenchModel, BenchPair, BenchTiming, run_on_host
-from amc_mobile.device.bench_results import BenchEnd
+from amc_mobile.device.runner import BenchEnd, BenchManifest, BenchModel, BenchPair, BenchTiming, run_on_host
 
 pytestmark = needs_compiler
 BRIEF = BenchTiming(warmup_runs=1, samples=3)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from bench_models import needs_compiler, onnx_model, tflite_model
 
-from amc_mobile.device.bench import (
+from amc_mobile.device.runner import (
+    BenchEnd,
     BenchManifest,
     BenchModel,
     BenchPair,
@@ -16,7 +17,6 @@ from amc_mobile.device.bench import (
     locate_library,
     run_on_host,
 )
-from amc_mobile.device.bench_results import BenchEnd
 
 pytestmark = needs_compiler
 LITERT = pytest.mark.skipif(find_spec("ai_edge_litert") is None, reason="needs the tflite extra")

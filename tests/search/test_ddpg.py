@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from amc_mobile.search.ddpg import DdpgAgent, DdpgConfig, ReplayBuffer, truncated_normal
-from amc_mobile.search.ddpg_policies import DdpgProfile, DdpgSequential
+from amc_mobile.search.ddpg import DdpgAgent, DdpgConfig, DdpgProfile, DdpgSequential, ReplayBuffer, truncated_normal
 from tests.search import toy
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from amc_mobile.errors import InvalidInput, UnreachableBudget
-from amc_mobile.search import dynamic_programming
+from amc_mobile.search import policy
 from amc_mobile.search.budget import Budget
-from amc_mobile.search.dynamic_programming import best_additive_plan
+from amc_mobile.search.policy import best_additive_plan
 from tests.search import toy
 
 
@@ -59,7 +59,7 @@ def test_with_costs_that_multiply_the_plan_is_within_the_budget_and_near_the_bes
 
 
 def test_thinning_the_states_keeps_the_plan_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dynamic_programming, "MOST_STATES", 4)
+    monkeypatch.setattr(policy, "MOST_STATES", 4)
     budget, errors = problem(3, interacting=False)
     assert budget.allows(best_additive_plan(budget, errors))
 

@@ -8,8 +8,7 @@ import pytest
 
 from amc_mobile.errors import InvalidConfig
 from amc_mobile.search.episode_log import EpisodeLog
-from amc_mobile.search.guarantee import AccuracyGuarantee, DrawnLimits
-from amc_mobile.search.loop import SearchResult, run_search
+from amc_mobile.search.loop import AccuracyGuarantee, DrawnLimits, SearchResult, run_search
 from amc_mobile.search.reward import Outcome, reward_of
 from tests.search import toy
 

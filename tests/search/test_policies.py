@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from amc_mobile.errors import InvalidConfig, InvalidInput
-from amc_mobile.search.ddpg_policies import DdpgProfile
-from amc_mobile.search.dynamic_programming import best_additive_plan
+from amc_mobile.search.ddpg import DdpgProfile
 from amc_mobile.search.policies import make_policy
-from amc_mobile.search.policy import POLICIES
+from amc_mobile.search.policy import POLICIES, best_additive_plan
 from tests.search import toy
 
 FIXED = ("uniform", "shallow", "deep", "dp", "from-file")

@@ -9,9 +9,8 @@ import pytest
 
 from amc_mobile.errors import InvalidConfig
 from amc_mobile.search.critic import CriticPolicy, GaussianProcess
-from amc_mobile.search.moves import moved
-from amc_mobile.search.netadapt import NetAdaptPolicy
-from amc_mobile.search.policies import make_policy
+from amc_mobile.search.policies import NetAdaptPolicy, make_policy
+from amc_mobile.search.policy import moved
 from tests.search import toy
 
 EPISODES = 60

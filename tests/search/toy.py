@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from amc_mobile.search.budget import Budget, Floats, Widths
-from amc_mobile.search.ddpg_policies import PROFILE_CONFIG, SEQUENTIAL_CONFIG
-from amc_mobile.search.features import GroupFacts
+from amc_mobile.search.ddpg import PROFILE_CONFIG, SEQUENTIAL_CONFIG
 from amc_mobile.search.policies import make_policy
-from amc_mobile.search.policy import Policy
+from amc_mobile.search.policy import GroupFacts, Policy
 from amc_mobile.search.reward import MeasuredCost, Outcome
 
 FULL = np.array([32, 32, 64, 64, 128, 128])

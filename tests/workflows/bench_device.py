@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import onnx
 
 from amc_mobile.device.conditions import Conditions
-from amc_mobile.device.neighbours import Neighbours
-from amc_mobile.device.timing import Job, TimedPass
+from amc_mobile.device.device import Job, Neighbours, TimedPass
 
 NETWORK = """
 from torch import nn

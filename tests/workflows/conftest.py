@@ -31,7 +31,7 @@ def amc(
     (tmp_path / "net.py").write_text(NETWORK)
     (tmp_path / "amc-workspace").mkdir()
     (tmp_path / "amc-workspace/templates").symlink_to(exports, target_is_directory=True)
-    monkeypatch.setattr("amc_mobile.workflows.latency_model.open_device", lambda *_: bench)
+    monkeypatch.setattr("amc_mobile.workflows.latency.open_device", lambda *_: bench)
     monkeypatch.setattr("amc_mobile.workflows.export.open_device", lambda *_: bench)
 
     run = CommandLine(tmp_path, monkeypatch, capsys)

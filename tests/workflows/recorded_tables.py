@@ -9,11 +9,10 @@ from amc_mobile.device.conditions import Conditions
 from amc_mobile.kernels.kernel import Kernel
 from amc_mobile.latency.measurement import Pass
 from amc_mobile.latency.table import LatencyTable
-from amc_mobile.workflows.latency_model import LatencyModel, latency_model
-from amc_mobile.workflows.measuring import RecordedDevice
+from amc_mobile.workflows.devices import RecordedDevice
+from amc_mobile.workflows.latency import LatencyModel, latency_model
 from amc_mobile.workflows.network import default_grids, load_network
-from amc_mobile.workflows.progress import silent
-from amc_mobile.workflows.workspace import Settings, Workspace
+from amc_mobile.workflows.workspace import Settings, Workspace, silent
 
 SMALL_NET = """
 from torch import nn

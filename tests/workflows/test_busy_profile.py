@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from bench_device import Bench
 
-from amc_mobile.device.neighbours import Neighbours
-from amc_mobile.latency.calibration_fit import BUSY_ERROR
+from amc_mobile.device.device import Neighbours
+from amc_mobile.latency.calibration import BUSY_ERROR
 
 Amc = Callable[..., tuple[int, str, str]]
 TABLE = Path("amc-workspace/table.sqlite")

@@ -10,11 +10,9 @@ from xml.etree import ElementTree
 import pytest
 from compared_runs import GROUPS, compared_run
 
-from amc_mobile.report.comparison_charts import FrontPoint, front, non_dominated
-from amc_mobile.report.series import apart
-from amc_mobile.report.series_page import render_series_page, svg_file, write_series_page
-from amc_mobile.workflows.comparison import Comparison, summaries
-from amc_mobile.workflows.comparison_page import comparison_page
+from amc_mobile.report.charts import FrontPoint, apart, front, non_dominated
+from amc_mobile.report.pages import render_series_page, svg_file, write_series_page
+from amc_mobile.workflows.compare import Comparison, comparison_page, summaries
 
 POLICIES = ("uniform", "random", "ddpg", "critic")
 SVG = "{http://www.w3.org/2000/svg}"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from bench_device import Bench
 
-from amc_mobile.latency.calibration_fit import CONVERTING_BAND_FLOOR
+from amc_mobile.latency.calibration import CONVERTING_BAND_FLOOR
 
 Amc = Callable[..., tuple[int, str, str]]
 SEARCH = ("search", "--latency-ratio", "0.9", "--policy", "random", "--episodes", "4", "--calibration-images", "64",

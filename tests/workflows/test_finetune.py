@@ -12,8 +12,8 @@ import torch
 from in_process import CommandLine
 from PIL import Image
 
-from amc_mobile.data import Dataset, ImageSet, held_out, split
-from amc_mobile.workflows.finetune import clearly_worse
+from amc_mobile.data.split import Dataset, ImageSet, held_out, split
+from amc_mobile.workflows.training import clearly_worse
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from recorded_tables import SMALL_NET, kernel_ms, opened, phone, small_net
 from amc_mobile.kernels.kernel import Kernel
 from amc_mobile.latency.measurement import Pass
 from amc_mobile.latency.predictor import LatencyPredictor
-from amc_mobile.workflows.latency_model import ROOFLINE, LatencyModel
+from amc_mobile.workflows.latency import ROOFLINE, LatencyModel
 
 Cost = Callable[[Kernel], float]
 WholeMs = Callable[[LatencyModel, dict[str, float], np.ndarray], np.ndarray]

@@ -13,7 +13,7 @@ from in_process import CommandLine
 from recorded_tables import GALAXY, phone, record, small_net
 
 from amc_mobile.errors import InvalidInput
-from amc_mobile.workflows.offline import SHOWN_KEY, choose_conditions
+from amc_mobile.workflows.devices import SHOWN_KEY, choose_conditions
 from amc_mobile.workflows.workspace import Settings
 
 BUSY = phone(runtime="tflite", threads=4, cores="4-7")

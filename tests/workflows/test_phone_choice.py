@@ -42,8 +42,8 @@ def test_export_and_the_table_commands_choose_the_phone_and_waive(amc: Amc, aske
 
 
 def test_an_export_without_its_phone_advises_what_export_can_do(amc: Amc, monkeypatch: pytest.MonkeyPatch) -> None:
-    from amc_mobile.device.profile import load_profiles
-    from amc_mobile.device.selection import select_phone
+    from amc_mobile.device.phone import select_phone
+    from amc_mobile.device.profiles import load_profiles
 
     class NoPhones:
         def settled_phones(self) -> tuple[()]:

@@ -9,18 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from amc_mobile.models.evaluation import logits
-from amc_mobile.pruning.matrices import Matrices
+from amc_mobile.models.task import logits
+from amc_mobile.pruning.least_squares import Matrices
 from amc_mobile.pruning.reconstruction import Reconstructor
 from amc_mobile.search.reward import Outcome, fidelity
-from amc_mobile.workflows import plan_scorer
 from amc_mobile.workflows.network import load_network
-from amc_mobile.workflows.plan_scorer import PlanScorer
-from amc_mobile.workflows.plans import ChannelPlans
-from amc_mobile.workflows.preparation import Preparations
-from amc_mobile.workflows.progress import silent
+from amc_mobile.workflows.plans import ChannelPlans, PlanScorer, Preparations
 from amc_mobile.workflows.search_config import SearchConfig
-from amc_mobile.workflows.workspace import Settings, Workspace
+from amc_mobile.workflows.workspace import Settings, Workspace, silent
 
 VIEWING = """
 from torch import nn
@@ -58,7 +54,7 @@ def scored(
         norms.append(sum(isinstance(module, nn.BatchNorm2d) for module in net.modules()))
         return logits(net, *args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(plan_scorer, "logits", watched)
+    monkeypatch.setattr(plans, "logits", watched)
     return PlanScorer(network, data, plans, reward), plans.reconstructor, norms
 
 

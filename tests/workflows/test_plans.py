@@ -8,15 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from amc_mobile.data import ImageSet
-from amc_mobile.models.evaluation import logits
-from amc_mobile.pruning.matrices import Matrices
+from amc_mobile.data.split import ImageSet
+from amc_mobile.models.task import logits
+from amc_mobile.pruning.least_squares import Matrices
 from amc_mobile.search.reward import fidelity
 from amc_mobile.workflows.network import load_network
-from amc_mobile.workflows.plans import ChannelPlans, Finished
-from amc_mobile.workflows.preparation import Preparations
-from amc_mobile.workflows.progress import silent
-from amc_mobile.workflows.workspace import Settings, Workspace
+from amc_mobile.workflows.plans import ChannelPlans, Finished, Preparations
+from amc_mobile.workflows.workspace import Settings, Workspace, silent
 
 NET = """
 from torch import nn

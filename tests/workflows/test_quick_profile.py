@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from bench_device import Bench
 
-from amc_mobile.device.timing import Job, TimedPass
-from amc_mobile.latency.calibration_fit import QUICK_BAND_FLOOR
+from amc_mobile.device.device import Job, TimedPass
+from amc_mobile.latency.calibration import QUICK_BAND_FLOOR
 
 Amc = Callable[..., tuple[int, str, str]]
 SEARCH = ("search", "--policy", "uniform", "--episodes", "2", "--calibration-images", "64", "--reward-images", "32",

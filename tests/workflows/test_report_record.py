@@ -37,7 +37,7 @@ def test_a_report_needs_neither_network_nor_table_nor_runtime(amc: Amc, monkeypa
     Path("net.py").unlink()
     Path("amc-workspace/table.sqlite").unlink()
     Path("amc-workspace/templates").unlink()
-    monkeypatch.setattr("amc_mobile.workflows.measuring.installed_runtimes", lambda: ())
+    monkeypatch.setattr("amc_mobile.workflows.devices.installed_runtimes", lambda: ())
     assert report(amc) == before
 
 

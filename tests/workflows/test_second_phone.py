@@ -12,7 +12,7 @@ import pytest
 from bench_device import CONDITIONS, Bench
 
 from amc_mobile.device.conditions import Conditions, unit_of
-from amc_mobile.latency.adoption import ANCHORS
+from amc_mobile.latency.sharing import ANCHORS
 from amc_mobile.latency.table import LatencyTable
 
 Amc = Callable[..., tuple[int, str, str]]

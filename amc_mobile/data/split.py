@@ -1,0 +1,170 @@
+"""Data sets by name, and the split that keeps calibration, reward and test images apart.
+
+`load_dataset` reads one of
+  digits                          scikit-learn's digits, built in
+  shapes                          drawn shapes with their boxes, for detectors, built in
+  cifar10:PATH                    an .npz file, or the folder of the binary version
+  imagefolder:PATH                a folder or .zip with train/CLASS/IMAGE and val/CLASS/IMAGE
+  path/to/file.py:function        a function of yours that returns (train, test) or a Dataset
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amc_mobile.data import sources
+from amc_mobile.data.images import Dataset, ImageSet
+from amc_mobile.errors import InvalidConfig, InvalidInput
+from amc_mobile.user_file import names_a_function
+
+__all__ = ["DataSplit", "Dataset", "ImageSet", "load_dataset", "split"]
+
+HELD_OUT_SEED = 0  # of the reward images, whatever the seed of a search or training
+SOURCES = "digits, shapes, cifar10:PATH, imagefolder:PATH, path/to/file.py:function"
+
+
+def load_dataset(
+    spec: str,
+    *,
+    image_size: int | None = None,
+    channels: int | None = None,
+    seed: int = 0,
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+    workers: int = 0,
+) -> Dataset:
+    """Reads a data set into memory; with `workers`, image folders stay in their files and so many threads decode them.
+
+    `image_size`: side in pixels; None is the source's own (digits: 32, shapes: 64). `channels`: None is 3, of a user's
+    function those of its images. `normalisation`: the mean and
+    the deviation per channel that the network was trained with; None is the source's usual one. `seed` decides the
+    test set of digits and shapes.
+    Raises InvalidInput, naming what was expected, for anything that cannot be read.
+    """
+    if image_size is not None and image_size < 1:
+        raise InvalidConfig(f"image_size is {image_size}; it must be at least 1")
+    kind, _, location = spec.partition(":")
+    if names_a_function(spec) and kind not in ("cifar10", "imagefolder"):
+        return sources.load_user_function(spec, image_size=image_size, channels=channels, normalisation=normalisation)
+    channels = channels or 3
+    if spec in ("digits", "shapes"):
+        load = sources.load_digits if spec == "digits" else sources.load_shapes
+        return load(spec, image_size=image_size, channels=channels, seed=seed, normalisation=normalisation)
+    # An image folder's path is free text, so it is looked at before `.py:function`.
+    if kind in ("cifar10", "imagefolder") and location:
+        path = Path(location).expanduser()
+        if kind == "cifar10":
+            return sources.load_cifar(spec, path, image_size=image_size, channels=channels, normalisation=normalisation)
+        return sources.load_folder(
+            spec, path, image_size=image_size, channels=channels, normalisation=normalisation, workers=workers
+        )
+    raise InvalidInput(f"no data set {spec!r}", next_step=f"choose one of {SOURCES}")
+
+
+@dataclass(frozen=True, eq=False)
+class DataSplit:
+    """Images by what they are used for.
+
+    `train`: fine-tuning; `calibration`: the part of `train` that reconstruction looks at; `reward`: taken from the
+    training set too, scores the plans of a search, and is in neither of the two; `test`: reports only.
+    The indices are positions in the data set's training set, sorted.
+    """
+
+    train: ImageSet
+    calibration: ImageSet
+    reward: ImageSet
+    test: ImageSet
+    spec: str
+    seed: int
+    calibration_indices: tuple[int, ...]
+    reward_indices: tuple[int, ...]
+    accuracy_on: str = "test images"
+
+    @property
+    def reward_on(self) -> str:
+        """What an accuracy on the reward images is said to be on."""
+        return "reward images of the training set" if self.accuracy_on == "test images" else self.accuracy_on
+
+    def document(self) -> dict[str, Any]:
+        """What a run keeps to show which images it used. `train` is every training image outside `reward`."""
+        return {
+            "source": self.spec,
+            "seed": self.seed,
+            "accuracy_on": self.accuracy_on,
+            "sizes": {
+                "train": len(self.train),
+                "calibration": len(self.calibration),
+                "reward": len(self.reward),
+                "test": len(self.test),
+            },
+            "calibration_indices": list(self.calibration_indices),
+            "reward_indices": list(self.reward_indices),
+            "train_sha256": self.train.fingerprint(),
+            "test_sha256": self.test.fingerprint(),
+        }
+
+
+def held_out_count(training_images: int) -> int:
+    """Images that training leaves out, and that searches score plans on unless told another number."""
+    return max(1, min(256, training_images // 10))
+
+
+def held_out(dataset: Dataset) -> DataSplit:
+    """The split that `train` trains by: `reward` is what it leaves out."""
+    return split(dataset, calibration=1, reward=held_out_count(len(dataset.train)))
+
+
+def split(dataset: Dataset, *, calibration: int = 512, reward: int = 512, seed: int = 0) -> DataSplit:
+    """Draws `reward` and `calibration` images from the training set, classes as even as they come.
+
+    The reward images are the same for every seed, a smaller number of them being a part of a larger one: so that no
+    search scores plans on images that a training with another seed has seen. `seed` draws the calibration images.
+
+    Raises InvalidConfig when they leave no training image outside `reward` and `calibration`.
+    """
+    available = len(dataset.train)
+    if calibration < 1 or reward < 1 or calibration + reward >= available:
+        raise InvalidConfig(
+            f"{calibration} calibration and {reward} reward images cannot be taken from {available} training images",
+            next_step=f"take at least 1 of each and fewer than {available} together",
+        )
+    held = _balanced_order(dataset.train, torch.Generator().manual_seed(HELD_OUT_SEED))[:reward]
+    order = _balanced_order(dataset.train, torch.Generator().manual_seed(seed))
+    rest = order[~torch.isin(order, held)]
+    reward_indices = held.sort().values
+    calibration_indices = rest[:calibration].sort().values
+    train_indices = rest.sort().values
+    return DataSplit(
+        train=dataset.train.subset(train_indices),
+        calibration=dataset.train.subset(calibration_indices).in_memory(),
+        reward=dataset.train.subset(reward_indices).in_memory(),
+        test=dataset.test,
+        spec=dataset.spec,
+        seed=seed,
+        calibration_indices=tuple(calibration_indices.tolist()),
+        reward_indices=tuple(reward_indices.tolist()),
+        accuracy_on=dataset.accuracy_on,
+    )
+
+
+def few(images: ImageSet, count: int) -> ImageSet:
+    """`count` of the images, always the same ones, classes as even as they come; all where there are no more."""
+    if count >= len(images):
+        return images
+    return images.subset(_balanced_order(images, torch.Generator().manual_seed(HELD_OUT_SEED))[:count].sort().values)
+
+
+def _balanced_order(images: ImageSet, generator: torch.Generator) -> Tensor:
+    """A random order in which any stretch holds about the same share of every class: with boxes, the first object's."""
+    labels = images.classes[:, 0] if images.has_boxes else images.classes
+    shuffled = torch.randperm(len(labels), generator=generator)
+    rank = torch.empty(len(labels))
+    for label in set(labels.tolist()):
+        of_class = (labels[shuffled] == label).nonzero().flatten()
+        # Position inside its class, scaled to 0..1: small classes are spread as far as large ones.
+        rank[of_class] = (torch.arange(len(of_class)) + 0.5) / len(of_class)
+    return shuffled[torch.argsort(rank, stable=True)]

@@ -1,0 +1,638 @@
+"""The runner: its executable, what it is asked (the manifest) and what it answers (JSON lines)."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import re
+import selectors
+import shlex
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amc_mobile.errors import DeviceError, InvalidConfig, MissingDependency
+from amc_mobile.store import parse_json
+
+MANIFEST_VERSION = 1  # 1: `key value` lines, models and pairs
+MOST_PERIOD_MS = 10_000.0
+RUNTIMES = ("tflite", "litert", "onnxruntime")
+_ID = re.compile(r"[A-Za-z0-9._-]{1,80}", re.ASCII)
+_CORES = re.compile(r"[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?)*", re.ASCII)
+_VERSION = re.compile(r"[A-Za-z0-9.+_-]{1,31}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class BenchTiming:
+    """How one pass is timed. Slow models take at least `min_samples` and stop at `max_s`; 0: no limit.
+
+    `period_ms`: from the start of one run to that of the next, a sample being one run; 0: back to back.
+    """
+
+    warmup_runs: int = 4
+    samples: int = 20
+    min_sample_ms: float = 0.0  # a shorter model is run several times per sample, and the sample is the mean
+    max_s: float = 0.0
+    min_samples: int = 4
+    period_ms: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (
+            0 <= self.warmup_runs <= 1_000_000 and 1 <= self.samples <= 100_000 and 1 <= self.min_samples <= 100_000
+        ):
+            raise InvalidConfig(f"{self}: the counts are out of range")
+        if not (0 <= self.min_sample_ms <= 1e6 and 0 <= self.max_s <= 1e6):
+            raise InvalidConfig(f"{self}: the times must be between 0 and 1,000,000")
+        if not 0 <= self.period_ms <= MOST_PERIOD_MS:
+            raise InvalidConfig(f"period_ms = {self.period_ms} must be between 0 and {MOST_PERIOD_MS:g}")
+
+    def lines(self, before: BenchTiming | None) -> list[str]:
+        """What the manifest says where `before` held until now. Runners that know no period are not told of none."""
+        has_period = self.period_ms > 0 or (before is not None and before.period_ms > 0)
+        return [
+            f"warmup_runs {self.warmup_runs}",
+            f"samples {self.samples}",
+            f"min_sample_ms {self.min_sample_ms:.6f}",
+            f"max_s {self.max_s:.6f}",
+            f"min_samples {self.min_samples}",
+            *([f"period_ms {self.period_ms:.6f}"] if has_period else []),
+        ]
+
+
+@dataclass(frozen=True)
+class BenchModel:
+    """One pass over one model.
+
+    `path`: absolute, or relative to the manifest's folder; `timing`: where it differs from the manifest's.
+    """
+
+    id: str
+    path: str
+    timing: BenchTiming | None = None
+
+    def __post_init__(self) -> None:
+        if not _ID.fullmatch(self.id):
+            raise InvalidConfig(f"{self.id!r} is not an identifier of 1 to 80 of A-Z a-z 0-9 . _ -")
+        _check_path(self.path)
+
+
+@dataclass(frozen=True)
+class BenchPair:
+    """Two models open together, timed in blocks first, second, second, first; each gives a result of its own.
+
+    Both are timed as the first one is.
+    """
+
+    first: BenchModel
+    second: BenchModel
+
+
+def _check_path(path: str) -> None:
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidConfig(f"the path {path!r} is not valid text") from error
+    if not path or any(c in path for c in "\n\t\0"):
+        raise InvalidConfig(f"the path {path!r} is empty or holds a newline, a tab or a zero byte")
+
+
+@dataclass(frozen=True)
+class BenchManifest:
+    """What the runner is asked to do. Raises InvalidConfig for what the runner would refuse.
+
+    `cores`: in the kernel's list form, "" for all; `runtime_version`: needed for litert, whose ABI depends on it;
+    `delegate`: xnnpack or none, for tflite only; `graph_path`: where onnxruntime writes the graph that it made of each
+    model, for the runner to send; "": nowhere; `model_deadline_s`: after so long without a result of one model the
+    runner ends, twice that for a pair; 0: only at `deadline_s`; `warmup_s`: the least warm-up of the
+    first model.
+    """
+
+    runtime: str
+    library: str
+    threads: int
+    deadline_s: int
+    entries: tuple[BenchModel | BenchPair, ...]
+    timing: BenchTiming = BenchTiming()
+    runtime_version: str = ""
+    cores: str = ""
+    delegate: str = ""
+    graph_path: str = ""
+    model_deadline_s: int = 0
+    warmup_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.runtime not in RUNTIMES:
+            raise InvalidConfig(f"runtime {self.runtime!r} is unknown", next_step=f"use one of {', '.join(RUNTIMES)}")
+        _check_path(self.library)
+        if not 1 <= self.threads <= 256:
+            raise InvalidConfig(f"threads = {self.threads} must be between 1 and 256")
+        if not 1 <= self.deadline_s <= 1_000_000:
+            raise InvalidConfig(f"deadline_s = {self.deadline_s} must be between 1 and 1,000,000")
+        if not 0 <= self.model_deadline_s <= 1_000_000:
+            raise InvalidConfig(f"model_deadline_s = {self.model_deadline_s} must be between 0 and 1,000,000")
+        if not 0 <= self.warmup_s <= 60:
+            raise InvalidConfig(f"warmup_s = {self.warmup_s} must be between 0 and 60")
+        if not self.entries:
+            raise InvalidConfig("the manifest names no model")
+        if self.runtime_version and not _VERSION.fullmatch(self.runtime_version):
+            raise InvalidConfig(f"runtime_version {self.runtime_version!r} is not a version")
+        if self.runtime == "litert" and not self.runtime_version:
+            raise InvalidConfig(
+                "litert needs its runtime_version", next_step="its ABI depends on it, and it tells none"
+            )
+        if self.cores and (len(self.cores) > 255 or not _CORES.fullmatch(self.cores)):
+            raise InvalidConfig(f"cores {self.cores!r} is not a list such as 4-5,7")
+        if self.delegate and (self.runtime != "tflite" or self.delegate not in ("xnnpack", "none")):
+            raise InvalidConfig(f"delegate {self.delegate!r} is not allowed for {self.runtime}")
+        if self.graph_path:
+            _check_path(self.graph_path)
+            if self.runtime != "onnxruntime":
+                raise InvalidConfig(f"{self.runtime} writes no graph that it made", next_step="leave out graph_path")
+
+    @property
+    def models(self) -> tuple[BenchModel, ...]:
+        """In the order of the results' index: a pair counts as two."""
+        found: list[BenchModel] = []
+        for entry in self.entries:
+            found += [entry.first, entry.second] if isinstance(entry, BenchPair) else [entry]
+        return tuple(found)
+
+    def text(self) -> str:
+        """The manifest as the runner reads it."""
+        lines = [f"amc_bench_manifest {MANIFEST_VERSION}", f"runtime {self.runtime}", f"library {self.library}"]
+        for key in ("runtime_version", "cores", "delegate", "graph_path"):
+            if getattr(self, key):
+                lines.append(f"{key} {getattr(self, key)}")
+        lines += [f"threads {self.threads}", f"deadline_s {self.deadline_s}"]
+        lines += [f"model_deadline_s {self.model_deadline_s}"] if self.model_deadline_s else []
+        lines += [f"warmup_s {self.warmup_s:.3f}"] if self.warmup_s else []
+        current: BenchTiming | None = None
+        for entry in self.entries:
+            wanted = (entry.first if isinstance(entry, BenchPair) else entry).timing or self.timing
+            if wanted != current:
+                lines += wanted.lines(current)
+                current = wanted
+            if isinstance(entry, BenchPair):
+                fields = (entry.first.id, entry.first.path, entry.second.id, entry.second.path)
+                lines.append("pair " + "\t".join(fields))
+            else:
+                lines.append(f"model {entry.id} {entry.path}")
+        return "\n".join(lines) + "\n"
+
+
+FORMAT_VERSION = 1  # 1: start, graph, result, error and end lines
+MAX_LINE_BYTES = 4 << 20
+MAX_SAMPLES = 100_000
+MAX_TEXT = 1000
+MAX_SAMPLE_MS = 1e9
+
+
+@dataclass(frozen=True)
+class BenchStart:
+    """The run has begun. `cores_seen`: what the kernel granted; it may ignore `cores_wanted` silently."""
+
+    runner: str
+    pid: int
+    runtime: str
+    runtime_version: str
+    threads: int
+    cores_wanted: str
+    cores_seen: str
+    delegate: str = ""
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """One pass over one model. `index`: in the manifest, from 0; `samples_ms`: per inference, in the order run."""
+
+    index: int
+    id: str
+    load_ms: float
+    first_ms: float
+    warmup_runs: int
+    runs_per_sample: int
+    samples_ms: tuple[float, ...]
+    peak_rss_kb: int | None = None  # None where the kernel does not tell, as below
+    switches: int | None = None
+    clock_ms: int | None = None
+    clock_mhz_ms: int | None = None
+    clock_top_ms: int | None = None
+
+
+@dataclass(frozen=True)
+class BenchGraph:
+    """The .onnx file of the graph that the runtime made of a model; comes before the model's result."""
+
+    index: int
+    id: str
+    file: bytes
+
+
+@dataclass(frozen=True)
+class BenchError:
+    """One model failed; the run goes on."""
+
+    index: int
+    id: str
+    message: str
+
+
+@dataclass(frozen=True)
+class BenchEnd:
+    """The last line. `status`: done, deadline or error."""
+
+    status: str
+    results: int
+    errors: int
+    message: str
+
+
+BenchEvent = BenchStart | BenchResult | BenchGraph | BenchError | BenchEnd
+
+
+def _bad(why: str) -> DeviceError:
+    return DeviceError(
+        f"the runner's output cannot be used: {why}",
+        next_step="push the runner of this version of amc-mobile again, and keep others from writing to its folder",
+    )
+
+
+def _text(document: dict[str, Any], key: str, default: str | None = None) -> str:
+    value = document.get(key, default)
+    if not isinstance(value, str) or len(value) > MAX_TEXT:
+        raise _bad(f"{key} is not a text of at most {MAX_TEXT} characters")
+    # It will be shown in a terminal, which obeys control characters.
+    return "".join(c if c.isprintable() else "?" for c in value)
+
+
+def _integer(document: dict[str, Any], key: str, lowest: int = 0) -> int:
+    value = document.get(key)
+    if type(value) is not int or not lowest <= value < 2**53:
+        raise _bad(f"{key} is not an integer of at least {lowest}")
+    return value
+
+
+def _milliseconds(value: object, key: str) -> float:
+    if type(value) not in (int, float) or not 0 < value <= MAX_SAMPLE_MS:  # type: ignore[operator]
+        raise _bad(f"{key} is not a positive number of milliseconds")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _samples(document: dict[str, Any]) -> tuple[float, ...]:
+    values = document.get("samples_ms")
+    if not isinstance(values, list) or not 1 <= len(values) <= MAX_SAMPLES:
+        raise _bad(f"samples_ms is not a list of 1 to {MAX_SAMPLES} numbers")
+    return tuple(_milliseconds(value, "samples_ms") for value in values)
+
+
+def _result(document: dict[str, Any]) -> BenchResult:
+    return BenchResult(
+        index=_integer(document, "index"),
+        id=_text(document, "id"),
+        load_ms=_milliseconds(document.get("load_ms"), "load_ms"),
+        first_ms=_milliseconds(document.get("first_ms"), "first_ms"),
+        warmup_runs=_integer(document, "warmup_runs"),
+        runs_per_sample=_integer(document, "runs_per_sample", 1),
+        samples_ms=_samples(document),
+        peak_rss_kb=_integer(document, "peak_rss_kb", 1) if "peak_rss_kb" in document else None,
+        switches=_integer(document, "switches") if "switches" in document else None,
+        **_clock(document),
+    )
+
+
+def _clock(document: dict[str, Any]) -> dict[str, int]:
+    if "clock_ms" not in document:
+        return {}
+    clock = {"clock_ms": _integer(document, "clock_ms", 1)}
+    clock |= {name: _integer(document, name) for name in ("clock_mhz_ms", "clock_top_ms")}
+    if clock["clock_top_ms"] > clock["clock_ms"]:
+        raise _bad("clock_top_ms is more than clock_ms")
+    return clock
+
+
+def _start(document: dict[str, Any]) -> BenchStart:
+    return BenchStart(
+        runner=_text(document, "runner"),
+        pid=_integer(document, "pid", 1),
+        runtime=_text(document, "runtime"),
+        runtime_version=_text(document, "runtime_version"),
+        threads=_integer(document, "threads", 1),
+        cores_wanted=_text(document, "cores_wanted"),
+        cores_seen=_text(document, "cores_seen"),
+        delegate=_text(document, "delegate", ""),
+    )
+
+
+def _error(document: dict[str, Any]) -> BenchError:
+    return BenchError(_integer(document, "index"), _text(document, "id"), _text(document, "message"))
+
+
+def _graph(document: dict[str, Any]) -> BenchGraph:
+    encoded = document.get("base64")
+    try:
+        file = base64.b64decode(encoded if isinstance(encoded, str) else "", validate=True)
+    except ValueError as error:
+        raise _bad("a graph is not in base64") from error
+    if not file:
+        raise _bad("a graph is empty")
+    return BenchGraph(_integer(document, "index"), _text(document, "id"), file)
+
+
+def _end(document: dict[str, Any]) -> BenchEnd:
+    status = _text(document, "status")
+    if status not in ("done", "deadline", "error"):
+        raise _bad(f"the run ended as {status!r}")
+    return BenchEnd(status, _integer(document, "results"), _integer(document, "errors"), _text(document, "message"))
+
+
+_PARSERS: dict[str, Callable[[dict[str, Any]], BenchEvent]] = {
+    "start": _start,
+    "result": _result,
+    "graph": _graph,
+    "error": _error,
+    "end": _end,
+}
+
+
+def parse_line(line: bytes) -> BenchEvent | None:
+    """One line, without its newline. None for an event that this version does not know; unknown keys are ignored.
+
+    Raises DeviceError for everything that is no such line.
+    """
+    if len(line) > MAX_LINE_BYTES:
+        raise _bad(f"a line is longer than {MAX_LINE_BYTES} bytes")
+    try:
+        document = parse_json(line)
+    except ValueError as error:
+        raise _bad(f"a line is not JSON ({str(error)[:80]})") from error
+    if not isinstance(document, dict):
+        raise _bad("a line is not a JSON object")
+    version = document.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise _bad(f"its format_version is {str(version)[:20]}, this version reads {FORMAT_VERSION}")
+    event = document.get("event")
+    if not isinstance(event, str):
+        raise _bad("a line has no event")
+    parser = _PARSERS.get(event)
+    return parser(document) if parser else None
+
+
+class ResultStream:
+    """Reads the runner's output as it comes, in pieces of any size.
+
+    `ids`: of the manifest's models in order. A line of another model, a second line of the same one and lines after the
+    end are errors. `pending_bytes` of an unfinished last line are left when the run was cut off; they are not a result.
+    """
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        self._ids = tuple(ids)
+        self._buffer = bytearray()
+        self._answered: set[int] = set()
+        self.start: BenchStart | None = None
+        self.end: BenchEnd | None = None
+
+    @property
+    def pending_bytes(self) -> int:
+        return len(self._buffer)
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Indices of the models that have neither a result nor an error yet."""
+        return tuple(index for index in range(len(self._ids)) if index not in self._answered)
+
+    def feed(self, data: bytes) -> list[BenchEvent]:
+        """The events that `data` completes. Raises DeviceError as `parse_line` does."""
+        *lines, rest = (bytes(self._buffer) + data).split(b"\n")
+        if len(rest) > MAX_LINE_BYTES:
+            raise _bad(f"a line is longer than {MAX_LINE_BYTES} bytes")
+        self._buffer = bytearray(rest)
+        events = []
+        for line in lines:
+            event = parse_line(line)
+            if event is not None:
+                self._accept(event)
+                events.append(event)
+        return events
+
+    def _accept(self, event: BenchEvent) -> None:
+        if self.end is not None:
+            raise _bad("there are lines after the end")
+        if isinstance(event, BenchEnd):
+            self.end = event
+        elif isinstance(event, BenchStart):
+            if self.start is not None:
+                raise _bad("it starts twice")
+            self.start = event
+        else:
+            if self.start is None:
+                raise _bad("a result stands before the start")
+            if event.index >= len(self._ids) or event.id != self._ids[event.index]:
+                raise _bad(f"line {event.index} is of {event.id[:80]!r}, which is not the model that was asked for")
+            if event.index in self._answered:
+                raise _bad(f"model {event.index} is answered twice")
+            if not isinstance(event, BenchGraph):  # its result is still to come
+                self._answered.add(event.index)
+
+
+__all__ = [
+    "BenchManifest",
+    "BenchModel",
+    "BenchPair",
+    "BenchRun",
+    "BenchTiming",
+    "RuntimeLibrary",
+    "build_host_runner",
+    "locate_library",
+    "packaged_runner",
+    "run_on_host",
+    "runner_program",
+    "runner_sources",
+]
+
+BUILD_TIMEOUT_S = 120.0
+GRACE_S = 5.0  # the runner's watchdog ends it one second after its deadline
+
+
+@dataclass(frozen=True)
+class RuntimeLibrary:
+    """A runtime's shared library, with the version that its package tells."""
+
+    runtime: str
+    path: Path
+    version: str
+
+
+_WHEELS = {  # runtime: package, module, pattern, extra; no wheel of this platform exports TFLite's own C API
+    "onnxruntime": ("onnxruntime", "onnxruntime", "capi/libonnxruntime.so*", ""),
+    "litert": ("ai-edge-litert", "ai_edge_litert", "libLiteRt.so", "tflite"),
+}
+
+
+def locate_library(runtime: str) -> RuntimeLibrary:
+    """The C library in this environment's packages, "onnxruntime" or "litert".
+
+    Raises InvalidConfig for other runtimes, MissingDependency where the package is not installed, DeviceError where it
+    holds no such library.
+    """
+    if runtime not in _WHEELS:
+        raise InvalidConfig(
+            f"no package brings a library for {runtime!r}", next_step=f"use one of {', '.join(_WHEELS)}"
+        )
+    package, module, pattern, extra = _WHEELS[runtime]
+    spec = importlib.util.find_spec(module)
+    if spec is None:
+        raise MissingDependency(package, extra)
+    found = sorted(path for folder in spec.submodule_search_locations or () for path in Path(folder).glob(pattern))
+    if not found:
+        raise DeviceError(
+            f"the installed package {package} holds no {pattern}", next_step=f"pip install --upgrade {package}"
+        )
+    return RuntimeLibrary(runtime, found[0], importlib.metadata.version(package))
+
+
+def packaged_runner(abi: str = "arm64-v8a") -> Path:
+    """The executable for phones that came with this package. Raises DeviceError where it was not built."""
+    here = Path(__file__).resolve()
+    for folder in (here.parent / "bin" / abi, here.parents[2] / "dist" / "android" / abi):
+        if (folder / "amc-bench").is_file():
+            return folder / "amc-bench"
+    raise DeviceError(
+        f"this installation holds no runner for {abi}",
+        next_step="pip install ziglang, then scripts/build-android-bench in a checkout of amc-mobile; or set "
+        "AMC_MOBILE_RUNNER to a build of your own",
+    )
+
+
+def runner_program(abi: str) -> Path:
+    """AMC_MOBILE_RUNNER, for those who build their own, or the executable in this package.
+
+    Raises InvalidConfig where that is no file, DeviceError where this package has none for the processor.
+    """
+    own = os.environ.get("AMC_MOBILE_RUNNER")
+    if own and not Path(own).is_file():
+        raise InvalidConfig(f"AMC_MOBILE_RUNNER = {own!r} is no file", next_step="unset it to use the packaged runner")
+    return Path(own) if own else packaged_runner(abi)
+
+
+def runner_sources() -> Path:
+    """The folder of the runner's C sources: in the wheel, or in the checkout of an editable installation."""
+    here = Path(__file__).resolve()
+    for folder in (here.parent / "bench_source", here.parents[2] / "android_bench"):
+        if (folder / "bench.h").is_file():
+            return folder
+    raise DeviceError("this installation holds no sources of the runner", next_step="install amc-mobile again")
+
+
+def build_host_runner(folder: Path | None = None) -> Path:
+    """The runner compiled for this computer, in a cache folder that changes with the sources and the compiler.
+
+    Raises DeviceError where there is no C compiler ($CC or cc), or where it refuses.
+    """
+    sources = sorted(path for path in runner_sources().iterdir() if path.suffix in (".c", ".h"))
+    compiler = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    digest = hashlib.sha256(repr(compiler).encode())
+    for path in sources:
+        digest.update(path.name.encode() + path.read_bytes())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "amc-mobile" / "runner"
+    runner = (folder or cache) / digest.hexdigest()[:16] / "amc-bench"
+    if runner.is_file():
+        return runner
+    runner.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=runner.parent) as scratch:
+        built = Path(scratch) / "amc-bench"
+        files = [str(path) for path in sources if path.suffix == ".c"]
+        command = [*compiler, "-std=c11", "-O2", *files, "-ldl", "-o", str(built)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise DeviceError(
+                f"the C compiler {compiler[0]} cannot be run", next_step="install one (apt install gcc), or set CC"
+            ) from error
+        if done.returncode != 0:
+            raise DeviceError(f"{compiler[0]} cannot build the runner: {done.stderr.strip()[:500]}")
+        built.replace(runner)  # another process that builds it meanwhile gives the same
+    return runner
+
+
+@dataclass(frozen=True)
+class BenchRun:
+    """All that a finished run told. `log`: the end of what it and the runtime printed."""
+
+    start: BenchStart | None
+    results: tuple[BenchResult, ...]
+    errors: tuple[BenchError, ...]
+    end: BenchEnd | None
+    exit_code: int
+    log: str
+
+
+def run_on_host(
+    runner: Path | Sequence[str],
+    manifest: BenchManifest,
+    folder: Path,
+    *,
+    on_event: Callable[[BenchEvent], None] | None = None,
+) -> BenchRun:
+    """Runs the runner on this computer; relative paths in the manifest are relative to `folder`.
+
+    `runner`: its path, or a command that it is the last word of, such as an emulator's. Raises DeviceError when it
+    cannot be started, writes what is no result, or outlives its deadline.
+    """
+    command = [str(runner)] if isinstance(runner, Path) else list(runner)
+    stream = ResultStream([model.id for model in manifest.models])
+    events: list[BenchEvent] = []
+    with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".manifest", encoding="utf-8") as written:
+        written.write(manifest.text())
+        written.flush()
+        with tempfile.TemporaryFile() as log:
+            try:
+                process = subprocess.Popen([*command, written.name], stdout=subprocess.PIPE, stderr=log)
+            except OSError as error:
+                raise DeviceError(f"the runner {command[0]} cannot be started: {error.strerror}") from error
+            try:
+                for data in _read_until(process, time.monotonic() + manifest.deadline_s + GRACE_S):
+                    for event in stream.feed(data):
+                        events.append(event)
+                        if on_event:
+                            on_event(event)
+                exit_code = process.wait(GRACE_S)
+            except subprocess.TimeoutExpired as error:
+                raise DeviceError("the runner has closed its output, but does not end") from error
+            finally:
+                process.kill()
+                process.wait()
+                if process.stdout:
+                    process.stdout.close()
+            log.seek(max(0, log.tell() - 4000))
+            tail = log.read().decode(errors="replace")
+    return BenchRun(
+        stream.start,
+        tuple(event for event in events if isinstance(event, BenchResult)),
+        tuple(event for event in events if isinstance(event, BenchError)),
+        stream.end,
+        exit_code,
+        tail,
+    )
+
+
+def _read_until(process: subprocess.Popen[bytes], deadline: float) -> Iterator[bytes]:
+    """What the process writes, until it closes its output. Raises DeviceError after `deadline` (monotonic, s)."""
+    assert process.stdout is not None
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise DeviceError("the runner has outlived its deadline and was killed")
+            if selector.select(left):
+                data = os.read(process.stdout.fileno(), 1 << 16)
+                if not data:
+                    return
+                yield data

@@ -1,0 +1,250 @@
+"""Reports and comparisons as files: HTML pages, JSON, CSV and text for a terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from amc_mobile.errors import CorruptFile, InvalidInput
+from amc_mobile.report import charts, tables
+from amc_mobile.report.advice import advice
+from amc_mobile.report.content import FORMAT_VERSION, LayerRow, Report, from_document, to_document
+from amc_mobile.report.tables import (
+    NOTHING,
+    Section,
+    clauses,
+    device_line,
+    is_numeric_column,
+    printable,
+    render_rows,
+    validity,
+    verdict_line,
+)
+from amc_mobile.store import read_json, write_json, write_text
+
+MOST_LAYERS = 60  # rows; more belong into a file
+
+
+def render_text(report: Report) -> str:
+    """The verdict line, what to do next, then one table per section. No markup, no colours, no trailing newline."""
+    heading = " | ".join(
+        part for part in (report.model, f"run {report.run}" if report.run else "", report.created) if part
+    )
+    parts = [verdict_line(report), printable(heading)]
+    remarks = advice(report)
+    if remarks:
+        parts.append("\n".join(f"Next: {remark}" for remark in remarks))
+    for section in (
+        tables.comparison(report),
+        *([gate] if (gate := tables.gate(report)).rows else []),
+        tables.stages(report),
+        tables.layers(report, most=MOST_LAYERS),
+        tables.search(report),
+        tables.predictions(report),
+        tables.conditions(report),
+        tables.data(report),
+        tables.kept_groups(report),
+        tables.files(report),
+    ):
+        parts.append(_section(section))
+    return "\n\n".join(parts)
+
+
+def _section(section: tables.Section) -> str:
+    if not section.rows:
+        return f"{section.title}\n  {section.empty}"
+    if any(section.headers):
+        body = render_rows(section.headers, section.rows)
+    else:
+        label_width = max(len(printable(row[0])) for row in section.rows)
+        body = "\n".join(f"{printable(label):{label_width}}  {printable(value)}" for label, value in section.rows)
+    lines = [section.title, *(f"  {line}" for line in body.splitlines())]
+    if section.note:
+        lines.append(f"  {printable(section.note)}")
+    return "\n".join(lines)
+
+
+INTERVAL = re.compile(r"([^()]+) \((95.% CI [-\d. to]+)\)")
+NUMBER_AND_UNIT = re.compile(r"(\d) (ms|%|points|B|[kMG]B?)(?!\w)")
+COMMAND = re.compile(r"`([^`]+)`")
+STATUS_CLASS = {
+    "PASS": "pass", "FAIL": "fail", "NOT MEASURED": "open", "PREDICTED, NOT MEASURED": "open", "NO PLAN": "open",
+}  # fmt: skip
+SAID = {
+    "PASS": "The pruned network is within its budget.",
+    "FAIL": "The pruned network is over its budget.",
+    "NOT MEASURED": "A plan is chosen; only a measurement can pass the budget.",
+    "PREDICTED, NOT MEASURED": "By the latency table, without the device; only a measurement can pass the budget.",
+    "NO PLAN": "No plan has been searched yet.",
+}
+
+
+def _shown(value: Any) -> Any:
+    """What the template prints: names lose their control characters before they are escaped."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _with_signs(cell: str) -> Markup:
+    """Typographic signs for the plain ones of the terminal, units kept with their numbers, intervals on their own."""
+    value = NUMBER_AND_UNIT.sub("\\1\u00a0\\2", printable(cell).replace(" -> ", " → ").replace("+-", "±"))
+    found = INTERVAL.fullmatch(value)
+    return Markup("{} <small>{}</small>").format(*found.groups()) if found else escape(value)
+
+
+def _with_commands(remark: str) -> Markup:
+    """Advice with its commands set as code."""
+    return Markup(COMMAND.sub(r"<code>\1</code>", str(_with_signs(remark))))
+
+
+def _numeric_columns(section: tables.Section) -> list[bool]:
+    return [is_numeric_column([row[i] for row in section.rows]) for i in range(len(section.headers))]
+
+
+def environment() -> Environment:
+    """Templates with escaping, and the filters that the pages share."""
+    environment = Environment(
+        loader=PackageLoader("amc_mobile.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["signs"] = _with_signs
+    environment.filters["commands"] = _with_commands
+    environment.globals["numeric_columns"] = _numeric_columns
+    environment.globals["nothing"] = NOTHING
+    return environment
+
+
+def render_html(report: Report) -> str:
+    """The whole page. Names are escaped; long lists are cut where layers.csv and report.json have the rest."""
+    return environment().get_template("report.html.j2").render(
+        report=report,
+        status=report.verdict.status,
+        status_class=STATUS_CLASS[report.verdict.status],
+        said=SAID[report.verdict.status],
+        clauses=clauses(report),
+        device=device_line(report),
+        validity=validity(report),
+        advice=advice(report),
+        comparison=tables.comparison(report),
+        gate=tables.gate(report),
+        stages=tables.stages(report),
+        layers=tables.layers(report),
+        search=tables.search(report),
+        predictions=tables.predictions(report),
+        others=(
+            tables.conditions(report),
+            tables.data(report),
+            tables.kept_groups(report),
+            tables.files(report),
+            tables.settings(report),
+        ),
+        ms_bars=charts.layer_ms_bars(report.layers),
+        channel_bars=charts.layer_channel_bars(report.layers),
+        finetuning_curve=charts.finetuning_curve(report.finetuning, report.metric),
+        search_curve=charts.search_curve(report.episodes, report.budget),
+        scatter=charts.prediction_scatter(report.predictions),
+    )  # fmt: skip
+
+
+LAYER_COLUMNS = (
+    "name", "kernel_before", "kernel_after", "channels_before", "channels_after", "keep_ratio",
+    "ms_before", "ms_after", "macs_before", "macs_after",
+)  # fmt: skip
+
+
+def report_document(report: Report) -> dict[str, Any]:
+    """The content of report.json without its format_version; the keys are explained in docs/report.md."""
+    verdict = {**to_document(report.verdict), "line": verdict_line(report)}
+    return {"verdict": verdict, **to_document(report)}
+
+
+def report_from_document(document: dict[str, Any]) -> Report:
+    """The verdict is derived anew. Raises InvalidInput for missing, unknown and wrong values."""
+    kept = {key: value for key, value in document.items() if key not in ("verdict", "format_version")}
+    return from_document(Report, kept)
+
+
+def read_report(path: Path) -> Report:
+    """Raises CorruptFile."""
+    try:
+        return report_from_document(read_json(path, format_version=FORMAT_VERSION))
+    except InvalidInput as error:
+        raise CorruptFile(path, error.message, next_step=error.next_step) from error
+
+
+def layers_csv(report: Report) -> str:
+    """One line per layer under LAYER_COLUMNS; an empty cell where a value is not known."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(LAYER_COLUMNS)
+    writer.writerows([_cell(layer, column) for column in LAYER_COLUMNS] for layer in report.layers)
+    return out.getvalue()
+
+
+def _cell(layer: LayerRow, column: str) -> str:
+    value = getattr(layer, column)
+    if value is None:
+        return ""
+    return f"{value:.9g}" if isinstance(value, float) else printable(str(value))
+
+
+def write_report(report: Report, folder: Path) -> tuple[Path, Path, Path]:
+    """Writes report.html, report.json and layers.csv, each whole or not at all; returns their paths."""
+    paths = (folder / "report.html", folder / "report.json", folder / "layers.csv")
+    write_text(paths[0], render_html(report))
+    write_json(paths[1], report_document(report), format_version=FORMAT_VERSION)
+    write_text(paths[2], layers_csv(report))
+    return paths
+
+
+@dataclass(frozen=True)
+class Picture:
+    """`key` is the SVG file's name without its ending; an empty `drawing` is left out of the page."""
+
+    key: str
+    title: str
+    caption: str
+    drawing: Markup
+
+
+@dataclass(frozen=True)
+class SeriesPage:
+    """`notes` stand under the title, the tables behind the pictures."""
+
+    title: str
+    notes: tuple[str, ...]
+    pictures: tuple[Picture, ...]
+    tables: tuple[Section, ...]
+
+
+def render_series_page(page: SeriesPage) -> str:
+    return environment().get_template("series_page.html.j2").render(page=page)
+
+
+def svg_file(drawing: Markup) -> str:
+    """The whole file of one drawing: with its name space, its style and a background, light or dark."""
+    style = environment().get_template("series.css").render()
+    background = "svg{background:#fbfaf8}@media (prefers-color-scheme:dark){svg{background:#14171b}}"
+    head, rest = str(drawing).split(">", 1)
+    opening = head.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    return f"{opening}><style>{background}\n{style}</style>{rest}\n"
+
+
+def write_series_page(page: SeriesPage, path: Path) -> list[Path]:
+    """Writes the page and an SVG file per picture beside it; returns their paths."""
+    write_text(path, render_series_page(page))
+    paths = [path]
+    for picture in page.pictures:
+        paths.append(path.with_name(f"{picture.key}.svg"))
+        write_text(paths[-1], svg_file(picture.drawing))
+    return paths

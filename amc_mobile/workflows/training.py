@@ -1,0 +1,218 @@
+"""Train the original network, and train the pruned one on."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from amc_mobile.channels.trace import exported
+from amc_mobile.data.split import held_out
+from amc_mobile.errors import InvalidConfig
+from amc_mobile.models.loading import save_checkpoint
+from amc_mobile.models.task import OwnTask, evaluate, logits
+from amc_mobile.models.training import TrainConfig, best_epoch, train
+from amc_mobile.store import write_json
+from amc_mobile.workflows.network import load_model_and_data, resolved_checkpoint
+from amc_mobile.workflows.runs import Run
+from amc_mobile.workflows.workspace import (
+    FORMAT_VERSION,
+    Progress,
+    Settings,
+    TrainingProgress,
+    Workspace,
+    check_settings,
+)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    model: str
+    top1: float
+    test_images: int
+    epochs: int
+    checkpoint: str
+    accuracy_on: str
+    metric: str  # what `top1` is
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "model": self.model, "test_top1": self.top1, "test_images": self.test_images, "epochs": self.epochs,
+            "checkpoint": self.checkpoint, "accuracy_on": self.accuracy_on, "metric": self.metric,
+        }  # fmt: skip
+
+    def text(self) -> str:
+        return (
+            f"{self.model}: {self.metric} {self.top1:.1%} on {self.test_images} {self.accuracy_on} "
+            f"after {self.epochs} epochs\n"
+            f"weights: {self.checkpoint}"
+        )
+
+
+def train_network(
+    space: Workspace,
+    settings: Settings,
+    *,
+    epochs: int,
+    learning_rate: float | None = None,
+    batch_size: int,
+    bf16: bool = False,
+    progress: Progress,
+) -> TrainResult:
+    """Trains on the data's training set and keeps the weights in the workspace.
+
+    Some training images are held out: those that searches score plans on. The test set only gives
+    the accuracy that is reported. A killed run continues after its last epoch. Raises InvalidInput while another call
+    trains in this workspace.
+    """
+    with space.writing("train"):
+        return _trained(space, settings, epochs, learning_rate, batch_size, bf16=bf16, progress=progress)
+
+
+def _trained(
+    space: Workspace, settings: Settings, epochs: int, learning_rate: float | None, batch_size: int, *, bf16: bool,
+    progress: Progress,
+) -> TrainResult:  # fmt: skip
+    spec = settings.required("model")
+    settings.required("data")
+    checkpoint = resolved_checkpoint(space, settings) if settings.checkpoint else None
+    loaded, data = load_model_and_data(settings, checkpoint)
+    assert data is not None  # the settings name one
+    if isinstance(loaded.task, OwnTask) and loaded.task.loss_of is None:
+        raise InvalidConfig("training with an accuracy function of your own needs a loss", next_step="pass --loss too")
+    exported(loaded.module, torch.zeros(loaded.input_shape))  # what cannot be pruned is not worth being trained
+    config = TrainConfig(
+        epochs=epochs, learning_rate=loaded.task.learning_rate if learning_rate is None else learning_rate,
+        batch_size=batch_size, bf16=bf16, seed=settings.seed,
+    )  # fmt: skip
+    parts = held_out(data)
+    del data  # its training set is in `parts`, too
+    state = space.folder / "train.safetensors"
+    size = " x ".join(map(str, loaded.input_shape[1:]))
+    steps = TrainingProgress(
+        progress, "train", loaded.task.metric, f"{len(parts.train)} images of {size}, {epochs} epochs"
+    )
+    train(
+        loaded.module, parts.train, config, task=loaded.task, resume=state, on_epoch=steps.on_epoch,
+        on_step=steps.on_step,
+    )  # fmt: skip
+    space.trained_record.unlink(missing_ok=True)  # never beside the weights of another training
+    save_checkpoint(loaded.module, space.trained_checkpoint)
+    record = {"held_out_sha256": parts.reward.fingerprint(), "started_from": settings.checkpoint}
+    write_json(space.trained_record, record, format_version=FORMAT_VERSION)
+    state.unlink(missing_ok=True)
+    space.remember(replace(settings, checkpoint=""))
+    top1, weights = evaluate(loaded.module, parts.test, task=loaded.task), str(space.trained_checkpoint)
+    return TrainResult(spec, top1, len(parts.test), epochs, weights, parts.accuracy_on, loaded.task.metric)
+
+
+DISTILL_WEIGHT = 0.7  # share of the loss that follows the original network
+SLOWER = 5  # the learning rate, than for training from scratch
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    run: str
+    result: dict[str, Any]
+
+    def document(self) -> dict[str, Any]:
+        return {"run": self.run, **self.result}
+
+    def text(self) -> str:
+        r = self.result
+        kept = "kept" if r["kept"] else "not kept: clearly fewer of the held-out images are right"
+        return (
+            f"run {self.run}: {r['epochs']} epochs, the weights of epoch {r['best_epoch']}, "
+            f"{r['metric']} {r['test_top1_before']:.1%} -> {r['test_top1']:.1%} "
+            f"on {r['test_images']} {r['accuracy_on']}; {kept}"
+        )
+
+
+def finetune_run(
+    space: Workspace,
+    *,
+    run: str | None,
+    epochs: int,
+    learning_rate: float | None = None,
+    batch_size: int,
+    bf16: bool = False,
+    ema_decay: float = 0.0,
+    workers: int | None = None,
+    progress: Progress,
+) -> FinetuneResult:
+    """Fine-tunes a run's pruned network; goes on where it was killed.
+
+    The reward images, which training never sees, decide which epoch's weights are taken, and whether they are kept;
+    test images only report.
+    """
+    folder = Run(space.run_folder(run))
+    with space.working_on(folder.folder.name):
+        return _finetuned(
+            space, folder, epochs, learning_rate, batch_size, bf16=bf16, ema_decay=ema_decay, workers=workers,
+            progress=progress,
+        )  # fmt: skip
+
+
+def _finetuned(
+    space: Workspace, folder: Run, epochs: int, learning_rate: float | None, batch_size: int, *, bf16: bool,
+    ema_decay: float, workers: int | None, progress: Progress,
+) -> FinetuneResult:  # fmt: skip
+    settings = folder.settings()
+    if workers is not None:
+        settings = replace(settings, workers=workers)
+        check_settings(settings)
+    wanted = folder.read("settings")["search"]
+    network = folder.original(space, settings)
+    data = network.split(calibration=wanted["calibration_images"], reward=wanted["reward_images"], seed=settings.seed)
+    if learning_rate is None:
+        learning_rate = network.task.learning_rate / SLOWER
+    model = folder.load_pruned(network, "pruned")
+    before, outputs = evaluate(model, data.test, task=network.task), logits(model, data.reward)
+    right = network.task.right(outputs, data.reward.labels)
+    held_out_before = network.task.accuracy(outputs, data.reward.labels)
+    # Mixed precision where a GPU does it: there it costs nothing and saves half the time.
+    mixed = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    config = TrainConfig(
+        epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, distill_weight=DISTILL_WEIGHT,
+        bf16=bf16 or mixed, ema_decay=ema_decay, seed=settings.seed,
+        threads=os.cpu_count(),  # those of `settings` are for timing
+    )  # fmt: skip
+    state = folder.folder / "finetune-state.safetensors"
+    place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    size = " x ".join(map(str, network.input_shape[1:]))
+    steps = TrainingProgress(
+        progress, "fine-tune", network.task.metric, f"{len(data.train)} images of {size}, {epochs} epochs"
+    )
+    reports = train(
+        model.to(place), data.train, config, task=network.task, teacher=network.module.to(place), resume=state,
+        validate=data.reward, keep_best=True, on_epoch=steps.on_epoch, on_step=steps.on_step,
+    )  # fmt: skip
+    model.to("cpu")
+    best = best_epoch(reports)
+    kept = not clearly_worse(right, network.task.right(logits(model, data.reward), data.reward.labels))
+    folder.save_weights("finetuned", model)
+    document = {
+        "pruned_sha256": folder.stage_sha256("pruned"),
+        "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "distill_weight": DISTILL_WEIGHT,
+        "test_images": len(data.test), "test_top1_before": before,
+        "test_top1": evaluate(model, data.test, task=network.task), "metric": network.task.metric,
+        "accuracy_on": data.accuracy_on, "kept": kept, "ema_decay": ema_decay, "held_out_images": len(data.reward),
+        "held_out_top1_before": held_out_before, "best_epoch": best.epoch if best else 0,
+        "epoch_reports": [asdict(report) for report in reports],
+    }  # fmt: skip
+    folder.write("finetune", document)
+    state.unlink(missing_ok=True)
+    return FinetuneResult(folder.folder.name, document)
+
+
+def clearly_worse(before: Tensor, after: Tensor) -> bool:
+    """Whether more images were lost than won by over one standard error. Both (N,) bool: without a mistake.
+
+    A few hundred held-out images tell no smaller loss from chance, and fine-tuning usually gains.
+    """
+    won, lost = int((after & ~before).sum()), int((before & ~after).sum())
+    return bool(lost - won > math.sqrt(lost + won))
