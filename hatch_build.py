@@ -1,4 +1,7 @@
-"""Puts the runner for phones and its sources into the wheel; an editable installation uses the checkout's instead."""
+"""Puts the runner for phones, its sources and the profiles of phones into the wheel.
+
+An editable installation uses the checkout's instead.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 RUNNER = "amc_mobile/device/bin/arm64-v8a/amc-bench"
 SOURCES = "amc_mobile/device/bench_source"
+PROFILES = "amc_mobile/device_profiles"
 
 
 class RunnerHook(BuildHookInterface[Any]):
@@ -25,6 +29,7 @@ class RunnerHook(BuildHookInterface[Any]):
             return
         folder = Path(self.root) / "android_bench"
         included: dict[str, str] = build_data["force_include"]
+        included[str(Path(self.root) / "device_profiles")] = PROFILES
         for path in sorted(folder.iterdir()):
             if path.suffix in (".c", ".h"):
                 included[str(path)] = f"{SOURCES}/{path.name}"

@@ -49,7 +49,9 @@ def phone_file_stem(serial: str) -> str:
     return re.sub(r"[^A-Za-z0-9.-]", lambda match: f"_{ord(match[0]):x}", serial)[:100]
 
 
-BUILT_IN = Path(__file__).parent.parent / "device_profiles"
+_PACKAGE = Path(__file__).resolve().parents[1]
+_PACKAGED = _PACKAGE / "device_profiles"  # in a wheel
+BUILT_IN = _PACKAGED if _PACKAGED.is_dir() else _PACKAGE.parent / "device_profiles"  # else at the checkout's top
 HOST = "host"
 RUNTIMES = ("tflite", "litert", "onnxruntime")
 NO_KEYS = ("name", "match", "is_built_in")  # fields that a file does not set by their name

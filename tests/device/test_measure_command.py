@@ -67,7 +67,7 @@ def test_a_file_is_measured_on_the_phone(command: Callable[..., Command], phone:
 def test_a_busy_phone_is_measured_with_a_warning(command: Callable[..., Command], phone: FakePhone, home: Path) -> None:
     profiles = home / "device_profiles"
     profiles.mkdir(exist_ok=True)
-    own = (ROOT / "amc_mobile" / "device_profiles" / "pixel.toml").read_text()
+    own = (ROOT / "device_profiles" / "pixel.toml").read_text()
     (profiles / "pixel.toml").write_text("quiet_wait_s = 0.1\n" + own)
     phone.sandbox.set_neighbours(90)
     code, out, err = finish(command())
@@ -136,7 +136,7 @@ def test_a_fault_is_survived_or_named_and_mended(
     strike, said = FAULTS[fault]
     profiles = home / "device_profiles"
     profiles.mkdir(exist_ok=True)
-    patient = (ROOT / "amc_mobile" / "device_profiles" / "pixel.toml").read_text()
+    patient = (ROOT / "device_profiles" / "pixel.toml").read_text()
     (profiles / "pixel.toml").write_text("cooldown_s = 0.1\n" + patient)
     strike(phone)
     if fault == "no shell v2":  # adb asks for the features when it connects, and is done before the command begins

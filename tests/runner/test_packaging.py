@@ -1,4 +1,4 @@
-"""The wheel carries the runner for phones and its sources."""
+"""The wheel carries the runner for phones, its sources and the profiles of phones."""
 
 from __future__ import annotations
 
@@ -39,18 +39,21 @@ def test_the_wheel_brings_the_phones_runner_and_what_this_computers_is_built_fro
         assert archive.getinfo(RUNNER).external_attr >> 16 & 0o111
         archive.extractall(tmp_path / "installed")
     program = (
-        "import sys; from pathlib import Path; from amc_mobile.device import bench\n"
-        "print(bench.packaged_runner()); print(bench.runner_sources()); print(bench.build_host_runner(Path('cache')))"
+        "from pathlib import Path; from amc_mobile.device import profiles, runner\n"
+        "print(runner.packaged_runner(), runner.runner_sources(), runner.build_host_runner(Path('cache')))\n"
+        "print(profiles.BUILT_IN, *sorted(profiles.load_profiles()))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path / "installed")},
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    packaged, sources, built = done.stdout.splitlines()
+    packaged, sources, built, profiles, *names = done.stdout.split()
     assert packaged == str(tmp_path / "installed" / RUNNER)
     assert sources == str(tmp_path / "installed" / "amc_mobile" / "device" / "bench_source")
     assert (tmp_path / built).is_file()
+    assert profiles == str(tmp_path / "installed" / "amc_mobile" / "device_profiles")
+    assert names == sorted(path.stem for path in (ROOT / "device_profiles").glob("*.toml"))
 
 
 def test_without_ziglang_the_wheel_is_built_without_the_runner_and_says_so(tmp_path: Path) -> None:
@@ -68,4 +71,4 @@ def test_an_editable_installation_builds_nothing(tmp_path: Path) -> None:
     wheel, printed = build_wheel(tmp_path / "dist", "wheel:editable", hide_ziglang=True)
     assert "runner" not in printed
     with zipfile.ZipFile(wheel) as archive:
-        assert not [name for name in archive.namelist() if "bench" in name]
+        assert not [name for name in archive.namelist() if "bench" in name or "device_profiles" in name]
