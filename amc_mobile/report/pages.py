@@ -15,7 +15,7 @@ from markupsafe import Markup, escape
 from amc_mobile.errors import CorruptFile, InvalidInput
 from amc_mobile.report import charts, tables
 from amc_mobile.report.advice import advice
-from amc_mobile.report.content import FORMAT_VERSION, LayerRow, Report, from_document, to_document
+from amc_mobile.report.content import FORMAT_VERSION, LayerRow, Report
 from amc_mobile.report.tables import (
     NOTHING,
     Section,
@@ -27,7 +27,7 @@ from amc_mobile.report.tables import (
     validity,
     verdict_line,
 )
-from amc_mobile.store import read_json, write_json, write_text
+from amc_mobile.store import from_document, read_json, to_document, write_json, write_text
 
 MOST_LAYERS = 60  # rows; more belong into a file
 
@@ -171,7 +171,7 @@ def report_document(report: Report) -> dict[str, Any]:
 def report_from_document(document: dict[str, Any]) -> Report:
     """The verdict is derived anew. Raises InvalidInput for missing, unknown and wrong values."""
     kept = {key: value for key, value in document.items() if key not in ("verdict", "format_version")}
-    return from_document(Report, kept)
+    return from_document(Report, kept, "report")
 
 
 def read_report(path: Path) -> Report:

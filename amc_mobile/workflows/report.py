@@ -39,11 +39,10 @@ from amc_mobile.report.content import (
     Ratio,
     Report,
     Stage,
-    from_document,
-    to_document,
 )
 from amc_mobile.report.pages import render_text, report_document, write_report
 from amc_mobile.search.episode_log import EpisodeLog
+from amc_mobile.store import from_document, to_document
 from amc_mobile.workflows.export import count_gate
 from amc_mobile.workflows.latency import LatencyModel
 from amc_mobile.workflows.network import Network
