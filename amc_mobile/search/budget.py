@@ -22,7 +22,7 @@ SHALLOWEST_RATIO = 0.4  # where the `shallow` and `deep` profiles start; scaled 
 
 
 @dataclass(frozen=True, eq=False)
-class Budget:
+class CostLimit:
     """A limit on `cost`, and the ascending widths each group may take (the last one: not pruned).
 
     `cost` is asked anew each time and nothing is kept of its answers, so it may change between calls (a
@@ -35,7 +35,7 @@ class Budget:
     grids: tuple[Widths, ...]
     unit: Unit
     label: str = ""  # for messages, as the user put it
-    parts: tuple[Budget, ...] = ()  # of one made by `joined`
+    parts: tuple[CostLimit, ...] = ()  # of one made by `joined`
     _padded: Widths = field(init=False, repr=False)  # (G, K): the grids, the last width repeated
     _tops: Widths = field(init=False, repr=False)  # (G,): index of the last width
 
@@ -54,7 +54,7 @@ class Budget:
         object.__setattr__(self, "_padded", padded)
         object.__setattr__(self, "_tops", np.array([grid.size - 1 for grid in grids], dtype=np.int64))
 
-    def with_limit(self, limit: float) -> Budget:
+    def with_limit(self, limit: float) -> CostLimit:
         return replace(self, limit=limit)
 
     @property
@@ -194,7 +194,7 @@ class Budget:
         return plan
 
 
-def joined(budgets: Sequence[Budget]) -> Budget:
+def joined(budgets: Sequence[CostLimit]) -> CostLimit:
     """One budget that a plan meets exactly when it meets them all; they must have the same grids.
 
     The cost is in the unit of the first: what a plan costs there, or more where another budget is nearer to its

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from amc_mobile.search.budget import Budget, Floats, Widths
+from amc_mobile.search.budget import CostLimit, Floats, Widths
 from amc_mobile.search.policy import Knowledge, SearchingPolicy, moved
 
 PARENTS = 4  # the best plans that actions start from
@@ -33,7 +33,7 @@ class CriticPolicy(SearchingPolicy):
         super().__init__(knowledge)
         self._kernel: tuple[int, tuple[float, float, float]] | None = None  # for how many plans, and its parameters
 
-    def _propose(self, budget: Budget, rng: np.random.Generator) -> Widths:
+    def _propose(self, budget: CostLimit, rng: np.random.Generator) -> Widths:
         children = self._actions(budget, rng)
         if not len(children):
             return budget.scale(rng.uniform(self.features.min_ratios, 1))
@@ -44,7 +44,7 @@ class CriticPolicy(SearchingPolicy):
         value, spread = process.predict((self._seen(budget, children) - mean) / deviation)
         return budget.fit(children[int(np.argmax(value + BETAS[self.episode % len(BETAS)] * spread))])
 
-    def _actions(self, budget: Budget, rng: np.random.Generator) -> Widths:
+    def _actions(self, budget: CostLimit, rng: np.random.Generator) -> Widths:
         """Plans within the budget that have not been tried, (N, G)."""
         parents = self.best(PARENTS, budget)
         # The best plan most often: a parent's rank is the whole part of an exponential draw.
@@ -53,7 +53,7 @@ class CriticPolicy(SearchingPolicy):
         unseen = {tuple(plan.tolist()): None for plan in drawn if tuple(plan.tolist()) not in self.known}
         return np.array(list(unseen), dtype=np.int64).reshape(-1, drawn.shape[1])
 
-    def _seen(self, budget: Budget, plans: Widths) -> Floats:
+    def _seen(self, budget: CostLimit, plans: Widths) -> Floats:
         """(N, G): what the critic sees of plans: each group's error, or its keep ratio where errors are not known."""
         errors = self.knowledge.errors
         if errors is None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from amc_mobile.errors import InvalidInput
-from amc_mobile.search.budget import Budget, Floats, Widths
+from amc_mobile.search.budget import CostLimit, Floats, Widths
 from amc_mobile.search.policy import FEATURES, Knowledge, Policy
 
 ArrayF32 = npt.NDArray[np.float32]
@@ -236,7 +236,7 @@ class DdpgSequential(DdpgPolicy):
 
     name = "ddpg-sequential"
 
-    def _propose(self, budget: Budget, rng: np.random.Generator) -> Widths:
+    def _propose(self, budget: CostLimit, rng: np.random.Generator) -> Widths:
         decided: list[int] = []
         for _ in range(self.features.groups):
             ratios = np.array(decided) / self.features.full[: len(decided)]
@@ -257,7 +257,7 @@ class DdpgProfile(DdpgPolicy):
 
     name = "ddpg"
 
-    def _propose(self, budget: Budget, rng: np.random.Generator) -> Widths:
+    def _propose(self, budget: CostLimit, rng: np.random.Generator) -> Widths:
         noise = self.noise
         if noise is None:
             return budget.scale(rng.uniform(self.features.min_ratios, 1))
@@ -268,7 +268,7 @@ class DdpgProfile(DdpgPolicy):
         return budget.scale(ratios)
 
 
-def choose(budget: Budget, decided: Sequence[int], keep_ratio: float) -> int:
+def choose(budget: CostLimit, decided: Sequence[int], keep_ratio: float) -> int:
     """The allowed width of the next group that is nearest to `keep_ratio`."""
     allowed: Floats = budget.allowed(decided).astype(np.float64)
     wanted = keep_ratio * float(budget.grids[len(decided)][-1])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from amc_mobile.errors import MissingDependency
-from amc_mobile.search.budget import Budget, Floats, Widths
+from amc_mobile.search.budget import CostLimit, Floats, Widths
 from amc_mobile.search.policy import Knowledge, Policy, SearchingPolicy, moved
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class EvolutionPolicy(SearchingPolicy):
         if self._parent is None or reward >= self._parent[0]:
             self._parent = (reward, self.tried[-1])
 
-    def _propose(self, budget: Budget, rng: np.random.Generator) -> Widths:
+    def _propose(self, budget: CostLimit, rng: np.random.Generator) -> Widths:
         assert self._parent is not None  # the seeds come first
         parent = np.array(self._parent[1], dtype=np.int64)
         children = moved(budget, np.repeat(parent[None], ATTEMPTS, axis=0), rng)
@@ -61,7 +61,7 @@ class CmaPolicy(Policy):
             self._asked = list(self._strategy.ask())
         return self._asked[len(self._rewards)]
 
-    def _propose(self, budget: Budget, rng: np.random.Generator) -> Widths:
+    def _propose(self, budget: CostLimit, rng: np.random.Generator) -> Widths:
         return budget.scale(np.exp(self._point()))
 
     def _observe(self, widths: Widths, reward: float, rng: np.random.Generator) -> None:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 
 from amc_mobile.errors import BudgetNotMet, InvalidConfig, InvalidInput, UnreachableBudget
-from amc_mobile.search.budget import Budget, Widths, format_cost
+from amc_mobile.search.budget import CostLimit, Widths, format_cost
 from amc_mobile.search.episode_log import CHECK, EpisodeLog, EpisodeRow, Pending
 from amc_mobile.search.policy import Policy
 from amc_mobile.search.reward import MeasuredCost, Outcome
@@ -60,7 +60,7 @@ class Standings:
         self.checks = 0
         self.overs = 0
 
-    def tightened(self, budget: Budget) -> Budget:
+    def tightened(self, budget: CostLimit) -> CostLimit:
         """`budget` at the limit that plans are held to now."""
         return budget.with_limit(self.search_limit)
 
@@ -68,11 +68,11 @@ class Standings:
         """The best among the plans measured within the budget."""
         return self._best([row for row in self.plans.values() if self._measured_within(row)])
 
-    def best_predicted(self, budget: Budget) -> EpisodeRow | None:
+    def best_predicted(self, budget: CostLimit) -> EpisodeRow | None:
         """The best among the plans whose cost, as it is now, is within the budget."""
         return self._best(self._predicted_within(list(self.plans.values()), budget))
 
-    def best_standing(self, budget: Budget) -> EpisodeRow | None:
+    def best_standing(self, budget: CostLimit) -> EpisodeRow | None:
         """The best among plans measured within the budget, or not measured and predicted within it."""
         unmeasured = [row for row in self.plans.values() if row.ci_high_ms is None]
         measured = [row for row in self.plans.values() if self._measured_within(row)]
@@ -84,7 +84,7 @@ class Standings:
         better = [row for row in over if self.rank(row) > self.rank(best)]
         return sorted(better, key=self.rank, reverse=True)
 
-    def candidate(self, budget: Budget) -> EpisodeRow | None:
+    def candidate(self, budget: CostLimit) -> EpisodeRow | None:
         """The best plan not measured yet that would beat the best measured one."""
         best = self.best_measured()
         better = [
@@ -99,7 +99,7 @@ class Standings:
         measured = [row for row in self.plans.values() if row.ci_high_ms is not None]
         return min(measured, key=lambda row: row.ci_high_ms or 0, default=None)
 
-    def observed_ratio(self, budget: Budget) -> float:
+    def observed_ratio(self, budget: CostLimit) -> float:
         """How much the measured upper end exceeds the cost predicted now: the worst of the five fastest plans."""
         measured = [row for row in self.plans.values() if row.ci_high_ms is not None]
         fastest = sorted(measured, key=lambda row: row.ci_high_ms or 0)[:5]
@@ -111,7 +111,7 @@ class Standings:
     def _measured_within(self, row: EpisodeRow) -> bool:
         return row.ci_high_ms is not None and row.ci_high_ms <= self.budget_limit
 
-    def _predicted_within(self, rows: list[EpisodeRow], budget: Budget) -> list[EpisodeRow]:
+    def _predicted_within(self, rows: list[EpisodeRow], budget: CostLimit) -> list[EpisodeRow]:
         if not rows:
             return []
         costs = budget.cost(np.array([row.widths for row in rows], dtype=np.int64))
@@ -210,7 +210,7 @@ class EpisodeRunner:
     """
 
     policy: Policy
-    budget: Budget
+    budget: CostLimit
     score: Score
     log: EpisodeLog
     standings: Standings
@@ -354,7 +354,7 @@ class SearchResult:
 
 def run_search(
     policy: Policy,
-    budget: Budget,
+    budget: CostLimit,
     score: Score,
     *,
     episodes: int,
@@ -413,7 +413,7 @@ def run_search(
 @dataclass
 class _Search:
     policy: Policy
-    budget: Budget
+    budget: CostLimit
     log: EpisodeLog
     standings: Standings
     runner: EpisodeRunner
@@ -490,7 +490,7 @@ class _Search:
             return False
         return self.guarantee.is_over(self.log.rows, self.budget.cost_of(self.budget.full))
 
-    def _episode_budget(self) -> Budget:
+    def _episode_budget(self) -> CostLimit:
         budget = self.standings.tightened(self.budget)
         if self.guarantee is None:
             if self.drawn_limits is None:

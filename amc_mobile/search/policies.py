@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from amc_mobile.errors import InvalidConfig
-from amc_mobile.search.budget import Budget, Floats, Widths
+from amc_mobile.search.budget import CostLimit, Floats, Widths
 from amc_mobile.search.critic import CriticPolicy
 from amc_mobile.search.ddpg import PROFILE_CONFIG, SEQUENTIAL_CONFIG, DdpgConfig, DdpgProfile, DdpgSequential
 from amc_mobile.search.evolution import CmaPolicy, EvolutionPolicy
@@ -41,7 +41,7 @@ class NetAdaptPolicy(SearchingPolicy):
     def rounds(self) -> int:
         return max(1, (self.knowledge.episodes - len(self.seeds)) // self.features.groups)
 
-    def _propose(self, budget: Budget, rng: np.random.Generator) -> Widths:
+    def _propose(self, budget: CostLimit, rng: np.random.Generator) -> Widths:
         base = self._base(budget)
         finished, group = divmod(len(self._scores), self.features.groups)
         if finished >= self.rounds or budget.allows(base):
@@ -53,10 +53,10 @@ class NetAdaptPolicy(SearchingPolicy):
         if self.episode >= len(self.seeds):
             self._scores.append(reward)
 
-    def _step(self, budget: Budget) -> float:
+    def _step(self, budget: CostLimit) -> float:
         return max(budget.cost_of(budget.full) - budget.limit, 0.0) / self.rounds
 
-    def _base(self, budget: Budget) -> Widths:
+    def _base(self, budget: CostLimit) -> Widths:
         """The plan after the finished rounds, under the cost as it is now."""
         plan, groups, step = budget.full, self.features.groups, self._step(budget)
         for first in range(0, min(len(self._scores) // groups, self.rounds) * groups, groups):
@@ -70,7 +70,7 @@ class NetAdaptPolicy(SearchingPolicy):
         return plan
 
 
-def _cut(budget: Budget, plan: Widths, group: int, step: float) -> Widths:
+def _cut(budget: CostLimit, plan: Widths, group: int, step: float) -> Widths:
     """`plan` with one group at its largest width that saves `step`, or at its minimum."""
     grid = budget.grids[group]
     plans = np.repeat(plan[None], grid.size, axis=0)
@@ -85,7 +85,7 @@ class UniformPolicy(FixedPolicy):
 
     name = "uniform"
 
-    def _propose(self, budget: Budget, rng: np.random.Generator) -> Widths:
+    def _propose(self, budget: CostLimit, rng: np.random.Generator) -> Widths:
         return budget.uniform()
 
 
@@ -94,7 +94,7 @@ class ShallowPolicy(FixedPolicy):
 
     name = "shallow"
 
-    def _propose(self, budget: Budget, rng: np.random.Generator) -> Widths:
+    def _propose(self, budget: CostLimit, rng: np.random.Generator) -> Widths:
         return budget.shallow()
 
 
@@ -103,7 +103,7 @@ class DeepPolicy(FixedPolicy):
 
     name = "deep"
 
-    def _propose(self, budget: Budget, rng: np.random.Generator) -> Widths:
+    def _propose(self, budget: CostLimit, rng: np.random.Generator) -> Widths:
         return budget.deep()
 
 
@@ -112,7 +112,7 @@ class DynamicProgrammingPolicy(FixedPolicy):
 
     name = "dp"
 
-    def _propose(self, budget: Budget, rng: np.random.Generator) -> Widths:
+    def _propose(self, budget: CostLimit, rng: np.random.Generator) -> Widths:
         if self.knowledge.errors is None:
             raise InvalidConfig("the policy dp needs the groups' reconstruction errors")
         return best_additive_plan(budget, self.knowledge.errors)
@@ -129,7 +129,7 @@ class GivenPolicy(FixedPolicy):
             raise InvalidConfig("the policy from-file needs a plan", next_step="name its file: from-file:PATH")
         self.episodes_per_round = len(knowledge.given)
 
-    def _propose(self, budget: Budget, rng: np.random.Generator) -> Widths:
+    def _propose(self, budget: CostLimit, rng: np.random.Generator) -> Widths:
         given = self.knowledge.given
         return budget.fit(given[self.episode % len(given)])
 
@@ -139,7 +139,7 @@ class RandomPolicy(Policy):
 
     name = "random"
 
-    def _propose(self, budget: Budget, rng: np.random.Generator) -> Widths:
+    def _propose(self, budget: CostLimit, rng: np.random.Generator) -> Widths:
         return budget.scale(rng.uniform(self.features.min_ratios, 1))
 
 
@@ -164,7 +164,7 @@ SPREAD_OVER_EPISODES = (NetAdaptPolicy.name,)  # whose steps are laid out over a
 def make_policy(
     name: str,
     facts: Sequence[GroupFacts],
-    budget: Budget,
+    budget: CostLimit,
     *,
     seed: int = 0,
     episodes: int = 300,

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from amc_mobile.errors import InvalidInput
-from amc_mobile.search.budget import Budget, Floats, Widths
+from amc_mobile.search.budget import CostLimit, Floats, Widths
 
 FEATURES = ("t", "n", "c", "h", "w", "stride", "k", "cost", "reduced", "rest", "previous_keep_ratio")
 
@@ -59,7 +59,7 @@ class Features:
         self._rest = np.append(after[1:], [0.0, 0.0])  # one more for the state after the last group
 
     @classmethod
-    def of(cls, facts: Sequence[GroupFacts], budget: Budget) -> Features:
+    def of(cls, facts: Sequence[GroupFacts], budget: CostLimit) -> Features:
         """With the cost shares of the budget's cost as it is now."""
         return cls(facts, budget.smallest(), budget.full, cost_shares(budget))
 
@@ -86,7 +86,7 @@ class Features:
         return np.stack([self.observation(ratios[:decided]) for decided in range(self.groups + 1)])
 
 
-def cost_shares(budget: Budget) -> Floats:
+def cost_shares(budget: CostLimit) -> Floats:
     """What the cost falls by when one group alone goes to its minimum, normalised to sum 1: (G,)."""
     groups = len(budget.grids)
     plans = np.repeat(budget.full[None], groups + 1, axis=0)
@@ -109,7 +109,7 @@ MOST_EXCHANGES = 200
 Index = npt.NDArray[np.int64]
 
 
-def best_additive_plan(budget: Budget, errors: Sequence[Floats]) -> Widths:
+def best_additive_plan(budget: CostLimit, errors: Sequence[Floats]) -> Widths:
     """Widths (G,) within the budget. `errors`: per group, the error of each width of its grid.
 
     Raises UnreachableBudget; InvalidInput when the tables do not fit the grids.
@@ -132,7 +132,7 @@ def best_additive_plan(budget: Budget, errors: Sequence[Floats]) -> Widths:
     return _cheapest_widths(budget, _exchanged(budget, tables, best))
 
 
-def _round(budget: Budget, tables: Sequence[Floats], index: Index) -> Index:
+def _round(budget: CostLimit, tables: Sequence[Floats], index: Index) -> Index:
     """The best plan when costs are additive around `index`, brought within the true budget."""
     base = budget.cost_of(_cheapest_widths(budget, index))
     changes = []
@@ -186,7 +186,7 @@ def _undominated(total: Floats, loss: Floats) -> Index:
     return front
 
 
-def _exchanged(budget: Budget, tables: Sequence[Floats], index: Index) -> Index:
+def _exchanged(budget: CostLimit, tables: Sequence[Floats], index: Index) -> Index:
     """Raises single groups, or raises one and lowers another, while the sum of errors falls within the budget."""
     groups = len(tables)
     tops = np.array([len(row) - 1 for row in tables])
@@ -212,11 +212,11 @@ def _exchanged(budget: Budget, tables: Sequence[Floats], index: Index) -> Index:
     return index
 
 
-def _cheapest_widths(budget: Budget, index: Index) -> Widths:
+def _cheapest_widths(budget: CostLimit, index: Index) -> Widths:
     return np.stack([grid[index[..., g]] for g, grid in enumerate(budget.grids)], axis=-1)
 
 
-def _index_of(budget: Budget, widths: Widths) -> Index:
+def _index_of(budget: CostLimit, widths: Widths) -> Index:
     return np.array([np.searchsorted(grid, w) for grid, w in zip(budget.grids, widths, strict=True)], dtype=np.int64)
 
 
@@ -234,7 +234,7 @@ REACH = 0.12  # of a group's width: the deviation of a change
 FILL_PROBABILITY = 0.7  # that a group takes a step that fits; below 1 so that equal moves end in different plans
 
 
-def moved(budget: Budget, parents: Widths, rng: np.random.Generator) -> Widths:
+def moved(budget: CostLimit, parents: Widths, rng: np.random.Generator) -> Widths:
     """(N, G) plans -> as many, each within the budget: one to three groups move up or down, the rest makes room.
 
     A moved group changes by at least one step of its grid. Over the limit, groups drawn at random go down; then
@@ -264,7 +264,7 @@ def _drawn(groups: Widths, rng: np.random.Generator) -> Widths:
     return drawn
 
 
-def _lowered(budget: Budget, index: Widths, held: Widths, rng: np.random.Generator) -> Widths:
+def _lowered(budget: CostLimit, index: Widths, held: Widths, rng: np.random.Generator) -> Widths:
     """Steps down, one random group at a time, until every plan fits; moved groups only when nothing else is left."""
     while True:
         over = np.flatnonzero(budget.cost(_widths(budget, index)) > budget.limit)
@@ -278,7 +278,7 @@ def _lowered(budget: Budget, index: Widths, held: Widths, rng: np.random.Generat
         index[over, np.where(can, rng.random(can.shape), -1).argmax(axis=1)] -= 1
 
 
-def _filled(budget: Budget, index: Widths, tops: Widths, rng: np.random.Generator) -> Widths:
+def _filled(budget: CostLimit, index: Widths, tops: Widths, rng: np.random.Generator) -> Widths:
     """Takes steps up that fit, in a random order of groups; the last rounds take every one there is."""
     rows = np.arange(len(index))
     for probability in (FILL_PROBABILITY, 1.0):
@@ -296,7 +296,7 @@ def _filled(budget: Budget, index: Widths, tops: Widths, rng: np.random.Generato
     return index
 
 
-def _widths(budget: Budget, index: Widths) -> Widths:
+def _widths(budget: CostLimit, index: Widths) -> Widths:
     return np.stack([grid[index[:, g]] for g, grid in enumerate(budget.grids)], axis=1)
 
 
@@ -373,7 +373,7 @@ class Policy(ABC):
         """Where the next proposal comes from."""
         return self.seeds[self.episode] if self.episode < len(self.seeds) else self.name
 
-    def propose(self, budget: Budget) -> Widths:
+    def propose(self, budget: CostLimit) -> Widths:
         """The next plan, within the budget. Asking again before `observe` gives the same plan."""
         if self.episode < len(self.seeds):
             return self._seed_plan(budget, self.episode)
@@ -400,7 +400,7 @@ class Policy(ABC):
             )
         self.knowledge = self.knowledge.restored(document)
 
-    def _seed_plan(self, budget: Budget, number: int) -> Widths:
+    def _seed_plan(self, budget: CostLimit, number: int) -> Widths:
         source = self.seeds[number]
         if source == "given":
             return budget.fit(self.knowledge.given[number - len(self.seeds)])
@@ -410,7 +410,7 @@ class Policy(ABC):
         return {"uniform": budget.uniform, "shallow": budget.shallow, "deep": budget.deep}[source]()
 
     @abstractmethod
-    def _propose(self, budget: Budget, rng: np.random.Generator) -> Widths: ...
+    def _propose(self, budget: CostLimit, rng: np.random.Generator) -> Widths: ...
 
     def _observe(self, widths: Widths, reward: float, rng: np.random.Generator) -> None:
         """Learns from the episode; a policy that does not learn keeps this."""
@@ -442,7 +442,7 @@ class SearchingPolicy(Policy):
         self.rewards.append(reward)
         self.known[plan] = reward
 
-    def best(self, count: int, budget: Budget) -> Widths:
+    def best(self, count: int, budget: CostLimit) -> Widths:
         """The best different plans that are within the budget as it is now, (up to `count`, G), best first.
 
         Where none is, the best of all; the earlier of two equal ones.

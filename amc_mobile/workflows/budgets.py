@@ -21,7 +21,7 @@ from amc_mobile.errors import (
 )
 from amc_mobile.latency.calibration import DRIFT_REMEDY, TOLD_DRIFT, ModelPoint, slower
 from amc_mobile.latency.protocol import measure_pair
-from amc_mobile.search.budget import Budget, Unit, format_cost, joined, rescaled
+from amc_mobile.search.budget import CostLimit, Unit, format_cost, joined, rescaled
 from amc_mobile.search.reward import MeasuredCost
 from amc_mobile.workflows.devices import RecordedDevice, chosen_runtime, open_device, recorded
 from amc_mobile.workflows.latency import LatencyModel, latency_model
@@ -96,7 +96,7 @@ class Part:
     `reference_ms`: the original's p50 there when the run began.
     """
 
-    budget: Budget
+    budget: CostLimit
     latency: LatencyModel | None = None
     device: str = ""
     reference_ms: float = 0.0
@@ -125,7 +125,7 @@ class Part:
         }  # fmt: skip
 
 
-def met_together(parts: Sequence[Part]) -> Budget:
+def met_together(parts: Sequence[Part]) -> CostLimit:
     """One budget, counted as the first part's, that a plan meets exactly when it meets them all."""
     return joined([part.budget for part in parts]) if len(parts) > 1 else parts[0].budget
 
@@ -168,7 +168,7 @@ def attached(settings: Settings, progress: Progress, *, runtime: str = "") -> De
         return None
 
 
-def further_counts(own: Budget, plans: Plans, *, macs: float | None, parameters: float | None) -> list[Part]:
+def further_counts(own: CostLimit, plans: Plans, *, macs: float | None, parameters: float | None) -> list[Part]:
     """Shares of the original's MACs and parameters, where they are asked for besides the first budget."""
     found = []
     shares: list[tuple[float | None, Unit, str, Callable[[Widths], NDArray[np.float64]]]] = [
@@ -176,12 +176,12 @@ def further_counts(own: Budget, plans: Plans, *, macs: float | None, parameters:
     ]  # fmt: skip
     for share, unit, name, cost in shares:
         if share is not None and unit != own.unit:
-            found.append(Part(Budget(cost, share * float(cost(plans.sizes)), own.grids, unit, f"{name} {share:g}")))
+            found.append(Part(CostLimit(cost, share * float(cost(plans.sizes)), own.grids, unit, f"{name} {share:g}")))
     return found
 
 
 def on_device(
-    space: Workspace, settings: Settings, network: Network, own: Budget, device: str, limit_ms: float,
+    space: Workspace, settings: Settings, network: Network, own: CostLimit, device: str, limit_ms: float,
     progress: Progress,
 ) -> Part:  # fmt: skip
     """A latency budget on another device: measured where it is attached, else by the table alone."""
@@ -192,7 +192,9 @@ def on_device(
     if opened is None:
         opened, other = recorded(space, other)
     latency = latency_model(space, other, network, own.grids, progress, device=opened)
-    return Part(Budget(latency.safe_p50_ms, limit_ms, own.grids, "ms", f"also {device}:{limit_ms:g}"), latency, device)
+    return Part(
+        CostLimit(latency.safe_p50_ms, limit_ms, own.grids, "ms", f"also {device}:{limit_ms:g}"), latency, device
+    )
 
 
 def require_usable(parts: Sequence[Part], waived: Collection[str]) -> None:

@@ -22,7 +22,7 @@ from amc_mobile.models.loading import weights_sha256
 from amc_mobile.models.task import evaluate
 from amc_mobile.pruning.least_squares import Matrices
 from amc_mobile.report.advice import nothing_pruned
-from amc_mobile.search.budget import Budget, Unit, format_cost
+from amc_mobile.search.budget import CostLimit, Unit, format_cost
 from amc_mobile.search.episode_log import CHECK, EpisodeLog, EpisodeRow
 from amc_mobile.search.loop import AccuracyGuarantee, DrawnLimits, run_search
 from amc_mobile.search.policies import SPREAD_OVER_EPISODES, make_policy
@@ -151,7 +151,7 @@ def cost_of(unit: Unit, plans: Plans, latency: LatencyModel | None) -> Callable[
     return plans.macs if unit == "macs" else plans.parameters
 
 
-def policy_of(wanted: SearchConfig, budget: Budget, plans: Plans, *, seed: int) -> Policy:
+def policy_of(wanted: SearchConfig, budget: CostLimit, plans: Plans, *, seed: int) -> Policy:
     """The policy asked for; `from-file:PATH` reads the plan of another search or of a file."""
     name, _, path = wanted.policy.partition(":")
     return make_policy(
@@ -349,7 +349,7 @@ def _searched(
         check_continues(folder, log, wanted)
         limit, reference_ms = limit_of(folder, wanted, place, network, plans, latency, progress)
         cost = cost_of(wanted.unit, plans, latency)
-        own = Budget(cost, limit, tuple(plans.grids), wanted.unit, wanted.asked_of_model[0])
+        own = CostLimit(cost, limit, tuple(plans.grids), wanted.unit, wanted.asked_of_model[0])
         parts.append(Part(own, latency, settings.device if latency else "", reference_ms))
         parts += further_counts(own, plans, macs=wanted.macs_ratio, parameters=wanted.params_ratio)
         for further, ms in asked_devices(wanted.also):
@@ -471,7 +471,7 @@ def _searched(
                 opened.close()
 
 
-def _predicted(widths: Widths, budget: Budget, latency: LatencyModel | None) -> float:
+def _predicted(widths: Widths, budget: CostLimit, latency: LatencyModel | None) -> float:
     """In the budget's unit; a latency without the error band that the search adds to it."""
     return float(latency.p50_ms(widths[None])[0]) if latency is not None else budget.cost_of(widths)
 

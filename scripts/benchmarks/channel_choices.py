@@ -28,7 +28,7 @@ from amc_mobile.pruning.gram import collect_gram
 from amc_mobile.pruning.reconstruction import Reconstructor
 from amc_mobile.pruning.refit import refit
 from amc_mobile.report.tables import render_rows
-from amc_mobile.search.budget import Budget
+from amc_mobile.search.budget import CostLimit
 from amc_mobile.workflows.network import default_grids, load_network
 from amc_mobile.workflows.workspace import Workspace
 
@@ -45,7 +45,7 @@ def measured(model: str, data: Path, choices: list[str], options: argparse.Names
     gram = collect_gram(network.module, network.groups, calibration, seed=options.seed)
     costs = CostModel(network.module, network.groups)
     limit = options.macs_ratio * float(costs.macs(network.groups.sizes))
-    widths = Budget(costs.macs, limit, tuple(default_grids(network, multiple=1, keep="residual")), "macs").uniform()
+    widths = CostLimit(costs.macs, limit, tuple(default_grids(network, multiple=1, keep="residual")), "macs").uniform()
     found = {"original": {"top1": evaluate(network.module, images.test)}}
     for choice in choices:
         started = time.process_time()

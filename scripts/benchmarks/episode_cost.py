@@ -34,7 +34,7 @@ from amc_mobile.models.loading import load_model
 from amc_mobile.models.task import CLASSIFICATION, bf16_is_fast, logits
 from amc_mobile.pruning.least_squares import Matrices
 from amc_mobile.pruning.reconstruction import find_folding, folded
-from amc_mobile.search.budget import Budget, Floats, Widths
+from amc_mobile.search.budget import CostLimit, Floats, Widths
 from amc_mobile.search.episode_log import EpisodeLog
 from amc_mobile.search.loop import run_search
 from amc_mobile.search.policies import make_policy
@@ -91,7 +91,7 @@ def episode_cost(
     scorer = PlanScorer(network, data, plans, reward, bf16=bf16)
     cost = TimedCost(CostModel(network.module, network.groups))
     full = network.groups.sizes
-    budget = Budget(cost, 0.5 * float(cost.costs.macs(full)), tuple(plans.grids), "macs")
+    budget = CostLimit(cost, 0.5 * float(cost.costs.macs(full)), tuple(plans.grids), "macs")
     agent = make_policy(policy, plans.facts(), budget, episodes=episodes, errors=plans.errors())
     set_up_s = known.cpu_s + time.process_time() - started
     cost.seconds = 0.0
@@ -122,7 +122,7 @@ def rank_correlations(model: str, root: Path, paper_images: int, plans: int) -> 
     reconstructor = known.reconstructor(network)
     costs = CostModel(network.module, network.groups)
     full = network.groups.sizes
-    budget = Budget(costs.macs, 0.5 * float(costs.macs(full)), tuple(default_grids(network)), "macs")
+    budget = CostLimit(costs.macs, 0.5 * float(costs.macs(full)), tuple(default_grids(network)), "macs")
     rng = np.random.default_rng(0)
     chosen = [budget.uniform(), budget.shallow(), budget.deep()]
     chosen += [budget.scale(rng.uniform(0.2, 1, full.size)) for _ in range(plans - len(chosen))]

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from amc_mobile.channels.cost import CostModel
 from amc_mobile.errors import AmcMobileError, InvalidInput
-from amc_mobile.search.budget import Budget
+from amc_mobile.search.budget import CostLimit
 from amc_mobile.search.episode_log import EpisodeLog
 from amc_mobile.search.loop import run_search
 from amc_mobile.search.policies import make_policy
@@ -55,7 +55,7 @@ def latency_of(space: Workspace, table: Path, runtime: str) -> tuple[Network, Co
     return network, CostModel(network.module, network.groups), latency
 
 
-def most_macs(network: Network, costs: CostModel, budget: Budget, policy: str, episodes: int) -> Widths:
+def most_macs(network: Network, costs: CostModel, budget: CostLimit, policy: str, episodes: int) -> Widths:
     """The plan with the most MACs that a policy finds within the budget."""
     full = float(costs.macs(network.groups.sizes))
 
@@ -103,7 +103,7 @@ def main() -> None:
 def searched(
     network: Network, costs: CostModel, latency: LatencyModel, episodes: int
 ) -> tuple[dict[str, float], dict[str, float]]:
-    budget = Budget(latency.safe_p50_ms, BUDGET_MS, tuple(latency.grids), "ms")
+    budget = CostLimit(latency.safe_p50_ms, BUDGET_MS, tuple(latency.grids), "ms")
     figures: dict[str, float] = {}
     for policy in POLICIES:
         plan = most_macs(network, costs, budget, policy, episodes)

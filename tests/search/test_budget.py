@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amc_mobile.errors import InvalidInput, UnreachableBudget
-from amc_mobile.search.budget import Budget, format_cost, joined
+from amc_mobile.search.budget import CostLimit, format_cost, joined
 from tests.search import toy
 
 
@@ -27,7 +27,7 @@ def problems(draw, *, bumpy: bool = False):
 
     # Costed one by one, as the budget judges them: a batch may differ by the last bit.
     low, high = (float(cost(np.array([[grid[end] for grid in grids]]))[0]) for end in (0, -1))
-    return Budget(cost, low + draw(st.floats(0, 1.1)) * max(high - low, 0.0), tuple(grids), "ms"), rng.uniform(
+    return CostLimit(cost, low + draw(st.floats(0, 1.1)) * max(high - low, 0.0), tuple(grids), "ms"), rng.uniform(
         0.0, 1, groups
     )
 
@@ -143,7 +143,7 @@ def test_fifty_groups_are_scaled_in_milliseconds():
         ratios = widths / full
         return ratios @ own + (ratios[:, 1:] * ratios[:, :-1]).sum(axis=1)
 
-    budget = Budget(cost, 0.5 * float(cost(full[None])[0]), tuple(grids), "ms")
+    budget = CostLimit(cost, 0.5 * float(cost(full[None])[0]), tuple(grids), "ms")
     spent = []
     for _ in range(30):
         ratios = rng.uniform(0.2, 1, 50)
@@ -157,7 +157,7 @@ def test_fifty_groups_are_scaled_in_milliseconds():
 @pytest.mark.parametrize("grid", [[16, 8], [0, 8], [8, 8], []])
 def test_a_grid_that_is_not_ascending_and_positive_is_refused(grid):
     with pytest.raises(InvalidInput, match="ascending"):
-        Budget(toy.cost, 1.0, (np.array(grid),), "ms")
+        CostLimit(toy.cost, 1.0, (np.array(grid),), "ms")
 
 
 def test_costs_are_written_with_their_unit():
@@ -166,9 +166,11 @@ def test_costs_are_written_with_their_unit():
     assert format_cost(2.41e6, "parameters") == "2.41 M parameters"
 
 
-def other_budget(limit: float) -> Budget:
+def other_budget(limit: float) -> CostLimit:
     """Counted in MACs, with other weights than the milliseconds of the toy."""
-    return Budget(lambda widths: (widths / toy.FULL) @ np.array([1.0, 1, 1, 1, 1, 6]) * 1e6, limit, toy.GRIDS, "macs")
+    return CostLimit(
+        lambda widths: (widths / toy.FULL) @ np.array([1.0, 1, 1, 1, 1, 6]) * 1e6, limit, toy.GRIDS, "macs"
+    )
 
 
 @pytest.mark.parametrize(("ms", "macs"), [(7.0, 4e6), (4.0, 9e6), (6.0, 5e6)])
@@ -193,14 +195,14 @@ def test_a_joint_budget_of_one_is_that_budget():
 
 
 def test_budgets_over_other_widths_are_not_joined():
-    other = Budget(toy.cost, 7.0, tuple(grid[1:] for grid in toy.GRIDS), "ms")
+    other = CostLimit(toy.cost, 7.0, tuple(grid[1:] for grid in toy.GRIDS), "ms")
     with pytest.raises(InvalidInput, match="different widths"):
         joined([toy.budget(), other])
 
 
 def test_a_joined_budget_that_cannot_be_met_names_the_one_that_binds():
     own = replace(toy.budget(7.0), label="latency-ms 7")
-    slow = Budget(lambda widths: toy.cost(widths) * 3, 0.01, own.grids, "ms", "also slow:0.01")
+    slow = CostLimit(lambda widths: toy.cost(widths) * 3, 0.01, own.grids, "ms", "also slow:0.01")
     with pytest.raises(UnreachableBudget, match=r"0.01 ms \(also slow:0.01\)"):
         joined([own, slow]).check()
     tight = joined([own, slow.with_limit(30.0)]).with_limit(0.01)  # tightened by a search
@@ -211,7 +213,7 @@ def test_a_joined_budget_that_cannot_be_met_names_the_one_that_binds():
 @pytest.mark.parametrize("name", ["dp", "netadapt", "ddpg", "evolution", "critic", "random", "uniform"])
 def test_every_policy_stays_within_two_budgets_of_different_shape(name):
     first = toy.budget(7.0)
-    deep = Budget(lambda widths: widths[:, -1] * 1.0, float(first.grids[-1][1]), first.grids, "parameters")
+    deep = CostLimit(lambda widths: widths[:, -1] * 1.0, float(first.grids[-1][1]), first.grids, "parameters")
     both = joined([first, deep])
     policy = toy.policy_for(both, name, episodes=8)
     for _ in range(8):

@@ -7,12 +7,12 @@ import pytest
 
 from amc_mobile.errors import InvalidInput, UnreachableBudget
 from amc_mobile.search import policy
-from amc_mobile.search.budget import Budget
+from amc_mobile.search.budget import CostLimit
 from amc_mobile.search.policy import best_additive_plan
 from tests.search import toy
 
 
-def problem(seed: int, *, interacting: bool) -> tuple[Budget, list[np.ndarray]]:
+def problem(seed: int, *, interacting: bool) -> tuple[CostLimit, list[np.ndarray]]:
     """Five groups with grids of one to five widths and errors that fall unevenly."""
     rng = np.random.default_rng(seed)
     grids = [np.sort(rng.choice(np.arange(2, 30), size=rng.integers(1, 6), replace=False)) for _ in range(5)]
@@ -24,10 +24,10 @@ def problem(seed: int, *, interacting: bool) -> tuple[Budget, list[np.ndarray]]:
         return total + 0.05 * (widths[:, 1:] * widths[:, :-1]).sum(axis=1) if interacting else total
 
     ends = cost(np.array([[grid[0] for grid in grids], [grid[-1] for grid in grids]]))
-    return Budget(cost, float(ends[0] + 0.45 * (ends[1] - ends[0]) + 1e-6), tuple(grids), "ms"), errors
+    return CostLimit(cost, float(ends[0] + 0.45 * (ends[1] - ends[0]) + 1e-6), tuple(grids), "ms"), errors
 
 
-def brute_force(budget: Budget, errors: list[np.ndarray]) -> float:
+def brute_force(budget: CostLimit, errors: list[np.ndarray]) -> float:
     """The smallest sum of errors of any plan within the budget."""
     plans = np.array(list(itertools.product(*[range(grid.size) for grid in budget.grids])))
     widths = np.stack([grid[plans[:, g]] for g, grid in enumerate(budget.grids)], axis=1)
@@ -35,7 +35,7 @@ def brute_force(budget: Budget, errors: list[np.ndarray]) -> float:
     return float(total[budget.cost(widths) <= budget.limit].min())
 
 
-def error_of(budget: Budget, errors: list[np.ndarray], plan: np.ndarray) -> float:
+def error_of(budget: CostLimit, errors: list[np.ndarray], plan: np.ndarray) -> float:
     return float(sum(e[grid.tolist().index(w)] for e, grid, w in zip(errors, budget.grids, plan, strict=True)))
 
 

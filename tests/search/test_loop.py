@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from amc_mobile.errors import BudgetNotMet, InvalidConfig, InvalidInput, UnreachableBudget
-from amc_mobile.search.budget import Budget
+from amc_mobile.search.budget import CostLimit
 from amc_mobile.search.episode_log import CHECK, EpisodeLog
 from amc_mobile.search.loop import CheckConfig, SearchResult, run_search
 from amc_mobile.search.policy import POLICIES
@@ -271,7 +271,7 @@ def test_a_log_of_another_budget_or_policy_is_refused(tmp_path):
 
 
 def test_measuring_needs_a_budget_in_milliseconds(tmp_path):
-    budget = Budget(toy.cost, 7.0, toy.GRIDS, "macs")
+    budget = CostLimit(toy.cost, 7.0, toy.GRIDS, "macs")
     with pytest.raises(InvalidConfig, match="the budget is in macs"):
         search(tmp_path, budget=budget, measure=lambda widths: MeasuredCost(1, 1, 1))
 

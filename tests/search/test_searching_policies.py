@@ -76,7 +76,7 @@ def test_moves_spend_the_budget_and_change_few_groups() -> None:
 
 
 def test_moves_leave_groups_with_one_width_alone() -> None:
-    whole = toy.Budget(toy.cost, 7.0, (toy.GRIDS[0][-1:], *toy.GRIDS[1:]), "ms")
+    whole = toy.CostLimit(toy.cost, 7.0, (toy.GRIDS[0][-1:], *toy.GRIDS[1:]), "ms")
     children = moved(whole, np.repeat(whole.uniform()[None], 50, axis=0), np.random.default_rng(1))
     assert (children[:, 0] == toy.FULL[0]).all()
 

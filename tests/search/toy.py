@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from amc_mobile.search.budget import Budget, Floats, Widths
+from amc_mobile.search.budget import CostLimit, Floats, Widths
 from amc_mobile.search.ddpg import PROFILE_CONFIG, SEQUENTIAL_CONFIG
 from amc_mobile.search.policies import make_policy
 from amc_mobile.search.policy import GroupFacts, Policy
@@ -43,15 +43,15 @@ def facts() -> tuple[GroupFacts, ...]:
     )
 
 
-def budget(limit: float = 7.0, cost=cost) -> Budget:
-    return Budget(cost, limit, GRIDS, "ms")
+def budget(limit: float = 7.0, cost=cost) -> CostLimit:
+    return CostLimit(cost, limit, GRIDS, "ms")
 
 
 def policy(name: str, *, episodes: int, seed: int = 0, limit: float = 7.0) -> Policy:
     return policy_for(budget(limit), name, episodes=episodes, seed=seed)
 
 
-def policy_for(budget: Budget, name: str, *, episodes: int, seed: int = 0) -> Policy:
+def policy_for(budget: CostLimit, name: str, *, episodes: int, seed: int = 0) -> Policy:
     """As the product makes it, but for the size of the agent's networks, and so the time."""
     config = {"ddpg": PROFILE_CONFIG, "ddpg-sequential": SEQUENTIAL_CONFIG}.get(name)
     small = None if config is None else replace(config, hidden=16, batch_size=16)

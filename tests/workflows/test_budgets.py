@@ -12,7 +12,7 @@ from recorded_tables import record, record_two_phones, small_net
 
 from amc_mobile.device.host import HostDevice
 from amc_mobile.errors import InvalidConfig
-from amc_mobile.search.budget import Budget
+from amc_mobile.search.budget import CostLimit
 from amc_mobile.search.reward import MeasuredCost
 from amc_mobile.workflows.budgets import Part, measured_together
 from amc_mobile.workflows.search_config import SearchConfig, asked_devices
@@ -22,7 +22,7 @@ GRIDS = (np.array([8, 16, 24, 32]),)
 
 
 def part(limit: float, ci_high_ms: float | None) -> Part:
-    budget = Budget(lambda widths: widths[:, 0] * 1.0, limit, GRIDS, "ms", f"also d{limit}:{limit:g}")
+    budget = CostLimit(lambda widths: widths[:, 0] * 1.0, limit, GRIDS, "ms", f"also d{limit}:{limit:g}")
     if ci_high_ms is None:
         return Part(budget)
     return Part(budget, measure=lambda _: MeasuredCost(1.0, ci_high_ms * 0.9, ci_high_ms))
