@@ -23,7 +23,7 @@ from amc_mobile.latency.calibration import DRIFT_REMEDY, TOLD_DRIFT, ModelPoint,
 from amc_mobile.latency.protocol import measure_pair
 from amc_mobile.search.budget import CostLimit, Unit, format_cost, joined, rescaled
 from amc_mobile.search.reward import MeasuredCost
-from amc_mobile.workflows.devices import RecordedDevice, chosen_runtime, open_device, recorded
+from amc_mobile.workflows.devices import RecordedDevice, chosen_runtime, device_of, recorded
 from amc_mobile.workflows.latency import LatencyModel, latency_model
 from amc_mobile.workflows.network import Network
 from amc_mobile.workflows.plans import ChannelPlans, Plans
@@ -161,7 +161,7 @@ def attached(settings: Settings, progress: Progress, *, runtime: str = "") -> De
     if settings.offline:
         return None
     try:
-        return open_device(settings, runtime or chosen_runtime(settings), progress)
+        return device_of(settings, runtime or chosen_runtime(settings), progress)
     except (AmbiguousDevice, DeviceUnauthorized):
         raise
     except (DeviceUnavailable, MissingDependency, InvalidConfig):  # InvalidConfig: known from an imported table only

@@ -74,7 +74,7 @@ def chosen_runtime(settings: Settings) -> str:
     return runtime
 
 
-def open_device(settings: Settings, runtime: str, progress: Progress) -> Device:
+def device_of(settings: Settings, runtime: str, progress: Progress) -> Device:
     """Raises DeviceUnavailable saying what adb sees, InvalidInput when the phone lacks a library for `runtime`."""
     profile = profile_of(settings)
 

@@ -41,7 +41,7 @@ from amc_mobile.report.tables import NOTHING, kilobytes, megahertz, number, perc
 from amc_mobile.search.budget import format_cost
 from amc_mobile.store import write_bytes
 from amc_mobile.workflows.budgets import attached, settings_of
-from amc_mobile.workflows.devices import chosen_runtime, open_device
+from amc_mobile.workflows.devices import chosen_runtime, device_of
 from amc_mobile.workflows.network import Network
 from amc_mobile.workflows.runs import Run
 from amc_mobile.workflows.workspace import Progress, Settings, Workspace, check_settings
@@ -396,7 +396,7 @@ def measure_file(
     if sustained_s is not None:
         return _measure_sustained(file, settings, runtime, sustained_s, cadence, progress)
     progress("measure", 0, 1)
-    device = open_device(settings, runtime, progress)
+    device = device_of(settings, runtime, progress)
     measurement = measure_model(device, file.read_bytes(), _protocol(cadence))
     progress("measure", 1, 1)
     return MeasureResult(str(file), measurement, device.most_neighbours(), cadence)
@@ -411,7 +411,7 @@ def _measure_sustained(
 ) -> SustainedResult:
     stage, total = "measure over time, s", math.ceil(seconds)
     progress(stage, 0, total)
-    device = open_device(settings, runtime, progress)
+    device = device_of(settings, runtime, progress)
     measured = measure_sustained(
         device,
         file.read_bytes(),
@@ -657,7 +657,7 @@ def _by_output(module: nn.Module, outputs: Floats, reference: Tensor) -> list[di
 def _device(settings: Settings, form: str, progress: Progress) -> Device | None:
     """None where the device has no runtime for a format; the other format may still be measured."""
     try:
-        return open_device(settings, RUNTIMES[form], progress)
+        return device_of(settings, RUNTIMES[form], progress)
     except (MissingDependency, InvalidInput):
         if RUNTIMES[form] == chosen_runtime(settings):
             raise

@@ -31,7 +31,7 @@ from amc_mobile.latency.protocol import (
 )
 from amc_mobile.latency.sharing import anchors
 from amc_mobile.latency.table import LatencyTable
-from amc_mobile.workflows.devices import RecordedDevice, chosen_runtime, open_device
+from amc_mobile.workflows.devices import RecordedDevice, chosen_runtime, device_of
 from amc_mobile.workflows.network import Network, default_grids
 from amc_mobile.workflows.workspace import Progress, Settings, Workspace
 
@@ -311,7 +311,7 @@ def latency_model(
     """
     runtime = chosen_runtime(settings)
     # Before the template: a phone that is not there should not take a minute to be missed.
-    device = device or open_device(settings, runtime, progress)
+    device = device or device_of(settings, runtime, progress)
     conditions = device.conditions()
     template = load_or_build(
         network.module,

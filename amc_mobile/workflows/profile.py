@@ -14,7 +14,7 @@ from amc_mobile.device.phone_state import BUSY, REMEDIES, WIDE_BAND
 from amc_mobile.errors import DeviceError, InvalidConfig
 from amc_mobile.latency.calibration import Calibration
 from amc_mobile.latency.sharing import ANCHORS, RESIDUAL, PhoneShare, judge, share_kernels
-from amc_mobile.workflows.devices import chosen_runtime, open_device, profile_of
+from amc_mobile.workflows.devices import chosen_runtime, device_of, profile_of
 from amc_mobile.workflows.latency import LatencyModel, latency_model
 from amc_mobile.workflows.network import default_grids, load_network
 from amc_mobile.workflows.workspace import Progress, Settings, Workspace
@@ -236,7 +236,7 @@ def _share(latency: LatencyModel, settings: Settings, progress: Progress) -> lis
     """Lets several phones measure the kernels. What they leave is still missing afterwards."""
     first, *others = settings.serials
     runtime = chosen_runtime(settings)
-    devices = {serial: open_device(replace(settings, serial=serial), runtime, progress) for serial in others}
+    devices = {serial: device_of(replace(settings, serial=serial), runtime, progress) for serial in others}
     places = latency.kernel_places()
     kernels = {key: latency.template.kernel_at(site, widths) for key, (site, widths) in places.items()}
     work = {key: k.macs + k.weight_bytes + k.activation_bytes for key, k in kernels.items()}

@@ -15,7 +15,7 @@ from amc_mobile.device.phone import PhonePasses, select_phone
 from amc_mobile.device.phone_state import read_facts
 from amc_mobile.device.profiles import load_profiles
 from amc_mobile.errors import AmbiguousDevice, DeviceUnauthorized, DeviceUnavailable, PhoneOutputInvalid
-from amc_mobile.workflows.devices import open_device
+from amc_mobile.workflows.devices import device_of
 from amc_mobile.workflows.workspace import Settings
 
 PROFILES = load_profiles()
@@ -104,7 +104,7 @@ def test_pixel_on_a_pixel_8_keeps_off_its_big_core(phone: FakePhone, tmp_path: P
     stages: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AMC_MOBILE_RUNNER", str(user_home / "amc-bench"))
-        device = open_device(Settings(device="pixel"), "onnxruntime", lambda stage, *_: stages.append(stage))
+        device = device_of(Settings(device="pixel"), "onnxruntime", lambda stage, *_: stages.append(stage))
     assert isinstance(device, PhonePasses)
     assert device.phone.cores == (4, 5, 6, 7)
     assert any("device profile pixel_8" in stage for stage in stages)

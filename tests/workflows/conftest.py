@@ -31,8 +31,8 @@ def amc(
     (tmp_path / "net.py").write_text(NETWORK)
     (tmp_path / "amc-workspace").mkdir()
     (tmp_path / "amc-workspace/templates").symlink_to(exports, target_is_directory=True)
-    monkeypatch.setattr("amc_mobile.workflows.latency.open_device", lambda *_: bench)
-    monkeypatch.setattr("amc_mobile.workflows.export.open_device", lambda *_: bench)
+    monkeypatch.setattr("amc_mobile.workflows.latency.device_of", lambda *_: bench)
+    monkeypatch.setattr("amc_mobile.workflows.export.device_of", lambda *_: bench)
 
     run = CommandLine(tmp_path, monkeypatch, capsys)
     code, _, err = run("profile", "--runtime", "onnxruntime", "--model", "net.py:build", "--input-size", "32",

@@ -60,7 +60,7 @@ def test_a_detector_is_searched_in_int8(
     tmp_path: Path, command: Callable[..., str], bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("latency_model", "export"):
-        monkeypatch.setattr(f"amc_mobile.workflows.{module}.open_device", lambda *_: bench)
+        monkeypatch.setattr(f"amc_mobile.workflows.{module}.device_of", lambda *_: bench)
     (tmp_path / "boxes.py").write_text(LOADER)
     command("train", *NETWORK, "--data", "boxes.py:few", "--epochs", "1", "--batch-size", "30")
     assert command("profile", "--int8", "--runtime", "onnxruntime").startswith("ssdlite_mobilenet_v2 (int8) on bench")

@@ -19,12 +19,12 @@ def asked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """The settings of every device that was opened."""
     found: list[Settings] = []
 
-    def open_device(settings: Settings, *_: object) -> Bench:
+    def device_of(settings: Settings, *_: object) -> Bench:
         found.append(settings)
         return bench
 
     for module in ("latency_model", "export"):
-        monkeypatch.setattr(f"amc_mobile.workflows.{module}.open_device", open_device)
+        monkeypatch.setattr(f"amc_mobile.workflows.{module}.device_of", device_of)
     return found
 
 
@@ -51,13 +51,13 @@ def test_an_export_without_its_phone_advises_what_export_can_do(amc: Amc, monkey
 
     profiles = load_profiles()
 
-    def open_device(*_: object) -> Bench:
+    def device_of(*_: object) -> Bench:
         select_phone(profiles["pixel"], profiles, server=NoPhones())  # type: ignore[arg-type]
         raise AssertionError
 
     code, _, err = amc(*SEARCH, "--latency-ratio", "0.7", "--quiet")
     assert code == 0, err
-    monkeypatch.setattr("amc_mobile.workflows.export.open_device", open_device)
+    monkeypatch.setattr("amc_mobile.workflows.export.device_of", device_of)
     code, _, err = amc("export", "--onnx", "--quiet")
     assert code == 1 and "no phone is attached" in err
     assert "--device host" not in err and "pass --offline" in err
