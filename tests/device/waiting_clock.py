@@ -29,6 +29,9 @@ class WaitingClock:
     def monotonic(self) -> float:
         return time.monotonic() + self.waited_s
 
+    def time(self) -> float:
+        return time.time()
+
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
 

@@ -275,7 +275,7 @@ def test_the_activations_of_a_large_batch_are_not_all_held_at_once() -> None:
 import resource
 import torch
 from torch import nn
-from amc_mobile.data import ImageSet
+from amc_mobile.data.images import ImageSet
 from amc_mobile.models.training import TrainConfig, train
 
 def peak_mb():

@@ -54,7 +54,7 @@ def scored(
         norms.append(sum(isinstance(module, nn.BatchNorm2d) for module in net.modules()))
         return logits(net, *args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(plans, "logits", watched)
+    monkeypatch.setattr("amc_mobile.workflows.plans.logits", watched)
     return PlanScorer(network, data, plans, reward), plans.reconstructor, norms
 
 

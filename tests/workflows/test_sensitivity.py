@@ -15,7 +15,7 @@ from amc_mobile.workflows import sensitivity
 NET = """
 import torch
 from torch import nn
-from amc_mobile.data import Dataset, ImageSet
+from amc_mobile.data.images import Dataset, ImageSet
 
 
 def net(num_classes=2):
