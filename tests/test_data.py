@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from amc_mobile.data.images import FileImages
-from amc_mobile.data.sources import fitted
+from amc_mobile.data.sources import fitted, name_data
 from amc_mobile.data.split import Dataset, ImageSet, load_dataset, split
 from amc_mobile.errors import CorruptFile, InvalidConfig, InvalidInput
 
@@ -414,3 +414,28 @@ def test_texts_where_numbers_belong_are_refused_with_the_way_to_numbers(
     with pytest.raises(InvalidInput, match=said) as raised:
         load_dataset(f"{tmp_path}/mine.py:load")
     assert next_step in raised.value.next_step
+
+
+def test_arrays_given_as_objects_become_training_and_test_images() -> None:
+    images, labels = np.zeros((20, 8, 8, 3), dtype=np.uint8), np.arange(20) % 4
+    images[:, 0, 0, 0] = np.arange(20)
+    name = name_data((images, labels))
+    data = load_dataset(name, image_size=16)
+    assert (len(data.train), len(data.test)) == (16, 4) and data.train.images.shape[1:] == (3, 16, 16)
+    assert data.classes == ("0", "1", "2", "3") and data.spec == name
+    assert name_data((images, labels)) == name != name_data((images + 1, labels))
+
+
+def test_pairs_of_torch_data_sets_and_data_sets_of_ours_are_taken_as_objects() -> None:
+    tensors = torch.utils.data.TensorDataset(torch.randn(12, 3, 8, 8), torch.arange(12) % 3)
+    data = load_dataset(name_data((tensors, tensors)))
+    assert torch.equal(data.train.normalised(), tensors.tensors[0])
+    again = load_dataset(name_data(data))
+    assert again.train is data.train
+    given_as_sets = load_dataset(name_data((data.train, data.test)))
+    assert given_as_sets.classes == ("0", "1", "2")
+
+
+def test_a_data_object_of_another_process_is_asked_for_again() -> None:
+    with pytest.raises(InvalidInput, match="data@0123456789ab was given as a Python object"):
+        load_dataset("data@0123456789ab")

@@ -135,21 +135,21 @@ __all__ = ["ChannelGroup", "ChannelGroups", "KeptGroup", "Layer", "find_groups"]
 LAYER_CLASSES = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 
-def find_groups(model: nn.Module, example: Tensor) -> ChannelGroups:
-    """Finds the channel groups of `model`, which is left as it was.
+def find_groups(module: nn.Module, example_input: Tensor) -> ChannelGroups:
+    """Finds the channel groups of any network, which is left as it was.
 
-    `example`: (N, C, H, W). What an operator without a rule reads is kept whole, with the operator in the reason.
+    `example_input`: (N, C, H, W). What an operator without a rule reads is kept whole, with the operator in the reason.
     Raises UnsupportedLayer naming the module that does not run or that torch.export cannot trace.
     """
-    program = exported(model, example)
-    trace = _traced(model, program, rigid=False)
-    groups = _grouped(trace, tuple(example.shape))
+    program = exported(module, example_input)
+    trace = _traced(module, program, rigid=False)
+    groups = _grouped(trace, tuple(example_input.shape))
     if trace.has_sized_moves:
         try:
-            prove(model, groups, example, kept=later_half(groups))
-            prove(model, groups, example)
+            prove(module, groups, example_input, kept=later_half(groups))
+            prove(module, groups, example_input)
         except UnsupportedLayer:  # the sizes are numbers in the network's code: leave those channels alone
-            return _grouped(_traced(model, program, rigid=True), tuple(example.shape))
+            return _grouped(_traced(module, program, rigid=True), tuple(example_input.shape))
     return groups
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from amc_mobile.channels.plan import PruningPlan
 from amc_mobile.errors import InvalidInput
 
 Ids = NDArray[np.int64]
@@ -203,13 +204,26 @@ class ChannelGroups:
             for index, group in enumerate(self.groups)
         }
 
+    def plan(self, kept: Mapping[str, int]) -> PruningPlan:
+        """A plan written by hand: channels kept by group name; groups that are not named stay whole.
+
+        Raises InvalidInput for an unknown group and for counts that are out of range.
+        """
+        self._require(kept)
+        return PruningPlan(self.channels, {**self.channels, **kept})
+
+    def _require(self, names: Iterable[str]) -> None:
+        if unknown := sorted(set(names) - set(self.names)):
+            raise InvalidInput(
+                f"no channel group is called {unknown[0]!r}", next_step=f"groups: {', '.join(self.names)}"
+            )
+
     def kept_lists(self, kept: Mapping[str, Ids]) -> list[Ids]:
         """`kept` in group order; groups that are not named keep everything.
 
         Raises InvalidInput for an unknown group and for channels that are not sorted, unique and in range.
         """
-        if unknown := sorted(set(kept) - set(self.names)):
-            raise InvalidInput(f"no channel group is called {unknown[0]!r}")
+        self._require(kept)
         lists = []
         for group in self.groups:
             chosen = np.asarray(kept.get(group.name, np.arange(group.channels)), dtype=np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import io
 import logging
@@ -9,7 +10,7 @@ import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import Any, Protocol
@@ -428,16 +429,93 @@ def load_user_function(
         raise
     except Exception as error:
         raise InvalidInput(f"{spec} failed: {type(error).__name__}: {error}") from error
-    if isinstance(result, Dataset):
-        return replace(result, spec=spec)
-    if not isinstance(result, tuple | list) or len(result) != 2:
+    if not isinstance(result, Dataset) and (not isinstance(result, tuple | list) or len(result) != 2):
         raise InvalidInput(f"{spec} must return (train, test) or a Dataset, it returned a {type(result).__name__}")
-    if all(isinstance(part, tuple) and len(part) == 2 and isinstance(part[0], tuple) for part in result):
-        return _several_inputs(spec, result, normalisation)
-    parts = [_collected_or_given(spec, part) for part in result]
+    return _dataset(spec, result, image_size, channels, normalisation)
+
+
+OBJECTS: dict[str, Any] = {}  # data sets that this process was given as objects, by name
+OBJECT_NAME = "data@"  # followed by the first digits of their fingerprint
+
+
+def name_data(data: Any) -> str:
+    """A name by which `load_dataset` finds `data` as long as this process lives; the same for equal images and labels.
+
+    `data`: a Dataset; a pair (train, test), each an ImageSet, a pair (images, labels) of arrays or a torch Dataset; or
+    (images, labels) alone, of which a fifth, drawn at random, becomes the test set. What arrays may look like:
+    `load_user_function`. Everything is read into memory here, once. Raises InvalidInput.
+    """
+    spec = "the data"
+    if not isinstance(data, Dataset):
+        if not isinstance(data, tuple | list) or len(data) != 2:
+            raise InvalidInput(
+                f"the data must be (train, test), (images, labels) or a Dataset, not a {type(data).__name__}"
+            )
+        if hasattr(data[0], "shape"):
+            data = _with_test_images(spec, *data)
+        elif not _has_several_inputs(data):
+            data = [_Collected(_collected_or_given(spec, part), getattr(part, "classes", None)) for part in data]
+    dataset = _dataset(spec, data, None, None, None)
+    digest = hashlib.sha256(f"{dataset.train.fingerprint()} {dataset.test.fingerprint()}".encode()).hexdigest()
+    name = f"{OBJECT_NAME}{digest[:12]}"
+    OBJECTS[name] = data
+    return name
+
+
+def load_object(
+    spec: str,
+    *,
+    image_size: int | None,
+    channels: int | None,
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None,
+) -> Dataset:
+    """The data that `name_data` gave this name; parameters as in `load_user_function`."""
+    if spec not in OBJECTS:
+        raise InvalidInput(f"{spec} was given as a Python object, in another process", next_step="pass the data again")
+    return _dataset(spec, OBJECTS[spec], image_size, channels, normalisation)
+
+
+@dataclass(frozen=True, eq=False)
+class _Collected:
+    """Images and labels in memory, with the names of the classes where the user's object had any."""
+
+    content: ImageSet | tuple[Tensor, Tensor]
+    classes: Sequence[Any] | None
+
+
+def _with_test_images(spec: str, images: Any, labels: Any) -> list[_Collected]:
+    """Training and test images of (images, labels)."""
+    pixels, targets = _tensor(spec, images), _labels(spec, labels)
+    if len(pixels) != len(targets):
+        raise InvalidInput(f"{spec}: {len(pixels)} images and {len(targets)} labels")
+    order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))
+    tests = max(1, round(TEST_SHARE * len(pixels)))
+    indices = order[tests:].sort().values, order[:tests].sort().values
+    return [_Collected(_collected_or_given(spec, (pixels[index], targets[index])), None) for index in indices]
+
+
+def _has_several_inputs(parts: Sequence[Any]) -> bool:
+    return all(isinstance(part, tuple) and len(part) == 2 and isinstance(part[0], tuple) for part in parts)
+
+
+def _dataset(
+    spec: str,
+    given: Any,
+    image_size: int | None,
+    channels: int | None,
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None,
+) -> Dataset:
+    """Of a Dataset, or of a training and a test set in one of the forms of `load_user_function`."""
+    if isinstance(given, Dataset):
+        return replace(given, spec=spec)
+    if _has_several_inputs(given):
+        return _several_inputs(spec, given, normalisation)
+    parts = [_collected_or_given(spec, part) for part in given]
     before = parts[0][0].shape[2:] if isinstance(parts[0], tuple) else parts[0].images.shape[2:]
     train, test = (_image_set(part, image_size, channels, normalisation) for part in parts)
-    named = getattr(result[0], "classes", None)
+    named = getattr(given[0], "classes", None)
+    if isinstance(named, Tensor):  # an ImageSet's classes are those of its images
+        named = None
     count = 1 + max(int(part.classes.max()) for part in (train, test) if len(part)) if len(train) else 0
     classes = tuple(str(name) for name in named) if named is not None else tuple(str(i) for i in range(count))
     return Dataset(train, test, classes, spec, resized_from=(int(before[0]), int(before[1])))
@@ -445,6 +523,8 @@ def load_user_function(
 
 def _collected_or_given(spec: str, part: Any) -> ImageSet | tuple[Tensor, Tensor]:
     """An ImageSet as it is; of anything else the images, (N, C, H, W) uint8 or float32, and the labels."""
+    if isinstance(part, _Collected):
+        return part.content
     if isinstance(part, ImageSet):
         return part
     if isinstance(part, tuple) and len(part) == 2 and hasattr(part[0], "shape"):

@@ -50,6 +50,8 @@ def load_dataset(
     kind, _, location = spec.partition(":")
     if names_a_function(spec) and kind not in ("cifar10", "imagefolder"):
         return sources.load_user_function(spec, image_size=image_size, channels=channels, normalisation=normalisation)
+    if kind.startswith(sources.OBJECT_NAME):
+        return sources.load_object(spec, image_size=image_size, channels=channels, normalisation=normalisation)
     channels = channels or 3
     if spec in ("digits", "shapes"):
         load = sources.load_digits if spec == "digits" else sources.load_shapes

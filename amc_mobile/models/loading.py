@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib
 import inspect
@@ -11,7 +12,7 @@ import os
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -300,6 +301,44 @@ class LoadedModel:
     task: Task = CLASSIFICATION
 
 
+@dataclass(frozen=True, eq=False)
+class ModuleObject:
+    """A network that was given as an object. `input_shapes`: as in `load_model`."""
+
+    module: nn.Module
+    input_shape: tuple[int, int, int, int]
+    input_shapes: Shapes
+    task: OwnTask | None
+
+
+OBJECTS: dict[str, ModuleObject] = {}  # networks that this process was given as objects, by name
+OBJECT_DIGITS = 12  # of the weights' SHA-256
+
+
+def name_module(
+    module: nn.Module, example_input: Tensor | Sequence[int] | Sequence[Tensor], *, task: OwnTask | None = None
+) -> str:
+    """A name by which `load_model` finds a copy of `module` as it is now, as long as this process lives.
+
+    The same for the same class and weights: `Net@3f2a91c04b7d`, the first digits of the weights' SHA-256.
+    `example_input`: a tensor (N, C, H, W), its shape, or a tensor (N, ...) for each of several inputs. `task`: in
+    place of the network's own. Raises InvalidInput.
+    """
+    several = not isinstance(example_input, Tensor) and any(isinstance(part, Tensor) for part in example_input)
+    shapes = tuple(tuple(part.shape[1:]) for part in example_input if isinstance(part, Tensor)) if several else ()
+    shape = (1, sum(math.prod(s) for s in shapes), 1, 1) if several else _input_shape(example_input)
+    name = f"{type(module).__name__}@{weights_sha256(module)[:OBJECT_DIGITS]}"
+    OBJECTS[name] = ModuleObject(copy.deepcopy(module).cpu(), shape, shapes, task)
+    return name
+
+
+def _input_shape(example: Any) -> tuple[int, int, int, int]:
+    shape = [int(n) for n in (example.shape if isinstance(example, Tensor) else example)]
+    if len(shape) != 4 or min(shape) < 1:
+        raise InvalidInput(f"the example input has the shape {tuple(shape)}", next_step="give images: (N, C, H, W)")
+    return (1, shape[1], shape[2], shape[3])
+
+
 @dataclass(frozen=True)
 class ExpectedInput:
     """What a network is made for, as far as it says so before it is built.
@@ -318,6 +357,11 @@ def expected_input(spec: str, input_size: int | None = None) -> ExpectedInput:
     A user's function says by the defaults of its parameters input_size and in_channels. Raises InvalidInput.
     """
     kind, _, name = spec.partition(":")
+    if spec in OBJECTS:
+        if OBJECTS[spec].input_shapes:
+            return ExpectedInput(None, None, None)
+        _, own_channels, height, width = OBJECTS[spec].input_shape
+        return ExpectedInput(input_size or (height if height == width else None), own_channels, None)
     if spec in MODELS:
         return ExpectedInput(input_size or MODELS[spec].default_input_size, None, MODELS[spec].normalisation)
     if names_a_function(spec):
@@ -345,8 +389,8 @@ def load_model(
 ) -> LoadedModel:
     """Builds the network `spec` names, with the weights of `checkpoint`, or else drawn by `seed`.
 
-    `spec`: a name of the registry; `path/to/file.py:function`, called with those of num_classes, width_multiplier,
-    input_size and in_channels that it takes; `torchvision:NAME`; `timm:NAME`. These two
+    `spec`: a name of the registry; one that `name_module` gave; `path/to/file.py:function`, called with those of
+    num_classes, width_multiplier, input_size and in_channels that it takes; `torchvision:NAME`; `timm:NAME`. These two
     have their published weights, where there are any for so many classes and no `checkpoint` is given.
     `input_size`: pixels, of both sides or (height, width). None stands for the network's own default.
     `task`: of the user's own, in place of the network's. `input_shapes`: of several inputs, (C, H, W) each; the module
@@ -361,6 +405,8 @@ def load_model(
     sides = (input_size, input_size) if isinstance(input_size, int) else input_size
     if sides is not None and min(sides) < 1:
         raise InvalidConfig(f"input_size is {input_size}; it must be at least 1")
+    if spec in OBJECTS:
+        task, input_shapes = task or OBJECTS[spec].task, input_shapes or OBJECTS[spec].input_shapes
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         built = _build(spec, num_classes, width_multiplier, sides, in_channels, published=checkpoint is None)
@@ -394,6 +440,16 @@ def _build(
     kind, _, name = spec.partition(":")
     if names_a_function(spec):
         return _from_user_file(spec, num_classes, width_multiplier, sides, in_channels)
+    if spec in OBJECTS:
+        if width_multiplier != 1.0:
+            raise InvalidConfig(f"{spec} is an object, whose width_multiplier cannot be changed")
+        _, own_channels, *own_sides = OBJECTS[spec].input_shape
+        height, width = sides or own_sides
+        return _loaded(copy.deepcopy(OBJECTS[spec].module), in_channels or own_channels, (height, width), spec, None)
+    if re.fullmatch(rf".+@[0-9a-f]{{{OBJECT_DIGITS}}}", spec):
+        raise InvalidInput(
+            f"{spec} was given as a Python object, in another process", next_step="pass the module again"
+        )
     if sides is not None and sides[0] != sides[1]:
         raise InvalidConfig(
             f"{spec} takes square images, not {sides[0]}x{sides[1]}", next_step="pass --input-size: images are resized"

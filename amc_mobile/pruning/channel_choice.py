@@ -375,6 +375,11 @@ def _falling(score: NDArray[np.float64]) -> Ids:
     return np.argsort(-score, kind="stable").astype(np.int64)
 
 
+def l1_order(groups: ChannelGroups, model: nn.Module) -> dict[str, Ids]:
+    """`channel_order` by "l1", which needs no images."""
+    return {name: _falling(l1(groups, model, index)) for index, name in enumerate(groups.names)}
+
+
 def kept_of(order: Mapping[str, Ids], widths: NDArray[np.int64]) -> dict[str, Ids]:
     """The channels that stay at `widths`, shape (groups,): the first of each group's order, sorted."""
     return {name: np.sort(ids[:width]) for (name, ids), width in zip(order.items(), widths, strict=True)}

@@ -7,15 +7,19 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
 from amc_mobile.channels import surgery
+from amc_mobile.channels.groups import find_groups
+from amc_mobile.channels.plan import PruningPlan
 from amc_mobile.channels.structure import ChannelGroups, Ids
 from amc_mobile.channels.trace import operator_name
-from amc_mobile.errors import NotFinite, UnsupportedLayer
+from amc_mobile.errors import InvalidInput, NotFinite, UnsupportedLayer
 from amc_mobile.models.task import LabelledImages
+from amc_mobile.pruning.channel_choice import kept_of, l1_order
 from amc_mobile.pruning.gram import (
     ACTIVATION_BYTES,
     MAX_COLUMNS,
@@ -177,6 +181,37 @@ def refit(
         path, _, attribute = name.rpartition(".")
         getattr(pruned.get_submodule(path), attribute).copy_(program.state[name])
     return pruned
+
+
+def prune(
+    module: nn.Module,
+    plan: PruningPlan | Mapping[str, int],
+    example_input: Tensor,
+    *,
+    images: Tensor | LabelledImages | None = None,
+) -> nn.Module:
+    """A smaller copy of any network, which needs no workspace; `module` is left as it was.
+
+    `plan`: a PruningPlan of this network, or channels to keep by the name of a group, as `find_groups` names them.
+    Groups that are not named stay whole. Where the plan does not say which channels stay, those do whose readers have
+    the largest absolute weights. `example_input`: (N, C, H, W). `images`: normalised, a few hundred, to refit the
+    remaining weights on; without them the weights are only cut.
+    Raises InvalidInput for plans of another network, and UnsupportedLayer.
+
+        smaller = prune(module, {"layer1.0.conv1": 16}, torch.randn(1, 3, 224, 224))
+    """
+    groups = find_groups(module, example_input)
+    if not isinstance(plan, PruningPlan):
+        plan = groups.plan(plan)
+    if plan.channels != groups.channels:
+        raise InvalidInput(
+            f"the plan is for the groups {dict(plan.channels)}, the network has {groups.channels}",
+            next_step="give the network and the example input that the plan was made for",
+        )
+    by_weight = kept_of(l1_order(groups, module), plan.widths)
+    kept = {name: np.asarray(indices, dtype=np.int64) for name, indices in (plan.kept_indices or {}).items()}
+    kept = by_weight | kept
+    return surgery.apply(module, groups, kept) if images is None else refit(module, groups, kept, images)
 
 
 class _Fitter:

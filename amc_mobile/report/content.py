@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from amc_mobile.channels.structure import KeptGroup
 from amc_mobile.errors import InvalidInput
 from amc_mobile.latency.calibration import Term
 
@@ -75,15 +76,6 @@ class Predictions:
     terms: tuple[Term, ...] = ()  # corrections that were tried on these models
     drift: float | None = None  # how many times as long as at the profile the original takes, as last seen
     quick: bool = False  # from a quick profile, which measures a part of the kernels and models
-
-
-@dataclass(frozen=True)
-class KeptGroup:
-    """Channels that the search could not touch, and why."""
-
-    name: str
-    channels: int
-    reason: str
 
 
 FORMAT_VERSION = 1  # 1: first

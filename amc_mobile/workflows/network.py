@@ -17,7 +17,7 @@ from amc_mobile.channels.plan import grid
 from amc_mobile.channels.structure import ChannelGroups
 from amc_mobile.data.split import Dataset, DataSplit, ImageSet, held_out, held_out_count, load_dataset, split
 from amc_mobile.errors import InvalidConfig, InvalidInput
-from amc_mobile.models.loading import LoadedModel, expected_input, load_model
+from amc_mobile.models.loading import OBJECTS, LoadedModel, expected_input, load_model
 from amc_mobile.models.task import OwnTask, Task, logits
 from amc_mobile.store import read_json
 from amc_mobile.user_file import load_function
@@ -33,6 +33,8 @@ def resolved_checkpoint(space: Workspace, settings: Settings) -> Path | None:
         if not path.is_file():
             raise InvalidInput(f"no checkpoint file {path}", next_step="check --checkpoint")
         return path
+    if settings.model in OBJECTS:  # it came with the weights that its user wants
+        return None
     return space.trained_checkpoint if space.trained_checkpoint.exists() else None
 
 
@@ -140,6 +142,8 @@ class Network:
 def load_network(space: Workspace, settings: Settings) -> Network:
     """Loads model and data and finds the channel groups; their surgery is proven before anything relies on it.
 
+    A module and data that are Python objects get names first: Settings(model=name_module(module, example_input),
+    data=name_data(data)), of `models.loading` and `data.sources`. Every step of a run then finds them by these names.
     Raises InvalidInput for files that do not fit, UnsupportedLayer for networks that cannot be traced.
     """
     torch.set_num_threads(max(1, settings.threads))
@@ -157,6 +161,8 @@ def may_have_seen(space: Workspace, settings: Settings, network: Network, reward
     Not where `train` made it from the start in this workspace, which leaves `held_out_count` of them out.
     """
     checkpoint = resolved_checkpoint(space, settings)
+    if settings.model in OBJECTS:
+        return True
     if checkpoint is None or network.dataset is None:
         return False
     if checkpoint != space.trained_checkpoint or not space.trained_record.exists():

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amc_mobile import __version__
+from amc_mobile.channels.structure import KeptGroup
 from amc_mobile.device.phone_state import WIDE_BAND
 from amc_mobile.errors import CorruptFile, InvalidInput
 from amc_mobile.formats import FLOAT32
@@ -29,7 +30,6 @@ from amc_mobile.report.content import (
     FileRow,
     FurtherBudget,
     Gate,
-    KeptGroup,
     Latency,
     LayerRow,
     ModelColumn,
@@ -69,8 +69,7 @@ def keep_details(
     run: Run, network: Network, latency: LatencyModel | None, widths: NDArray[np.int64], *, granularity: str
 ) -> None:
     """Writes what a report needs besides the records of the steps. `widths`: of the plan that the search chose."""
-    kept = () if granularity == "weight" else network.groups.kept_groups
-    groups = tuple(KeptGroup(group.name, group.channels, group.reason) for group in kept)
+    groups = () if granularity == "weight" else network.groups.kept_groups
     details = SearchDetails(kept_groups=groups)
     if latency is not None:
         # A table of another tool has no whole models.

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from networks import build
 
 from amc_mobile.errors import InvalidConfig, InvalidInput, MissingDependency
-from amc_mobile.models.loading import ExpectedInput, expected_input, load_model
+from amc_mobile.models.loading import ExpectedInput, expected_input, load_model, name_module, weights_sha256
 from amc_mobile.models.task import CLASSIFICATION
 
 USER_FILE = """
@@ -210,3 +211,24 @@ def test_guessing_is_told_from_having_learnt() -> None:
     assert CLASSIFICATION.is_guessing(answers[:, [1, 2, 0]], labels)
     assert CLASSIFICATION.is_guessing(torch.eye(3)[torch.zeros(90, dtype=torch.int64)], labels)
     assert not CLASSIFICATION.is_guessing(answers, labels)
+
+
+def test_a_module_object_is_known_by_its_class_and_weights_and_is_never_changed() -> None:
+    module = build("Chain")
+    name = name_module(module, (1, 3, 16, 16))
+    assert name == f"Chain@{weights_sha256(module)[:12]}"
+    loaded = load_model(name, num_classes=5)
+    assert loaded.input_shape == (1, 3, 16, 16) and loaded.num_classes == 5 and expected_input(name).size == 16
+    with torch.no_grad():
+        next(loaded.module.parameters()).zero_()
+    assert weights_sha256(load_model(name).module) == weights_sha256(module) != weights_sha256(loaded.module)
+
+
+def test_a_module_object_of_another_process_is_asked_for_again() -> None:
+    with pytest.raises(InvalidInput, match="Net@0123456789ab was given as a Python object"):
+        load_model("Net@0123456789ab")
+
+
+def test_an_example_input_that_is_no_batch_of_images_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="example input has the shape"):
+        name_module(build("Chain"), (3, 16, 16))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import PRUNABLE
+from networks import PRUNABLE, build, example
 from torch import nn
 from traced_networks import Subject, first_order, smooth_images, subject
 
@@ -16,6 +16,7 @@ from amc_mobile.channels.cost import CostModel
 from amc_mobile.channels.groups import find_groups
 from amc_mobile.channels.structure import Ids
 from amc_mobile.data.split import ImageSet, load_dataset
+from amc_mobile.errors import InvalidInput
 from amc_mobile.models.loading import load_model
 from amc_mobile.models.task import evaluate
 from amc_mobile.pruning import refit as refit_module
@@ -24,7 +25,7 @@ from amc_mobile.pruning.gram import collect_gram
 from amc_mobile.pruning.least_squares import Moments, WideRows, best_fit
 from amc_mobile.pruning.program import Batches, Program, Runs
 from amc_mobile.pruning.reconstruction import Reconstructor
-from amc_mobile.pruning.refit import refit
+from amc_mobile.pruning.refit import prune, refit
 
 
 def three_quarters(net: Subject) -> dict[str, Ids]:
@@ -291,3 +292,22 @@ def test_half_of_resnet20_keeps_most_of_its_accuracy() -> None:
     assert accuracies[0] < 0.5
     assert accuracies[1] > 0.68
     assert accuracies[2] > max(0.75, accuracies[1])
+
+
+def test_any_network_is_pruned_by_a_plan_written_by_hand() -> None:
+    model, x = build("Chain"), example()
+    smaller = prune(model, {"stem": 6}, x)
+    assert smaller.get_parameter("stem.weight").shape[0] == 6 and model.get_parameter("stem.weight").shape[0] == 12
+    read = model.get_parameter("wide.weight").abs().sum((0, 2, 3))
+    expected = model.get_parameter("stem.weight")[read.argsort(descending=True)[:6].sort().values]
+    assert torch.equal(smaller.get_parameter("stem.weight"), expected)
+    refitted = prune(model, find_groups(model, x).plan({"stem": 6}), x, images=example(64))
+    assert not torch.equal(refitted.get_parameter("wide.weight"), smaller.get_parameter("wide.weight"))
+
+
+def test_a_plan_of_another_network_is_refused() -> None:
+    plan = find_groups(build("Chain"), example()).plan({})
+    with pytest.raises(InvalidInput, match="the plan is for the groups"):
+        prune(build("Flattened"), plan, example())
+    with pytest.raises(InvalidInput, match="no channel group is called 'nothing'"):
+        prune(build("Chain"), {"nothing": 3}, example())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from amc_mobile.channels.structure import KeptGroup
 from amc_mobile.latency.calibration import Term
 from amc_mobile.report.content import (
     Accuracy,
@@ -14,7 +15,6 @@ from amc_mobile.report.content import (
     EpochAccuracy,
     FileRow,
     Gate,
-    KeptGroup,
     Latency,
     LayerRow,
     ModelColumn,

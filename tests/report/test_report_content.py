@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from report_example import finished_report
 
+from amc_mobile.channels.structure import KeptGroup
 from amc_mobile.errors import InvalidInput
 from amc_mobile.report.advice import advice
 from amc_mobile.report.content import (
@@ -13,7 +14,6 @@ from amc_mobile.report.content import (
     Budget,
     FurtherBudget,
     Gate,
-    KeptGroup,
     Latency,
     ModelColumn,
     Parity,

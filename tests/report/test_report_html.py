@@ -10,6 +10,7 @@ import pytest
 from markupsafe import Markup
 from report_example import finished_report
 
+from amc_mobile.channels.structure import KeptGroup
 from amc_mobile.report import charts
 from amc_mobile.report.charts import Scale, scale_over
 from amc_mobile.report.content import (
@@ -20,7 +21,6 @@ from amc_mobile.report.content import (
     EpochAccuracy,
     FileRow,
     Gate,
-    KeptGroup,
     LayerRow,
     ModelColumn,
     PredictionPoint,

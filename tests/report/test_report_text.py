@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 from report_example import finished_report
 
-from amc_mobile.report.content import Budget, DataFacts, Gate, KeptGroup, LayerRow, ModelColumn, Report
+from amc_mobile.channels.structure import KeptGroup
+from amc_mobile.report.content import Budget, DataFacts, Gate, LayerRow, ModelColumn, Report
 from amc_mobile.report.pages import render_text
 from amc_mobile.report.tables import against_limit, count, number, printable, render_rows, shortened, size
 

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from networks import build
 
+from amc_mobile.data.sources import name_data
 from amc_mobile.data.split import ImageSet
+from amc_mobile.models.loading import name_module
 from amc_mobile.models.task import logits
 from amc_mobile.pruning.least_squares import Matrices
 from amc_mobile.search.reward import fidelity
-from amc_mobile.workflows.network import load_network
+from amc_mobile.workflows.network import load_network, may_have_seen
 from amc_mobile.workflows.plans import ChannelPlans, Finished, Preparations
 from amc_mobile.workflows.workspace import Settings, Workspace, silent
 
@@ -62,3 +65,13 @@ def test_the_final_network_is_refitted_unless_that_loses_fidelity(tmp_path: Path
     assert Finished.told(found["unlike"].document()).startswith(
         "kept as it was scored; refitted on 200 images it loses"
     )
+
+
+def test_a_network_may_be_python_objects(tmp_path: Path) -> None:
+    module, images = build("Chain"), np.random.default_rng(0).integers(0, 256, (50, 16, 16, 3), dtype=np.uint8)
+    space = Workspace(tmp_path / "space")
+    settings = Settings(model=name_module(module, (1, 3, 16, 16)), data=name_data((images, np.arange(50) % 5)))
+    network = load_network(space, settings)
+    assert network.groups.names == ("stem", "wide", "last") and network.loaded.spec.startswith("Chain@")
+    assert len(network.split(calibration=5, reward=5, seed=0).test) == 10
+    assert may_have_seen(space, settings, network, 5)
