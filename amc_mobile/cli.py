@@ -60,6 +60,7 @@ from amc_mobile.cli_options import (
 )
 from amc_mobile.cli_research import compare, sensitivity
 from amc_mobile.errors import AmcMobileError, BudgetNotMet, BudgetNotVerified, SystemRefused
+from amc_mobile.formats import ONNX, TFLITE
 from amc_mobile.latency.database_url import ask_with
 from amc_mobile.workflows.workspace import Settings, Workspace, check_settings
 
@@ -313,7 +314,7 @@ def export(
     """
     from amc_mobile.workflows.export import export_run
 
-    formats = [name for name, wanted in (("tflite", tflite), ("onnx", onnx)) if wanted]
+    formats = [name for name, wanted in ((TFLITE.name, tflite), (ONNX.name, onnx)) if wanted]
     if not formats:
         raise typer.BadParameter("choose at least one of --tflite, --onnx")
     changed = joined({"serial": serial, **vars(state), "precision": precision.chosen()})

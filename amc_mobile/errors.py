@@ -128,6 +128,12 @@ def _of_extra(extra: str) -> list[str]:
     return [name.strip() for name, _, marker in found if re.search(rf"extra == ['\"]{extra}['\"]", marker)]
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in its first line that is not empty."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
 class MissingLatency(AmcMobileError):
     """The latency table has no entry for some kernels; lists them all at once. `because`: the cause, where known."""
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from amc_mobile.formats import FORMATS, PHONE_RUNTIMES
+
 PACKAGE = Path(__file__).parent.parent / "amc_mobile"
 COMMANDS = ("cli_devices", "cli_research")
 FLOORS = {
@@ -90,3 +92,26 @@ def test_the_light_modules_pull_in_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+RUNTIME_WORDS = {
+    word
+    for form in FORMATS.values()
+    for word in (form.name, form.suffix, form.runtime, form.package, form.module, form.delegate, form.exporter)
+} | set(PHONE_RUNTIMES)
+
+
+def runtime_literals(path: Path) -> list[str]:
+    """Strings of a file that name a format or a runtime; parts of longer texts are not meant."""
+    constants = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant))
+    return [f"{path.name}:{node.lineno} {node.value}" for node in constants if node.value in RUNTIME_WORDS]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_formats_and_runtimes_are_named_in_one_module(path: Path) -> None:
+    assert runtime_literals(path) == [] or path == PACKAGE / "formats.py"
+
+
+def test_a_runtime_that_is_named_elsewhere_is_found(tmp_path: Path) -> None:
+    (tmp_path / "wrong.py").write_text('"""Of tflite."""\nif name == "tflite":\n    print("tflite runs")\n')
+    assert runtime_literals(tmp_path / "wrong.py") == ["wrong.py:2 tflite"]

@@ -18,7 +18,7 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from amc_mobile.device.host import HostDevice
-from amc_mobile.export.parity import tflite_interpreter
+from amc_mobile.formats import open_tflite
 
 model = Path(sys.argv[1]).read_bytes()
 {}
@@ -34,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("use", ["tflite_interpreter(model).invoke()", "HostDevice('tflite').open(model).run()"])
+@pytest.mark.parametrize("use", ["open_tflite(model).invoke()", "HostDevice('tflite').open(model).run()"])
 def test_the_delegate_is_not_announced_on_stderr(use: str, model: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(
@@ -54,6 +54,6 @@ class Speaking:
 
 def test_what_is_no_remark_is_passed_on_also_when_it_fails(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RuntimeError, match="no tensors"):
-        formats.prepare(Speaking())
+        formats.allocate(Speaking())
     os.write(formats.STDERR, b"after\n")
     assert capfd.readouterr().err == "ERROR: tensor 3 is too large.\nafter\n"

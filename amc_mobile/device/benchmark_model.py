@@ -22,6 +22,7 @@ from amc_mobile.device.phone import LOAD_ALLOWANCE_S, START_ALLOWANCE_S, PhoneDe
 from amc_mobile.device.phone_output import parse_allowed_cores
 from amc_mobile.device.phone_runner import FOLDER, InstalledFile
 from amc_mobile.errors import DeviceError, InvalidConfig, PhoneOutputInvalid
+from amc_mobile.formats import TFLITE
 
 SOURCE = "benchmark_model output"
 _CLASSIC = re.compile(
@@ -182,7 +183,7 @@ class BenchmarkModelPasses(PhonePasses):
 
     def _keep(self, model: bytes) -> str:
         """The model's path on the phone; it is copied there once in a session."""
-        path = f"{MODELS}/model-{hashlib.sha256(model).hexdigest()[:24]}.tflite"
+        path = f"{MODELS}/model-{hashlib.sha256(model).hexdigest()[:24]}{TFLITE.suffix}"
         if path not in self._on_phone:
             with tempfile.TemporaryDirectory(prefix="amc-model-") as folder:
                 local = Path(folder) / "model"

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import importlib.util
 import math
 import os
 import platform
 import tempfile
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -37,58 +35,36 @@ from amc_mobile.device.device import (
 )
 from amc_mobile.device.layout import OnnxLayout
 from amc_mobile.device.phone_state import BUSY, check_waivers
-from amc_mobile.errors import DeviceError, InvalidConfig, InvalidInput, MissingDependency
+from amc_mobile.errors import DeviceError, InvalidConfig, InvalidInput, first_line
+from amc_mobile.formats import BY_RUNTIME, FORMATS, ONNX, TFLITE, Format
 
 INPUT_SEED = 0
-TFLITE_IDENTIFIER = b"TFL3"
 
 
-@dataclass(frozen=True)
-class RuntimeSession:
-    """`run`: one inference. `keeps`: what must live as long as the session, such as its input buffers."""
+class Session:
+    """A loaded model with its inputs filled once. `run()` is one inference; close it, or use it as a context."""
 
     run: Callable[[], object]
-    keeps: tuple[object, ...]
+
+    def __init__(self, run: Callable[[], object], *keeps: object) -> None:
+        # The runtime's own function, not a method around it: a call's overhead is part of every sample.
+        self.run = run
+        self._keeps: tuple[object, ...] = keeps  # what must live as long, such as the input buffers
+
+    def close(self) -> None:
+        """Frees the model. Harmless when repeated."""
+        self._keeps = ()
+        self.run = _closed
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
 
-class Runtime(ABC):
-    """One inference library with the settings that measurements are made under."""
-
-    name: str
-    package: str  # on PyPI
-    module: str
-    extra: str  # of this project, "" where it is a base dependency
-    delegate: str
-    library_pattern: str  # of the shared library that does the work, inside the package's folder
-
-    def is_installed(self) -> bool:
-        return importlib.util.find_spec(self.module) is not None
-
-    def version(self) -> str:
-        return importlib.metadata.version(self.package)
-
-    def library_sha256(self) -> str:
-        """Of the shared library, or "" when the package is laid out in another way."""
-        spec = importlib.util.find_spec(self.module)
-        folders = list(spec.submodule_search_locations or ()) if spec else []
-        libraries = sorted(path for folder in folders for path in Path(folder).glob(self.library_pattern))
-        return _sha256(tuple(libraries)) if libraries else ""
-
-    def layout(self) -> str:
-        """How the runtime rewrites graphs on this processor, see `OnnxLayout.text`; "" where it tells nothing."""
-        return ""
-
-    @abstractmethod
-    def load(self, model: bytes, threads: int) -> RuntimeSession:
-        """Raises InvalidInput for bytes that are no model, DeviceError when the model cannot be prepared."""
-
-
-@lru_cache(maxsize=8)
-def _sha256(paths: tuple[Path, ...]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+def _closed() -> object:
+    raise RuntimeError("this session is closed")
 
 
 def random_input(shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -105,102 +81,41 @@ def random_input(shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
     raise InvalidInput(f"an input of type {dtype} cannot be filled", next_step="use a model with numeric inputs")
 
 
-class Tflite(Runtime):
-    """LiteRT's interpreter; it hands float and int8 graphs to XNNPACK by itself."""
-
-    name = "tflite"
-    package = "ai-edge-litert"
-    module = "ai_edge_litert"
-    extra = "tflite"
-    delegate = "XNNPACK"
-    library_pattern = "libpywrap_litert_common.*"
-
-    def load(self, model: bytes, threads: int) -> RuntimeSession:
-        if model[4:8] != TFLITE_IDENTIFIER:
-            raise InvalidInput("not a .tflite model", next_step="give a file that a TFLite converter wrote")
-        try:
-            interpreter = formats.unprepared(model, threads)
-        except (ValueError, RuntimeError) as error:
-            raise InvalidInput(f"LiteRT does not read this model: {_first_line(error)}") from error
-        try:
-            formats.prepare(interpreter)
-            for entry in interpreter.get_input_details():
-                interpreter.set_tensor(entry["index"], random_input(entry["shape"], np.dtype(entry["dtype"])))
-            interpreter.invoke()
-        except (ValueError, RuntimeError) as error:
-            raise DeviceError(f"LiteRT cannot run this model: {_first_line(error)}") from error
-        return RuntimeSession(interpreter.invoke, (interpreter, model))
+def _tflite_session(model: bytes, threads: int) -> Session:
+    interpreter = formats.open_tflite(model, threads)
+    try:
+        for entry in interpreter.get_input_details():
+            interpreter.set_tensor(entry["index"], random_input(entry["shape"], np.dtype(entry["dtype"])))
+        interpreter.invoke()
+    except (ValueError, RuntimeError) as error:
+        raise DeviceError(f"LiteRT cannot run this model: {first_line(error)}") from error
+    return Session(interpreter.invoke, interpreter, model)
 
 
-class OnnxRuntime(Runtime):
-    """ONNX Runtime's CPU provider, with every graph optimisation, as an application would use it."""
+def _onnx_session(model: bytes, threads: int) -> Session:
+    session = formats.open_onnx(model, threads)
+    from onnxruntime import OrtValue
 
-    name = "onnxruntime"
-    package = "onnxruntime"
-    module = "onnxruntime"
-    extra = ""
-    delegate = "CPUExecutionProvider"
-    library_pattern = "capi/onnxruntime_pybind11_state*"
-
-    def layout(self) -> str:
-        return _layout_here()
-
-    def load(self, model: bytes, threads: int) -> RuntimeSession:
-        import onnxruntime
-        from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # errors reach the user as exceptions
-        if threads == 1:
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        unreadable = (state.InvalidProtobuf, state.InvalidGraph, state.NoModel)
-        try:
-            session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except unreadable as error:
-            raise InvalidInput(f"ONNX Runtime does not read this model: {_first_line(error)}") from error
-        except Exception as error:  # its errors share no base class of their own
-            raise DeviceError(f"ONNX Runtime cannot load this model: {_first_line(error)}") from error
-        binding = session.io_binding()
-        values = []
-        try:
-            for entry in session.get_inputs():
-                shape = [size if isinstance(size, int) else 1 for size in entry.shape]  # names stand for the batch
-                array = random_input(shape, _onnx_dtype(entry.type))
-                value = onnxruntime.OrtValue.ortvalue_from_numpy(array)
-                values.append(value)
-                binding.bind_ortvalue_input(entry.name, value)
-            for entry in session.get_outputs():
-                if all(isinstance(size, int) for size in entry.shape):
-                    array = np.zeros(entry.shape, _onnx_dtype(entry.type))
-                    value = onnxruntime.OrtValue.ortvalue_from_numpy(array)
-                    values.append(value)
-                    binding.bind_ortvalue_output(entry.name, value)
-                else:
-                    binding.bind_output(entry.name)
-            session.run_with_iobinding(binding)
-        except InvalidInput:
-            raise
-        except Exception as error:
-            raise DeviceError(f"ONNX Runtime cannot run this model: {_first_line(error)}") from error
-
-        run_bound, bound = session.run_with_iobinding, binding
-        return RuntimeSession(lambda: run_bound(bound), (session, binding, *values))
-
-
-@lru_cache(maxsize=1)
-def _layout_here() -> str:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # it warns that the file is bound to this processor, which is the point
-    options.intra_op_num_threads = 1
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "optimised.onnx"
-        options.optimized_model_filepath = str(path)
-        onnxruntime.InferenceSession(layout.questions(), options, providers=["CPUExecutionProvider"])
-        return layout.read(path.read_bytes()).text()
+    binding = session.io_binding()
+    values = []
+    try:
+        for entry in session.get_inputs():
+            shape = [size if isinstance(size, int) else 1 for size in entry.shape]  # names stand for the batch
+            values.append(OrtValue.ortvalue_from_numpy(random_input(shape, _onnx_dtype(entry.type))))
+            binding.bind_ortvalue_input(entry.name, values[-1])
+        for entry in session.get_outputs():
+            if all(isinstance(size, int) for size in entry.shape):
+                values.append(OrtValue.ortvalue_from_numpy(np.zeros(entry.shape, _onnx_dtype(entry.type))))
+                binding.bind_ortvalue_output(entry.name, values[-1])
+            else:
+                binding.bind_output(entry.name)
+        session.run_with_iobinding(binding)
+    except InvalidInput:
+        raise
+    except Exception as error:  # its errors share no base class of their own
+        raise DeviceError(f"ONNX Runtime cannot run this model: {first_line(error)}") from error
+    run_bound = session.run_with_iobinding
+    return Session(lambda: run_bound(binding), session, binding, *values)
 
 
 def _onnx_dtype(name: str) -> np.dtype[Any]:
@@ -213,27 +128,41 @@ def _onnx_dtype(name: str) -> np.dtype[Any]:
         raise InvalidInput(f"an input or output of type {name} is not supported") from error
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
+_SESSIONS = {TFLITE.runtime: _tflite_session, ONNX.runtime: _onnx_session}
 
 
-RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in (Tflite(), OnnxRuntime())}
+@lru_cache(maxsize=8)
+def library_sha256(form: Format) -> str:
+    """Of the runtime's shared library, or "" when its package is laid out in another way."""
+    spec = importlib.util.find_spec(form.module)
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    libraries = sorted(path for folder in folders for path in Path(folder).glob(form.library))
+    digest = hashlib.sha256()
+    for path in libraries:
+        digest.update(path.read_bytes())
+    return digest.hexdigest() if libraries else ""
 
 
+@lru_cache(maxsize=2)
 def layout_here(runtime: str) -> str:
-    """What a runtime does with graphs on this computer; "" where it is not installed or tells nothing."""
-    return RUNTIMES[runtime].layout() if RUNTIMES[runtime].is_installed() else ""
+    """How a runtime rewrites graphs on this computer, see `OnnxLayout.text`; "" where it is not installed or does not
+    say."""
+    if runtime != ONNX.runtime or not ONNX.is_installed:
+        return ""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "optimised.onnx"
+        formats.open_onnx(layout.questions(), optimised=path)
+        return layout.read(path.read_bytes()).text()
 
 
 def assumed_layout(runtime: str) -> str:
     """For tables and libraries that do not tell: what is fused on this computer, without its blocks of channels."""
-    return replace(OnnxLayout.parse(layout_here(runtime)), block=0).text() if runtime == "onnxruntime" else ""
+    return replace(OnnxLayout.parse(layout_here(runtime)), block=0).text() if runtime == ONNX.runtime else ""
 
 
 def installed_runtimes() -> tuple[str, ...]:
     """The runtimes that can be used here, in order of preference."""
-    return tuple(name for name, runtime in RUNTIMES.items() if runtime.is_installed())
+    return tuple(form.runtime for form in FORMATS.values() if form.is_installed)
 
 
 PROC = Path("/proc")
@@ -308,42 +237,14 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-__all__ = ["HostDevice", "Session", "installed_runtimes"]
-
 CPU_FOLDER = Path("/sys/devices/system/cpu")
 CPU_INFO = Path("/proc/cpuinfo")
 SENSORS_FOLDER = Path("/sys/class/hwmon")
 CPU_SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "soc_thermal")  # names of their drivers
 
 
-class Session:
-    """A loaded model with its inputs filled once. `run()` is one inference; close it, or use it as a context."""
-
-    run: Callable[[], object]
-
-    def __init__(self, loaded: RuntimeSession) -> None:
-        # The runtime's own function, not a method around it: a call's overhead is part of every sample.
-        self.run = loaded.run
-        self._loaded: RuntimeSession | None = loaded
-
-    def close(self) -> None:
-        """Frees the model. Harmless when repeated."""
-        self._loaded = None
-        self.run = _closed
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-
-def _closed() -> object:
-    raise RuntimeError("this session is closed")
-
-
 class HostDevice(SessionDevice):
-    """Runs models on this computer's CPU with one runtime, "tflite" or "onnxruntime".
+    """Runs models on this computer's CPU with one runtime.
 
     `patience_s`: how long to wait, in all sessions together, for other programs to end. `waived`: names of problems
     that do not matter; with BUSY nobody looks for other programs. Raises InvalidConfig for unknown runtimes and
@@ -362,13 +263,13 @@ class HostDevice(SessionDevice):
         on_wait: OnNeighbours | None = None,
     ) -> None:
         check_waivers(waived)
-        if runtime not in RUNTIMES:
-            raise InvalidConfig(f"runtime {runtime!r} is unknown", next_step=f"use one of {', '.join(RUNTIMES)}")
+        if runtime not in BY_RUNTIME:
+            raise InvalidConfig(f"runtime {runtime!r} is unknown", next_step=f"use one of {', '.join(BY_RUNTIME)}")
         if threads < 1:
             raise InvalidConfig(f"threads = {threads} must be at least 1", next_step="pass --threads 1")
-        self._runtime: Runtime = RUNTIMES[runtime]
-        if not self._runtime.is_installed():
-            raise MissingDependency(self._runtime.package, self._runtime.extra)
+        self._format = BY_RUNTIME[runtime]
+        if not self._format.is_installed:
+            raise self._format.missing()
         self.runtime = runtime
         self.threads = threads
         self._others = HostNeighbours()
@@ -415,13 +316,13 @@ class HostDevice(SessionDevice):
             soc=processor_name(),
             os=f"{platform.system()} {platform.release()} {platform.machine()}",
             runtime=self.runtime,
-            runtime_version=self._runtime.version(),
-            library_sha256=self._runtime.library_sha256(),
-            delegate=self._runtime.delegate,
+            runtime_version=self._format.runtime_version,
+            library_sha256=library_sha256(self._format),
+            delegate=self._format.delegate,
             threads=self.threads,
             cores=core_ranges(cores),
             clock_mode=clock_mode(cores),
-            layout=self._runtime.layout(),
+            layout=layout_here(self.runtime),
         )
 
     def open(self, model: bytes) -> Session:
@@ -429,7 +330,7 @@ class HostDevice(SessionDevice):
 
         Raises InvalidInput for bytes that the runtime does not read, DeviceError when the model cannot be prepared.
         """
-        return Session(self._runtime.load(model, self.threads))
+        return _SESSIONS[self.runtime](model, self.threads)
 
 
 def processor_name(cpu_info: Path = CPU_INFO) -> str:

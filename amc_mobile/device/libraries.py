@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from amc_mobile.errors import AmcMobileError, CorruptFile, InvalidConfig, InvalidInput
+from amc_mobile.formats import BENCHMARK_MODEL, LITERT, MAVEN, PHONE_RUNTIMES, TFLITE
 from amc_mobile.store import is_file, is_file_name, read_bytes, read_json, replacing, write_json
 
 ABI_OF_MACHINE = {183: "arm64-v8a", 62: "x86_64", 40: "armeabi-v7a", 3: "x86"}
@@ -148,9 +149,6 @@ class _Dynamic:
 
 
 FORMAT_VERSION = 1  # 1: runtime, version, abi, libc, file, sha256
-# By what each exports; a library with both of the last two is driven through the newer interface.
-EXPORTS = {"onnxruntime": "OrtGetApiBase", "litert": "LiteRtCreateEnvironment", "tflite": "TfLiteInterpreterCreate"}
-BENCHMARK_MODEL = "benchmark_model"
 # What the program prints in its two formats, and a flag that both versions take.
 _BENCHMARK_TEXTS = (b"Inference timings in us", b"BENCHMARK RESULTS")
 _BENCHMARK_FLAG = b"warmup_runs"
@@ -159,16 +157,13 @@ MAX_MEMBERS = 20_000
 _MEMBER = re.compile(r"(?:jni/[\w-]+/|[\w.-]+/(?:[\w.-]+/)*)(lib[\w.+-]{1,80}\.so(?:\.[\w.]{1,20})?)")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _VERSION_TEXT = re.compile(r"\d{1,5}\.\d{1,5}\.\d{1,5}", re.ASCII)
-MAVEN = (
-    "com.microsoft.onnxruntime:onnxruntime-android, org.tensorflow:tensorflow-lite, com.google.ai.edge.litert:litert"
-)
 
 
 @dataclass(frozen=True)
 class RuntimeLibrary:
     """One library for one processor.
 
-    `runtime`: "tflite", "litert" or "onnxruntime", by the interface it has, or "benchmark_model", the program.
+    `runtime`: one of PHONE_RUNTIMES, by the interface that the library has.
     """
 
     runtime: str
@@ -220,11 +215,11 @@ def list_libraries(folder: Path) -> list[RuntimeLibrary]:
 
 
 def choose_library(libraries: Sequence[RuntimeLibrary], runtime: str, abis: Sequence[str]) -> RuntimeLibrary:
-    """The newest library for a phone with these ABIs, the phone's favourite first; "tflite" also takes LiteRT.
+    """The newest library for a phone with these ABIs, the phone's favourite first; TFLite also takes LiteRT.
 
-    benchmark_model serves "tflite" where there is no library. Raises InvalidInput saying what to add.
+    benchmark_model serves TFLite where there is no library. Raises InvalidInput saying what to add.
     """
-    wanted = (("tflite", "litert"), (BENCHMARK_MODEL,)) if runtime == "tflite" else ((runtime,),)
+    wanted = ((runtime, LITERT), (BENCHMARK_MODEL,)) if runtime == TFLITE.runtime else ((runtime,),)
     for runtimes, abi in itertools.product(wanted, abis):
         fitting = [library for library in libraries if library.runtime in runtimes and library.abi == abi]
         if fitting:
@@ -284,7 +279,7 @@ def _runtime_of(content: bytes, elf: ElfFacts) -> str | None:
     looks_like_program = _BENCHMARK_FLAG in content and any(text in content for text in _BENCHMARK_TEXTS)
     if looks_like_program and elf.is_program:
         return BENCHMARK_MODEL
-    return next((name for name, symbol in EXPORTS.items() if symbol in elf.exports), None)
+    return next((name for name, known in PHONE_RUNTIMES.items() if known.symbol and known.symbol in elf.exports), None)
 
 
 def _store(folder: Path, name: str, content: bytes, runtime: str, version: str, elf: ElfFacts) -> RuntimeLibrary:

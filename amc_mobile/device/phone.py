@@ -18,7 +18,7 @@ from amc_mobile.device.conditions import Conditions, core_ranges
 from amc_mobile.device.device import Heat, Job, Neighbourhood, Neighbours, OnNeighbours, PassRecord, TimedPass, Timing
 from amc_mobile.device.layout import OnnxLayout, questions
 from amc_mobile.device.layout import read as read_layout
-from amc_mobile.device.libraries import BENCHMARK_MODEL, RuntimeLibrary
+from amc_mobile.device.libraries import RuntimeLibrary
 from amc_mobile.device.phone_output import parse_core_list
 from amc_mobile.device.phone_runner import CLEAN_UP, InstalledFile, PhoneRunner
 from amc_mobile.device.phone_state import (
@@ -52,10 +52,8 @@ from amc_mobile.errors import (
     PhoneUnfit,
     RunnerFailed,
 )
+from amc_mobile.formats import ONNX, PHONE_RUNTIMES
 
-DELEGATES = {
-    "tflite": "XNNPACK", "litert": "XNNPACK", "onnxruntime": "CPUExecutionProvider", BENCHMARK_MODEL: "XNNPACK",
-}  # fmt: skip
 AWAKE = "Awake"
 LAYOUT = "layout"  # the model and the file that tell it
 LAYOUT_FORMAT_VERSION = 1  # 1: the text of an OnnxLayout
@@ -302,7 +300,7 @@ class PhoneDevice:
         """How ONNX Runtime rewrites graphs on this phone, as `OnnxLayout.text` gives it; "" for other runtimes, and
         where the library cannot write its graph. Asked of each build of library, runner and system once."""
         if self._layout is None:
-            self._layout = self._known_layout() if self.library.runtime == "onnxruntime" else ""
+            self._layout = self._known_layout() if self.library.runtime == ONNX.runtime else ""
         return self._layout
 
     def _known_layout(self) -> str:
@@ -342,7 +340,7 @@ class PhoneDevice:
             timing = BenchTiming(warmup_runs=0, samples=1, min_samples=1)
             asked = [BenchModel(LAYOUT, LAYOUT)]
             told = self.bench(
-                asked, {LAYOUT: questions()}, timing, deadline_s=LAYOUT_DEADLINE_S, graph_path=f"{LAYOUT}.onnx"
+                asked, {LAYOUT: questions()}, timing, deadline_s=LAYOUT_DEADLINE_S, graph_path=f"{LAYOUT}{ONNX.suffix}"
             )
             graphs = [event.file for event in told if isinstance(event, BenchGraph)]
         return read_layout(graphs[0]).text() if graphs else ""
@@ -360,7 +358,7 @@ class PhoneDevice:
             runtime=self.library.runtime,
             runtime_version=self.library.version,
             library_sha256=both,
-            delegate=DELEGATES[self.library.runtime],
+            delegate=PHONE_RUNTIMES[self.library.runtime].format.delegate,
             threads=self.threads,
             cores=core_ranges(self.cores) or "any",
             clock_mode=" ".join([held_mode(self._wanted_mode, facts.sdk), *sorted(governors), *caps]),

@@ -12,6 +12,7 @@ from typing import Any
 
 from amc_mobile.device.phone_output import CpuPolicy, parse_core_list
 from amc_mobile.errors import InvalidConfig, PhoneOutputInvalid
+from amc_mobile.formats import LIBRARY_RUNTIMES, TFLITE
 from amc_mobile.store import read_toml
 
 
@@ -53,7 +54,6 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _PACKAGED = _PACKAGE / "device_profiles"  # in a wheel
 BUILT_IN = _PACKAGED if _PACKAGED.is_dir() else _PACKAGE.parent / "device_profiles"  # else at the checkout's top
 HOST = "host"
-RUNTIMES = ("tflite", "litert", "onnxruntime")
 NO_KEYS = ("name", "match", "is_built_in")  # fields that a file does not set by their name
 _NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,40}")
 
@@ -73,7 +73,7 @@ class DeviceProfile:
     summary: str
     match: tuple[Mapping[str, re.Pattern[str]], ...] = ()
     priority: int = 10
-    runtime: str = "tflite"
+    runtime: str = TFLITE.runtime
     threads: int = 1
     cores: str = ""
     max_celsius: float = 38.0  # a phone that charges is at 33 to 37 C
@@ -176,8 +176,10 @@ def _rules(path: Path, rules: Any) -> tuple[Mapping[str, re.Pattern[str]], ...]:
 
 
 def _check(path: Path, profile: DeviceProfile) -> None:
-    if profile.runtime not in RUNTIMES:
-        raise InvalidConfig(f"{path}: runtime = {profile.runtime!r}", next_step=f"use one of {', '.join(RUNTIMES)}")
+    if profile.runtime not in LIBRARY_RUNTIMES:
+        raise InvalidConfig(
+            f"{path}: runtime = {profile.runtime!r}", next_step=f"use one of {', '.join(LIBRARY_RUNTIMES)}"
+        )
     if not 1 <= profile.threads <= 64:
         raise InvalidConfig(f"{path}: threads = {profile.threads} is not between 1 and 64", next_step="correct it")
     try:

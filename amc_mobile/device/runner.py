@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import importlib.metadata
 import importlib.util
 import os
 import re
@@ -18,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amc_mobile.errors import DeviceError, InvalidConfig, MissingDependency
+from amc_mobile.errors import DeviceError, InvalidConfig
+from amc_mobile.formats import LIBRARY_RUNTIMES, LITERT, ONNX, PHONE_RUNTIMES, TFLITE
 from amc_mobile.store import parse_json
 
 MANIFEST_VERSION = 1  # 1: `key value` lines, models and pairs
 MOST_PERIOD_MS = 10_000.0
-RUNTIMES = ("tflite", "litert", "onnxruntime")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,80}", re.ASCII)
 _CORES = re.compile(r"[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?)*", re.ASCII)
 _VERSION = re.compile(r"[A-Za-z0-9.+_-]{1,31}", re.ASCII)
@@ -128,8 +127,10 @@ class BenchManifest:
     warmup_s: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.runtime not in RUNTIMES:
-            raise InvalidConfig(f"runtime {self.runtime!r} is unknown", next_step=f"use one of {', '.join(RUNTIMES)}")
+        if self.runtime not in LIBRARY_RUNTIMES:
+            raise InvalidConfig(
+                f"runtime {self.runtime!r} is unknown", next_step=f"use one of {', '.join(LIBRARY_RUNTIMES)}"
+            )
         _check_path(self.library)
         if not 1 <= self.threads <= 256:
             raise InvalidConfig(f"threads = {self.threads} must be between 1 and 256")
@@ -143,17 +144,17 @@ class BenchManifest:
             raise InvalidConfig("the manifest names no model")
         if self.runtime_version and not _VERSION.fullmatch(self.runtime_version):
             raise InvalidConfig(f"runtime_version {self.runtime_version!r} is not a version")
-        if self.runtime == "litert" and not self.runtime_version:
+        if self.runtime == LITERT and not self.runtime_version:
             raise InvalidConfig(
                 "litert needs its runtime_version", next_step="its ABI depends on it, and it tells none"
             )
         if self.cores and (len(self.cores) > 255 or not _CORES.fullmatch(self.cores)):
             raise InvalidConfig(f"cores {self.cores!r} is not a list such as 4-5,7")
-        if self.delegate and (self.runtime != "tflite" or self.delegate not in ("xnnpack", "none")):
+        if self.delegate and (self.runtime != TFLITE.runtime or self.delegate not in ("xnnpack", "none")):
             raise InvalidConfig(f"delegate {self.delegate!r} is not allowed for {self.runtime}")
         if self.graph_path:
             _check_path(self.graph_path)
-            if self.runtime != "onnxruntime":
+            if self.runtime != ONNX.runtime:
                 raise InvalidConfig(f"{self.runtime} writes no graph that it made", next_step="leave out graph_path")
 
     @property
@@ -469,32 +470,28 @@ class RuntimeLibrary:
     version: str
 
 
-_WHEELS = {  # runtime: package, module, pattern, extra; no wheel of this platform exports TFLite's own C API
-    "onnxruntime": ("onnxruntime", "onnxruntime", "capi/libonnxruntime.so*", ""),
-    "litert": ("ai-edge-litert", "ai_edge_litert", "libLiteRt.so", "tflite"),
-}
-
-
 def locate_library(runtime: str) -> RuntimeLibrary:
-    """The C library in this environment's packages, "onnxruntime" or "litert".
+    """The C library of a phone runtime in this environment's packages.
 
     Raises InvalidConfig for other runtimes, MissingDependency where the package is not installed, DeviceError where it
     holds no such library.
     """
-    if runtime not in _WHEELS:
+    in_wheels = [name for name, known in PHONE_RUNTIMES.items() if known.wheel_library]
+    if runtime not in in_wheels:
         raise InvalidConfig(
-            f"no package brings a library for {runtime!r}", next_step=f"use one of {', '.join(_WHEELS)}"
+            f"no package brings a library for {runtime!r}", next_step=f"use one of {', '.join(in_wheels)}"
         )
-    package, module, pattern, extra = _WHEELS[runtime]
-    spec = importlib.util.find_spec(module)
+    form, pattern = PHONE_RUNTIMES[runtime].format, PHONE_RUNTIMES[runtime].wheel_library
+    spec = importlib.util.find_spec(form.module)
     if spec is None:
-        raise MissingDependency(package, extra)
+        raise form.missing()
     found = sorted(path for folder in spec.submodule_search_locations or () for path in Path(folder).glob(pattern))
     if not found:
         raise DeviceError(
-            f"the installed package {package} holds no {pattern}", next_step=f"pip install --upgrade {package}"
+            f"the installed package {form.package} holds no {pattern}",
+            next_step=f"pip install --upgrade {form.package}",
         )
-    return RuntimeLibrary(runtime, found[0], importlib.metadata.version(package))
+    return RuntimeLibrary(runtime, found[0], form.runtime_version)
 
 
 def packaged_runner(abi: str = "arm64-v8a") -> Path:

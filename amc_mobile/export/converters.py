@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +17,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from amc_mobile import store
-from amc_mobile.errors import MissingDependency, UnsupportedLayer
+from amc_mobile.errors import UnsupportedLayer, first_line
+from amc_mobile.formats import ONNX, TFLITE
 from amc_mobile.packing import unpacked
 
 
@@ -59,11 +60,6 @@ def _native_output_redirected() -> Iterator[None]:
             for descriptor, copy in saved:
                 os.dup2(copy, descriptor)
                 os.close(copy)
-
-
-def first_line(error: Exception) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0].strip() if lines else type(error).__name__
 
 
 INPUT_NAME, OUTPUT_NAME = "input", "output"
@@ -119,7 +115,7 @@ def to_tflite(model: nn.Module, input_shape: Sequence[int], path: Path) -> None:
         try:
             import litert_torch
         except ImportError as error:
-            raise MissingDependency("litert-torch", "tflite") from error
+            raise TFLITE.missing("litert-torch") from error
     clone, inputs = unpacked(model, torch.zeros(tuple(input_shape)))
     with torch.no_grad():
         given = pytree.tree_leaves(clone(*inputs))
@@ -138,3 +134,7 @@ def to_tflite(model: nn.Module, input_shape: Sequence[int], path: Path) -> None:
                 f"litert-torch cannot convert it: {first_line(error)}",
                 next_step="export with --onnx, or replace the operator named",
             ) from error
+
+
+Exporter = Callable[[nn.Module, Sequence[int], Path], None]
+EXPORTERS: dict[str, Exporter] = {TFLITE.name: to_tflite, ONNX.name: to_onnx}  # by format

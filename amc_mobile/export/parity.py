@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from amc_mobile import formats
 from amc_mobile.errors import InvalidInput
+from amc_mobile.formats import BY_SUFFIX, TFLITE, open_onnx, open_tflite
 
 Floats = NDArray[np.float32]
 
@@ -21,12 +21,7 @@ Floats = NDArray[np.float32]
 def run_onnx(model: bytes, images: Floats) -> Floats:
     """`images`: (N, C, H, W), run one by one; returns (N, ...). Several inputs lie behind each other in
     (N, numbers, ...), several outputs in (N, numbers)."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = open_onnx(model)
     inputs = session.get_inputs()
     rows = []
     for image in images:
@@ -48,17 +43,10 @@ def _joined(outputs: list[Floats]) -> Floats:
     return outputs[0] if len(outputs) == 1 else np.concatenate([output.reshape(1, -1) for output in outputs], 1)
 
 
-def tflite_interpreter(model: bytes, threads: int = 1) -> Any:
-    """An interpreter with its tensors allocated."""
-    interpreter = formats.unprepared(model, threads)
-    formats.prepare(interpreter)
-    return interpreter
-
-
 def run_tflite(model: bytes, images: Floats) -> Floats:
     """`images`: (N, C, H, W), run one by one as (1, H, W, C); returns (N, ...), maps as (N, C, H, W). Integers are
     scaled at both ends. Several inputs and outputs as in `run_onnx`."""
-    interpreter = tflite_interpreter(model)
+    interpreter = open_tflite(model)
     sources, targets = tflite_ends(interpreter)
     rows = []
     for image in images:
@@ -98,7 +86,7 @@ def tflite_inputs(image: Floats, sources: Sequence[dict[str, Any]]) -> list[Floa
 
 def not_delegated(model: bytes) -> list[str] | None:
     """The operators of a .tflite file that XNNPACK leaves to LiteRT's own kernels; None where that is not told."""
-    interpreter = tflite_interpreter(model)
+    interpreter = open_tflite(model)
     if not hasattr(interpreter, "_get_ops_details"):  # not part of its public interface
         return None
     details = interpreter._get_ops_details()
@@ -150,9 +138,9 @@ class Parity:
 
 def file_logits(path: Path, images: Floats) -> Floats:
     """(N, ...) outputs of a .tflite or .onnx file for `images` (N, C, H, W)."""
-    if path.suffix not in (".tflite", ".onnx"):
-        raise InvalidInput(f"{path}: not a .tflite or .onnx file")
-    run = run_tflite if path.suffix == ".tflite" else run_onnx
+    if path.suffix not in BY_SUFFIX:
+        raise InvalidInput(f"{path}: not a {' or '.join(BY_SUFFIX)} file")
+    run = run_tflite if path.suffix == TFLITE.suffix else run_onnx
     return run(path.read_bytes(), np.asarray(images, dtype=np.float32))
 
 

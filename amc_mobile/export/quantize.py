@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from amc_mobile.errors import InvalidConfig, InvalidInput, MissingDependency, UnsupportedLayer
-from amc_mobile.export.converters import first_line, quiet
-from amc_mobile.export.parity import Floats, parts_of, tflite_ends, tflite_inputs, tflite_interpreter
-from amc_mobile.formats import FLOAT32, PRECISIONS
+from amc_mobile.errors import InvalidConfig, InvalidInput, UnsupportedLayer, first_line
+from amc_mobile.export.converters import quiet
+from amc_mobile.export.parity import Floats, parts_of, tflite_ends, tflite_inputs
+from amc_mobile.formats import FLOAT32, ONNX, PRECISIONS, TFLITE, open_tflite
 
 Quantize = Callable[[bytes, str, Floats], bytes]
 CALIBRATION_IMAGES = 64  # each costs an inference that keeps every activation
@@ -50,7 +50,7 @@ def quantize_tflite(source: bytes, precision: str, images: Floats) -> bytes:
             from litert_quantizer import qtyping, recipe
             from litert_quantizer.quantizer import Quantizer
         except ImportError as error:
-            raise MissingDependency("litert-quantizer", "tflite") from error
+            raise TFLITE.missing(TFLITE.quantizer_package) from error
         try:
             if precision == "int8":
                 static = recipe.static_wi8_ai8()
@@ -104,7 +104,7 @@ def _ranges(source: bytes, static: Any, images: Floats) -> dict[str, Any]:
 
 def _samples(source: bytes, images: Floats) -> dict[str, list[dict[str, Any]]]:
     """Images as the file's signature names them, channels last."""
-    interpreter = tflite_interpreter(source)
+    interpreter = open_tflite(source)
     ((name, signature),) = interpreter.get_signature_list().items()
     sources = tflite_ends(interpreter)[0]
     arguments = sorted(signature["inputs"], key=lambda argument: (len(argument), argument))
@@ -119,7 +119,7 @@ def quantize_onnx(source: bytes, precision: str, images: Floats) -> bytes:
     UnsupportedLayer when the quantiser gives up.
     """
     _check(precision, images)
-    if precision != "int8":
+    if precision not in ONNX.precisions:
         raise InvalidConfig(f".onnx files have no {precision}", next_step="export with --tflite, or with --int8")
     import onnx
     from onnxruntime import quantization as ort
@@ -152,8 +152,4 @@ def quantize_onnx(source: bytes, precision: str, images: Floats) -> bytes:
         return target.read_bytes()
 
 
-# Runtime -> the package that quantises its files, and how.
-QUANTIZERS: dict[str, tuple[str, Quantize]] = {
-    "tflite": ("litert-quantizer", quantize_tflite),
-    "onnxruntime": ("onnxruntime", quantize_onnx),
-}
+QUANTIZERS: dict[str, Quantize] = {TFLITE.name: quantize_tflite, ONNX.name: quantize_onnx}  # by format

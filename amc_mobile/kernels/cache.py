@@ -21,9 +21,9 @@ from amc_mobile.channels.groups import ChannelGroups
 from amc_mobile.channels.structure import Ids
 from amc_mobile.device.layout import OnnxLayout
 from amc_mobile.errors import AmcMobileError, CorruptFile, InvalidConfig, UnsupportedLayer
-from amc_mobile.export.converters import to_onnx, to_tflite
+from amc_mobile.export.converters import EXPORTERS
 from amc_mobile.export.quantize import QUANTIZERS, stand_in_images
-from amc_mobile.formats import FLOAT32
+from amc_mobile.formats import BY_RUNTIME, FLOAT32, TFLITE
 from amc_mobile.kernels.kernel import Graph
 from amc_mobile.kernels.labels import (
     MAX_TRACES,
@@ -40,9 +40,6 @@ from amc_mobile.kernels.labels import (
 from amc_mobile.kernels.template import Template
 
 FORMAT_VERSION = 2  # of the folder's files. 1: exports and behaviour.json; 2: .onnx int8 has unsigned activations
-EXPORTERS = {"tflite": to_tflite, "onnxruntime": to_onnx}
-SUFFIXES = {"tflite": ".tflite", "onnxruntime": ".onnx"}
-EXPORTER_PACKAGES = {"tflite": ("torch", "litert-torch"), "onnxruntime": ("torch", "onnx", "onnxscript")}
 Progress = Callable[[str, int, int], None]
 
 
@@ -64,8 +61,8 @@ def load_or_build(
     how many exports are done and how many there will be. Raises UnsupportedLayer, naming the operator, when the
     exported graph cannot be decoded, and what the exporter raises.
     """
-    if runtime not in EXPORTERS:
-        raise InvalidConfig(f"runtime {runtime!r} has no template", next_step="use tflite or onnxruntime")
+    if runtime not in BY_RUNTIME:
+        raise InvalidConfig(f"runtime {runtime!r} has no template", next_step=f"use {' or '.join(BY_RUNTIME)}")
     vocabulary = Vocabulary(groups)
     traces = 1
     while True:
@@ -105,9 +102,9 @@ def _decoded(
     model, graph = models[0], graphs[0]
     if precision != FLOAT32:
         model, graph = files.quantised(precision, form)
-        partners = (in_order if runtime == "tflite" else by_output)(graphs[0], graph)
+        partners = (in_order if runtime == TFLITE.runtime else by_output)(graphs[0], graph)
         labels = overlay(labels, graphs[0], graph, partners)
-    if runtime == "tflite":
+    if runtime == TFLITE.runtime:
         from amc_mobile.kernels.tflite import TfliteTemplate
 
         return TfliteTemplate(model, groups, graph, labels, vocabulary)
@@ -118,7 +115,7 @@ def _decoded(
 
 def file_format(runtime: str) -> ModuleType:
     """The module that reads and writes the files of a runtime; imported late, for its package may be missing."""
-    if runtime == "tflite":
+    if runtime == TFLITE.runtime:
         from amc_mobile.kernels import tflite
 
         return tflite
@@ -132,7 +129,7 @@ class _Files:
 
     def __init__(self, model: nn.Module, groups: ChannelGroups, runtime: str, folder: Path, code: WidthCode) -> None:
         self.code = code
-        self._model, self._groups, self._runtime = model, groups, runtime
+        self._model, self._groups, self._format = model, groups, BY_RUNTIME[runtime]
         self._folder = folder / f"{runtime}-{fingerprint(model, groups, runtime)}"
         self._forget_other_behaviour()
 
@@ -146,7 +143,7 @@ class _Files:
                 before, outputs, rtol=1e-3, atol=1e-4 * abs(outputs).max()
             ):
                 return
-        for exported in self._folder.glob(f"*{SUFFIXES[self._runtime]}"):
+        for exported in self._folder.glob(f"*{self._format.suffix}"):
             exported.unlink()
         store.write_json(path, {"outputs": outputs.tolist()}, format_version=FORMAT_VERSION)
 
@@ -167,24 +164,23 @@ class _Files:
 
     def quantised(self, precision: str, form: ModuleType) -> tuple[object, Graph]:
         """The original in another precision."""
-        package, quantize = QUANTIZERS[self._runtime]
-        path = self._folder / f"original_{precision}-{_version(package)}{SUFFIXES[self._runtime]}"
+        path = self._folder / f"original_{precision}-{_version(self._format.quantizer_package)}{self._format.suffix}"
         if not path.exists():
             images = stand_in_images(self._groups.input_shape)
-            quantised = quantize(self._path(0).read_bytes(), precision, images)
+            quantised = QUANTIZERS[self._format.name](self._path(0).read_bytes(), precision, images)
             store.write_bytes(path, quantised)
         return _parsed(path, form)
 
     def _path(self, trace: int) -> Path:
         if trace == 0:
-            return self._folder / f"original{SUFFIXES[self._runtime]}"
+            return self._folder / f"original{self._format.suffix}"
         widths = hashlib.sha256(self.code.widths[trace].tobytes()).hexdigest()[:8]
-        return self._folder / f"trace_{trace}_{widths}{SUFFIXES[self._runtime]}"
+        return self._folder / f"trace_{trace}_{widths}{self._format.suffix}"
 
     def _export(self, trace: int, path: Path) -> None:
         kept = dict(zip(self._groups.names, self.kept(trace), strict=True)) if trace else {}
         network = surgery.apply(self._model, self._groups, kept)
-        EXPORTERS[self._runtime](network, (1, *self._groups.input_shape[1:]), path)
+        EXPORTERS[self._format.name](network, (1, *self._groups.input_shape[1:]), path)
 
 
 def _parsed(path: Path, form: ModuleType) -> tuple[object, Graph]:
@@ -212,7 +208,7 @@ def fingerprint(model: nn.Module, groups: ChannelGroups, runtime: str) -> str:
         "format": FORMAT_VERSION,
         "input_shape": list(groups.input_shape),
         "groups": [[group.name, group.channels] for group in groups.groups],
-        "versions": [_version(package) for package in EXPORTER_PACKAGES[runtime]],
+        "versions": [_version(package) for package in BY_RUNTIME[runtime].exporter_packages],
         "structure": str(model),
     }
     digest.update(json.dumps(facts, sort_keys=True).encode())

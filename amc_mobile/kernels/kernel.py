@@ -9,12 +9,13 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from amc_mobile.errors import InvalidInput
+from amc_mobile.formats import BY_RUNTIME
 
 
 @dataclass(frozen=True)
@@ -330,8 +331,6 @@ def _facts(graph: Graph, index: int) -> dict[str, object]:
     }
 
 
-Runtime = Literal["tflite", "onnxruntime"]
-
 # Work that is folded into its neighbour: it does not name the unit.
 MINOR = (*CONVERSIONS, "PAD", "PADV2", "Pad", "Relu", "Clip")
 
@@ -340,7 +339,7 @@ MINOR = (*CONVERSIONS, "PAD", "PADV2", "Pad", "Relu", "Clip")
 class Kernel:
     """The operators that run as one, in order. Layers of equal shape are one kernel, whatever their names."""
 
-    runtime: Runtime
+    runtime: str
     operators: tuple[Operator, ...]
 
     @cached_property
@@ -416,7 +415,7 @@ class Kernel:
         """Raises InvalidInput when the document is not a kernel."""
         try:
             operators = tuple(Operator.from_list(o) for o in document["operators"])
-            if document["runtime"] not in ("tflite", "onnxruntime") or not operators:
+            if document["runtime"] not in BY_RUNTIME or not operators:
                 raise ValueError("unknown runtime or no operator")
             return cls(document["runtime"], operators)
         except (KeyError, TypeError, ValueError) as error:

@@ -12,6 +12,7 @@ from onnx import helper, numpy_helper
 
 from amc_mobile.device.layout import SUMS, OnnxLayout
 from amc_mobile.errors import UnsupportedLayer
+from amc_mobile.formats import ONNX
 from amc_mobile.kernels.kernel import CONVERSIONS, Array, Attribute, Expression, Graph, Node, Value
 from amc_mobile.kernels.labels import Cut
 from amc_mobile.kernels.onnx_layout import Border
@@ -200,7 +201,7 @@ class OnnxTemplate(Template):
     """An .onnx file whose every width follows the plan. `source`: the parsed original; `layout`: what ONNX Runtime does
     with its graph on the device."""
 
-    runtime = "onnxruntime"
+    runtime = ONNX.runtime
 
     def __init__(self, source: Any, layout: OnnxLayout, *facts: Any) -> None:
         self._source, self._layout = source, layout

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amc_mobile.errors import InvalidInput
-from amc_mobile.kernels.kernel import Attribute, Expression, Graph, Kernel, Operator, Runtime, Shape
+from amc_mobile.kernels.kernel import Attribute, Expression, Graph, Kernel, Operator, Shape
 from amc_mobile.kernels.labels import MIN_CHANNELS, Cut, Ids, Labels, Vocabulary
 from amc_mobile.kernels.onnx_layout import Border
 
@@ -44,7 +44,7 @@ class KernelSite:
 class Template(ABC):
     """What both file formats share. `kept`: group name -> original channels that stay; others keep everything."""
 
-    runtime: Runtime
+    runtime: str
 
     def __init__(self, groups: ChannelGroups, graph: Graph, labels: Labels, vocabulary: Vocabulary) -> None:
         self.group_names = groups.names

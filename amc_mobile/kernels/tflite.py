@@ -11,6 +11,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from amc_mobile.errors import UnsupportedLayer
+from amc_mobile.formats import TFLITE, TFLITE_IDENTIFIER
 from amc_mobile.kernels.kernel import GLUE_NAMES, Array, Attribute, Graph, Node, Value
 from amc_mobile.kernels.labels import Cut
 from amc_mobile.kernels.template import Template
@@ -26,7 +27,7 @@ ALIGNMENT = 16  # bytes; the schema asks for it, and interpreters map weights fr
 
 def parse(content: bytes) -> Any:
     """The file as a schema object. Raises ValueError when it is not a .tflite file."""
-    if content[4:8] != b"TFL3":
+    if content[4:8] != TFLITE_IDENTIFIER:
         raise ValueError("not a .tflite file")
     model = schema.ModelT.InitFromPackedBuf(content, 0)
     for buffer in model.buffers:
@@ -98,7 +99,7 @@ def _attributes(operator: Any) -> dict[str, Attribute]:
 class TfliteTemplate(Template):
     """A .tflite file whose every width follows the plan. `_source`: the parsed original."""
 
-    runtime = "tflite"
+    runtime = TFLITE.runtime
 
     def __init__(self, source: Any, *facts: Any) -> None:
         self._source = source

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from amc_mobile import store
 from amc_mobile.errors import AmcMobileError, CorruptFile, InvalidConfig, InvalidInput, MissingDependency
+from amc_mobile.formats import ONNX, TFLITE_IDENTIFIER
 from amc_mobile.models.task import CLASSIFICATION, OwnTask, Task
 from amc_mobile.models.zoo.registry import IMAGENET, MODELS, Normalisation
 from amc_mobile.packing import PackedModule, Shapes, pack
@@ -114,9 +115,9 @@ def _content(path: Path) -> Any:
 def _other_form(path: Path, head: bytes) -> tuple[str, str] | None:
     """What a file is that holds a program or another library's weights, and how to get weights from it."""
     network = "give the checkpoint that it was made from, " + SAVE_WEIGHTS.removeprefix("save ")
-    if head[4:8] == b"TFL3":
+    if head[4:8] == TFLITE_IDENTIFIER:
         return "a TFLite file", network
-    if path.suffix == ".onnx" or (head[:1] == b"\x08" and head[1:2] < b"\x20" and head[2:3] in (b"\x12", b"\x3a")):
+    if path.suffix == ONNX.suffix or (head[:1] == b"\x08" and head[1:2] < b"\x20" and head[2:3] in (b"\x12", b"\x3a")):
         return "an ONNX file", network
     if head.startswith(b"\x89HDF\r\n"):
         return "an HDF5 file, as Keras writes", network

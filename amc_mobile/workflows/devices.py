@@ -8,7 +8,6 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,6 @@ from amc_mobile.device.conditions import Conditions, unit_of
 from amc_mobile.device.device import Device, Job, Neighbours, TimedPass
 from amc_mobile.device.host import HostDevice, installed_runtimes
 from amc_mobile.device.libraries import (
-    BENCHMARK_MODEL,
-    MAVEN,
     RuntimeLibrary,
     add_library,
     choose_library,
@@ -41,7 +38,8 @@ from amc_mobile.device.profiles import (
     runtimes_folder,
 )
 from amc_mobile.device.runner import runner_program
-from amc_mobile.errors import AmcMobileError, DeviceError, InvalidConfig, InvalidInput, MissingDependency
+from amc_mobile.errors import AmcMobileError, DeviceError, InvalidConfig, InvalidInput
+from amc_mobile.formats import BENCHMARK_MODEL, BY_RUNTIME, MAVEN, ONNX, PHONE_RUNTIMES, TFLITE
 from amc_mobile.latency.table import LatencyTable
 from amc_mobile.workflows.workspace import Progress, Settings, Workspace
 
@@ -52,7 +50,7 @@ def profile_of(settings: Settings) -> DeviceProfile:
 
 
 def chosen_runtime(settings: Settings) -> str:
-    """The runtime asked for, by its files' format: "tflite" or "onnxruntime"; else the device's own.
+    """The runtime asked for, as the format of its files names it; else the device's own.
 
     That is on this computer TFLite where installed. Raises MissingDependency for a runtime that this computer is to use
     and does not have, InvalidConfig for one that only phones have.
@@ -62,15 +60,16 @@ def chosen_runtime(settings: Settings) -> str:
     profile = profile_of(settings)
     if not profile.is_host:
         wanted = settings.runtime or profile.runtime
-        return "onnxruntime" if wanted == "onnxruntime" else "tflite"
+        return PHONE_RUNTIMES[wanted].format.runtime
     if settings.runtime == BENCHMARK_MODEL:
         raise InvalidConfig(
-            f"{BENCHMARK_MODEL} measures on phones only", next_step="pass --runtime tflite, or a phone as --device"
+            f"{BENCHMARK_MODEL} measures on phones only",
+            next_step=f"pass --runtime {TFLITE.runtime}, or a phone as --device",
         )
     installed = installed_runtimes()
-    runtime = settings.runtime or ("tflite" if "tflite" in installed else "onnxruntime")
+    runtime = settings.runtime or (TFLITE if TFLITE.runtime in installed else ONNX).runtime
     if runtime not in installed:
-        raise MissingDependency("ai-edge-litert" if runtime == "tflite" else "onnxruntime", "tflite")
+        raise BY_RUNTIME[runtime].missing()
     return runtime
 
 
@@ -110,7 +109,7 @@ def device_of(settings: Settings, runtime: str, progress: Progress) -> Device:
     asked, profile = profile, most_special(profile, profiles, facts.properties)
     if profile is not asked:
         progress(f"device profile {profile.name}, which fits this {facts.model} better than {asked.name}", 1, 1)
-    by_program = settings.runtime == BENCHMARK_MODEL and runtime == "tflite"
+    by_program = settings.runtime == BENCHMARK_MODEL and runtime == TFLITE.runtime
     library = choose_library(list_libraries(runtimes_folder()), BENCHMARK_MODEL if by_program else runtime, facts.abis)
 
     def on_wait(found: Mapping[str, str], waited_s: float) -> None:
@@ -174,7 +173,6 @@ class RecordedDevice:
 
 
 SHOWN_KEY = 8  # digits of a key that tell conditions apart
-RUNTIMES = ("tflite", "onnxruntime")
 
 
 def recorded(space: Workspace, settings: Settings) -> tuple[RecordedDevice, Settings]:
@@ -190,7 +188,7 @@ def recorded(space: Workspace, settings: Settings) -> tuple[RecordedDevice, Sett
         )
     with LatencyTable(location) as table:
         found = choose_conditions(table.conditions(), settings)
-    runtime = found.runtime if found.runtime in RUNTIMES else settings.runtime or _exporter()
+    runtime = found.runtime if found.runtime in BY_RUNTIME else settings.runtime or _exporter()
     return RecordedDevice(found), replace(settings, runtime=runtime, conditions=found.key, offline=True)
 
 
@@ -201,7 +199,7 @@ def not_measured(device: str) -> str:
 
 def _exporter() -> str:
     """Where a table does not say its runtime, any export tells the kernels' shapes."""
-    return "tflite" if find_spec("litert_torch") else "onnxruntime"
+    return (TFLITE if TFLITE.can_export else ONNX).runtime
 
 
 def choose_conditions(known: Sequence[Conditions], settings: Settings) -> Conditions:
@@ -217,7 +215,7 @@ def choose_conditions(known: Sequence[Conditions], settings: Settings) -> Condit
     fitting = [c for c in of_device if any(c.key.startswith(key) for key in keys)]
     if not fitting:
         # What another tool measured may not say its runtime.
-        runtimes = (settings.runtime, "unknown") if settings.runtime else (*RUNTIMES, "unknown")
+        runtimes = (settings.runtime, "unknown") if settings.runtime else (*BY_RUNTIME, "unknown")
         fitting = [c for c in of_device if c.threads == settings.threads and c.runtime in runtimes]
     if not fitting:
         asked = f"{settings.runtime or 'any runtime'}, {settings.threads} thread(s)"
@@ -304,7 +302,7 @@ _TFLITE = (
 
 
 def tiny_model(runtime: str) -> bytes:
-    if runtime == "onnxruntime":
+    if runtime == ONNX.runtime:
         return base64.b64decode(_ONNX)
     return zlib.decompress(base64.b64decode(_TFLITE))
 
@@ -359,7 +357,7 @@ def _host() -> list[dict[str, Any]]:
     from amc_mobile.device.host import HostDevice, installed_runtimes
 
     installed = installed_runtimes()
-    return [HostDevice(name).conditions().to_document() for name in ("tflite", "onnxruntime") if name in installed]
+    return [HostDevice(name).conditions().to_document() for name in installed]
 
 
 def _libraries(problems: list[dict[str, str]]) -> list[RuntimeLibrary]:

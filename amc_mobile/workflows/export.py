@@ -28,10 +28,10 @@ from amc_mobile.errors import (
     InvalidInput,
     MissingDependency,
 )
-from amc_mobile.export.converters import to_onnx, to_tflite
+from amc_mobile.export.converters import EXPORTERS
 from amc_mobile.export.parity import Floats, file_logits, not_delegated, parity, sqnr_db
 from amc_mobile.export.quantize import QUANTIZERS, calibration_choice
-from amc_mobile.formats import FLOAT32, REMEDY, precision_problem
+from amc_mobile.formats import BY_SUFFIX, FLOAT32, FORMATS, REMEDY, TFLITE, precision_problem
 from amc_mobile.latency.measurement import BUSY, ModelMeasurement, PairMeasurement, SustainedMeasurement, fewest_within
 from amc_mobile.latency.protocol import ProtocolConfig, measure_model, measure_pair, measure_sustained
 from amc_mobile.models.task import Task, logits
@@ -240,7 +240,6 @@ def all_of(gate: dict[str, Any], further: list[dict[str, Any]]) -> dict[str, Any
             "further": further}  # fmt: skip
 
 
-RUNTIME_OF_SUFFIX = {".tflite": "tflite", ".onnx": "onnxruntime"}
 SHORTEST_S, LONGEST_S = 1.0, 3600.0  # of a sustained measurement
 LOWEST_FPS, HIGHEST_FPS = 1.0, 1000.0
 
@@ -384,9 +383,11 @@ def measure_file(
             next_step="pass, for example, --cadence-fps 30",
         )
     cadence = Cadence(cadence_fps) if cadence_fps is not None else None
-    runtime = RUNTIME_OF_SUFFIX.get(file.suffix)
-    if runtime is None:
-        raise InvalidInput(f"{file}: not a .tflite or .onnx file", next_step="give a file of one of these formats")
+    if file.suffix not in BY_SUFFIX:
+        raise InvalidInput(
+            f"{file}: not a {' or '.join(BY_SUFFIX)} file", next_step="give a file of one of these formats"
+        )
+    runtime = BY_SUFFIX[file.suffix].runtime
     if not file.is_file():
         raise InvalidInput(f"no file {file}", next_step="check the path")
     if settings.runtime and chosen_runtime(settings) != runtime:
@@ -421,10 +422,6 @@ def _measure_sustained(
     )
     progress(stage, total, total)
     return SustainedResult(str(file), measured, device.most_neighbours(), cadence)
-
-
-EXPORTERS = {"tflite": to_tflite, "onnx": to_onnx}
-RUNTIMES = {"tflite": "tflite", "onnx": "onnxruntime"}
 
 
 @dataclass(frozen=True)
@@ -561,11 +558,11 @@ def _exported(
         accuracy, sqnr = _accuracy(network, outputs, data), sqnr_db(outputs, reference.numpy())
         original = _original(network, folder, form, settings, calibration) if devices[form] else None
         # Files for another runtime than the search's are measured, and no budget speaks of them.
-        held = limit if limit is not None and RUNTIMES[form] == chosen_runtime(settings) else None
+        held = limit if limit is not None and FORMATS[form].runtime == chosen_runtime(settings) else None
         pair, decision = measured_pair(devices[form], original, path, held, waived=settings.waived) or (None, None)
         files.append(
             {
-                "format": form, "precision": settings.precision, "runtime": RUNTIMES[form],
+                "format": form, "precision": settings.precision, "runtime": FORMATS[form].runtime,
                 "path": str(path), "bytes": path.stat().st_size,
                 "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
                 "test_top1": accuracy,
@@ -575,7 +572,7 @@ def _exported(
                 "problem": precision_problem(
                     settings.precision, network.task.metric, before["test_top1"], accuracy, len(data.test), sqnr
                 ) if before else "",
-                "not_delegated": not_delegated(path.read_bytes()) if form == "tflite" else None,
+                "not_delegated": not_delegated(path.read_bytes()) if form == TFLITE.name else None,
                 "pair": pair.to_document() if pair else None,
                 "decision": decision.to_document() if decision else None,
                 "original_bytes": original.stat().st_size if original else None,
@@ -608,8 +605,11 @@ def _exported(
 
 def check_quantizers(settings: Settings, formats: list[str]) -> None:
     """Raises InvalidConfig for a format that cannot be had in the settings' precision."""
-    if settings.precision == "float16" and "onnx" in formats:
-        raise InvalidConfig("there is no float16 for .onnx files", next_step="export with --tflite, or with --int8")
+    for form in formats:
+        if settings.precision not in FORMATS[form].precisions:
+            raise InvalidConfig(
+                f"there is no {settings.precision} for .{form} files", next_step="export with --tflite, or with --int8"
+            )
 
 
 def _file(run: Run, name: str, form: str, precision: str) -> Path:
@@ -617,8 +617,7 @@ def _file(run: Run, name: str, form: str, precision: str) -> Path:
 
 
 def _quantize(source: Path, path: Path, form: str, settings: Settings, calibration: Floats) -> None:
-    _, quantize = QUANTIZERS[RUNTIMES[form]]
-    write_bytes(path, quantize(source.read_bytes(), settings.precision, calibration))
+    write_bytes(path, QUANTIZERS[form](source.read_bytes(), settings.precision, calibration))
 
 
 def _accuracy(network: Network, outputs: Floats, data: DataSplit) -> float:
@@ -657,9 +656,9 @@ def _by_output(module: nn.Module, outputs: Floats, reference: Tensor) -> list[di
 def _device(settings: Settings, form: str, progress: Progress) -> Device | None:
     """None where the device has no runtime for a format; the other format may still be measured."""
     try:
-        return device_of(settings, RUNTIMES[form], progress)
+        return device_of(settings, FORMATS[form].runtime, progress)
     except (MissingDependency, InvalidInput):
-        if RUNTIMES[form] == chosen_runtime(settings):
+        if FORMATS[form].runtime == chosen_runtime(settings):
             raise
         return None
     except (AmbiguousDevice, DeviceUnauthorized):

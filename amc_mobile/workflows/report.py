@@ -16,7 +16,7 @@ from amc_mobile import __version__
 from amc_mobile.channels.structure import KeptGroup
 from amc_mobile.device.phone_state import WIDE_BAND
 from amc_mobile.errors import CorruptFile, InvalidInput
-from amc_mobile.formats import FLOAT32
+from amc_mobile.formats import BY_RUNTIME, FLOAT32
 from amc_mobile.latency.calibration import USABLE_BAND
 from amc_mobile.latency.measurement import ModelMeasurement
 from amc_mobile.report.content import (
@@ -110,7 +110,7 @@ def layers(latency: LatencyModel, full: NDArray[np.int64], widths: NDArray[np.in
     rows = []
     for site in latency.template.sites:
         old, new = latency.template.kernel_at(site.index, full), latency.template.kernel_at(site.index, widths)
-        axis = -1 if latency.template.runtime == "tflite" else 1
+        axis = BY_RUNTIME[latency.template.runtime].channel_axis
         shapes = [k.operators[-1].outputs[0] for k in (old, new)]
         channels = [int(shape[axis]) if len(shape) > 1 else None for shape in shapes]
         rows.append(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from amc_mobile.channels import surgery
 from amc_mobile.channels.plan import PruningPlan
 from amc_mobile.errors import CorruptFile, InvalidInput
-from amc_mobile.formats import FLOAT32
+from amc_mobile.formats import FLOAT32, TFLITE
 from amc_mobile.models.loading import load_checkpoint, save_checkpoint, weights_sha256, write_tensors
 from amc_mobile.pruning.magnitude import hold_masks
 from amc_mobile.search.budget import Unit
@@ -42,7 +42,7 @@ def place_part(settings: Settings, unit: Unit) -> str:
         return ""
     parts = (
         "" if settings.device == Settings.device else settings.device,
-        "" if settings.runtime in ("", "tflite") else settings.runtime,
+        "" if settings.runtime in ("", TFLITE.runtime) else settings.runtime,
         "" if settings.threads == Settings.threads else f"t{settings.threads}",
     )
     return "-".join(filter(None, parts))

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from amc_mobile.device.clock_mode import MODES
-from amc_mobile.device.libraries import BENCHMARK_MODEL
 from amc_mobile.device.phone_state import check_waivers
 from amc_mobile.device.profiles import load_profiles, profile_named, profiles_folder
 from amc_mobile.errors import CorruptFile, InvalidConfig, InvalidInput
-from amc_mobile.formats import FLOAT32, PRECISIONS
+from amc_mobile.formats import BENCHMARK_MODEL, BY_RUNTIME, FLOAT32, PRECISIONS
 from amc_mobile.latency.database_url import take_password
 from amc_mobile.store import held, is_file_name, read_json, write_json
 
@@ -58,7 +57,7 @@ class TrainingProgress:
 
 
 FORMAT_VERSION = 1  # 1: settings, last_run, checkpoint
-RUNTIMES = ("tflite", "onnxruntime", BENCHMARK_MODEL)  # the last runs .tflite files on phones
+RUNTIMES = (*BY_RUNTIME, BENCHMARK_MODEL)  # the last runs .tflite files on phones
 LIMITS = (
     ("threads", 1, 256), ("width_multiplier", 0, 64), ("input_size", 0, 1 << 16), ("workers", 0, 1024),
     ("memory_mb", 0, 1 << 30), ("seed", 0, (1 << 63) - 1),

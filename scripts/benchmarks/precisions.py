@@ -20,12 +20,12 @@ import torch
 
 from amc_mobile.cli_options import progress_bars
 from amc_mobile.device.host import HostDevice, installed_runtimes
+from amc_mobile.export.converters import EXPORTERS
 from amc_mobile.export.parity import file_logits, sqnr_db
 from amc_mobile.export.quantize import QUANTIZERS, calibration_choice
-from amc_mobile.formats import FLOAT32
+from amc_mobile.formats import FLOAT32, FORMATS
 from amc_mobile.latency.protocol import ProtocolConfig, measure_pair
 from amc_mobile.models.task import logits
-from amc_mobile.workflows.export import EXPORTERS, RUNTIMES
 from amc_mobile.workflows.network import Network, load_network
 from amc_mobile.workflows.training import train_network
 from amc_mobile.workflows.workspace import Progress, Settings, Workspace
@@ -40,17 +40,17 @@ def file_figures(network: Network, folder: Path, config: ProtocolConfig, progres
     data = network.split(calibration=CALIBRATION_IMAGES, reward=None, seed=0)
     ranges = data.calibration.subset(calibration_choice(len(data.calibration))).normalised().numpy()
     images, reference = data.test.normalised().numpy(), logits(network.module, data.test).numpy()
-    forms = {form: all_of for form, all_of in PRECISIONS.items() if RUNTIMES[form] in installed_runtimes()}
+    forms = {form: all_of for form, all_of in PRECISIONS.items() if FORMATS[form].runtime in installed_runtimes()}
     total, found = sum(map(len, forms.values())), dict[str, Figures]()
     for form, precisions in forms.items():
-        device = HostDevice(RUNTIMES[form])
+        device = HostDevice(FORMATS[form].runtime)
         plain = folder / f"{FLOAT32}.{form}"
         EXPORTERS[form](network.module, network.input_shape, plain)
         for precision in precisions:
             progress("measure files", len(found), total, f"{form} {precision}")
             path = folder / f"{precision}.{form}"
             if path != plain:
-                path.write_bytes(QUANTIZERS[RUNTIMES[form]][1](plain.read_bytes(), precision, ranges))
+                path.write_bytes(QUANTIZERS[form](plain.read_bytes(), precision, ranges))
             outputs = file_logits(path, images)
             # float32 against itself: how far from 1 two equal files come.
             pair = measure_pair(device, plain.read_bytes(), path.read_bytes(), config)
@@ -112,7 +112,10 @@ def main() -> None:
     conditions: dict[str, Any] = {
         "model": options.model, "width": options.width, "input_size": options.input_size, "data": options.data,
         "clock": "thread CPU time" if options.cpu_time else "wall time",
-        **{form: HostDevice(RUNTIMES[form]).conditions().to_document() for form in {n.split(".")[0] for n in found}},
+        **{
+            form: HostDevice(FORMATS[form].runtime).conditions().to_document()
+            for form in {n.split(".")[0] for n in found}
+        },
     }  # fmt: skip
     document = {
         "name": "precisions",

@@ -20,7 +20,9 @@ from figures import print_document, process_s
 from amc_mobile.channels import surgery
 from amc_mobile.channels.groups import find_groups, random_kept
 from amc_mobile.device.host import layout_here
-from amc_mobile.kernels.cache import EXPORTERS, load_or_build
+from amc_mobile.export.converters import EXPORTERS
+from amc_mobile.formats import BY_RUNTIME
+from amc_mobile.kernels.cache import load_or_build
 from amc_mobile.models.zoo.registry import MODELS
 
 
@@ -31,9 +33,10 @@ def measure(name: str, width: float, size: int, runtime: str) -> tuple[dict[str,
     kept = random_kept(groups, np.random.default_rng(0))
     widths = np.array([len(kept[group]) for group in groups.names], dtype=np.int64)
     with tempfile.TemporaryDirectory() as folder:
-        EXPORTERS[runtime](model, shape, Path(folder) / "warm")  # the converter's import and first call
+        export = EXPORTERS[BY_RUNTIME[runtime].name]
+        export(model, shape, Path(folder) / "warm")  # the converter's import and first call
         start = time.process_time()
-        EXPORTERS[runtime](surgery.apply(model, groups, kept), shape, Path(folder) / "true")
+        export(surgery.apply(model, groups, kept), shape, Path(folder) / "true")
         export_s = time.process_time() - start
         load_or_build(model, groups, runtime, Path(folder))
         start = time.process_time()

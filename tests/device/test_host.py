@@ -9,7 +9,6 @@ from amc_mobile.device import host
 from amc_mobile.device.conditions import core_ranges
 from amc_mobile.device.device import Heat
 from amc_mobile.device.host import (
-    RUNTIMES,
     HostDevice,
     clock_mode,
     counters,
@@ -18,6 +17,7 @@ from amc_mobile.device.host import (
     read_heat,
 )
 from amc_mobile.errors import InvalidConfig, MissingDependency
+from amc_mobile.formats import BY_RUNTIME, TFLITE, Format
 
 
 def test_core_numbers_are_written_as_ranges() -> None:
@@ -61,7 +61,7 @@ def test_governors_of_the_used_cores_are_the_clock_mode(tmp_path: Path) -> None:
 def test_conditions_of_this_computer_are_complete_and_stable(runtime: str) -> None:
     found = HostDevice(runtime, 2).conditions()
     assert (found.device, found.runtime, found.threads) == ("host", runtime, 2)
-    assert found.delegate == RUNTIMES[runtime].delegate
+    assert found.delegate == BY_RUNTIME[runtime].delegate
     assert found.runtime_version[0].isdigit()
     assert len(found.library_sha256) == 64
     assert HostDevice(runtime, 2).conditions() == found
@@ -88,7 +88,7 @@ def test_an_unknown_runtime_and_no_threads_are_refused() -> None:
 
 
 def test_a_runtime_that_is_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(type(RUNTIMES["tflite"]), "module", "no_such_module_here")
+    monkeypatch.setattr(Format, "is_installed", property(lambda form: form is not TFLITE))
     assert "tflite" not in host.installed_runtimes()
     with pytest.raises(MissingDependency) as caught:
         HostDevice("tflite")

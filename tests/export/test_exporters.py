@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from amc_mobile.errors import InvalidInput, MissingDependency, UnsupportedLayer
-from amc_mobile.export.converters import quiet, to_onnx, to_tflite
-from amc_mobile.export.parity import file_logits, parity, tflite_ends, tflite_interpreter
+from amc_mobile.export.converters import EXPORTERS, quiet, to_tflite
+from amc_mobile.export.parity import file_logits, parity, tflite_ends
+from amc_mobile.formats import open_tflite
 
 SHAPE = (1, 3, 10, 8)
-EXPORTERS = {"onnx": to_onnx, "tflite": to_tflite}
 FORMATS = [
     "onnx",
     pytest.param(
@@ -65,7 +65,7 @@ def test_a_network_that_cannot_be_exported_leaves_no_file(form: str, tmp_path: P
 def test_image_outputs_are_channels_last_in_tflite(form: str, tmp_path: Path) -> None:
     path = tmp_path / f"model.{form}"
     EXPORTERS[form](nn.Conv2d(3, 7, 3), SHAPE, path)
-    (target,) = tflite_ends(tflite_interpreter(path.read_bytes()))[1]
+    (target,) = tflite_ends(open_tflite(path.read_bytes()))[1]
     assert tuple(target["shape"]) == (1, 8, 6, 7)
     # Read back as torch has them.
     assert file_logits(path, np.zeros(SHAPE, dtype=np.float32)).shape == (1, 7, 8, 6)

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from amc_mobile.export.converters import to_onnx, to_tflite
-from amc_mobile.export.parity import run_onnx, run_tflite, sqnr_db, tflite_interpreter
+from amc_mobile.export.parity import run_onnx, run_tflite, sqnr_db
 from amc_mobile.export.quantize import quantize_onnx, quantize_tflite
-from amc_mobile.formats import precision_problem
+from amc_mobile.formats import open_tflite, precision_problem
 
 SHAPE = (1, 3, 8, 8)
 NEEDS_TFLITE = pytest.mark.skipif(find_spec("litert_torch") is None, reason="needs the tflite extra")
@@ -50,7 +50,7 @@ def test_int8_clips_none_of_the_images_it_was_calibrated_on(runtime: str) -> Non
 @pytest.mark.parametrize("step", [1, -1])
 def test_the_ranges_of_an_int8_tflite_file_are_those_of_all_images_in_any_order(step: int) -> None:
     int8 = quantize_tflite(exported("tflite"), "int8", IMAGES[::step])
-    scale, _ = tflite_interpreter(int8).get_input_details()[0]["quantization"]
+    scale, _ = open_tflite(int8).get_input_details()[0]["quantization"]
     assert scale == pytest.approx((IMAGES.max() - IMAGES.min()) / 255, rel=1e-5)
 
 

@@ -16,6 +16,8 @@ from amc_mobile.channels import surgery
 from amc_mobile.channels.groups import ChannelGroups, find_groups, random_kept
 from amc_mobile.channels.structure import Ids
 from amc_mobile.device.host import layout_here
+from amc_mobile.export.converters import EXPORTERS
+from amc_mobile.formats import BY_RUNTIME
 from amc_mobile.kernels import cache
 from amc_mobile.kernels.kernel import Graph
 from amc_mobile.kernels.template import Template
@@ -70,8 +72,9 @@ def subject(name: str, runtime: str) -> Subject:
     template = cache.load_or_build(model, groups, runtime, FOLDER, layout=layout_here(runtime))
     kept = random_kept(groups, np.random.default_rng(7))
     pruned = surgery.apply(model, groups, kept)
-    path = FOLDER / f"{name}_pruned{cache.SUFFIXES[runtime]}"
-    cache.EXPORTERS[runtime](pruned, groups.input_shape, path)
+    form = BY_RUNTIME[runtime]
+    path = FOLDER / f"{name}_pruned{form.suffix}"
+    EXPORTERS[form.name](pruned, groups.input_shape, path)
     images = torch.randn(2, *groups.input_shape[1:], generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         logits = pruned(images).numpy()

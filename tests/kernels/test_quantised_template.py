@@ -16,8 +16,9 @@ from template_subjects import ALL, FOLDER, Subject, graph_of, subject
 
 from amc_mobile.device.host import HostDevice, layout_here
 from amc_mobile.errors import InvalidConfig, UnsupportedLayer
-from amc_mobile.export.parity import not_delegated, run_onnx, run_tflite, sqnr_db, tflite_interpreter
+from amc_mobile.export.parity import not_delegated, run_onnx, run_tflite, sqnr_db
 from amc_mobile.export.quantize import quantize_onnx, quantize_tflite, stand_in_images
+from amc_mobile.formats import open_tflite
 from amc_mobile.kernels.cache import load_or_build
 from amc_mobile.kernels.kernel import Graph, Node, Value, differences
 from amc_mobile.kernels.labels import in_order
@@ -84,7 +85,7 @@ def test_scales_are_cut_with_their_channels() -> None:
     before, after = (
         next(
             tensor["quantization_parameters"]["scales"]
-            for tensor in tflite_interpreter(file).get_tensor_details()
+            for tensor in open_tflite(file).get_tensor_details()
             if len(tensor["quantization_parameters"]["scales"]) == channels
         )
         for file, channels in zip(files, (it.groups.sizes[0], it.widths[0]), strict=True)

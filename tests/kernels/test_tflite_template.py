@@ -8,7 +8,8 @@ from template_subjects import ALL, graph_of, subject
 
 from amc_mobile.channels.cost import CostModel
 from amc_mobile.errors import InvalidInput
-from amc_mobile.export.parity import run_tflite, tflite_interpreter
+from amc_mobile.export.parity import run_tflite
+from amc_mobile.formats import open_tflite
 from amc_mobile.kernels.kernel import differences
 
 RUNTIME = "tflite"
@@ -111,7 +112,7 @@ def test_weights_lie_aligned_in_the_file() -> None:
 
 
 def one_run(file: bytes) -> list[np.ndarray]:
-    interpreter = tflite_interpreter(file)
+    interpreter = open_tflite(file)
     for tensor in interpreter.get_input_details():
         interpreter.set_tensor(tensor["index"], np.ones(tensor["shape"], tensor["dtype"]))
     interpreter.invoke()
