@@ -1,4 +1,4 @@
-"""Puts the runner for phones, its sources and the profiles of phones into the wheel.
+"""Puts the runner for phones and the profiles of phones into the wheel.
 
 An editable installation uses the checkout's instead.
 """
@@ -15,7 +15,6 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 RUNNER = "amc_mobile/device/bin/arm64-v8a/amc-bench"
-SOURCES = "amc_mobile/device/bench_source"
 PROFILES = "amc_mobile/device_profiles"
 
 
@@ -30,9 +29,6 @@ class RunnerHook(BuildHookInterface[Any]):
         folder = Path(self.root) / "android_bench"
         included: dict[str, str] = build_data["force_include"]
         included[str(Path(self.root) / "device_profiles")] = PROFILES
-        for path in sorted(folder.iterdir()):
-            if path.suffix in (".c", ".h"):
-                included[str(path)] = f"{SOURCES}/{path.name}"
         build = _load(folder / "build.py")
         if build.zig_folder() is None:
             self.app.display_warning(

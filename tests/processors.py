@@ -10,17 +10,10 @@ from pathlib import Path
 
 import arm64_sandbox
 import onnx
+from host_runner import build_host_runner, locate_library, run_on_host
 
 from amc_mobile.device.layout import OnnxLayout, questions, read
-from amc_mobile.device.runner import (
-    BenchGraph,
-    BenchManifest,
-    BenchModel,
-    BenchTiming,
-    build_host_runner,
-    locate_library,
-    run_on_host,
-)
+from amc_mobile.device.runner import BenchGraph, BenchManifest, BenchModel, BenchTiming
 
 X86_EMULATOR = arm64_sandbox.emulator("x86_64")
 AVX2 = ["-cpu", "Haswell"]
@@ -62,13 +55,8 @@ def optimised(processor: str, files: Sequence[bytes]) -> list[bytes]:
         models = tuple(BenchModel(str(number), f"{number}.onnx") for number in range(len(files)))
         timing = BenchTiming(warmup_runs=0, samples=1, min_samples=1)
         graph = str(folder / "graph.onnx")
-        events: list[object] = []
-        run_on_host(
-            command,
-            BenchManifest("onnxruntime", str(library), 1, 300, models, timing, graph_path=graph),
-            folder,
-            on_event=events.append,
-        )
+        asked = BenchManifest("onnxruntime", str(library), 1, 300, models, timing, graph_path=graph)
+        events = run_on_host(command, asked, folder).events
     return [event.file for event in events if isinstance(event, BenchGraph)]
 
 

@@ -14,7 +14,6 @@ kernels.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import platform
 import random
@@ -38,13 +37,13 @@ from onnx import TensorProto, helper
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 from figures import print_document
+from host_runner import build_host_runner, locate_library
 from phone_fake.phone import FakePhone, PrivateAdbServer
 
 from amc_mobile.device.adb import AdbPhone, AdbServer, Deadline, choose_phone
 from amc_mobile.device.libraries import RuntimeLibrary
 from amc_mobile.device.phone import PhoneDevice, PhonePasses
 from amc_mobile.device.profiles import load_profiles
-from amc_mobile.device.runner import build_host_runner, locate_library
 from amc_mobile.latency.measurement import KernelRequest
 from amc_mobile.latency.protocol import ProtocolConfig, measure_kernels
 from amc_mobile.latency.table import LatencyTable
@@ -90,7 +89,7 @@ def kernels(count: int) -> dict[str, bytes]:
 def timed_runner(folder: Path, times: Path) -> Path:
     """A script in the runner's place that runs it and notes when it began and ended."""
     script = folder / "amc-bench"
-    lines = ["#!/bin/sh", "began=$(date +%s.%N)", f'{build_host_runner(folder / "built")} "$@"', "code=$?"]
+    lines = ["#!/bin/sh", "began=$(date +%s.%N)", f'{build_host_runner()} "$@"', "code=$?"]
     script.write_text("\n".join([*lines, f"echo $began $(date +%s.%N) >> {times}", "exit $code", ""]))
     script.chmod(0o755)
     return script
@@ -171,9 +170,7 @@ class Bench:
 def measure_all(count: int, folder: Path) -> tuple[dict[str, float], dict[str, float]]:
     """Figures and baselines."""
     os.environ["AMC_MOBILE_HOME"] = str(folder / "home")
-    located = locate_library("onnxruntime")
-    digest = hashlib.sha256(located.path.read_bytes()).hexdigest()
-    library = RuntimeLibrary("onnxruntime", located.version, platform.machine(), "glibc", located.path, digest)
+    library = locate_library("onnxruntime")
     times = folder / "times"
     (folder / "adb").mkdir()
     server = PrivateAdbServer(folder / "adb")

@@ -12,6 +12,7 @@ import argparse
 import os
 import platform
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,18 +20,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+
 from figures import print_document
+from host_runner import build_host_runner, locate_library, run_on_host
 
 from amc_mobile.device.device import Timing, time_session
 from amc_mobile.device.host import HostDevice
-from amc_mobile.device.runner import (
-    BenchManifest,
-    BenchModel,
-    BenchTiming,
-    build_host_runner,
-    locate_library,
-    run_on_host,
-)
+from amc_mobile.device.runner import BenchManifest, BenchModel, BenchTiming
 from amc_mobile.errors import DeviceError
 from amc_mobile.export.converters import to_onnx
 from amc_mobile.models.zoo.registry import MODELS

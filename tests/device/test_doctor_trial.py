@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 from command_line import CommandLine
+from host_runner import build_host_runner, locate_library
 from phone_fake.phone import FakePhone
 
 from amc_mobile.device.libraries import BENCHMARK_MODEL, add_library
-from amc_mobile.device.runner import build_host_runner, locate_library
 from amc_mobile.workflows.devices import tiny_model
 from amc_mobile.workflows.workspace import Settings, Workspace
 
@@ -33,7 +33,7 @@ def amc(phone: FakePhone, tmp_path: Path, user_home: Path) -> CommandLine:
     (added,) = add_library(library.path, user_home / "runtimes", version=library.version)
     phone.sandbox.set_clusters({tuple(sorted(os.sched_getaffinity(0))): 2_000_000})
     phone.sandbox.edit("getprop.txt", "[arm64-v8a]", f"[{added.abi}]")
-    runner = build_host_runner(tmp_path / "runner")
+    runner = build_host_runner()
     return CommandLine(tmp_path, AMC_MOBILE_HOME=str(user_home), AMC_MOBILE_RUNNER=str(runner))
 
 

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 from command_line import CommandLine
+from host_runner import build_host_runner, locate_library
 from phone_fake.phone import FakePhone, PrivateAdbServer
 from phone_suite import run_phone_suite
 from stored_passes import stored_passes, stored_rows
 
 from amc_mobile.device.host import layout_here
 from amc_mobile.device.libraries import add_library
-from amc_mobile.device.runner import build_host_runner, locate_library
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler (cc)")
 NETWORK = """
@@ -50,7 +50,7 @@ def amc(phone: FakePhone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Co
     library = locate_library("onnxruntime")
     (added,) = add_library(library.path, home / "runtimes", version=library.version)
     phone.sandbox.edit("getprop.txt", "[arm64-v8a]", f"[{added.abi}]")
-    monkeypatch.setenv("AMC_MOBILE_RUNNER", str(build_host_runner(tmp_path / "built")))
+    monkeypatch.setenv("AMC_MOBILE_RUNNER", str(build_host_runner()))
 
     return CommandLine(here)
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 from command_line import Command, CommandLine
+from host_runner import build_host_runner, locate_library
 from onnx_files import convolution
 from phone_fake.phone import FakePhone, PrivateAdbServer
 
 from amc_mobile.device.libraries import add_library
-from amc_mobile.device.runner import build_host_runner, locate_library
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler (cc)")
 ROOT = Path(__file__).parent.parent.parent
@@ -29,7 +29,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = locate_library("onnxruntime")
     added = add_library(found.path, folder / "runtimes", version=found.version)
     assert [(library.runtime, library.abi) for library in added] == [("onnxruntime", "x86_64")]
-    build_host_runner(folder / "runner")
     return folder
 
 
@@ -38,7 +37,7 @@ def command(adb_server: PrivateAdbServer, phone: FakePhone, home: Path, tmp_path
     phone.sandbox.edit("getprop.txt", "arm64-v8a", "x86_64")
     phone.sandbox.set_clusters({tuple(sorted(os.sched_getaffinity(0))): 2000000})
     (tmp_path / "model.onnx").write_bytes(convolution(32))
-    runner = build_host_runner(home / "runner")
+    runner = build_host_runner()
     line = CommandLine(tmp_path, AMC_MOBILE_HOME=str(home), AMC_MOBILE_RUNNER=str(runner))
     return lambda *words: line.start("measure", "model.onnx", "--device", "pixel", "--json", *words)
 

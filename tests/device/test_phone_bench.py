@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 from benches import fake_runner
+from host_runner import build_host_runner, locate_library
 from onnx_files import convolution
 from phone_fake.phone import FakePhone
 
@@ -16,17 +16,7 @@ from amc_mobile.device.adb import AdbPhone
 from amc_mobile.device.libraries import RuntimeLibrary
 from amc_mobile.device.phone import PhoneDevice
 from amc_mobile.device.profiles import load_profiles
-from amc_mobile.device.runner import (
-    BenchEnd,
-    BenchError,
-    BenchModel,
-    BenchPair,
-    BenchResult,
-    BenchStart,
-    BenchTiming,
-    build_host_runner,
-    locate_library,
-)
+from amc_mobile.device.runner import BenchEnd, BenchError, BenchModel, BenchPair, BenchResult, BenchStart, BenchTiming
 from amc_mobile.errors import DeviceError, RunnerFailed
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler (cc)")
@@ -35,16 +25,13 @@ TIMING = BenchTiming(warmup_runs=1, samples=5)
 
 @pytest.fixture(scope="module")
 def host_runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_host_runner(tmp_path_factory.mktemp("runner"))
+    return build_host_runner()
 
 
 def real_device(adb: AdbPhone, phone: FakePhone, runner: Path, monkeypatch: pytest.MonkeyPatch) -> PhoneDevice:
     monkeypatch.setenv("AMC_MOBILE_HOME", str(phone.sandbox.folder / "home"))
     phone.sandbox.set_clusters({tuple(sorted(os.sched_getaffinity(0))): 2000000})
-    found = locate_library("onnxruntime")
-    digest = hashlib.sha256(found.path.read_bytes()).hexdigest()
-    library = RuntimeLibrary("onnxruntime", found.version, "x86_64", "glibc", found.path, digest)
-    return PhoneDevice(adb, load_profiles()["pixel"], library, runner)
+    return PhoneDevice(adb, load_profiles()["pixel"], locate_library("onnxruntime"), runner)
 
 
 @needs_compiler

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from benches import NETWORK, fake_runner
 from command_line import CommandLine
+from host_runner import locate_library
 from phone_fake.phone import FakePhone
 
 from amc_mobile.device.conditions import unit_of
 from amc_mobile.device.libraries import add_library
-from amc_mobile.device.runner import locate_library
 from amc_mobile.latency.table import LatencyTable
 
 WORDS = ("profile", "--device", "pixel", "--model", "net.py:build", "--input-size", "32", "--data", "digits",

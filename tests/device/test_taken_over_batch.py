@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from benches import NETWORK, fake_runner, installed, manifest, results, runners
 from command_line import CommandLine
+from host_runner import build_host_runner, locate_library
 from phone_fake.phone import FakePhone
 from stored_passes import stored_passes
 
 from amc_mobile.device.adb import AdbPhone
 from amc_mobile.device.libraries import add_library
 from amc_mobile.device.phone_runner import CLEAN_UP, FOLDER, PhoneRunner
-from amc_mobile.device.runner import build_host_runner, locate_library
 
 MODELS = {f"m{n}": f"ms={n + 1}.5 wait=0.1" for n in range(4)}
 PATIENCE_S = 50.0
@@ -183,7 +183,7 @@ def test_a_killed_profile_takes_what_the_phone_went_on_to_measure(
     (added,) = add_library(library.path, home / "runtimes", version=library.version)
     phone.sandbox.edit("getprop.txt", "[arm64-v8a]", f"[{added.abi}]")
     monkeypatch.setenv("AMC_MOBILE_HOME", str(home))
-    monkeypatch.setenv("AMC_MOBILE_RUNNER", str(build_host_runner(tmp_path / "built")))
+    monkeypatch.setenv("AMC_MOBILE_RUNNER", str(build_host_runner()))
     words = ["profile", "--device", "pixel", "--model", "net.py:build", "--input-size", "32", "--data", "digits",
              "--runtime", "onnxruntime", "--json", "--quiet"]  # fmt: skip
     amc = CommandLine(tmp_path)

@@ -4,13 +4,12 @@ from pathlib import Path
 
 import pytest
 from bench_models import build_fake_library
-
-from amc_mobile.device.runner import build_host_runner
+from host_runner import build_host_runner
 
 
 @pytest.fixture(scope="session")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_host_runner(tmp_path_factory.mktemp("runner"))
+    return build_host_runner()
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,9 @@ from pathlib import Path
 import arm64_sandbox
 import pytest
 from bench_models import HERE, onnx_model, tflite_model
+from host_runner import run_on_host
 
-from amc_mobile.device.runner import BenchEnd, BenchManifest, BenchModel, BenchTiming, run_on_host
+from amc_mobile.device.runner import BenchEnd, BenchManifest, BenchModel, BenchTiming
 
 pytestmark = pytest.mark.skipif(bool(arm64_sandbox.missing()), reason=arm64_sandbox.missing() or "complete")
 TIMING = BenchTiming(warmup_runs=1, samples=2)

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 from bench_models import needs_compiler
+from host_runner import run_on_host
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from amc_mobile.device.runner import BenchManifest, BenchModel, BenchPair, BenchTiming, locate_library, run_on_host
+from amc_mobile.device.runner import BenchManifest, BenchModel, BenchPair, BenchTiming
 from amc_mobile.errors import InvalidConfig
 
 MODEL = BenchModel("m", "m.tflite")
@@ -93,11 +94,6 @@ def test_a_path_cannot_add_a_line(path: str) -> None:
 def test_a_timing_is_in_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidConfig):
         BenchTiming(**wrong)
-
-
-def test_only_runtimes_that_a_package_brings_can_be_located() -> None:
-    with pytest.raises(InvalidConfig, match="tflite"):
-        locate_library("tflite")
 
 
 @needs_compiler

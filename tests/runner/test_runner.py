@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 from bench_models import build_fake_library, needs_compiler
+from host_runner import run_on_host
 
-from amc_mobile.device.runner import BenchEnd, BenchManifest, BenchModel, BenchPair, BenchTiming, run_on_host
+from amc_mobile.device.runner import BenchEnd, BenchManifest, BenchModel, BenchPair, BenchTiming
 
 pytestmark = needs_compiler
 BRIEF = BenchTiming(warmup_runs=1, samples=3)

@@ -7,16 +7,9 @@ from pathlib import Path
 
 import pytest
 from bench_models import needs_compiler, onnx_model, tflite_model
+from host_runner import locate_library, run_on_host
 
-from amc_mobile.device.runner import (
-    BenchEnd,
-    BenchManifest,
-    BenchModel,
-    BenchPair,
-    BenchTiming,
-    locate_library,
-    run_on_host,
-)
+from amc_mobile.device.runner import BenchEnd, BenchManifest, BenchModel, BenchPair, BenchTiming
 
 pytestmark = needs_compiler
 LITERT = pytest.mark.skipif(find_spec("ai_edge_litert") is None, reason="needs the tflite extra")
