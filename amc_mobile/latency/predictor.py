@@ -1,8 +1,12 @@
-"""Predictions of a network's plans from another tool's table, whose kernels are matched by operator and shape."""
+"""Predictions of plans as sums over their kernels: from a profile's table, or from one of another tool.
+
+Another tool's kernels are matched by operator and shape.
+"""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -13,12 +17,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from amc_mobile.errors import InvalidInput, MissingLatency
-from amc_mobile.latency.calibration import (
-    BAND_FLOOR,
-    UNKNOWN_ERROR,
-    Calibration,
-    error_band,
-)
+from amc_mobile.latency.calibration import BAND_FLOOR, UNKNOWN_ERROR, Calibration, error_band
 from amc_mobile.latency.kernel_fit import (
     NO_STEPS,
     SiteModel,
@@ -40,11 +39,7 @@ from amc_mobile.latency.table_files import CONVOLUTIONS, KernelShape
 if TYPE_CHECKING:  # templates need torch; tables do not
     from amc_mobile.kernels.kernel import Expression
     from amc_mobile.kernels.onnx_layout import Border
-    from amc_mobile.kernels.template import KernelSite
-
-if TYPE_CHECKING:  # templates need torch; tables do not
     from amc_mobile.kernels.template import KernelSite, Template
-
 
 Widths = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -245,7 +240,34 @@ class Prediction:
     sigma: float
 
 
-class LatencyPredictor:
+class Predictor(ABC):
+    """What is known of plans by their kernels alone."""
+
+    def __init__(self, sums: PlanSums) -> None:
+        self._sums = sums
+
+    def sum_ms(self, widths: Widths) -> Floats:
+        """(N, groups) -> ms (N,): the sum over kernels of their lowest p20, before calibration."""
+        return self._sums.sums(widths)
+
+    @abstractmethod
+    def p50_ms(self, widths: Widths, calibration: Calibration) -> Floats:
+        """(N, groups) -> ms (N,), of the whole model."""
+
+    @abstractmethod
+    def risk_ms(self, widths: Widths) -> Floats:
+        """(N, groups) -> (N,): what kernels far from everything timed may cost beyond `sum_ms`."""
+
+    @abstractmethod
+    def explain(self, widths: Widths) -> dict[int, Prediction]:
+        """Site index -> prediction at one plan, shape (groups,)."""
+
+    def site_ms(self, widths: Widths) -> dict[int, float]:
+        """Site index -> ms at one plan, shape (groups,)."""
+        return {index: prediction.ms for index, prediction in self.explain(widths).items()}
+
+
+class LatencyPredictor(Predictor):
     """Sums of kernel latencies for plans on the grid. Widths between grid points count as the next one above.
 
     `lows_ms`: kernel key -> ms. `sampled`: the grids whose points were measured, where plans may take other widths than
@@ -285,18 +307,20 @@ class LatencyPredictor:
             )
             for p in points
         }
-        self._sums = PlanSums(self._grid, template.sites, [self.sites[s.index].predict_at for s in template.sites])
+        amounts = [self.sites[site.index].predict_at for site in template.sites]
+        super().__init__(PlanSums(self._grid, template.sites, amounts))
 
-    def sum_ms(self, widths: Widths) -> Floats:
-        """(N, groups) -> ms (N,): the sum over kernels of their lowest p20, before calibration."""
-        return self._sums.sums(widths)
+    def p50_ms(self, widths: Widths, calibration: Calibration) -> Floats:
+        return calibration.p50_ms(
+            self.sum_ms(widths),
+            self.weight_mb(widths) if calibration.needs_weights else None,
+            self.boundary_mb(widths) if calibration.needs_boundary else None,
+        )
 
-    def site_ms(self, widths: Widths) -> dict[int, float]:
-        """Site index -> ms at one plan, shape (groups,)."""
-        return {index: found.ms for index, found in self.explain(widths).items()}
+    def risk_ms(self, widths: Widths) -> Floats:
+        return np.zeros(len(widths))  # it is in the calibration's band
 
     def explain(self, widths: Widths) -> dict[int, Prediction]:
-        """Site index -> prediction at one plan, shape (groups,)."""
         asked = np.asarray(widths, dtype=np.int64)[None]
         snapped = self._grid.snapped(asked)
         raised = (snapped != asked)[0]
@@ -596,7 +620,7 @@ def timed_shapes(
     return found
 
 
-class ShapePredictor(LatencyPredictor):
+class ShapePredictor(Predictor):
     """Sums like those of a profiled table, from a few shapes of each kind.
 
     Raises MissingLatency naming the kernels whose operator the table has nowhere. One whose operator is known but not
@@ -604,8 +628,7 @@ class ShapePredictor(LatencyPredictor):
     """
 
     def __init__(self, template: Template, grids: Sequence[Widths], rows: Sequence[TimedShape]) -> None:
-        self._template, self._grid, self.fit = template, Grid(grids), ShapeFit(rows)
-        self.sites, self.steps = {}, {}
+        self._template, self.fit = template, ShapeFit(rows)
         self._sigmas = self.fit.sigmas()
         self._places: dict[int, KernelShape] = {}
         unknown = []
@@ -619,18 +642,25 @@ class ShapePredictor(LatencyPredictor):
         if unknown:
             raise MissingLatency(unknown)
         self._channels = {site.index: _channels_of(site, template, grids) for site in template.sites}
-        self._sums, self._risks = self._summed(self._site_ms), self._summed(self._site_risk_ms)
+        grid = Grid(grids)
+        ms, risks = (
+            PlanSums(grid, template.sites, [partial(amount, site) for site in template.sites])
+            for amount in (self._site_ms, self._site_risk_ms)
+        )
+        super().__init__(ms)
+        self._risks = risks
 
     @cached_property
     def calibration(self) -> Calibration:
         return self.fit.calibration()
 
+    def p50_ms(self, widths: Widths, calibration: Calibration) -> Floats:
+        return calibration.p50_ms(self.sum_ms(widths))
+
     def risk_ms(self, widths: Widths) -> Floats:
-        """(N, groups) -> (N,): what kernels far from everything timed may cost beyond `sum_ms`."""
         return self._risks.sums(widths)
 
     def explain(self, widths: Widths) -> dict[int, Prediction]:
-        """Site index -> prediction at one plan, shape (groups,)."""
         asked = np.asarray(widths, dtype=np.int64)[None]
         found = {}
         for site in self._template.sites:
@@ -643,10 +673,6 @@ class ShapePredictor(LatencyPredictor):
                 source, sigma = "extrapolated", sigma * EXTRAPOLATION
             found[site.index] = Prediction(ms, source, sigma)
         return found
-
-    def _summed(self, amount: Callable[[KernelSite, Floats], Floats]) -> PlanSums:
-        sites = self._template.sites
-        return PlanSums(self._grid, sites, [partial(amount, site) for site in sites])
 
     def _site_ms(self, site: KernelSite, values: Floats) -> Floats:
         return self.fit.predict(self._places[site.index], self._channels[site.index](values))

@@ -10,13 +10,13 @@ import json
 import sqlite3
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import sqlalchemy as sa
@@ -24,14 +24,17 @@ from numpy.typing import NDArray
 from sqlalchemy.dialects import postgresql, sqlite
 
 from amc_mobile.device.conditions import AGAIN, Conditions
+from amc_mobile.device.device import Job, Neighbours, TimedPass
 from amc_mobile.errors import (
     AmcMobileError,
     CorruptFile,
+    DeviceError,
     InvalidConfig,
     InvalidInput,
     MissingDependency,
     MissingLatency,
 )
+from amc_mobile.kernels.kernel import Kernel
 from amc_mobile.latency.database_url import URL_FORM, WAYS, asked_password, password_of, take_password
 from amc_mobile.latency.measurement import (
     KernelInfo,
@@ -42,6 +45,9 @@ from amc_mobile.latency.measurement import (
     model_key,
 )
 from amc_mobile.store import parse_json, parse_object
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMAT_VERSION = 1  # 1: conditions, kernel, model, sample; adoption, where there is none yet, is added
 APPLICATION_ID = 0x414D434C  # "AMCL": marks the file as ours
@@ -509,6 +515,26 @@ class LatencyTable:
                 found.setdefault(key, (label, []))[1].append(read_pass(self._storage, samples, busy))
         return {key: KernelMeasurement(key, label, tuple(passes), conditions) for key, (label, passes) in found.items()}
 
+    def to_frame(self, conditions: Conditions) -> pd.DataFrame:
+        """A row per kernel measured under exactly these conditions, the slowest first.
+
+        Columns: key, operator, kernel (its label, with the shape), p20_ms (the lowest of its passes'), p50_ms (of all
+        samples), passes, samples, flags.
+        """
+        import pandas as pd
+
+        documents = self.kernel_documents()
+        rows = [
+            (
+                one.key, _operator_of(documents[one.key]), one.label, one.low_ms,
+                float(np.median(np.concatenate(one.samples_ms))), len(one.passes), sum(map(len, one.samples_ms)),
+                " ".join(one.flags),
+            )
+            for one in self.kernels(conditions).values()
+        ]  # fmt: skip
+        columns = ["key", "operator", "kernel", "p20_ms", "p50_ms", "passes", "samples", "flags"]
+        return pd.DataFrame(rows, columns=columns).sort_values("p20_ms", ascending=False, kind="stable")
+
     def kernel_documents(self) -> dict[str, dict[str, Any]]:
         """Key -> what is known of each kernel; of imported ones, what their table told."""
         with self._storage.transaction() as connection:
@@ -633,3 +659,52 @@ class LatencyTable:
         """(Key of conditions, key of those that some of its kernels were measured under) -> the ratio applied."""
         with self._storage.transaction() as connection:
             return {(one.conditions, one.source): one.ratio for one in read_adoptions(connection)}
+
+
+def _operator_of(document: Mapping[str, Any]) -> str:
+    """What kind of operator a kernel is, from its document; empty where an imported table does not have it."""
+    if "operators" in document:
+        return Kernel.from_document(document).operator_type
+    return str(document.get("shape", {}).get("operator", ""))
+
+
+class RecordedDevice:
+    """A device that is not asked any more: what was measured on it is read, nothing is measured."""
+
+    jobs_per_batch = 1
+
+    def __init__(self, conditions: Conditions) -> None:
+        self._conditions = conditions
+
+    def conditions(self) -> Conditions:
+        return self._conditions
+
+    def session(self) -> AbstractContextManager[object]:
+        raise self._error()
+
+    def passes(self, jobs: Sequence[Job]) -> Generator[TimedPass, None, None]:
+        raise self._error()
+
+    def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[TimedPass, TimedPass]]:
+        raise self._error()
+
+    def is_steady(self) -> bool:
+        return True
+
+    def settle(self) -> None:
+        raise self._error()
+
+    def neighbours(self) -> Neighbours | None:
+        return None
+
+    def screen(self) -> str:
+        return ""
+
+    def most_neighbours(self) -> Neighbours | None:
+        return None
+
+    def _error(self) -> DeviceError:
+        return DeviceError(
+            f"the table of {self._conditions.device} is used without the device, and lacks something",
+            next_step="attach the device and run `amc-mobile profile`",
+        )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from amc_mobile.device.conditions import FOREIGN_PROTOCOL, Conditions
 from amc_mobile.errors import CorruptFile, InvalidInput
-from amc_mobile.latency.measurement import KernelMeasurement, Pass, model_key
+from amc_mobile.latency.measurement import Pass, model_key
 from amc_mobile.latency.table import Adoption, Contents, LatencyTable, StoredPass
 from amc_mobile.store import parse_object
 
@@ -250,21 +250,21 @@ def _document(path: Path, number: int, text: str) -> dict[str, Any]:
         raise CorruptFile(path, f"line {number} is not a JSON object ({error})", next_step=AGAIN) from error
 
 
-CSV_COLUMNS = (
-    "conditions", "device", "soc", "os", "runtime", "runtime_version", "threads", "key", "kernel", "ms", "passes",
-    "samples", "flags",
-)  # fmt: skip
+DESCRIBED = ("device", "soc", "os", "runtime", "runtime_version", "threads")  # of the conditions, in a CSV file
+CSV_COLUMNS = ("conditions", *DESCRIBED, "key", "kernel", "ms", "passes", "samples", "flags")
 
 
 def to_csv(table: LatencyTable) -> str:
     """One line per kernel and conditions, the slowest first; `ms` is the lowest 20th percentile over passes."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, CSV_COLUMNS, lineterminator="\n")
-    writer.writeheader()
+    import pandas as pd
+
+    frames = [pd.DataFrame(columns=CSV_COLUMNS)]  # of an empty table
     for conditions in table.conditions():
-        for kernel in sorted(table.kernels(conditions).values(), key=lambda k: -k.low_ms):
-            writer.writerow(_csv_row(kernel))
-    return out.getvalue()
+        described = {name: getattr(conditions, name) for name in DESCRIBED}
+        kernels = table.to_frame(conditions).rename(columns={"p20_ms": "ms"})
+        frames.append(kernels.assign(conditions=conditions.key[:12], **described))
+    text: str = pd.concat(frames[1:] or frames).to_csv(columns=CSV_COLUMNS, index=False, lineterminator="\n")
+    return text
 
 
 def from_csv(
@@ -327,16 +327,6 @@ def foreign_conditions(device: str, **known: Any) -> Conditions:
         device, "unknown", "unknown", "unknown", "unknown", "", "unknown", 1, "unknown", "unknown", FOREIGN_PROTOCOL
     )
     return replace(unknown, **{key: value for key, value in known.items() if value is not None})
-
-
-def _csv_row(kernel: KernelMeasurement) -> dict[str, Any]:
-    c = kernel.conditions
-    return {
-        "conditions": c.key[:12], "device": c.device, "soc": c.soc, "os": c.os, "runtime": c.runtime,
-        "runtime_version": c.runtime_version, "threads": c.threads, "key": kernel.key, "kernel": kernel.label,
-        "ms": repr(kernel.low_ms), "passes": len(kernel.passes), "samples": sum(map(len, kernel.samples_ms)),
-        "flags": " ".join(kernel.flags),
-    }  # fmt: skip
 
 
 def _number(path: Path, line: int, text: str | None) -> float:

@@ -20,11 +20,12 @@ from amc_mobile.errors import (
     MissingDependency,
 )
 from amc_mobile.latency.calibration import DRIFT_REMEDY, TOLD_DRIFT, ModelPoint, slower
+from amc_mobile.latency.model import LatencyModel
 from amc_mobile.latency.protocol import measure_pair
 from amc_mobile.search.budget import CostLimit, Unit, format_cost, joined, rescaled
 from amc_mobile.search.reward import MeasuredCost
-from amc_mobile.workflows.devices import RecordedDevice, chosen_runtime, device_of, recorded
-from amc_mobile.workflows.latency import LatencyModel, latency_model
+from amc_mobile.workflows.devices import chosen_runtime, device_of, recorded
+from amc_mobile.workflows.latency import latency_model
 from amc_mobile.workflows.network import Network
 from amc_mobile.workflows.plans import ChannelPlans, Plans
 from amc_mobile.workflows.runs import Run
@@ -79,7 +80,7 @@ class PlanMeasurer:
         return row["raw_original_p50_ms"] / self._latency.profiled_p50_ms if row is not None else None
 
     def _take(self, key: str, row: dict[str, float]) -> None:
-        self._latency.extra.append(ModelPoint.from_search([int(w) for w in key.split(",")], row))
+        self._latency.refine(ModelPoint.from_search([int(w) for w in key.split(",")], row))
 
 
 def _key(widths: Widths) -> str:
@@ -104,7 +105,7 @@ class Part:
 
     @property
     def is_attached(self) -> bool:
-        return self.latency is not None and not isinstance(self.latency.device, RecordedDevice)
+        return self.latency is not None and self.latency.is_attached
 
     def document(self, widths: Widths) -> dict[str, Any]:
         """What a plan costs there: predicted, without the band that the search adds; measured where it can be."""
@@ -181,10 +182,13 @@ def further_counts(own: CostLimit, plans: Plans, *, macs: float | None, paramete
 
 
 def on_device(
-    space: Workspace, settings: Settings, network: Network, own: CostLimit, device: str, limit_ms: float,
+    space: Workspace, settings: Settings, network: Network, own: CostLimit, device: str, limit_ms: float, run: Run,
     progress: Progress,
 ) -> Part:  # fmt: skip
-    """A latency budget on another device: measured where it is attached, else by the table alone."""
+    """A latency budget on another device: measured where it is attached, else by the table alone.
+
+    How long the original takes there now is measured when the run begins, and kept in its folder.
+    """
     if device == settings.device:
         raise InvalidConfig(f"--also {device} is the --device itself", next_step="pass its budget with --latency-ms")
     other = settings_of(settings, device)
@@ -192,9 +196,21 @@ def on_device(
     if opened is None:
         opened, other = recorded(space, other)
     latency = latency_model(space, other, network, own.grids, progress, device=opened)
-    return Part(
-        CostLimit(latency.safe_p50_ms, limit_ms, own.grids, "ms", f"also {device}:{limit_ms:g}"), latency, device
-    )
+    label, reference_ms = f"also {device}:{limit_ms:g}", 0.0
+    try:
+        if latency.is_attached:
+            name = f"budget-{device}"
+            known = run.read(name) if run.has(name) else {}
+            if known.get("asked") != label:
+                drift = latency.measure_drift(progress)
+                reference_ms = reference_p50_ms(latency.with_drift(drift), network)
+                known = {"asked": label, "reference_ms": reference_ms, "drift": drift}
+                run.write(name, known)
+            latency, reference_ms = latency.with_drift(float(known["drift"])), float(known["reference_ms"])
+    except BaseException:
+        latency.close()
+        raise
+    return Part(CostLimit(latency.safe_p50_ms, limit_ms, own.grids, "ms", label), latency, device, reference_ms)
 
 
 def require_usable(parts: Sequence[Part], waived: Collection[str]) -> None:
@@ -205,20 +221,6 @@ def require_usable(parts: Sequence[Part], waived: Collection[str]) -> None:
                 f"the latency table of {part.device} is of no use: {problem} [{WIDE_BAND}]",
                 next_step=f"{REMEDIES[WIDE_BAND]}; or search anyway: --waive {WIDE_BAND}",
             )
-
-
-def fix_reference(part: Part, network: Network, run: Run, progress: Progress) -> None:
-    """Measures how long the original takes on a further device now; kept in the run's folder from its beginning on."""
-    if part.latency is None or not part.is_attached:
-        return
-    name = f"budget-{part.device}"
-    known = run.read(name) if run.has(name) else {}
-    if known.get("asked") != part.budget.label:
-        drift = part.latency.measure_drift(progress)
-        reference_ms = reference_p50_ms(part.latency, network)
-        known = {"asked": part.budget.label, "reference_ms": reference_ms, "drift": drift}
-        run.write(name, known)
-    part.latency.drift, part.reference_ms = float(known["drift"]), float(known["reference_ms"])
 
 
 def reference_p50_ms(latency: LatencyModel, network: Network) -> float:

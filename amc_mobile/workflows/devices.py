@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from amc_mobile.device.adb import AdbPhone, AdbServer, AttachedPhone, remedy
 from amc_mobile.device.benchmark_model import BenchmarkModelPasses
 from amc_mobile.device.clock_mode import give_back_left_over, noted_caps, phone_lock
 from amc_mobile.device.conditions import Conditions, unit_of
-from amc_mobile.device.device import Device, Job, Neighbours, TimedPass
+from amc_mobile.device.device import Device, Neighbours
 from amc_mobile.device.host import HostDevice, installed_runtimes
 from amc_mobile.device.libraries import (
     RuntimeLibrary,
@@ -40,7 +39,7 @@ from amc_mobile.device.profiles import (
 from amc_mobile.device.runner import runner_program
 from amc_mobile.errors import AmcMobileError, DeviceError, InvalidConfig, InvalidInput
 from amc_mobile.formats import BENCHMARK_MODEL, BY_RUNTIME, MAVEN, ONNX, PHONE_RUNTIMES, TFLITE
-from amc_mobile.latency.table import LatencyTable
+from amc_mobile.latency.table import LatencyTable, RecordedDevice
 from amc_mobile.workflows.workspace import Progress, Settings, Workspace
 
 
@@ -128,48 +127,6 @@ def device_of(settings: Settings, runtime: str, progress: Progress) -> Device:
         on_neighbours=on_neighbours,
     )
     return BenchmarkModelPasses(phone) if is_program else PhonePasses(phone)
-
-
-class RecordedDevice:
-    """A device that is not asked any more: what was measured on it is read, nothing is measured."""
-
-    jobs_per_batch = 1
-
-    def __init__(self, conditions: Conditions) -> None:
-        self._conditions = conditions
-
-    def conditions(self) -> Conditions:
-        return self._conditions
-
-    def session(self) -> AbstractContextManager[object]:
-        raise self._error()
-
-    def passes(self, jobs: Sequence[Job]) -> Generator[TimedPass, None, None]:
-        raise self._error()
-
-    def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[TimedPass, TimedPass]]:
-        raise self._error()
-
-    def is_steady(self) -> bool:
-        return True
-
-    def settle(self) -> None:
-        raise self._error()
-
-    def neighbours(self) -> Neighbours | None:
-        return None
-
-    def screen(self) -> str:
-        return ""
-
-    def most_neighbours(self) -> Neighbours | None:
-        return None
-
-    def _error(self) -> DeviceError:
-        return DeviceError(
-            f"the table of {self._conditions.device} is used without the device, and lacks something",
-            next_step="attach the device and run `amc-mobile profile`",
-        )
 
 
 SHOWN_KEY = 8  # digits of a key that tell conditions apart

@@ -13,9 +13,10 @@ from amc_mobile.device.device import Neighbours
 from amc_mobile.device.phone_state import BUSY, REMEDIES, WIDE_BAND
 from amc_mobile.errors import DeviceError, InvalidConfig
 from amc_mobile.latency.calibration import Calibration
+from amc_mobile.latency.model import LatencyModel
 from amc_mobile.latency.sharing import ANCHORS, RESIDUAL, PhoneShare, judge, share_kernels
 from amc_mobile.workflows.devices import chosen_runtime, device_of, profile_of
-from amc_mobile.workflows.latency import LatencyModel, latency_model
+from amc_mobile.workflows.latency import latency_model
 from amc_mobile.workflows.network import default_grids, load_network
 from amc_mobile.workflows.workspace import Progress, Settings, Workspace
 

@@ -19,6 +19,7 @@ from amc_mobile.errors import CorruptFile, InvalidInput
 from amc_mobile.formats import BY_RUNTIME, FLOAT32
 from amc_mobile.latency.calibration import USABLE_BAND
 from amc_mobile.latency.measurement import ModelMeasurement
+from amc_mobile.latency.model import LatencyModel
 from amc_mobile.report.content import (
     TOP1,
     Accuracy,
@@ -44,7 +45,6 @@ from amc_mobile.report.pages import render_text, report_document, write_report
 from amc_mobile.search.episode_log import EpisodeLog
 from amc_mobile.store import from_document, to_document
 from amc_mobile.workflows.export import count_gate
-from amc_mobile.workflows.latency import LatencyModel
 from amc_mobile.workflows.network import Network
 from amc_mobile.workflows.runs import Run
 from amc_mobile.workflows.workspace import Settings, Workspace

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from amc_mobile.channels.plan import LEAST_CHOICES, multiple_for
 from amc_mobile.data.split import DataSplit
 from amc_mobile.errors import AccuracyNotKept, AmcMobileError, CorruptFile, InvalidConfig, InvalidInput, MissingLatency
+from amc_mobile.latency.model import LatencyModel
 from amc_mobile.latency.probe import LEAST_MULTIPLE, stored_steps
 from amc_mobile.models.loading import weights_sha256
 from amc_mobile.models.task import evaluate
@@ -33,7 +34,6 @@ from amc_mobile.workflows.budgets import (
     Part,
     PlanMeasurer,
     drift_text,
-    fix_reference,
     further_counts,
     measured_text,
     measured_together,
@@ -44,7 +44,7 @@ from amc_mobile.workflows.budgets import (
     told,
 )
 from amc_mobile.workflows.devices import not_measured, recorded
-from amc_mobile.workflows.latency import LatencyModel, latency_model
+from amc_mobile.workflows.latency import latency_model
 from amc_mobile.workflows.network import Network, may_have_seen, require_trained
 from amc_mobile.workflows.plans import ChannelPlans, Finished, Plans, PlanScorer, Preparations, WeightPlans
 from amc_mobile.workflows.report import keep_details
@@ -110,8 +110,8 @@ def finer_multiples(network: Network, plans: Plans, multiple: int) -> dict[str, 
 def limit_of(
     run: Run, wanted: SearchConfig, place: str, network: Network, plans: Plans, latency: LatencyModel | None,
     progress: Progress,
-) -> tuple[float, float]:  # fmt: skip
-    """(limit in the budget's unit, the original's p50 in ms or 0); fixed when the run starts.
+) -> tuple[float, float, float]:  # fmt: skip
+    """(limit in the budget's unit, the original's p50 in ms or 0, the device's drift); fixed when the run starts.
 
     Raises InvalidInput for a run that began at another `place`: device, runtime and threads, as in a run's name.
     """
@@ -124,24 +124,21 @@ def limit_of(
                     f"run {run.folder.name} has its latency budget on {there}, not on {here}",
                     next_step="pass another name with --run, or that --device, --runtime and --threads",
                 )
-            if latency is not None:
-                latency.drift = float(known.get("drift", 1.0))
-            return float(known["limit"]), float(known["reference_ms"])
+            return float(known["limit"]), float(known["reference_ms"]), float(known.get("drift", 1.0))
     full = plans.sizes
-    reference_ms = 0.0
+    reference_ms, drift = 0.0, 1.0
     if latency is not None:
         if wanted.latency_ms is not None:  # is held against the device of now, a ratio against both alike
-            latency.measure_drift(progress)
-        reference_ms = reference_p50_ms(latency, network)
+            drift = latency.measure_drift(progress)
+        reference_ms = reference_p50_ms(latency.with_drift(drift), network)
         limit = wanted.latency_ms if wanted.latency_ms is not None else (wanted.latency_ratio or 1.0) * reference_ms
     elif wanted.macs_ratio is not None:
         limit = wanted.macs_ratio * float(plans.macs(full))
     else:
         limit = (wanted.params_ratio or 1.0) * float(plans.parameters(full))
-    drift = latency.drift if latency is not None else 1.0
     fixed = {"asked": wanted.asked, "place": place, "limit": limit, "reference_ms": reference_ms, "drift": drift}
     run.write("budget", fixed)
-    return limit, reference_ms
+    return limit, reference_ms, drift
 
 
 def cost_of(unit: Unit, plans: Plans, latency: LatencyModel | None) -> Callable[[Widths], NDArray[np.float64]]:
@@ -343,18 +340,17 @@ def _searched(
         multiple = multiple_of(folder, wanted, network, latency)
         wanted = replace(wanted, multiple=multiple.used)
         plans = plans_of(network, wanted)
-        if latency is not None:
-            latency.grids = list(plans.grids)
         log = EpisodeLog(folder.folder / "episodes.csv", identity=identity_of(settings, wanted, network, data))
         check_continues(folder, log, wanted)
-        limit, reference_ms = limit_of(folder, wanted, place, network, plans, latency, progress)
+        limit, reference_ms, drift = limit_of(folder, wanted, place, network, plans, latency, progress)
+        if latency is not None:
+            latency = latency.with_grids(list(plans.grids)).with_drift(drift)
         cost = cost_of(wanted.unit, plans, latency)
         own = CostLimit(cost, limit, tuple(plans.grids), wanted.unit, wanted.asked_of_model[0])
         parts.append(Part(own, latency, settings.device if latency else "", reference_ms))
         parts += further_counts(own, plans, macs=wanted.macs_ratio, parameters=wanted.params_ratio)
         for further, ms in asked_devices(wanted.also):
-            parts.append(on_device(space, remembered, network, own, further, ms, progress))
-            fix_reference(parts[-1], network, folder, progress)
+            parts.append(on_device(space, remembered, network, own, further, ms, folder, progress))
         require_usable(parts, settings.waived)
         budget = met_together(parts)
         budget.check()
@@ -430,7 +426,7 @@ def _searched(
             "budgets": budgets,
             "budget": {
                 "unit": wanted.unit, "limit": limit, "asked": wanted.asked, "reference_ms": reference_ms,
-                "drift": latency.drift if latency is not None else 1.0,
+                "drift": drift,
             },
             "conditions": None if latency is None else latency.conditions.to_document(),
             "multiple": {**asdict(multiple), "groups": finer}, "offline": device is not None,

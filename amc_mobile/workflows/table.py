@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from amc_mobile.errors import DeviceError, InvalidInput
 from amc_mobile.latency import table_files
 from amc_mobile.latency.kernel_fit import SiteModel
 from amc_mobile.latency.measurement import KernelMeasurement
+from amc_mobile.latency.model import LatencyModel
+from amc_mobile.latency.predictor import LatencyPredictor
 from amc_mobile.latency.probe import (
     LEAST_MULTIPLE,
     KernelType,
@@ -27,12 +29,9 @@ from amc_mobile.latency.probe import (
 from amc_mobile.latency.sharing import Verdict, judge
 from amc_mobile.latency.table import Contents, LatencyTable
 from amc_mobile.report.charts import StaircaseLine, StaircasePanel, staircase
-from amc_mobile.workflows.latency import LatencyModel, latency_model
+from amc_mobile.workflows.latency import latency_model
 from amc_mobile.workflows.network import default_grids, load_network
 from amc_mobile.workflows.workspace import BEGUN, Progress, Settings, Workspace, safe_name
-
-if TYPE_CHECKING:  # brings torch
-    from amc_mobile.workflows.latency import LatencyModel
 
 
 def list_models() -> dict[str, Any]:
@@ -58,8 +57,6 @@ def models_text(document: dict[str, Any]) -> str:
 
 def show_status(space: Workspace) -> dict[str, Any]:
     """What the workspace remembers, its runs (the oldest first) and the next step."""
-    from amc_mobile.latency.table import LatencyTable
-
     settings, last = space.settings(), space.last_run
     tables = []
     if space.table_path.exists():
@@ -121,9 +118,6 @@ def status_text(document: Mapping[str, Any]) -> str:
 
 
 def show_table(space: Workspace) -> dict[str, Any]:
-    from amc_mobile.latency.probe import stored_steps
-    from amc_mobile.latency.table import LatencyTable
-
     location = space.table_location()
     if location == space.table_path and not space.table_path.exists():
         raise InvalidInput(f"no latency table in {space.folder}", next_step="run `amc-mobile profile` first")
@@ -379,7 +373,10 @@ def plot_kernel(space: Workspace, settings: Settings, kernel: str, path: Path, *
         sites = {site.name: site for site in latency.template.sites if site.axes}
         if kernel not in sites:
             raise InvalidInput(f"no kernel {kernel!r} that depends on widths", next_step=f"they are {', '.join(sites)}")
-        model = latency.predictor.sites[sites[kernel].index]
+        predictor = latency.predictor
+        if not isinstance(predictor, LatencyPredictor):
+            raise InvalidInput("a table of another tool has no measured points of a kernel", next_step="profile first")
+        model = predictor.sites[sites[kernel].index]
         label = latency.template.kernel_at(sites[kernel].index, latency.template.sizes).label
     panels = [_panel(model, axis) for axis in reversed(range(model.points.values.shape[1]))]
     store.write_text(path, staircase(label, panels))
@@ -431,9 +428,6 @@ def _panel(model: SiteModel, axis: int) -> StaircasePanel:
 
 def _latency(space: Workspace, settings: Settings, progress: Progress) -> closing[LatencyModel]:
     """The workspace's latency model, to be used as a context."""
-    from amc_mobile.workflows.latency import latency_model
-    from amc_mobile.workflows.network import default_grids, load_network
-
     open_table(space).close()
     network = load_network(space, settings)
     return closing(latency_model(space, settings, network, default_grids(network), progress))

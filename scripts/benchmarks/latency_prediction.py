@@ -42,10 +42,10 @@ from amc_mobile.kernels.cache import load_or_build
 from amc_mobile.latency import calibration
 from amc_mobile.latency.calibration import WholeModel
 from amc_mobile.latency.measurement import NOISY, ModelRequest
+from amc_mobile.latency.model import LatencyModel
 from amc_mobile.latency.protocol import ProtocolConfig, measure_models
 from amc_mobile.latency.table import LatencyTable
 from amc_mobile.models.zoo.registry import MODELS
-from amc_mobile.workflows.latency import LatencyModel
 from amc_mobile.workflows.workspace import silent
 
 Widths = NDArray[np.int64]

@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 
 from amc_mobile.channels.cost import CostModel
 from amc_mobile.errors import AmcMobileError, InvalidInput
+from amc_mobile.latency.model import LatencyModel
 from amc_mobile.search.budget import CostLimit
 from amc_mobile.search.episode_log import EpisodeLog
 from amc_mobile.search.loop import run_search
 from amc_mobile.search.policies import make_policy
 from amc_mobile.search.reward import Outcome
 from amc_mobile.workflows.devices import recorded
-from amc_mobile.workflows.latency import LatencyModel, latency_model
+from amc_mobile.workflows.latency import latency_model
 from amc_mobile.workflows.network import Network, default_grids, load_network
 from amc_mobile.workflows.plans import ChannelPlans
 from amc_mobile.workflows.table import import_csv

@@ -8,9 +8,9 @@ from pathlib import Path
 from amc_mobile.device.conditions import Conditions
 from amc_mobile.kernels.kernel import Kernel
 from amc_mobile.latency.measurement import Pass
-from amc_mobile.latency.table import LatencyTable
-from amc_mobile.workflows.devices import RecordedDevice
-from amc_mobile.workflows.latency import LatencyModel, latency_model
+from amc_mobile.latency.model import LatencyModel
+from amc_mobile.latency.table import LatencyTable, RecordedDevice
+from amc_mobile.workflows.latency import latency_model
 from amc_mobile.workflows.network import default_grids, load_network
 from amc_mobile.workflows.workspace import Settings, Workspace, silent
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from recorded_tables import SMALL_NET, kernel_ms, opened, phone, small_net
 
+from amc_mobile.channels.plan import PruningPlan
 from amc_mobile.kernels.kernel import Kernel
 from amc_mobile.latency.measurement import Pass
+from amc_mobile.latency.model import ROOFLINE, LatencyModel
 from amc_mobile.latency.predictor import LatencyPredictor
-from amc_mobile.workflows.latency import ROOFLINE, LatencyModel
 
 Cost = Callable[[Kernel], float]
 WholeMs = Callable[[LatencyModel, dict[str, float], np.ndarray], np.ndarray]
@@ -79,4 +80,29 @@ def test_where_kernels_climb_in_steps_these_are_used(tmp_path: Path) -> None:
     assert not latency.predictor.plain
     term = latency.calibration.terms[0]
     assert (term.name, term.kept) == (ROOFLINE, True)
+    latency.close()
+
+
+def test_a_latency_model_answers_for_a_plan_and_for_many_widths_alike(tmp_path: Path) -> None:
+    latency = profiled(tmp_path, stepped, of_kernels)
+    plan = PruningPlan.full(dict(zip(latency.template.group_names, latency.template.sizes.tolist(), strict=True)))
+    p50_ms = latency.p50_ms(plan)
+    assert latency.p50_ms(plan.widths[None]).tolist() == [p50_ms]
+    assert latency.safe_p50_ms(plan.widths[None])[0] == p50_ms * (1 + latency.band)
+    slower = latency.with_drift(1.5)
+    assert slower.p50_ms(plan) == pytest.approx(1.5 * p50_ms)
+    assert (latency.drift, slower.profiled_p50_ms) == (1.0, pytest.approx(latency.reference.p50_ms))
+    assert [len(grid) for grid in latency.with_grids([grid[-1:] for grid in latency.grids]).grids] == [1, 1]
+    latency.close()
+
+
+def test_the_kernels_of_a_latency_model_are_a_data_frame(tmp_path: Path) -> None:
+    latency = profiled(tmp_path, smooth, of_kernels)
+    frame = latency.to_frame()
+    kernels = latency.table.kernels(latency.conditions)
+    assert set(frame.key) == set(kernels)
+    assert {"convkxk", "linear"} <= set(frame.operator)
+    slowest = frame.iloc[0]
+    assert slowest.p20_ms == max(kernel.low_ms for kernel in kernels.values()) == slowest.p50_ms
+    assert (slowest.passes, slowest.samples, slowest.operator) == (3, 12, "convkxk")
     latency.close()
