@@ -16,6 +16,8 @@ from torch.nn import functional
 
 from amc_mobile.errors import InvalidInput
 
+LOG = logging.getLogger(__name__)
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and deviation per channel, for pixels in 0..1
 Decode = Callable[[str], NDArray[np.uint8]]
 
 
@@ -59,12 +61,7 @@ class FileImages:
         return [self._names[int(i)] for i in select]
 
 
-LOG = logging.getLogger(__name__)
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-# Resizing goes through float32; this many images at a time keep that small.
-RESIZE_BATCH = 256
+RESIZE_BATCH = 256  # resizing goes through float32; this many images at a time keep that small
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,7 @@
-"""Data sets: CIFAR-10, digits, drawn shapes, a folder of images, the user's own function."""
+"""Where data sets come from: digits, drawn shapes, CIFAR-10, a folder of images, the user's own function or object.
+
+A source is a function of (spec, the part of `spec` behind its colon, ReadOptions); SOURCES lists all.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import io
 import logging
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -23,48 +26,91 @@ from sklearn.datasets import load_digits as sklearn_digits
 from torch import Tensor
 
 from amc_mobile.data.images import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     Dataset,
     FileImages,
     ImageSet,
+    Normalisation,
     normalisation_tensors,
     resized,
     with_channels,
 )
-from amc_mobile.errors import AmcMobileError, CorruptFile, InvalidInput
-from amc_mobile.user_file import load_function
+from amc_mobile.errors import AmcMobileError, CorruptFile, InvalidConfig, InvalidInput
+from amc_mobile.user_file import load_function, names_a_function
+
+LOG = logging.getLogger(__name__)
+IMAGENET: Normalisation = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+COLOURS = 3
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What is known of the network that the images are for; None where the source decides.
+
+    `image_size`: side in pixels. `normalisation`: the mean and the deviation per channel that it was trained with.
+    `workers`: threads that decode image folders whenever images are used; 0: all are held in memory.
+    """
+
+    image_size: int | None = None
+    channels: int | None = None
+    normalisation: Normalisation | None = None
+    workers: int = 0
+
+    def images(self, stored: Tensor, labels: Tensor, usual: Normalisation, *, mirrors: bool = True) -> ImageSet:
+        """(N, C, H, W) images at the size and with the channels asked for. `usual`: the source's own normalisation."""
+        if self.image_size is not None:
+            stored = resized(stored, self.image_size)
+        stored = with_channels(stored, self.channels or COLOURS)
+        return ImageSet(stored, labels, *self.normaliser(usual), mirrors=mirrors)
+
+    def normaliser(self, usual: Normalisation) -> tuple[Tensor, Tensor]:
+        """(C,) mean and deviation."""
+        return normalisation_tensors(*(self.normalisation or usual), self.channels or COLOURS)
+
+
+def load_dataset(
+    spec: str,
+    *,
+    image_size: int | None = None,
+    channels: int | None = None,
+    normalisation: Normalisation | None = None,
+    workers: int = 0,
+) -> Dataset:
+    """Reads the data set that `spec` names: one of SOURCES, `path/to/file.py:function`, or a name of `name_data`.
+
+    Parameters: as in ReadOptions. Raises InvalidInput, naming what was expected, for anything that cannot be read.
+    """
+    if image_size is not None and image_size < 1:
+        raise InvalidConfig(f"image_size is {image_size}; it must be at least 1")
+    options = ReadOptions(image_size, channels, normalisation, workers)
+    kind, colon, location = spec.partition(":")
+    # An image folder's path is free text, so the table is looked at before `.py:function`.
+    source = SOURCES.get(f"{kind}:PATH" if colon and location else spec)
+    if source is not None:
+        return source(spec, location, options)
+    if names_a_function(spec):
+        return load_user_function(spec, options)
+    if spec.startswith(OBJECT_NAME):
+        return load_object(spec, options)
+    raise InvalidInput(
+        f"no data set {spec!r}", next_step=f"choose one of {', '.join(SOURCES)}, path/to/file.py:function"
+    )
+
 
 CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 BINARY_RECORD_BYTES = 1 + 3 * 32 * 32  # label, then red, green and blue planes
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
 
-def load_cifar(
-    spec: str,
-    path: Path,
-    *,
-    image_size: int | None,
-    channels: int,
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None,
-) -> Dataset:
-    """`path`: an .npz file with x_train, y_train, x_test, y_test (images NHWC uint8) and perhaps `classes`; a
+def load_cifar(spec: str, location: str, options: ReadOptions) -> Dataset:
+    """`location`: an .npz file with x_train, y_train, x_test, y_test (images NHWC uint8) and perhaps `classes`; a
     folder with one such file; or the folder of the binary version (data_batch_*.bin, test_batch.bin).
 
-    Without `normalisation` the images get ImageNet's mean and deviation, as the public pretrained nets expect.
+    Without a normalisation of the network the images get ImageNet's, as the public pretrained nets expect.
     """
-    classes, (train, train_labels), (test, test_labels) = _read(path)
-    mean, std = normalisation_tensors(*(normalisation or (IMAGENET_MEAN, IMAGENET_STD)), channels)
-
-    def image_set(images: Tensor, labels: Tensor) -> ImageSet:
-        if image_size is not None:
-            images = resized(images, image_size)
-        return ImageSet(with_channels(images, channels), labels, mean, std)
-
-    height, width = train.shape[2:]
-    return Dataset(
-        image_set(train, train_labels), image_set(test, test_labels), classes, spec, resized_from=(height, width)
-    )
+    classes, train, test = _read(Path(location).expanduser())
+    height, width = train[0].shape[2:]
+    train_set, test_set = (options.images(*part, IMAGENET) for part in (train, test))
+    return Dataset(train_set, test_set, classes, spec, resized_from=(height, width))
 
 
 Part = tuple[Tensor, Tensor]
@@ -126,36 +172,27 @@ def _read_binary(paths: list[Path]) -> Part:
 
 
 DIGITS_SIZE = 32
+DIGITS_NORMALISATION: Normalisation = ((0.305,), (0.323,))  # of the pixels (0..1) of all images at 32x32
 TEST_SHARE = 0.2
 
-# Of the pixels (0..1) of all images at 32x32.
-MEAN, STD = (0.305,), (0.323,)
 
-
-def load_digits(
-    spec: str,
-    *,
-    image_size: int | None,
-    channels: int,
-    seed: int,
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None,
-) -> Dataset:
-    """A fifth of the images, drawn by `seed`, is the test set."""
+def load_digits(spec: str, location: str, options: ReadOptions) -> Dataset:
+    """scikit-learn's 1,797 digits. A fifth of them, always the same ones, is the test set."""
     digits = sklearn_digits()
-    images = torch.from_numpy(digits.images).float()[:, None].mul(255 / 16).round().to(torch.uint8)
-    images = with_channels(resized(images, image_size or DIGITS_SIZE), channels)
+    pixels = torch.from_numpy(digits.images).float()[:, None].mul(255 / 16).round().to(torch.uint8)
     labels = torch.from_numpy(digits.target).to(torch.int64)
-    mean, std = normalisation_tensors(*(normalisation or (MEAN, STD)), channels)
-    every = ImageSet(images, labels, mean, std, mirrors=False)
-    order = torch.randperm(len(every), generator=torch.Generator().manual_seed(seed))
-    tests = round(TEST_SHARE * len(every))
-    return Dataset(
-        every.subset(order[tests:].sort().values),
-        every.subset(order[:tests].sort().values),
-        tuple(str(digit) for digit in range(10)),
-        spec,
-        resized_from=(DIGITS_SIZE, DIGITS_SIZE),
-    )
+    options = replace(options, image_size=options.image_size or DIGITS_SIZE)
+    every = options.images(pixels, labels, DIGITS_NORMALISATION, mirrors=False)
+    train, test = (every.subset(index) for index in _shuffled_parts(len(every)))
+    classes = tuple(str(digit) for digit in range(10))
+    return Dataset(train, test, classes, spec, resized_from=(DIGITS_SIZE, DIGITS_SIZE))
+
+
+def _shuffled_parts(count: int) -> tuple[Tensor, Tensor]:
+    """Ascending indices of training and test images."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    tests = max(1, round(TEST_SHARE * count))
+    return order[tests:].sort().values, order[:tests].sort().values
 
 
 SHAPE_CLASSES = ("rectangle", "ellipse", "triangle")
@@ -166,17 +203,9 @@ SMALLEST, LARGEST = 0.2, 0.6  # of the image's side
 MOST_HIDDEN = 0.15  # of a box's area by another one, so that every shape can be told
 
 
-def load_shapes(
-    spec: str,
-    *,
-    image_size: int | None,
-    channels: int,
-    seed: int,
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None,
-) -> Dataset:
-    """`seed` decides the test images; the training images are always the same."""
-    size = image_size or SHAPES_SIZE
-    mean, std = normalisation_tensors(*(normalisation or ((0.5,), (0.25,))), channels)
+def load_shapes(spec: str, location: str, options: ReadOptions) -> Dataset:
+    """Rectangles, ellipses and triangles with their boxes, for detectors; always the same images."""
+    size = options.image_size or SHAPES_SIZE
 
     def image_set(count: int, entropy: tuple[int, ...]) -> ImageSet:
         rng = np.random.default_rng(entropy)
@@ -184,9 +213,9 @@ def load_shapes(
         labels = np.full((count, MOST_OBJECTS, 5), (-1, 0, 0, 0, 0), dtype=np.float32)
         for image, objects in zip(images, labels, strict=True):
             _draw(image, objects, rng)
-        return ImageSet(with_channels(torch.from_numpy(images), channels), torch.from_numpy(labels), mean, std)
+        return options.images(torch.from_numpy(images), torch.from_numpy(labels), ((0.5,), (0.25,)))
 
-    return Dataset(image_set(TRAINING_IMAGES, (0,)), image_set(TEST_IMAGES, (1, seed)), SHAPE_CLASSES, spec)
+    return Dataset(image_set(TRAINING_IMAGES, (0,)), image_set(TEST_IMAGES, (1, 0)), SHAPE_CLASSES, spec)
 
 
 def _draw(image: NDArray[np.uint8], objects: NDArray[np.float32], rng: np.random.Generator) -> None:
@@ -235,22 +264,14 @@ MEMORY_SHARE = 0.5
 LAYOUT = "train/CLASS/IMAGE and val/CLASS/IMAGE"
 
 
-def load_folder(
-    spec: str,
-    path: Path,
-    *,
-    image_size: int | None,
-    channels: int,
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None,
-    workers: int = 0,
-) -> Dataset:
-    """Classes are the sorted folder names of train/. All images are decoded into memory; with `workers`, so many
-    threads decode them whenever they are used.
+def load_folder(spec: str, location: str, options: ReadOptions) -> Dataset:
+    """`location`: a folder or .zip file. Classes are the sorted folder names of train/.
 
-    `image_size` None: the shorter side of the first training image, at most 224. An image whose shorter side
-    differs is resized to 256/224 of `image_size` (shorter side), and the middle is cut out. Without
-    `normalisation` the images get ImageNet's mean and deviation.
+    Without an image size: the shorter side of the first training image, at most 224. An image whose shorter side
+    differs is resized to 256/224 of that (shorter side), and the middle is cut out. Without a normalisation of the
+    network the images get ImageNet's.
     """
+    path, channels, workers = Path(location).expanduser(), options.channels or COLOURS, options.workers
     if channels not in (1, 3):
         raise InvalidInput(f"images can be read with 1 or 3 channels, not {channels}")
     with _opened(path) as files:
@@ -259,8 +280,8 @@ def load_folder(
         unknown = sorted({file.parent.name for file in test_files} - set(classes))
         if unknown:
             raise InvalidInput(f"{path}: classes in the validation images only: {', '.join(unknown[:5])}")
-        size = image_size or min(min(_decoded(files, path, train_files[0], "RGB").size), LARGEST_DEFAULT_SIZE)
-        mean, std = normalisation_tensors(*(normalisation or (IMAGENET_MEAN, IMAGENET_STD)), channels)
+        size = options.image_size or min(min(_decoded(files, path, train_files[0], "RGB").size), LARGEST_DEFAULT_SIZE)
+        mean, std = options.normaliser(IMAGENET)
         if not workers:
             _refuse_more_than_memory(path, len(train_files) + len(test_files), channels * size * size)
         # A file of its own, which stays open as long as images may be asked for.
@@ -398,20 +419,13 @@ def _refuse_more_than_memory(path: Path, images: int, bytes_per_image: int) -> N
         )
 
 
-LOG = logging.getLogger(__name__)
 MOST_COLOURS = 4  # channels of an image whose channels come last: grey, grey and alpha, RGB, RGBA
 LARGEST_NORMALISED = 30.0  # deviations from the mean; pixels from 0 to 255 go beyond
 
 
-def load_user_function(
-    spec: str,
-    *,
-    image_size: int | None,
-    channels: int | None,
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None,
-) -> Dataset:
-    """Calls the function `spec` names, with `image_size` if it takes one; it returns (train, test) or a Dataset,
-    which can also say what its accuracies are on.
+def load_user_function(spec: str, options: ReadOptions) -> Dataset:
+    """Calls the function `spec` names, with `image_size` if it takes one; it returns (train, test), or a
+    Dataset, which can also say what its accuracies are on.
 
     Each of the two is an ImageSet, a pair (images, labels) of arrays, or a sequence of (image, label) such as a
     torch Dataset; an image is a PIL image, an (H, W, C) uint8 array or a (C, H, W) tensor. Arrays of images are
@@ -419,19 +433,19 @@ def load_user_function(
     normalised already; uint8 images get `normalisation`, or ImageNet's. For detectors the labels of a pair are boxes,
     (N, objects, 5) as in an ImageSet; for a task of the user's own they are (N, ...) numbers.
     A network with several inputs gets them as a tuple of arrays in place of the images: ((first, second), labels).
-    `channels`: what the network takes, 1 or 3; None: what the images have.
     """
     function = load_function(spec)
     accepts_size = "image_size" in inspect.signature(function).parameters
     try:
-        result = function(image_size=image_size) if accepts_size and image_size is not None else function()
+        sized = accepts_size and options.image_size is not None
+        result = function(image_size=options.image_size) if sized else function()
     except AmcMobileError:
         raise
     except Exception as error:
         raise InvalidInput(f"{spec} failed: {type(error).__name__}: {error}") from error
     if not isinstance(result, Dataset) and (not isinstance(result, tuple | list) or len(result) != 2):
         raise InvalidInput(f"{spec} must return (train, test) or a Dataset, it returned a {type(result).__name__}")
-    return _dataset(spec, result, image_size, channels, normalisation)
+    return _dataset(spec, result, options)
 
 
 OBJECTS: dict[str, Any] = {}  # data sets that this process was given as objects, by name
@@ -455,24 +469,18 @@ def name_data(data: Any) -> str:
             data = _with_test_images(spec, *data)
         elif not _has_several_inputs(data):
             data = [_Collected(_collected_or_given(spec, part), getattr(part, "classes", None)) for part in data]
-    dataset = _dataset(spec, data, None, None, None)
+    dataset = _dataset(spec, data, ReadOptions())
     digest = hashlib.sha256(f"{dataset.train.fingerprint()} {dataset.test.fingerprint()}".encode()).hexdigest()
     name = f"{OBJECT_NAME}{digest[:12]}"
     OBJECTS[name] = data
     return name
 
 
-def load_object(
-    spec: str,
-    *,
-    image_size: int | None,
-    channels: int | None,
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None,
-) -> Dataset:
-    """The data that `name_data` gave this name; parameters as in `load_user_function`."""
+def load_object(spec: str, options: ReadOptions) -> Dataset:
+    """The data that `name_data` gave this name."""
     if spec not in OBJECTS:
         raise InvalidInput(f"{spec} was given as a Python object, in another process", next_step="pass the data again")
-    return _dataset(spec, OBJECTS[spec], image_size, channels, normalisation)
+    return _dataset(spec, OBJECTS[spec], options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -488,31 +496,23 @@ def _with_test_images(spec: str, images: Any, labels: Any) -> list[_Collected]:
     pixels, targets = _tensor(spec, images), _labels(spec, labels)
     if len(pixels) != len(targets):
         raise InvalidInput(f"{spec}: {len(pixels)} images and {len(targets)} labels")
-    order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))
-    tests = max(1, round(TEST_SHARE * len(pixels)))
-    indices = order[tests:].sort().values, order[:tests].sort().values
-    return [_Collected(_collected_or_given(spec, (pixels[index], targets[index])), None) for index in indices]
+    parts = [(pixels[index], targets[index]) for index in _shuffled_parts(len(pixels))]
+    return [_Collected(_collected_or_given(spec, part), None) for part in parts]
 
 
 def _has_several_inputs(parts: Sequence[Any]) -> bool:
     return all(isinstance(part, tuple) and len(part) == 2 and isinstance(part[0], tuple) for part in parts)
 
 
-def _dataset(
-    spec: str,
-    given: Any,
-    image_size: int | None,
-    channels: int | None,
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None,
-) -> Dataset:
+def _dataset(spec: str, given: Any, options: ReadOptions) -> Dataset:
     """Of a Dataset, or of a training and a test set in one of the forms of `load_user_function`."""
     if isinstance(given, Dataset):
         return replace(given, spec=spec)
     if _has_several_inputs(given):
-        return _several_inputs(spec, given, normalisation)
+        return _several_inputs(spec, given, options)
     parts = [_collected_or_given(spec, part) for part in given]
     before = parts[0][0].shape[2:] if isinstance(parts[0], tuple) else parts[0].images.shape[2:]
-    train, test = (_image_set(part, image_size, channels, normalisation) for part in parts)
+    train, test = (_image_set(part, options) for part in parts)
     named = getattr(given[0], "classes", None)
     if isinstance(named, Tensor):  # an ImageSet's classes are those of its images
         named = None
@@ -570,14 +570,14 @@ def _labels(spec: str, given: Any) -> Tensor:
     return labels
 
 
-def _several_inputs(
-    spec: str, parts: Sequence[Any], normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None
-) -> Dataset:
+def _several_inputs(spec: str, parts: Sequence[Any], options: ReadOptions) -> Dataset:
     """Every input normalised, behind each other."""
     sets, shapes = [], []
     for inputs, given in parts:
         chosen = [_collected_or_given(spec, (one, given)) for one in inputs]
-        normalised = [_image_set(part, None, None, normalisation).normalised() for part in chosen]
+        normalised = [
+            _image_set(part, ReadOptions(normalisation=options.normalisation)).normalised() for part in chosen
+        ]
         shapes.append(tuple(tuple(one.shape[1:]) for one in normalised))
         packed = torch.cat([one.flatten(1) for one in normalised], 1)[:, :, None, None]
         plain = torch.zeros(packed.shape[1]), torch.ones(packed.shape[1])
@@ -603,23 +603,15 @@ def _channels_first(spec: str, images: Tensor) -> Tensor:
     return images
 
 
-def _image_set(
-    part: ImageSet | tuple[Tensor, Tensor],
-    image_size: int | None,
-    channels: int | None,
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None,
-) -> ImageSet:
+def _image_set(part: ImageSet | tuple[Tensor, Tensor], options: ReadOptions) -> ImageSet:
+    """Floating-point images are normalised already; where the network leaves its channels open, images keep theirs."""
     if isinstance(part, ImageSet):
         return part
     images, labels = part
-    if image_size is not None:
-        images = resized(images, image_size)
-    if channels is not None:
-        images = with_channels(images, channels)
-    plain = ((0.0,), (1.0,))
-    chosen = plain if images.dtype == torch.float32 else normalisation or (IMAGENET_MEAN, IMAGENET_STD)
-    mean, std = normalisation_tensors(*chosen, images.shape[1])
-    return ImageSet(images, labels, mean, std)
+    options = replace(options, channels=options.channels or images.shape[1])
+    if images.dtype == torch.float32:
+        options = replace(options, normalisation=((0.0,), (1.0,)))
+    return options.images(images, labels, IMAGENET)
 
 
 def _collected(spec: str, part: Sequence[tuple[Any, Any]]) -> tuple[Tensor, Tensor]:
@@ -644,3 +636,12 @@ def _one_image(image: Any) -> Tensor:
         return image
     array = np.array(image)
     return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
+
+
+Source = Callable[[str, str, ReadOptions], Dataset]
+SOURCES: dict[str, Source] = {
+    "digits": load_digits,
+    "shapes": load_shapes,
+    "cifar10:PATH": load_cifar,
+    "imagefolder:PATH": load_folder,
+}

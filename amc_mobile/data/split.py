@@ -1,70 +1,17 @@
-"""Data sets by name, and the split that keeps calibration, reward and test images apart.
-
-`load_dataset` reads one of
-  digits                          scikit-learn's digits, built in
-  shapes                          drawn shapes with their boxes, for detectors, built in
-  cifar10:PATH                    an .npz file, or the folder of the binary version
-  imagefolder:PATH                a folder or .zip with train/CLASS/IMAGE and val/CLASS/IMAGE
-  path/to/file.py:function        a function of yours that returns (train, test) or a Dataset
-"""
+"""The split of a data set that keeps calibration, reward and test images apart."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from amc_mobile.data import sources
 from amc_mobile.data.images import Dataset, ImageSet
-from amc_mobile.errors import InvalidConfig, InvalidInput
-from amc_mobile.user_file import names_a_function
-
-__all__ = ["DataSplit", "Dataset", "ImageSet", "load_dataset", "split"]
+from amc_mobile.errors import InvalidConfig
 
 HELD_OUT_SEED = 0  # of the reward images, whatever the seed of a search or training
-SOURCES = "digits, shapes, cifar10:PATH, imagefolder:PATH, path/to/file.py:function"
-
-
-def load_dataset(
-    spec: str,
-    *,
-    image_size: int | None = None,
-    channels: int | None = None,
-    seed: int = 0,
-    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
-    workers: int = 0,
-) -> Dataset:
-    """Reads a data set into memory; with `workers`, image folders stay in their files and so many threads decode them.
-
-    `image_size`: side in pixels; None is the source's own (digits: 32, shapes: 64). `channels`: None is 3, of a user's
-    function those of its images. `normalisation`: the mean and
-    the deviation per channel that the network was trained with; None is the source's usual one. `seed` decides the
-    test set of digits and shapes.
-    Raises InvalidInput, naming what was expected, for anything that cannot be read.
-    """
-    if image_size is not None and image_size < 1:
-        raise InvalidConfig(f"image_size is {image_size}; it must be at least 1")
-    kind, _, location = spec.partition(":")
-    if names_a_function(spec) and kind not in ("cifar10", "imagefolder"):
-        return sources.load_user_function(spec, image_size=image_size, channels=channels, normalisation=normalisation)
-    if kind.startswith(sources.OBJECT_NAME):
-        return sources.load_object(spec, image_size=image_size, channels=channels, normalisation=normalisation)
-    channels = channels or 3
-    if spec in ("digits", "shapes"):
-        load = sources.load_digits if spec == "digits" else sources.load_shapes
-        return load(spec, image_size=image_size, channels=channels, seed=seed, normalisation=normalisation)
-    # An image folder's path is free text, so it is looked at before `.py:function`.
-    if kind in ("cifar10", "imagefolder") and location:
-        path = Path(location).expanduser()
-        if kind == "cifar10":
-            return sources.load_cifar(spec, path, image_size=image_size, channels=channels, normalisation=normalisation)
-        return sources.load_folder(
-            spec, path, image_size=image_size, channels=channels, normalisation=normalisation, workers=workers
-        )
-    raise InvalidInput(f"no data set {spec!r}", next_step=f"choose one of {SOURCES}")
 
 
 @dataclass(frozen=True, eq=False)

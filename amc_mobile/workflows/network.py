@@ -15,7 +15,9 @@ from torch import nn
 from amc_mobile.channels.groups import find_groups, prove
 from amc_mobile.channels.plan import grid
 from amc_mobile.channels.structure import ChannelGroups
-from amc_mobile.data.split import Dataset, DataSplit, ImageSet, held_out, held_out_count, load_dataset, split
+from amc_mobile.data.images import Dataset, ImageSet
+from amc_mobile.data.sources import load_dataset
+from amc_mobile.data.split import DataSplit, held_out, held_out_count, split
 from amc_mobile.errors import InvalidConfig, InvalidInput
 from amc_mobile.models.loading import OBJECTS, LoadedModel, expected_input, load_model
 from amc_mobile.models.task import OwnTask, Task, logits

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from amc_mobile.channels.cost import CostModel
 from amc_mobile.channels.plan import PruningPlan
 from amc_mobile.channels.structure import Ids, Layer
-from amc_mobile.data.split import DataSplit, ImageSet, few
+from amc_mobile.data.images import ImageSet
+from amc_mobile.data.split import DataSplit, few
 from amc_mobile.errors import InvalidConfig, InvalidInput
 from amc_mobile.models.task import bf16_is_fast, logits
 from amc_mobile.pruning.channel_choice import channel_order

@@ -29,7 +29,8 @@ from scipy.stats import spearmanr
 
 from amc_mobile.channels.cost import CostModel
 from amc_mobile.channels.groups import find_groups
-from amc_mobile.data.split import Dataset, DataSplit, ImageSet, split
+from amc_mobile.data.images import Dataset, ImageSet
+from amc_mobile.data.split import DataSplit, split
 from amc_mobile.models.loading import load_model
 from amc_mobile.models.task import CLASSIFICATION, bf16_is_fast, logits
 from amc_mobile.pruning.least_squares import Matrices

@@ -25,8 +25,8 @@ import torch
 from PIL import Image
 
 from amc_mobile.cli_options import progress_bars
+from amc_mobile.data.images import Dataset, ImageSet
 from amc_mobile.data.sources import fitted
-from amc_mobile.data.split import Dataset, ImageSet
 from amc_mobile.workflows.profile import profile_device
 from amc_mobile.workflows.report import report_run
 from amc_mobile.workflows.search import search_plan

@@ -10,7 +10,8 @@ import resource
 
 import torch
 
-from amc_mobile.data.split import Dataset, ImageSet, held_out
+from amc_mobile.data.images import Dataset, ImageSet
+from amc_mobile.data.split import held_out
 from amc_mobile.models.loading import load_model
 from amc_mobile.models.training import TrainConfig, train
 

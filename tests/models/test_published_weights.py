@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from amc_mobile.data.sources import fitted
-from amc_mobile.data.split import ImageSet, load_dataset
+from amc_mobile.data.images import ImageSet
+from amc_mobile.data.sources import fitted, load_dataset
 from amc_mobile.models.loading import load_model
 from amc_mobile.models.task import evaluate
 

@@ -14,8 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amc_mobile.data.images import FileImages
-from amc_mobile.data.split import ImageSet
+from amc_mobile.data.images import FileImages, ImageSet
 from amc_mobile.errors import CorruptFile, InvalidConfig, InvalidInput
 from amc_mobile.models import training
 from amc_mobile.models.task import CLASSIFICATION, augmented, evaluate, logits

@@ -9,7 +9,7 @@ from networks import PRUNABLE
 from torch import nn
 from traced_networks import subject
 
-from amc_mobile.data.split import ImageSet
+from amc_mobile.data.images import ImageSet
 from amc_mobile.errors import InvalidInput
 from amc_mobile.models.training import TrainConfig, train
 from amc_mobile.pruning.magnitude import MagnitudePruner, hold_masks, reestimated

@@ -15,7 +15,8 @@ from amc_mobile.channels import surgery
 from amc_mobile.channels.cost import CostModel
 from amc_mobile.channels.groups import find_groups
 from amc_mobile.channels.structure import Ids
-from amc_mobile.data.split import ImageSet, load_dataset
+from amc_mobile.data.images import ImageSet
+from amc_mobile.data.sources import load_dataset
 from amc_mobile.errors import InvalidInput
 from amc_mobile.models.loading import load_model
 from amc_mobile.models.task import evaluate

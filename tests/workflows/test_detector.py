@@ -10,7 +10,7 @@ import pytest
 from bench_device import Bench
 
 LOADER = """
-from amc_mobile.data.split import load_dataset
+from amc_mobile.data.sources import load_dataset
 
 
 def few(image_size=32):

@@ -12,7 +12,8 @@ import torch
 from in_process import CommandLine
 from PIL import Image
 
-from amc_mobile.data.split import Dataset, ImageSet, held_out, split
+from amc_mobile.data.images import Dataset, ImageSet
+from amc_mobile.data.split import held_out, split
 from amc_mobile.workflows.training import clearly_worse
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from networks import build
 
+from amc_mobile.data.images import ImageSet
 from amc_mobile.data.sources import name_data
-from amc_mobile.data.split import ImageSet
 from amc_mobile.models.loading import name_module
 from amc_mobile.models.task import logits
 from amc_mobile.pruning.least_squares import Matrices

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from amc_mobile.data.split import load_dataset
+from amc_mobile.data.sources import load_dataset
 from amc_mobile.workflows import sensitivity
 
 NET = """
