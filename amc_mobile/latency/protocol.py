@@ -39,15 +39,14 @@ from amc_mobile.latency.table import LatencyTable
 from amc_mobile.store import parse_object
 
 READINGS = 3
-WANTED_MS = 0.1
+ANCHOR_MS = 0.1  # the best length of an anchor: long enough to be timed well, and cheap
 
 
 class Anchor:
-    """`job`: some WANTED_MS long. `tolerance`: relative, over the lowest reading so far, `lowest_ms`."""
+    """A kernel that is timed after every block of passes. `lowest_ms`: its lowest reading so far."""
 
-    def __init__(self, job: Job, *, tolerance: float, lowest_ms: float = math.inf) -> None:
+    def __init__(self, job: Job, *, lowest_ms: float) -> None:
         self._job = job
-        self._tolerance = tolerance
         self.lowest_ms = lowest_ms
 
     @property
@@ -66,85 +65,77 @@ class Anchor:
         self.lowest_ms = min([self.lowest_ms, *(pass_low_ms(samples) for samples in readings)])
 
     def is_steady(self, readings: Sequence[SamplesMs]) -> bool:
-        """Whether the lowest of these readings is within the tolerance of the lowest before."""
+        """Whether the lowest of these readings is within ANCHOR_DRIFT of the lowest before."""
         before = self.lowest_ms
         self.see(readings)
-        return min(pass_low_ms(samples) for samples in readings) <= before * (1 + self._tolerance)
+        return min(pass_low_ms(samples) for samples in readings) <= before * (1 + ANCHOR_DRIFT)
 
 
 def best_anchor(measured: Mapping[str, Sequence[Pass]]) -> str | None:
-    """The key whose latency is nearest to the wanted one; None where nothing was measured."""
+    """The key whose latency is nearest to ANCHOR_MS; None where nothing was measured."""
     distances = {
-        key: abs(math.log(low_ms([one.samples_ms for one in passes]) / WANTED_MS))
+        key: abs(math.log(low_ms([one.samples_ms for one in passes]) / ANCHOR_MS))
         for key, passes in measured.items()
         if passes
     }
     return min(distances, key=distances.__getitem__, default=None)
 
 
+# The fewest runs that gave kernels within 1 % and whole models within 2 % on a desktop CPU.
+KERNEL_SAMPLES = 4
+KERNEL_SAMPLE_MS = 0.25
+KERNEL_PASS_S = 1.0  # slow kernels take fewer samples
+MODEL_SAMPLE_MS = 0.2  # longer models: a sample is one inference
+MODEL_PASS_S = 1.0
+AGREEMENT = 0.01  # the two lowest passes of a kernel, relative
+WARMUP_RUNS = 4  # the fewest
+# Only where the device has rested, as before a batch. Passes follow each other without a rest, so that the clocks stay
+# up, and what a fresh session lacks, memory and caches, it has after some runs: the warm-up sees that its runs get no
+# shorter. At 0.5 s for each pass of some 300 kernels a profile would take 8 minutes longer.
+KERNEL_WARMUP_S = 0.1
+MODEL_WARMUP_S = 0.5
+BUSY_FACTOR = 3  # times as many passes under load of other programs: one of them will be nearly undisturbed
+ANCHOR_DRIFT = 0.05  # relative; an anchor or a clock that is worse by more makes passes count as slow
+SEED = 0  # of the order of passes, and of the shares of several phones
+
+
 @dataclass(frozen=True)
 class ProtocolConfig:
-    """Defaults: the fewest runs that gave kernels within 1 % and whole models within 2 % on a desktop CPU."""
+    """How many passes are made, and how; the rest are constants of this module."""
 
-    kernel_samples: int = 4
-    kernel_sample_ms: float = 0.25
     min_passes: int = 3
     max_passes: int = 10
-    agreement: float = 0.01  # the two lowest passes of a kernel, relative
-    agreement_us: float = 0.1  # or this close: a kernel of a few microseconds cannot do better
-    kernel_pass_s: float = 1.0  # slow kernels take fewer samples
+    agreement_us: float = 0.1  # or within AGREEMENT: a kernel of a few microseconds cannot do better
     model_passes: int = 10
-    busy_factor: int = 3  # times as many passes beside other programs: one of them will be nearly undisturbed
     model_samples: int = 20
-    model_sample_ms: float = 0.2  # longer models: a sample is one inference
-    model_pass_s: float = 1.0
     cadence_fps: float = 0.0  # whole models: so many runs a second, as an app makes them; 0: back to back
-    spread_s: float = 0.0  # the passes of `measure_model` are spread over at least this long
-    warmup_runs: int = 4  # the fewest
-    # Only where the device has rested, as before a batch. Passes follow each other without a rest, so that the clocks
-    # stay up, and what a fresh session lacks, memory and caches, it has after some runs: the warm-up sees that its runs
-    # get no shorter. At 0.5 s for each pass of some 300 kernels a profile would take 8 minutes longer.
-    kernel_warmup_s: float = 0.1
-    model_warmup_s: float = 0.5
     pair_rounds: int = 10
     anchor_every: int = 40  # passes
-    anchor_drift: float = 0.05
     anchor_repeats: int = 2  # in a row
     anchor_total_repeats: int = 10  # in all: a busy machine must not take for ever
     cpu_time: bool = False  # benchmarks only: the table and every budget speak of wall time
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in (
-            "kernel_samples", "min_passes", "max_passes", "model_passes", "busy_factor", "model_samples",
-            "warmup_runs", "pair_rounds", "anchor_every",
-        ):  # fmt: skip
+        for name in ("min_passes", "model_passes", "model_samples", "pair_rounds", "anchor_every"):
             if getattr(self, name) < 1:
                 raise InvalidConfig(f"{name} = {getattr(self, name)} must be at least 1")
         if self.max_passes < self.min_passes:
             raise InvalidConfig(f"max_passes = {self.max_passes} is below min_passes = {self.min_passes}")
-        for name in ("kernel_sample_ms", "kernel_pass_s", "model_sample_ms", "model_pass_s", "anchor_drift"):
-            if not getattr(self, name) > 0:
-                raise InvalidConfig(f"{name} = {getattr(self, name)} must be above 0")
-        for name in (
-            "agreement", "agreement_us", "cadence_fps", "spread_s", "anchor_repeats", "anchor_total_repeats",
-            "kernel_warmup_s", "model_warmup_s",
-        ):  # fmt: skip
-            if not getattr(self, name) >= 0:
-                raise InvalidConfig(f"{name} = {getattr(self, name)} must not be negative")
+        if not self.cadence_fps >= 0:
+            raise InvalidConfig(f"cadence_fps = {self.cadence_fps} must not be negative")
 
     @property
     def kernel_timing(self) -> Timing:
         return Timing(
-            self.kernel_samples, self.kernel_sample_ms, self.warmup_runs, self.kernel_pass_s,
-            cpu_time=self.cpu_time, warmup_s=self.kernel_warmup_s,
+            KERNEL_SAMPLES, KERNEL_SAMPLE_MS, WARMUP_RUNS, KERNEL_PASS_S, cpu_time=self.cpu_time,
+            warmup_s=KERNEL_WARMUP_S,
         )  # fmt: skip
 
     @property
     def model_timing(self) -> Timing:
         back_to_back = Timing(
-            self.model_samples, self.model_sample_ms, self.warmup_runs, self.model_pass_s,
-            cpu_time=self.cpu_time, warmup_s=self.model_warmup_s,
+            self.model_samples, MODEL_SAMPLE_MS, WARMUP_RUNS, MODEL_PASS_S, cpu_time=self.cpu_time,
+            warmup_s=MODEL_WARMUP_S,
         )  # fmt: skip
         if not self.cadence_fps:
             return back_to_back
@@ -152,8 +143,8 @@ class ProtocolConfig:
         return replace(
             back_to_back,
             samples=max(self.model_samples, math.ceil(self.cadence_fps)),
-            warmup_runs=max(self.warmup_runs, math.ceil(self.cadence_fps / 2)),
-            max_s=2 * self.model_pass_s,
+            warmup_runs=max(WARMUP_RUNS, math.ceil(self.cadence_fps / 2)),
+            max_s=2 * MODEL_PASS_S,
             period_ms=1000 / self.cadence_fps,
             warmup_s=0.0,
         )
@@ -161,21 +152,22 @@ class ProtocolConfig:
     def is_kernel_done(self, passes: Sequence[Pass]) -> bool:
         """The stop rule: the two lowest of at least `min_passes` passes agree, or `max_passes` were made.
 
-        Beside other programs `busy_factor` times as many passes are the least: a slow phase may hold for a few.
+        Under load of other programs BUSY_FACTOR times as many passes are the least: a slow phase may hold for a few.
         """
         quiet = sum(not one.busy for one in passes)
-        fewest = self.min_passes * (1 if quiet >= self.min_passes else self.busy_factor)
+        fewest = self.min_passes * (1 if quiet >= self.min_passes else BUSY_FACTOR)
         if len(passes) < fewest or len(passes) >= self.max_passes:
             return len(passes) >= self.max_passes
         lows = sorted(pass_low_ms(one.samples_ms) for one in passes)
-        return len(lows) < 2 or lows[1] - lows[0] <= max(lows[0] * self.agreement, self.agreement_us / 1000)
+        return len(lows) < 2 or lows[1] - lows[0] <= max(lows[0] * AGREEMENT, self.agreement_us / 1000)
 
     def is_model_done(self, passes: Sequence[Pass]) -> bool:
-        """`model_passes` on a device left alone, or `busy_factor` times as many in all."""
+        """`model_passes` on a device left alone, or BUSY_FACTOR times as many in all."""
         quiet = sum(not one.busy for one in passes)
-        return quiet >= self.model_passes or len(passes) >= self.busy_factor * self.model_passes
+        return quiet >= self.model_passes or len(passes) >= BUSY_FACTOR * self.model_passes
 
 
+DEFAULT = ProtocolConfig()
 QUICK = ProtocolConfig(min_passes=2, max_passes=3, model_passes=4)  # a later profile adds the passes that lack
 
 
@@ -392,7 +384,7 @@ def measure_kernels(
     table: LatencyTable | None = None,
     anchor: KernelRequest | None = None,
     on_result: OnResult | None = None,
-    config: ProtocolConfig | None = None,
+    config: ProtocolConfig = DEFAULT,
 ) -> dict[str, KernelMeasurement]:
     """Measures kernels until each has enough passes. `requests`: by key.
 
@@ -401,7 +393,6 @@ def measure_kernels(
     0.1 ms; where none is given, a request that was measured already, else the middle one. It is held against its
     passes in the table from the first reading on. Raises DeviceError naming the kernel that does not run.
     """
-    config = config or ProtocolConfig()
     if table is not None:
         table.add_kernels(request.kernel for request in requests.values())
     made = _Run(device, requests, table, config, on_result).all_passes(
@@ -420,37 +411,24 @@ def measure_models(
     table: LatencyTable | None = None,
     anchor: KernelRequest | None = None,
     on_result: OnResult | None = None,
-    config: ProtocolConfig | None = None,
+    config: ProtocolConfig = DEFAULT,
 ) -> dict[str, ModelMeasurement]:
     """Measures several whole models, their passes interleaved in shuffled order. Resumes from `table` as kernels do."""
-    config = config or ProtocolConfig()
     if table is not None:
         table.add_models(requests.values())
     made = _Run(device, requests, table, config, on_result).all_passes(
         config.model_timing, config.is_model_done, config.model_passes, anchor
     )
     conditions = device.conditions()
-    return {key: ModelMeasurement(tuple(made[key]), conditions, config.warmup_runs) for key in requests}
+    return {key: ModelMeasurement(tuple(made[key]), conditions, WARMUP_RUNS) for key in requests}
 
 
-def measure_model(device: Device, model: bytes, config: ProtocolConfig | None = None) -> ModelMeasurement:
+def measure_model(device: Device, model: bytes, config: ProtocolConfig = DEFAULT) -> ModelMeasurement:
     """Measures one whole model. Raises DeviceError when it does not run."""
-    config = config or ProtocolConfig()
     job = Job("model", "the model", lambda: model, config.model_timing)
 
-    def attempt() -> list[TimedPass]:
-        if config.spread_s == 0:
-            return list(device.passes([job] * config.model_passes))
-        made: list[TimedPass] = []
-        began = time.monotonic()
-        while len(made) < config.model_passes:
-            due = began + config.spread_s * len(made) / max(1, config.model_passes - 1)
-            time.sleep(max(0.0, due - time.monotonic()))
-            made += device.passes([job])
-        return made
-
     with device.session():
-        made, quiet = _until_steady(device, config, attempt)
+        made, quiet = _until_steady(device, config, lambda: list(device.passes([job] * config.model_passes)))
     passes = tuple(Pass(one.samples_ms, not quiet, one.record) for one in made)
     return ModelMeasurement(passes, device.conditions(), config.model_timing.warmup_runs, device.screen())
 
@@ -461,16 +439,15 @@ def measure_sustained(
     seconds: float,
     *,
     on_window: Callable[[float], None] | None = None,
-    config: ProtocolConfig | None = None,
+    config: ProtocolConfig = DEFAULT,
 ) -> SustainedMeasurement:
     """Runs one model for `seconds` without letting the device cool, in windows of at most WINDOW_S.
 
     Each window is a session of its own: loading the model between two takes some milliseconds. `on_window`: given the
     seconds so far. Raises DeviceError when the model does not run.
     """
-    config = config or ProtocolConfig()
     count = max(FEWEST_WINDOWS, math.ceil(seconds / WINDOW_S))
-    timing = replace(config.model_timing, samples=MOST_SAMPLES, warmup_runs=config.warmup_runs, max_s=seconds / count)
+    timing = replace(config.model_timing, samples=MOST_SAMPLES, warmup_runs=WARMUP_RUNS, max_s=seconds / count)
     job = Job("model", "the model", lambda: model, timing)
     windows: list[Window] = []
     with device.session():
@@ -488,9 +465,8 @@ def measure_sustained(
     return SustainedMeasurement(tuple(windows), device.conditions(), busy)
 
 
-def measure_pair(device: Device, before: bytes, after: bytes, config: ProtocolConfig | None = None) -> PairMeasurement:
+def measure_pair(device: Device, before: bytes, after: bytes, config: ProtocolConfig = DEFAULT) -> PairMeasurement:
     """Times two models in alternating blocks, before-after-after-before, in fresh sessions per round."""
-    config = config or ProtocolConfig()
     jobs = [
         Job("before", "the original model", lambda: before, config.model_timing),
         Job("after", "the pruned model", lambda: after, config.model_timing),
@@ -504,7 +480,7 @@ def measure_pair(device: Device, before: bytes, after: bytes, config: ProtocolCo
         ModelMeasurement(
             tuple(Pass(one[which].samples_ms, not quiet, one[which].record) for one in rounds),
             conditions,
-            config.warmup_runs,
+            WARMUP_RUNS,
             device.screen(),
         )
         for which in (0, 1)
@@ -569,7 +545,7 @@ class _Run:
         todo = [key for key in passes if not is_done(passes[key])]
         if not todo and not self._has_beside:
             return passes
-        order = random.Random(self._config.seed)
+        order = random.Random(SEED)
         with self._device.session():
             self._outdate()
             todo = [key for key in passes if not is_done(self._counted(key))]
@@ -620,10 +596,9 @@ class _Run:
         """Whether anchor or clocks have done better at another time: passes may agree on a slow device."""
         if state is None:
             return False
-        drift = self._config.anchor_drift
         lowest_ms = self._anchor_in_use.lowest_ms if self._anchor_in_use else math.inf
-        is_behind = state.anchor_ms is not None and state.anchor_ms > lowest_ms * (1 + drift)
-        return is_behind or (state.mhz is not None and state.mhz < self._highest_mhz * (1 - drift))
+        is_behind = state.anchor_ms is not None and state.anchor_ms > lowest_ms * (1 + ANCHOR_DRIFT)
+        return is_behind or (state.mhz is not None and state.mhz < self._highest_mhz * (1 - ANCHOR_DRIFT))
 
     def _outdate(self) -> None:
         """What was made beside other programs does not count any more once the device is left alone."""
@@ -659,4 +634,4 @@ class _Run:
         timing = replace(self._config.kernel_timing, samples=8)
         lowest_ms = plan.lowest_ms if plan else min((pass_low_ms(one.samples_ms) for one in known), default=math.inf)
         job = Job(request.key, "the anchor", request.model, timing)
-        return Anchor(job, tolerance=self._config.anchor_drift, lowest_ms=lowest_ms)
+        return Anchor(job, lowest_ms=lowest_ms)

@@ -21,7 +21,7 @@ from amc_mobile.device.conditions import Conditions, unit_of
 from amc_mobile.device.device import Device, Job, Neighbours, ResumableDevice, TimedPass
 from amc_mobile.errors import DeviceError
 from amc_mobile.latency.measurement import KernelMeasurement, KernelRequest
-from amc_mobile.latency.protocol import ProtocolConfig, best_anchor, measure_kernels
+from amc_mobile.latency.protocol import DEFAULT, SEED, ProtocolConfig, best_anchor, measure_kernels
 from amc_mobile.latency.table import LatencyTable
 
 T = TypeVar("T")
@@ -193,7 +193,7 @@ def share_kernels(
     *,
     table: LatencyTable,
     on_progress: OnProgress | None = None,
-    config: ProtocolConfig | None = None,
+    config: ProtocolConfig = DEFAULT,
 ) -> list[PhoneShare]:
     """Measures on all phones at once, and tells what each did.
 
@@ -202,7 +202,7 @@ def share_kernels(
     begun, and all where no phone remains, are still missing then. Resumes from `table`. Raises DeviceError for phones
     under unlike conditions, and where the first fails before anything is dealt out.
     """
-    return _Sharing(devices, requests, types, table, on_progress, config or ProtocolConfig()).run()
+    return _Sharing(devices, requests, types, table, on_progress, config).run()
 
 
 class _Sharing:
@@ -305,7 +305,7 @@ class _Sharing:
 
     def _deal(self) -> None:
         """The same shares in every run of one network, so that a phone meets its own again after a kill."""
-        keys = random.Random(self._config.seed).sample(list(self._requests), len(self._requests))
+        keys = random.Random(SEED).sample(list(self._requests), len(self._requests))
         at = 0
         while at < len(keys):
             size = max(LEAST_SHARE, (len(keys) - at) // (2 * len(self._phones)))

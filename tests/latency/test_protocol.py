@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from latency_toys import CONDITIONS, ToyDevice, conv, request
 from amc_mobile.device import device as timing_module
 from amc_mobile.device.device import Job, Neighbours, PassRecord, SamplesMs, TimedPass, Timing, time_session
 from amc_mobile.errors import DeviceError, InvalidConfig, InvalidInput
+from amc_mobile.latency import protocol
 from amc_mobile.latency.measurement import BUSY, KernelRequest, ModelRequest, Pass
 from amc_mobile.latency.protocol import (
     READINGS,
@@ -138,7 +140,7 @@ def test_a_session_that_never_settles_is_timed_all_the_same(device: ToyDevice) -
 
 
 def test_a_device_that_has_rested_is_put_under_load_first(device: ToyDevice) -> None:
-    config = ProtocolConfig(model_passes=3, model_samples=5, model_warmup_s=0.5)
+    config = ProtocolConfig(model_passes=3, model_samples=5)
     runs = 1 + 4 + 5
     measure_model(device, b"a", config)
     assert device.now_s * 1000 == pytest.approx(500 + 0.1 * (3 * runs * 2 - 4 - 5), abs=5)
@@ -155,7 +157,7 @@ def test_a_device_that_has_rested_is_put_under_load_first(device: ToyDevice) -> 
 
 
 def anchor_of(*first_ms: float) -> Anchor:
-    made = Anchor(Job("anchor", "the anchor", b"anchor", Timing(4, 0.2, 2, 1.0)), tolerance=0.05)
+    made = Anchor(Job("anchor", "the anchor", b"anchor", Timing(4, 0.2, 2, 1.0)), lowest_ms=math.inf)
     assert len(made.first_jobs()) == READINGS
     made.see(readings(*first_ms))
     return made
@@ -253,19 +255,21 @@ def test_passes_that_agree_on_a_slow_device_are_not_the_last(device: ToyDevice) 
     assert max(len(kernel.passes) for kernel in found.values()) < config.max_passes
 
 
-def test_passes_at_a_lower_clock_are_not_the_last(device: ToyDevice) -> None:
+def test_passes_at_a_lower_clock_are_not_the_last(device: ToyDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "KERNEL_SAMPLE_MS", 20)  # long enough for the clock to be read
     # The anchor runs from the cache: it is as fast, or the readings met a better moment.
     device.ms = {**MS, "anchor": 0.1}
     device.mhz = lambda opens: 1000.0 if opens <= SLOW_OPENS else 2000.0
     device.slowdown = lambda opens: 2.0 if opens <= SLOW_OPENS and device.opened[-1] != "anchor" else 1.0
-    config = ProtocolConfig(anchor_every=4, kernel_sample_ms=20)
+    config = ProtocolConfig(anchor_every=4)
     found = measure_kernels(device, kernel_requests("abcdefgh"), anchor=request("anchor"), config=config)
     assert sorted(kernel.low_ms for kernel in found.values()) == pytest.approx([MS[name] for name in "abcdefgh"])
 
 
-def test_a_clock_that_never_rests_ends_at_the_most_passes(device: ToyDevice) -> None:
+def test_a_clock_that_never_rests_ends_at_the_most_passes(device: ToyDevice, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "KERNEL_SAMPLE_MS", 20)
     device.mhz = lambda opens: 1000.0 + 100 * opens
-    config = ProtocolConfig(anchor_every=4, max_passes=5, kernel_sample_ms=20)
+    config = ProtocolConfig(anchor_every=4, max_passes=5)
     found = measure_kernels(device, kernel_requests("abcd"), anchor=request("anchor"), config=config)
     assert {len(kernel.passes) for kernel in found.values()} == {5}
 
@@ -436,8 +440,7 @@ def test_a_pair_is_timed_in_alternating_blocks_so_that_drift_cancels(device: Toy
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("kernel_samples", 0), ("min_passes", 0), ("max_passes", 2), ("agreement", -0.1), ("kernel_sample_ms", 0.0),
-        ("anchor_drift", float("nan")), ("anchor_every", 0), ("pair_rounds", 0),
+        ("min_passes", 0), ("max_passes", 2), ("cadence_fps", float("nan")), ("anchor_every", 0), ("pair_rounds", 0),
     ],
 )  # fmt: skip
 def test_a_protocol_that_cannot_work_is_refused(field: str, value: float) -> None:
