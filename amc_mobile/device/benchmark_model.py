@@ -14,13 +14,16 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from amc_mobile.device.adb import command_line
+from amc_mobile.device.adb import AdbPhone, command_line
 from amc_mobile.device.conditions import Conditions
 from amc_mobile.device.device import Job, PassRecord, TimedPass, Timing
-from amc_mobile.device.phone import LOAD_ALLOWANCE_S, START_ALLOWANCE_S, PhoneDevice, PhonePasses
+from amc_mobile.device.libraries import RuntimeLibrary
+from amc_mobile.device.phone import LOAD_ALLOWANCE_S, START_ALLOWANCE_S, PhoneDevice
 from amc_mobile.device.phone_output import parse_allowed_cores
 from amc_mobile.device.phone_runner import FOLDER, InstalledFile
+from amc_mobile.device.profiles import DeviceProfile
 from amc_mobile.errors import DeviceError, InvalidConfig, PhoneOutputInvalid
 from amc_mobile.formats import TFLITE
 
@@ -112,21 +115,23 @@ LOG_CHARACTERS = 300
 _SHOW_CORES = 'grep Cpus_allowed_list: /proc/self/status; exec "$@"'
 
 
-class BenchmarkModelPasses(PhonePasses):
-    """Makes passes with benchmark_model, which is the library of `phone`. Runs .tflite files only."""
+class BenchmarkModelDevice(PhoneDevice):
+    """Makes passes on a phone with benchmark_model, which is library and runner. Runs .tflite files only."""
 
     jobs_per_batch = 1  # every pass starts a process in any case
 
-    def __init__(self, phone: PhoneDevice) -> None:
-        super().__init__(phone)
-        self._program = f"{FOLDER}/{InstalledFile(phone.library.path, phone.library.sha256).remote}"
+    def __init__(
+        self, adb: AdbPhone, profile: DeviceProfile, library: RuntimeLibrary, runner: Path, **settings: Any
+    ) -> None:
+        super().__init__(adb, profile, library, runner, **settings)
+        self._program = f"{FOLDER}/{InstalledFile(library.path, library.sha256).remote}"
         self._on_phone: set[str] = set()  # paths of models
 
     def conditions(self) -> Conditions:
         return replace(super().conditions(), runtime=RUNTIME)
 
     @contextmanager
-    def session(self) -> Iterator[object]:
+    def session(self) -> Iterator[PhoneDevice]:
         """Raises PhoneBusy, PhoneUnfit naming the problems, PhoneDiskFull."""
         self._on_phone.clear()
         with super().session() as session:
@@ -153,7 +158,7 @@ class BenchmarkModelPasses(PhonePasses):
 
     def try_out(self, model: bytes) -> None:
         """Runs a model once. Raises DeviceError naming what fails."""
-        with self.phone.untimed():
+        with self.untimed():
             self._on_phone.clear()
             self._said(Job("trial", "a tiny network", lambda: model, Timing(1, 0.0, 0, 1.0)))
 
@@ -163,12 +168,12 @@ class BenchmarkModelPasses(PhonePasses):
                 "benchmark_model runs a model back to back only",
                 next_step="add a runtime library (amc-mobile runtime add) and pass --runtime tflite",
             )
-        words = [self._program, f"--graph={self._keep(job.model())}", *flags(job.timing, self.phone.threads)]
-        if self.phone.cores:
-            mask = sum(1 << core for core in self.phone.cores)
+        words = [self._program, f"--graph={self._keep(job.model())}", *flags(job.timing, self.threads)]
+        if self.cores:
+            mask = sum(1 << core for core in self.cores)
             words = ["taskset", f"{mask:x}", "sh", "-c", _SHOW_CORES, "sh", *words]  # hexadecimal, and without 0x
         limit_s = START_ALLOWANCE_S + LOAD_ALLOWANCE_S + 2 * job.timing.max_s
-        output = self.phone.adb.shell(
+        output = self.adb.shell(
             f"{command_line(*words)} 2>&1", what=f"measuring {job.label}", timeout_s=limit_s, check=False
         )
         if output.exit_code != 0:
@@ -177,8 +182,8 @@ class BenchmarkModelPasses(PhonePasses):
                 f"{job.label}: benchmark_model ended with exit code {output.exit_code}: {said or 'it said nothing'}",
                 next_step="try the model with a runtime library: amc-mobile runtime add",
             )
-        if self.phone.cores:
-            self.phone.require_cores(parse_allowed_cores(output.text))
+        if self.cores:
+            self.require_cores(parse_allowed_cores(output.text))
         return parse_benchmark_model(output.text)
 
     def _keep(self, model: bytes) -> str:
@@ -188,7 +193,7 @@ class BenchmarkModelPasses(PhonePasses):
             with tempfile.TemporaryDirectory(prefix="amc-model-") as folder:
                 local = Path(folder) / "model"
                 local.write_bytes(model)
-                self.phone.adb.push(local, path)
+                self.adb.push(local, path)
             self._on_phone.add(path)
         return path
 

@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -40,7 +40,6 @@ from amc_mobile.device.runner import (
     BenchResult,
     BenchStart,
     BenchTiming,
-    ResultStream,
 )
 from amc_mobile.errors import (
     AmbiguousDevice,
@@ -60,16 +59,24 @@ LAYOUT_FORMAT_VERSION = 1  # 1: the text of an OnnxLayout
 LAYOUT_DEADLINE_S = 60
 TRIAL = "trial"
 TRIAL_DEADLINE_S = 30
-HANG_GRACE_S = 10.0
 STATE_VALID_S = 3.0  # what was just read with the facts is not read again
+
+# Loading a model and its first inference, which no timing bounds; the runner is ended only when it hangs.
+LOAD_ALLOWANCE_S = 5.0
+MODEL_ALLOWANCE_S = 30.0  # one model that loads slowly, and whose fewest samples take longer than its timing allows
+START_ALLOWANCE_S = 60.0
+RECORDED = [field.name for field in fields(PassRecord)]
 
 
 class PhoneDevice:
-    """Runs batches of models on a phone. Everything that touches the phone happens within `session()`.
+    """Makes passes on a phone in batches, within `session()`. A batch is one start of the runner, whose cost must be
+    small against the measuring.
 
     `runner`: the benchmark program for the phone's processor. `waived`: names of problems that do not matter.
     Raises InvalidConfig for a wrong thread count or waiver.
     """
+
+    jobs_per_batch = 1200
 
     def __init__(
         self,
@@ -105,8 +112,8 @@ class PhoneDevice:
         self._layout: str | None = None
         self._caps: Mapping[str, int] | None = None
         self._is_held = False  # a session is under way
-        self.screen = ""  # of this session: the first that was not AWAKE, where it was seen
-        self.neighbourhood = Neighbourhood(lambda: read_neighbours(adb), profile.quiet_wait_s, on_neighbours)
+        self._screen = ""  # of this session: the first that was not AWAKE, where it was seen
+        self._neighbourhood = Neighbourhood(lambda: read_neighbours(adb), profile.quiet_wait_s, on_neighbours)
 
     @property
     def facts(self) -> PhoneFacts:
@@ -142,12 +149,12 @@ class PhoneDevice:
                 self._baseline = self._wait(
                     lambda state, cooling: phone_state.clock_limits(state, self.cores, self._clock_caps())
                 )
-            self.leave_alone()
+            self._leave_alone()
             yield self
 
     def _open(self, script: str) -> None:
         self._baseline = self._runner.open(script)
-        self.screen = ""
+        self._screen = ""
         self._see(self._baseline)
 
     def unfinished(self) -> str:
@@ -174,7 +181,7 @@ class PhoneDevice:
         asked for one that is on the phone already. `plan`: kept on the phone for `unfinished`. `graph_path`,
         `warmup_s`, `model_deadline_s`: see BenchManifest; the latter also ends a runner that cannot end itself.
         `labels`: the models' names for people, in order. Raises DeviceError where the kernel did not grant the cores,
-        RunnerFailed when the runner ended early, and what PhoneRunner.run raises.
+        and what PhoneRunner.run raises.
         """
         paths = self._paths_on_phone(files)
         manifest = BenchManifest(
@@ -190,28 +197,10 @@ class PhoneDevice:
             model_deadline_s=model_deadline_s,
             warmup_s=warmup_s,
         )
-        stream = ResultStream([model.id for model in manifest.models])
-        names = list(labels) or [model.id for model in manifest.models]
-        lines = self._runner.run(
-            manifest.text(),
-            deadline_s=deadline_s,
-            plan=plan,
-            waiting_for=lambda: names[stream.missing[0]] if stream.missing else "nothing more",
-            patience_s=_patience_s(manifest),
-        )
-        for line in lines:
-            for event in stream.feed(line.encode() + b"\n"):
-                if isinstance(event, BenchStart):
-                    self.require_cores(parse_core_list(event.cores_seen))
-                yield event
-        if stream.end is None or stream.end.status != "done":
-            why = stream.end.message or stream.end.status if stream.end else "it never said so"
-            if stream.missing:  # of all models only these can be named
-                why = why.replace(manifest.models[stream.missing[0]].id, names[stream.missing[0]])
-            raise RunnerFailed(
-                f"the runner ended early with {len(stream.missing)} of {len(manifest.models)} models left: {why}",
-                next_step="run the same command again: what was measured is kept",
-            )
+        for event in self._runner.run(manifest, plan=plan, labels=labels):
+            if isinstance(event, BenchStart):
+                self.require_cores(parse_core_list(event.cores_seen))
+            yield event
 
     def _paths_on_phone(self, files: Mapping[str, bytes]) -> Mapping[str, str]:
         # Twice: new models may have taken the room of some that were there.
@@ -278,15 +267,15 @@ class PhoneDevice:
             return self.facts.state
         return read_state(self.adb)
 
-    def leave_alone(self) -> None:
+    def _leave_alone(self) -> None:
         """Waits for other programs to end, but for those that were waited for in vain."""
-        if not self.neighbourhood.is_steady:
-            self.neighbourhood.wait()
+        if not self._neighbourhood.is_steady:
+            self._neighbourhood.wait()
 
     def _see(self, state: PhoneState) -> None:
-        self.screen = self.screen if self.screen not in ("", AWAKE) else state.screen
+        self._screen = self._screen if self._screen not in ("", AWAKE) else state.screen
         if state.neighbours is not None and phone_state.BUSY not in self._waived:
-            self.neighbourhood.see(state.neighbours)
+            self._neighbourhood.see(state.neighbours)
 
     def require_steady(self) -> None:
         """Raises PhoneUnfit when heat has come over the phone since the session began: what was measured is suspect."""
@@ -366,52 +355,11 @@ class PhoneDevice:
             unit=facts.unit,
         )
 
-
-def _patience_s(manifest: BenchManifest) -> float:
-    """A runner ends itself at a model's deadline, unless it is stopped."""
-    if not manifest.model_deadline_s:
-        return math.inf
-    has_pair = any(isinstance(entry, BenchPair) for entry in manifest.entries)
-    return manifest.model_deadline_s * (2 if has_pair else 1) + HANG_GRACE_S
-
-
-def _with_paths(entry: BenchModel | BenchPair, paths: Mapping[str, str]) -> BenchModel | BenchPair:
-    if isinstance(entry, BenchModel):
-        return replace(entry, path=paths[entry.path])
-    first, second = (replace(model, path=paths[model.path]) for model in (entry.first, entry.second))
-    return BenchPair(first, second)
-
-
-# Loading a model and its first inference, which no timing bounds; the runner is ended only when it hangs.
-LOAD_ALLOWANCE_S = 5.0
-MODEL_ALLOWANCE_S = 30.0  # one model that loads slowly, and whose fewest samples take longer than its timing allows
-START_ALLOWANCE_S = 60.0
-RECORDED = [field.name for field in fields(PassRecord)]
-
-
-class PhonePasses:
-    """Makes passes on a phone. A batch is one start of the runner, whose cost must vanish beside the measuring."""
-
-    jobs_per_batch = 1200
-
-    def __init__(self, phone: PhoneDevice) -> None:
-        self.phone = phone
-
-    def conditions(self) -> Conditions:
-        return self.phone.conditions()
-
-    def session(self) -> AbstractContextManager[object]:
-        """Raises PhoneBusy, PhoneUnfit naming the problems, PhoneDiskFull."""
-        return self.phone.session()
-
     def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[TimedPass, None, None]:
-        """Raises DeviceError naming the model that fails, and what PhoneDevice.bench raises."""
+        """Raises DeviceError naming the model that fails, and what `bench` raises."""
         files = _Files(jobs)
         entries = [BenchModel(files.names[job.key], files.names[job.key], _bench_timing(job.timing)) for job in jobs]
         yield from self._results(entries, files, jobs, plan)
-
-    def unfinished(self) -> str:
-        return self.phone.unfinished()
 
     def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[TimedPass, TimedPass]]:
         """Both models open together in every round, timed before-after-after-before."""
@@ -423,44 +371,12 @@ class PhonePasses:
             for first in results:
                 yield first, next(results)
 
-    def is_steady(self) -> bool:
-        """Whether neither heat, lower clocks nor other programs have come over the phone since the session began."""
-        try:
-            self.phone.require_steady()
-        except PhoneUnfit:
-            return False
-        return self.phone.neighbourhood.is_steady
-
-    def settle(self) -> None:
-        """Raises PhoneUnfit when the phone stays hot for longer than its profile allows."""
-        self.phone.cool_down()
-        self.phone.leave_alone()
-
-    def neighbours(self) -> Neighbours | None:
-        return self.phone.neighbourhood.now
-
-    def most_neighbours(self) -> Neighbours | None:
-        return self.phone.neighbourhood.most
-
-    def heat(self) -> Heat:
-        """Of the cores that the runner is on; nothing where the phone does not answer."""
-        try:
-            state = read_state(self.phone.adb)
-        except DeviceError:
-            return Heat()  # a pulled cable ends no measurement
-        cores = set(self.phone.cores)
-        limits_khz = [policy.scaling_max_khz for policy in state.policies if not cores or cores & set(policy.cores)]
-        return Heat(state.celsius, clock_limit_mhz=max(limits_khz) / 1000 if limits_khz else None)
-
-    def screen(self) -> str:
-        return self.phone.screen
-
     def _results(
         self, entries: Sequence[BenchModel | BenchPair], files: _Files, jobs: Sequence[Job], plan: str = ""
     ) -> Generator[TimedPass, None, None]:
         deadline_s = START_ALLOWANCE_S + sum(2 * job.timing.max_s + LOAD_ALLOWANCE_S for job in jobs)
         model_deadline_s = MODEL_ALLOWANCE_S + max(2 * job.timing.max_s for job in jobs)
-        events = self.phone.bench(
+        events = self.bench(
             entries,
             files,
             BenchTiming(),
@@ -481,6 +397,45 @@ class PhonePasses:
                     given += 1
                     record = {name: getattr(event, name) for name in RECORDED}
                     yield TimedPass(event.samples_ms, PassRecord(**record))
+
+    def is_steady(self) -> bool:
+        """Whether neither heat, lower clocks nor other programs have come over the phone since the session began."""
+        try:
+            self.require_steady()
+        except PhoneUnfit:
+            return False
+        return self._neighbourhood.is_steady
+
+    def settle(self) -> None:
+        """Raises PhoneUnfit when the phone stays hot for longer than its profile allows."""
+        self.cool_down()
+        self._leave_alone()
+
+    def neighbours(self) -> Neighbours | None:
+        return self._neighbourhood.now
+
+    def most_neighbours(self) -> Neighbours | None:
+        return self._neighbourhood.most
+
+    def heat(self) -> Heat:
+        """Of the cores that the runner is on; nothing where the phone does not answer."""
+        try:
+            state = read_state(self.adb)
+        except DeviceError:
+            return Heat()  # a pulled cable ends no measurement
+        cores = set(self.cores)
+        limits_khz = [policy.scaling_max_khz for policy in state.policies if not cores or cores & set(policy.cores)]
+        return Heat(state.celsius, clock_limit_mhz=max(limits_khz) / 1000 if limits_khz else None)
+
+    def screen(self) -> str:
+        return self._screen
+
+
+def _with_paths(entry: BenchModel | BenchPair, paths: Mapping[str, str]) -> BenchModel | BenchPair:
+    if isinstance(entry, BenchModel):
+        return replace(entry, path=paths[entry.path])
+    first, second = (replace(model, path=paths[model.path]) for model in (entry.first, entry.second))
+    return BenchPair(first, second)
 
 
 class _Files(Mapping[str, bytes]):

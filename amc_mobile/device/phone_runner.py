@@ -40,6 +40,7 @@ from amc_mobile.device.phone_state import (
     asking,
     state_from,
 )
+from amc_mobile.device.runner import BenchEvent, BenchManifest, BenchPair, ResultStream
 from amc_mobile.errors import (
     DeadlineExceeded,
     DeviceDisconnected,
@@ -52,7 +53,7 @@ from amc_mobile.errors import (
     RunnerFailed,
     readable_s,
 )
-from amc_mobile.store import parse_json, parse_object
+from amc_mobile.store import parse_object
 
 FOLDER = f"{PHONE_FOLDER}/amc-mobile"
 MANIFEST = "manifest.txt"
@@ -212,12 +213,12 @@ class PhoneBatch:
         self._boot_id = words[0]
         self._watch_token = token
 
-    def lines(
-        self, deadline: Deadline, waiting_for: Callable[[], str] = lambda: "a result", patience_s: float = math.inf
-    ) -> Iterator[str]:
-        """Complete lines as they come, until the runner has ended.
+    def events(
+        self, stream: ResultStream, deadline: Deadline, waiting_for: Callable[[], str], patience_s: float
+    ) -> Iterator[BenchEvent]:
+        """What `stream` reads in the runner's output as that comes, until the runner has ended.
 
-        `waiting_for`: what the next line is to tell, for people. Raises RunnerFailed when none came for `patience_s`.
+        `waiting_for`: whose result is due, for people. Raises RunnerFailed when none came for `patience_s`.
         """
         offset = 0
         began = heard = time.monotonic()
@@ -229,9 +230,9 @@ class PhoneBatch:
             boot_id, alive, content = answer or self._poll(offset, step_s, deadline)
             complete = content[: content.rfind(b"\n") + 1]
             offset += len(complete)
-            lines = complete.split(b"\n")[:-1]
-            self.is_done = bool(lines) and _is_end(lines[-1])
-            yield from map(_decoded, lines)
+            for line in complete.splitlines(keepends=True):
+                yield from stream.feed(line)
+            self.is_done = stream.end is not None
             if self.is_done:
                 self._end_watch(offset)
                 return
@@ -243,7 +244,7 @@ class PhoneBatch:
             if not alive:
                 self._raise_if_disk_full("the runner could not write its results")  # then the log cannot say so either
                 raise self._early_end()
-            heard = time.monotonic() if lines else heard
+            heard = time.monotonic() if complete else heard
             self._watch_silence(time.monotonic() - heard, patience_s, waiting_for)
 
     def _watch_silence(self, silent_s: float, patience_s: float, waiting_for: Callable[[], str]) -> None:
@@ -349,25 +350,11 @@ class PhoneBatch:
         return boot_id, alive, content[offset:]
 
 
-def _decoded(line: bytes) -> str:
-    try:
-        return line.decode()
-    except UnicodeDecodeError as error:
-        raise PhoneOutputInvalid("results", f"{line[:60]!r} is no text", next_step="run the command again") from error
-
-
-def _is_end(line: bytes) -> bool:
-    try:
-        document = parse_json(line)
-    except ValueError:
-        return False
-    return isinstance(document, dict) and document.get("event") == "end"
-
-
 KEEP_BYTES = 512 << 20  # of models on the phone
 REMOVE_TIMEOUT_S = 60.0  # of gigabytes on an old phone
 SPARE_BYTES = 32 << 20  # left free on the phone; Android misbehaves on a full disk
 END_GRACE_S = 30.0  # the runner ends itself at its deadline; this is how late it may be
+HANG_GRACE_S = 10.0
 FREE_VALID_S = 60.0  # the free space is asked again after this long, or when what is left of it would not do
 FREE = {"free": f"[ -d {FOLDER} ] || mkdir -p {FOLDER}; df -k {FOLDER}"}
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -412,7 +399,6 @@ class PhoneRunner:
                 raise InvalidInput(f"{file.path}: the file's name has characters no phone should see")
         self.adb = adb
         self.library_path = f"../{library.remote}"  # for manifests: relative to the folder of a batch
-        self.end_grace_s = END_GRACE_S
         self._runner = runner
         self._installed = (runner, library)
         self._sizes: dict[str, int] = {}  # of the models on the phone, by name
@@ -489,22 +475,25 @@ class PhoneRunner:
 
     def run(
         self,
-        manifest: str,
+        manifest: BenchManifest,
         *,
-        deadline_s: float,
         plan: str = "",
-        waiting_for: Callable[[], str] = lambda: "a result",
-        patience_s: float = math.inf,
-    ) -> Iterator[str]:
-        """Runs one batch and yields the runner's result lines as they come, the end line included.
+        labels: Sequence[str] = (),
+    ) -> Iterator[BenchEvent]:
+        """Runs one batch and yields what the runner says as it comes: start, results, models that failed, end.
 
-        `deadline_s`: the runner's own, of the manifest. `plan`: what a later process needs to go on with the batch if
-        this one is killed. `waiting_for`: the model whose result is due, for people. `patience_s`: a runner that gives
-        no result for so long hangs, and is ended. Closing the iterator ends the runner. Raises RunnerFailed with the
-        end of its log when it ended without an end line, PhoneRebooted after the last line that was written before,
-        DeadlineExceeded, PhoneDiskFull, DeviceDisconnected when the phone does not come back.
+        `plan`: what a later process needs to go on with the batch if this one is killed. `labels`: the models' names
+        for people, in order. A runner that gives no result until some time after the manifest's `model_deadline_s`
+        hangs, and is ended. Closing the iterator ends the runner. Raises RunnerFailed when it ended early, with the end
+        of its log where it did not say why, PhoneRebooted after the last result that was written before,
+        DeadlineExceeded, PhoneDiskFull, DeviceDisconnected when the phone does not come back, DeviceError for output
+        that is no result.
         """
-        digest = hashlib.sha256(f"{self._runner.sha256}\n{manifest}".encode()).hexdigest()[:_DIGEST]
+        text = manifest.text()
+        names = list(labels) or [model.id for model in manifest.models]
+        stream = ResultStream([model.id for model in manifest.models])
+        patience_s = _patience_s(manifest)
+        digest = hashlib.sha256(f"{self._runner.sha256}\n{text}".encode()).hexdigest()[:_DIGEST]
         same = [token for token in self._began if token.startswith(digest)]
         token = same[0] if same else digest + secrets.token_hex(8)
         self.taken_over = self._began.get(token)
@@ -519,7 +508,7 @@ class PhoneRunner:
                     files[f"{batch.folder}/{PLAN}"] = json.dumps({"plan": plan, "state": self._state}).encode()
                 if patience_s < math.inf:
                     files[f"{batch.folder}/{PATIENCE}"] = f"{math.ceil(patience_s)}\n".encode()
-                files[f"{batch.folder}/{MANIFEST}"] = manifest.encode()
+                files[f"{batch.folder}/{MANIFEST}"] = text.encode()
                 size = sum(len(content) + 2 * tarfile.BLOCKSIZE for content in files.values())
                 self._require_space(size)
                 batch.start(self._runner.remote, partial(_archive, files), self._obsolete)
@@ -527,13 +516,25 @@ class PhoneRunner:
                 self._obsolete.clear()
             self._sizes |= {name: len(model) for name, model in self._new.items()}
             self._new.clear()
-            deadline = Deadline("the batch on the phone", deadline_s + self.end_grace_s)
-            yield from batch.lines(deadline, waiting_for, patience_s)
+            yield from batch.events(
+                stream,
+                Deadline("the batch on the phone", manifest.deadline_s + END_GRACE_S),
+                lambda: names[stream.missing[0]] if stream.missing else "nothing more",
+                patience_s,
+            )
         finally:
             if batch.is_done:  # what removes it comes with the next question
                 self._obsolete.append(batch.folder)
             else:
                 batch.remove()
+        if stream.end is not None and stream.end.status != "done":
+            why = stream.end.message or stream.end.status
+            if stream.missing:  # of all models only these can be named
+                why = why.replace(manifest.models[stream.missing[0]].id, names[stream.missing[0]])
+            raise RunnerFailed(
+                f"the runner ended early with {len(stream.missing)} of {len(names)} models left: {why}",
+                next_step="run the same command again: what was measured is kept",
+            )
 
     def _remove_left(self, all_but: str) -> None:
         others = [f"batch-{token}" for token in self._left if token != all_but]
@@ -557,6 +558,14 @@ class PhoneRunner:
             self._see_free_space(ask(self.adb, FREE, what="looking for free space on the phone"))
         if self._free_bytes < size + SPARE_BYTES:
             raise PhoneDiskFull(self._free_bytes, f"{(size + SPARE_BYTES) >> 20} MiB are needed")
+
+
+def _patience_s(manifest: BenchManifest) -> float:
+    """After so long without a result a runner hangs: it ends itself at a model's deadline, unless it is stopped."""
+    if not manifest.model_deadline_s:
+        return math.inf
+    has_pair = any(isinstance(entry, BenchPair) for entry in manifest.entries)
+    return manifest.model_deadline_s * (2 if has_pair else 1) + HANG_GRACE_S
 
 
 def saved_plan(text: str) -> tuple[PhoneState, str] | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from amc_mobile.device import phone_state
 from amc_mobile.device.adb import AdbPhone, AdbServer, AttachedPhone, remedy
-from amc_mobile.device.benchmark_model import BenchmarkModelPasses
+from amc_mobile.device.benchmark_model import BenchmarkModelDevice
 from amc_mobile.device.clock_mode import give_back_left_over, noted_caps, phone_lock
 from amc_mobile.device.conditions import Conditions, unit_of
 from amc_mobile.device.device import Device, Neighbours
@@ -89,10 +89,10 @@ def device_of(settings: Settings, runtime: str, progress: Progress) -> Device:
         )
     # Only now: this computer can measure where adb is not installed.
     from amc_mobile.device.adb import AdbServer
-    from amc_mobile.device.benchmark_model import BenchmarkModelPasses
+    from amc_mobile.device.benchmark_model import BenchmarkModelDevice
     from amc_mobile.device.clock_mode import give_back_left_over
     from amc_mobile.device.libraries import choose_library, list_libraries
-    from amc_mobile.device.phone import PhoneDevice, PhonePasses, select_phone
+    from amc_mobile.device.phone import PhoneDevice, select_phone
     from amc_mobile.device.phone_state import read_facts
     from amc_mobile.device.profiles import most_special, runtimes_folder
     from amc_mobile.device.runner import runner_program
@@ -115,7 +115,8 @@ def device_of(settings: Settings, runtime: str, progress: Progress) -> Device:
         progress(waiting_stage(found), int(waited_s), int(profile.cooldown_s), "; ".join(found.values()))
 
     is_program = library.runtime == BENCHMARK_MODEL
-    phone = PhoneDevice(
+    kind = BenchmarkModelDevice if is_program else PhoneDevice
+    return kind(
         adb,
         profile,
         library,
@@ -126,7 +127,6 @@ def device_of(settings: Settings, runtime: str, progress: Progress) -> Device:
         on_wait=on_wait,
         on_neighbours=on_neighbours,
     )
-    return BenchmarkModelPasses(phone) if is_program else PhonePasses(phone)
 
 
 SHOWN_KEY = 8  # digits of a key that tell conditions apart
@@ -264,15 +264,6 @@ def tiny_model(runtime: str) -> bytes:
     return zlib.decompress(base64.b64decode(_TFLITE))
 
 
-def try_out(phone: PhoneDevice) -> None:
-    """Runs a tiny network with the phone's library. Raises DeviceError naming what fails."""
-    model = tiny_model(phone.library.runtime)
-    if phone.library.runtime == BENCHMARK_MODEL:
-        BenchmarkModelPasses(phone).try_out(model)
-    else:
-        phone.try_out(model)
-
-
 NO_ADB = "NO_ADB"
 NOT_READY = "NOT_READY"
 NOT_CLEANED = "NOT_CLEANED"
@@ -391,12 +382,14 @@ def _clean(adb: AdbPhone, document: dict[str, Any]) -> None:
 
 def _trial(adb: AdbPhone, profile: DeviceProfile, library: RuntimeLibrary) -> dict[str, str] | None:
     """The problem that keeps a library from running a tiny network on the phone, or None."""
+    is_program = library.runtime == BENCHMARK_MODEL
     try:
-        runner = library.path if library.runtime == BENCHMARK_MODEL else runner_program(library.abi)
+        runner = library.path if is_program else runner_program(library.abi)
     except (DeviceError, InvalidConfig) as error:
         return _problem(NO_RUNNER, error.message, error.next_step)
     try:
-        try_out(PhoneDevice(adb, profile, library, runner))
+        kind = BenchmarkModelDevice if is_program else PhoneDevice
+        kind(adb, profile, library, runner).try_out(tiny_model(library.runtime))
     except DeviceError as error:
         what = f"{library.label} does not run on the phone: {error.message}"
         return _problem(TRIAL_FAILED, what, error.next_step or f"add another build or version of it: {MAVEN}")

@@ -42,7 +42,7 @@ from phone_fake.phone import FakePhone, PrivateAdbServer
 
 from amc_mobile.device.adb import AdbPhone, AdbServer, Deadline, choose_phone
 from amc_mobile.device.libraries import RuntimeLibrary
-from amc_mobile.device.phone import PhoneDevice, PhonePasses
+from amc_mobile.device.phone import PhoneDevice
 from amc_mobile.device.profiles import load_profiles
 from amc_mobile.latency.measurement import KernelRequest
 from amc_mobile.latency.protocol import ProtocolConfig, measure_kernels
@@ -149,7 +149,7 @@ class Bench:
             began = time.perf_counter()
             adb_server = CountingServer(self.server.port)
             adb = AdbPhone(adb_server, choose_phone(adb_server.settled_phones(), self.serial))
-            device = PhonePasses(PhoneDevice(adb, load_profiles()["pixel"], self.library, self.runner))
+            device = PhoneDevice(adb, load_profiles()["pixel"], self.library, self.runner)
             device.jobs_per_batch = jobs_per_batch
             found = measure_kernels(device, requests, table=rows, config=CONFIG)
             wall_s = time.perf_counter() - began
@@ -177,8 +177,8 @@ def measure_all(count: int, folder: Path) -> tuple[dict[str, float], dict[str, f
     try:
         with attached_phone(folder / "phone", server) as serial:
             bench = Bench(server, serial, library, timed_runner(folder, times), times, kernels(count))
-            first = bench.measure(folder / "first.sqlite", jobs_per_batch=PhonePasses.jobs_per_batch)
-            again = bench.measure(folder / "again.sqlite", jobs_per_batch=PhonePasses.jobs_per_batch)
+            first = bench.measure(folder / "first.sqlite", jobs_per_batch=PhoneDevice.jobs_per_batch)
+            again = bench.measure(folder / "again.sqlite", jobs_per_batch=PhoneDevice.jobs_per_batch)
             rounds = bench.measure(folder / "rounds.sqlite", jobs_per_batch=count)
     finally:
         server.stop()

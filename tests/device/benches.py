@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,6 +10,15 @@ from phone_fake import fake_runner_source
 from phone_fake.phone import FakePhone
 
 from amc_mobile.device.phone_runner import InstalledFile
+from amc_mobile.device.runner import (
+    BenchEnd,
+    BenchEvent,
+    BenchManifest,
+    BenchModel,
+    BenchResult,
+    BenchStart,
+    BenchTiming,
+)
 
 NETWORK = """
 from torch import nn
@@ -38,10 +46,11 @@ def installed(path: Path) -> InstalledFile:
     return InstalledFile(path, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-def manifest(library: str, models: Mapping[str, str]) -> str:
+def manifest(library: str, models: Mapping[str, str], deadline_s: int = 60, model_deadline_s: int = 0) -> BenchManifest:
     """`models`: paths by identifier."""
-    lines = ["amc_bench_manifest 1", "runtime tflite", f"library {library}", "threads 1", "deadline_s 60", "samples 4"]
-    return "\n".join([*lines, *(f"model {name} {path}" for name, path in models.items())]) + "\n"
+    entries = tuple(BenchModel(name, path) for name, path in models.items())
+    timing = BenchTiming(samples=4)
+    return BenchManifest("tflite", library, 1, deadline_s, entries, timing, model_deadline_s=model_deadline_s)
 
 
 def runners(phone: FakePhone) -> list[int]:
@@ -50,8 +59,10 @@ def runners(phone: FakePhone) -> list[int]:
     return [pid for pid, words in commands.items() if words[0] != b"/bin/sh"]
 
 
-def results(lines: Iterable[str]) -> list[tuple[str, float]]:
-    """(id, first sample) of each result line, which are checked to be one complete run in order."""
-    documents = [json.loads(line) for line in lines]
-    assert [d["event"] for d in documents] == ["start"] + ["result"] * (len(documents) - 2) + ["end"]
-    return [(d["id"], d["samples_ms"][0]) for d in documents[1:-1]]
+def results(events: Iterable[BenchEvent]) -> list[tuple[str, float]]:
+    """(id, first sample) of each result; the events are checked to be one complete run in order."""
+    start, *middle, end = events
+    assert (type(start), type(end)) == (BenchStart, BenchEnd)
+    measured = [event for event in middle if isinstance(event, BenchResult)]
+    assert measured == middle
+    return [(event.id, event.samples_ms[0]) for event in measured]

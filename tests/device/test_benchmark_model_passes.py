@@ -13,10 +13,9 @@ from command_line import CommandLine
 from phone_fake.phone import FakePhone
 
 from amc_mobile.device.adb import AdbPhone
-from amc_mobile.device.benchmark_model import RUNTIME, BenchmarkModelPasses, flags
+from amc_mobile.device.benchmark_model import RUNTIME, BenchmarkModelDevice, flags
 from amc_mobile.device.device import Job, Timing
 from amc_mobile.device.libraries import BENCHMARK_MODEL, RuntimeLibrary, add_library
-from amc_mobile.device.phone import PhoneDevice
 from amc_mobile.device.phone_runner import FOLDER
 from amc_mobile.device.profiles import load_profiles
 from amc_mobile.errors import DeviceError, InvalidConfig, InvalidInput, PhoneOutputInvalid
@@ -44,8 +43,8 @@ def library(program: Path, tmp_path: Path, phone: FakePhone, monkeypatch: pytest
 
 
 @pytest.fixture
-def passes(adb: AdbPhone, library: RuntimeLibrary) -> BenchmarkModelPasses:
-    return BenchmarkModelPasses(PhoneDevice(adb, load_profiles()["pixel"], library, library.path))
+def passes(adb: AdbPhone, library: RuntimeLibrary) -> BenchmarkModelDevice:
+    return BenchmarkModelDevice(adb, load_profiles()["pixel"], library, library.path)
 
 
 def job(model: str) -> Job:
@@ -65,13 +64,13 @@ def test_the_program_is_known_by_what_it_is(library: RuntimeLibrary, program: Pa
 
 
 @pytest.mark.parametrize(("model", "average_ms"), [("classic 1500.25", 1.50025), ("litert 1.50", 1.5)])
-def test_a_pass_is_one_average_of_either_format(passes: BenchmarkModelPasses, model: str, average_ms: float) -> None:
+def test_a_pass_is_one_average_of_either_format(passes: BenchmarkModelDevice, model: str, average_ms: float) -> None:
     with passes.session():
         made = list(passes.passes([job(model), job(model)]))
     assert [one.samples_ms for one in made] == [(pytest.approx(average_ms),)] * 2
 
 
-def test_two_models_alternate_in_processes_of_their_own(passes: BenchmarkModelPasses, phone: FakePhone) -> None:
+def test_two_models_alternate_in_processes_of_their_own(passes: BenchmarkModelDevice, phone: FakePhone) -> None:
     with passes.session():
         rounds = list(passes.alternate(job("classic 2000"), job("litert 1.00"), 3))
         models = phone.sandbox.local(f"{FOLDER}/models")
@@ -80,7 +79,7 @@ def test_two_models_alternate_in_processes_of_their_own(passes: BenchmarkModelPa
     assert not models.exists()
 
 
-def test_conditions_say_that_only_averages_are_known(passes: BenchmarkModelPasses) -> None:
+def test_conditions_say_that_only_averages_are_known(passes: BenchmarkModelDevice) -> None:
     conditions = passes.conditions()
     assert (conditions.runtime, conditions.delegate, conditions.runtime_version) == (RUNTIME, "XNNPACK", "2.18.0")
     assert "averages" in conditions.runtime
@@ -93,23 +92,23 @@ def test_a_pass_is_timed_as_the_protocol_says() -> None:
     ]  # fmt: skip
 
 
-def test_runs_at_a_cadence_are_refused(passes: BenchmarkModelPasses) -> None:
+def test_runs_at_a_cadence_are_refused(passes: BenchmarkModelDevice) -> None:
     spaced = replace(job("classic 2000"), timing=replace(TIMING, period_ms=33.3))
     with passes.session(), pytest.raises(InvalidConfig, match="back to back only"):
         list(passes.passes([spaced]))
 
 
-def test_a_model_that_fails_is_named_with_what_was_said(passes: BenchmarkModelPasses) -> None:
+def test_a_model_that_fails_is_named_with_what_was_said(passes: BenchmarkModelDevice) -> None:
     with passes.session(), pytest.raises(DeviceError, match=r"the model 'broken': .* code 1: .*Failed to load model"):
         list(passes.passes([job("broken")]))
 
 
-def test_an_average_that_was_rounded_away_is_refused(passes: BenchmarkModelPasses) -> None:
+def test_an_average_that_was_rounded_away_is_refused(passes: BenchmarkModelDevice) -> None:
     with passes.session(), pytest.raises(PhoneOutputInvalid, match="off by more than 1%"):
         list(passes.passes([job("litert 0.12")]))
 
 
-def test_cores_that_the_kernel_does_not_grant_are_told(passes: BenchmarkModelPasses, phone: FakePhone) -> None:
+def test_cores_that_the_kernel_does_not_grant_are_told(passes: BenchmarkModelDevice, phone: FakePhone) -> None:
     taskset = phone.sandbox.local("/bin/taskset")
     taskset.write_text('#!/bin/sh\nshift\nexec "$@"\n')  # takes the mask and ignores it
     taskset.chmod(0o755)

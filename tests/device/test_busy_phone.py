@@ -15,7 +15,7 @@ from amc_mobile.device import device as neighbours
 from amc_mobile.device.adb import AdbPhone
 from amc_mobile.device.device import Job, Neighbours, Timing
 from amc_mobile.device.libraries import RuntimeLibrary
-from amc_mobile.device.phone import PhoneDevice, PhonePasses
+from amc_mobile.device.phone import PhoneDevice
 from amc_mobile.device.phone_state import BUSY, read_neighbours
 from amc_mobile.device.profiles import load_profiles
 from amc_mobile.latency.measurement import BUSY as FLAG
@@ -26,15 +26,15 @@ TIMING = Timing(samples=4, min_sample_ms=0.1, warmup_runs=1, max_s=1.0)
 
 
 @pytest.fixture
-def passes(adb: AdbPhone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., PhonePasses]:
+def passes(adb: AdbPhone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., PhoneDevice]:
     monkeypatch.setattr(neighbours, "POLL_S", 0.01)
     path = tmp_path / "libtensorflowlite_jni.so"
     path.write_bytes(b"\x7fELF not loaded by the stand-in")
     library = RuntimeLibrary("tflite", "2.17.0", "arm64-v8a", "bionic", path, "ab" * 32)
 
-    def make(quiet_wait_s: float = 0.1, **settings: Any) -> PhonePasses:
+    def make(quiet_wait_s: float = 0.1, **settings: Any) -> PhoneDevice:
         profile = replace(load_profiles()["pixel_8"], quiet_wait_s=quiet_wait_s)
-        return PhonePasses(PhoneDevice(adb, profile, library, fake_runner(tmp_path), **settings))
+        return PhoneDevice(adb, profile, library, fake_runner(tmp_path), **settings)
 
     return make
 
@@ -43,7 +43,7 @@ def jobs(*models: str) -> list[Job]:
     return [Job(text, text, text.encode, TIMING) for text in models]
 
 
-def test_a_phone_whose_other_program_ends_is_waited_for(passes: Callable[..., PhonePasses], phone: FakePhone) -> None:
+def test_a_phone_whose_other_program_ends_is_waited_for(passes: Callable[..., PhoneDevice], phone: FakePhone) -> None:
     phone.sandbox.set_neighbours(80)
     told: list[str] = []
 
@@ -57,7 +57,7 @@ def test_a_phone_whose_other_program_ends_is_waited_for(passes: Callable[..., Ph
     assert told == ["other programs take 0.80 processor cores"]
 
 
-def test_a_phone_that_stays_busy_is_measured_and_flagged(passes: Callable[..., PhonePasses], phone: FakePhone) -> None:
+def test_a_phone_that_stays_busy_is_measured_and_flagged(passes: Callable[..., PhoneDevice], phone: FakePhone) -> None:
     phone.sandbox.set_neighbours(80)
     device = passes()
     models = {r.key: r for r in (ModelRequest("net", (n,), f"ms={n}.5".encode) for n in (1, 2))}
@@ -71,7 +71,7 @@ def test_a_phone_that_stays_busy_is_measured_and_flagged(passes: Callable[..., P
 
 
 def test_a_waived_neighbour_is_neither_waited_for_nor_flagged(
-    passes: Callable[..., PhonePasses], phone: FakePhone
+    passes: Callable[..., PhoneDevice], phone: FakePhone
 ) -> None:
     phone.sandbox.set_neighbours(80)
     device = passes(60, waived=[BUSY], on_neighbours=lambda found, waited_s: pytest.fail("waited"))
@@ -80,7 +80,7 @@ def test_a_waived_neighbour_is_neither_waited_for_nor_flagged(
 
 
 def test_a_program_that_comes_while_a_batch_is_measured_is_told_from_the_runner(
-    passes: Callable[..., PhonePasses], phone: FakePhone
+    passes: Callable[..., PhoneDevice], phone: FakePhone
 ) -> None:
     phone.sandbox.set_neighbours(3)
     device = passes()
@@ -116,7 +116,7 @@ def test_a_program_that_comes_while_a_batch_is_measured_is_told_from_the_runner(
     ],
 )
 def test_a_phone_that_hides_its_counts_is_measured_as_unknown(
-    passes: Callable[..., PhonePasses], phone: FakePhone, counts: str
+    passes: Callable[..., PhoneDevice], phone: FakePhone, counts: str
 ) -> None:
     phone.sandbox.write("proc/stat", counts)
     device = passes(60, on_neighbours=lambda found, waited_s: pytest.fail("waited"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from amc_mobile.device import adb as adb_module
 from amc_mobile.device import phone_runner
 from amc_mobile.device.adb import AdbPhone
 from amc_mobile.device.phone_runner import CLEAN_UP, FOLDER, KEPT_FOLDERS, PhoneRunner
+from amc_mobile.device.runner import BenchEvent, BenchResult, BenchStart
 from amc_mobile.errors import (
     DeadlineExceeded,
     DeviceDisconnected,
@@ -40,10 +41,11 @@ def runner(adb: AdbPhone, tmp_path: Path) -> PhoneRunner:
     return runner
 
 
-def batch(runner: PhoneRunner, models: dict[str, str] = MODELS, deadline_s: float = 60) -> Iterator[str]:
+def batch(
+    runner: PhoneRunner, models: dict[str, str] = MODELS, *, labels: Sequence[str] = (), **deadlines: int
+) -> Iterator[BenchEvent]:
     paths = runner.keep([text.encode() for text in models.values()])
-    text = manifest(runner.library_path, dict(zip(models, paths, strict=True)))
-    return runner.run(text, deadline_s=deadline_s)
+    return runner.run(manifest(runner.library_path, dict(zip(models, paths, strict=True)), **deadlines), labels=labels)
 
 
 def left_on(phone: FakePhone) -> list[str]:
@@ -64,7 +66,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def test_lines_come_while_the_runner_works_and_nothing_is_left(runner: PhoneRunner, phone: FakePhone) -> None:
     lines = batch(runner, {"a": "ms=1.5", "b": "ms=2.5 wait=2"})
     first = next(lines)
-    assert '"event": "start"' in first
+    assert isinstance(first, BenchStart)
     assert len(runners(phone)) == 1
     assert results([first, *lines]) == [("a", 1.5), ("b", 2.5)]
     assert phone.sandbox.processes() == []
@@ -172,7 +174,8 @@ def test_a_reboot_is_named_after_what_was_measured(runner: PhoneRunner, phone: F
     with pytest.raises(PhoneRebooted, match="started anew"):
         for line in lines:
             got.append(line)
-    assert '"id": "a"' in got[1]
+    assert isinstance(got[1], BenchResult)
+    assert got[1].id == "a"
     runner.open()
     assert left_on(phone) == []
     assert results(batch(runner)) == WANTED
@@ -191,7 +194,7 @@ def test_a_runner_that_cannot_be_executed_is_told(runner: PhoneRunner, phone: Fa
 
 
 def test_garbage_among_the_results_is_no_number(runner: PhoneRunner) -> None:
-    with pytest.raises(PhoneOutputInvalid, match="results"):
+    with pytest.raises(DeviceError, match="the runner's output cannot be used"):
         list(batch(runner, {"a": "ms=1.5", "b": "garbage ms=1"}))
 
 
@@ -200,10 +203,10 @@ def test_garbage_around_every_answer_changes_nothing(runner: PhoneRunner, phone:
     assert results(batch(runner)) == WANTED
 
 
-def test_the_deadline_ends_the_runner(runner: PhoneRunner, phone: FakePhone) -> None:
-    runner.end_grace_s = 0.5
+def test_the_deadline_ends_the_runner(runner: PhoneRunner, phone: FakePhone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(phone_runner, "END_GRACE_S", 0.0)
     with pytest.raises(DeadlineExceeded, match="the batch on the phone"):
-        list(batch(runner, {"a": "ms=1.5", "b": "ms=1 wait=99"}, deadline_s=0.5))
+        list(batch(runner, {"a": "ms=1.5", "b": "ms=1 wait=99"}, deadline_s=1))
     wait_for(lambda: phone.sandbox.processes() == [])
     assert left_on(phone) == []
 
@@ -214,11 +217,10 @@ def test_a_hung_runner_is_reported_named_and_ended(
     monkeypatch.setattr(phone_runner, "NOTICE_S", 0.1)
     said: list[str] = []
     runner.adb.server.on_wait = lambda what, waited_s, limit_s: said.append(what)
-    paths = runner.keep([b"ms=1.5", b"hang"])
-    text = manifest(runner.library_path, {"a": paths[0], "b": paths[1]})
-    lines = runner.run(text, deadline_s=600, waiting_for=lambda: "3x3 convolution", patience_s=1.0)
-    assert '"start"' in next(lines)
-    assert '"id": "a"' in next(lines)
+    monkeypatch.setattr(phone_runner, "HANG_GRACE_S", 0.0)
+    models = {"a": "ms=1.5", "b": "hang"}
+    lines = batch(runner, models, deadline_s=600, model_deadline_s=1, labels=["small", "3x3 convolution"])
+    assert [type(next(lines)), type(next(lines))] == [BenchStart, BenchResult]
     with pytest.raises(RunnerFailed, match=r"hangs: it has given no result for .* s, while it measured 3x3 conv"):
         next(lines)
     assert said[0] == "the runner measures 3x3 convolution"

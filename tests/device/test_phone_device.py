@@ -20,7 +20,7 @@ from amc_mobile.device.conditions import Conditions, unit_of
 from amc_mobile.device.device import Job, Timing
 from amc_mobile.device.layout import questions, read
 from amc_mobile.device.libraries import RuntimeLibrary
-from amc_mobile.device.phone import PhoneDevice, PhonePasses
+from amc_mobile.device.phone import PhoneDevice
 from amc_mobile.device.phone_runner import FOLDER
 from amc_mobile.device.profiles import load_profiles
 from amc_mobile.device.runner import BenchModel, BenchResult, BenchStart, BenchTiming
@@ -283,8 +283,8 @@ def test_a_measurement_tells_what_the_phone_did_meanwhile(device: PhoneDevice, p
     if screen != "Awake":
         phone.sandbox.edit("dumpsys_power.txt", "mWakefulness=Awake", f"mWakefulness={screen}")
     config = ProtocolConfig(model_passes=3, model_samples=4, pair_rounds=2)
-    alone = measure_model(PhonePasses(device), b"ms=1.5", config)
-    pair = measure_pair(PhonePasses(device), b"ms=1.5", b"ms=0.5", config)
+    alone = measure_model(device, b"ms=1.5", config)
+    pair = measure_pair(device, b"ms=1.5", b"ms=0.5", config)
     for measured in (alone, pair.before, pair.after):
         document = measured.to_document()
         told = [document[key] for key in ("mean_mhz", "top_clock_share", "switches_per_sample", "screen")]
@@ -305,7 +305,7 @@ def test_a_model_is_built_only_while_it_is_not_on_the_phone(
 
         timing = Timing(samples=2, min_sample_ms=0.1, warmup_runs=1, max_s=1.0)
         jobs = [Job(name, name, partial(build, name), timing) for name in names]
-        return [(name, one.samples_ms[0]) for name, one in zip(names, PhonePasses(device).passes(jobs), strict=True)]
+        return [(name, one.samples_ms[0]) for name, one in zip(names, device.passes(jobs), strict=True)]
 
     with device.session():
         assert measure("k1", "k2", "k1") == [("k1", 1.0), ("k2", 2.0), ("k1", 1.0)]

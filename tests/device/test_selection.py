@@ -11,7 +11,7 @@ from elf_files import ARM64, shared_library
 from phone_fake.phone import FakePhone, PrivateAdbServer
 
 from amc_mobile.device.libraries import add_library
-from amc_mobile.device.phone import PhonePasses, select_phone
+from amc_mobile.device.phone import PhoneDevice, select_phone
 from amc_mobile.device.phone_state import read_facts
 from amc_mobile.device.profiles import load_profiles
 from amc_mobile.errors import AmbiguousDevice, DeviceUnauthorized, DeviceUnavailable, PhoneOutputInvalid
@@ -105,6 +105,6 @@ def test_pixel_on_a_pixel_8_keeps_off_its_big_core(phone: FakePhone, tmp_path: P
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AMC_MOBILE_RUNNER", str(user_home / "amc-bench"))
         device = device_of(Settings(device="pixel"), "onnxruntime", lambda stage, *_: stages.append(stage))
-    assert isinstance(device, PhonePasses)
-    assert device.phone.cores == (4, 5, 6, 7)
+    assert isinstance(device, PhoneDevice)
+    assert device.cores == (4, 5, 6, 7)
     assert any("device profile pixel_8" in stage for stage in stages)

@@ -20,10 +20,12 @@ from stored_passes import stored_passes
 
 from amc_mobile.device.adb import AdbPhone
 from amc_mobile.device.libraries import add_library
-from amc_mobile.device.phone_runner import CLEAN_UP, FOLDER, PhoneRunner
+from amc_mobile.device.phone_runner import CLEAN_UP, FOLDER, HANG_GRACE_S, PhoneRunner
+from amc_mobile.device.runner import BenchEvent
 
+MODEL_DEADLINE_S = 40
+PATIENCE_S = MODEL_DEADLINE_S + HANG_GRACE_S
 MODELS = {f"m{n}": f"ms={n + 1}.5 wait=0.1" for n in range(4)}
-PATIENCE_S = 50.0
 WANTED = [(name, n + 1.5) for n, name in enumerate(MODELS)]
 
 
@@ -36,14 +38,16 @@ def new_runner(adb: AdbPhone, tmp_path: Path) -> Callable[[], PhoneRunner]:
     return lambda: PhoneRunner(adb, installed(program), installed(library))
 
 
-def batch(runner: PhoneRunner, models: dict[str, str] = MODELS) -> Generator[str, None, None]:
+def batch(runner: PhoneRunner, models: dict[str, str] = MODELS) -> Generator[BenchEvent, None, None]:
     paths = runner.keep([text.encode() for text in models.values()])
-    text = manifest(runner.library_path, dict(zip(models, paths, strict=True)))
-    yield from runner.run(text, deadline_s=60, plan="the plan", patience_s=PATIENCE_S)
+    asked = manifest(runner.library_path, dict(zip(models, paths, strict=True)), model_deadline_s=MODEL_DEADLINE_S)
+    yield from runner.run(asked, plan="the plan")
 
 
-def killed(runner: PhoneRunner, models: dict[str, str] = MODELS) -> tuple[str, Generator[str, None, None]]:
-    """The first line of a batch; its generator is held, and never closed, as by a process that is no more."""
+def killed(
+    runner: PhoneRunner, models: dict[str, str] = MODELS
+) -> tuple[BenchEvent, Generator[BenchEvent, None, None]]:
+    """The first event of a batch; its generator is held, and never closed, as by a process that is no more."""
     runner.open()
     lines = batch(runner, models)
     return next(lines), lines

@@ -17,13 +17,13 @@ from phone_fake.phone import PrivateAdbServer
 
 from amc_mobile.device import phone_runner
 from amc_mobile.device.adb import AdbPhone, AdbServer, choose_phone
-from amc_mobile.device.benchmark_model import BenchmarkModelPasses
+from amc_mobile.device.benchmark_model import BenchmarkModelDevice
 from amc_mobile.device.device import Job, Timing
 from amc_mobile.device.libraries import add_library
-from amc_mobile.device.phone import PhoneDevice
 from amc_mobile.device.phone_runner import InstalledFile, PhoneRunner
 from amc_mobile.device.phone_state import read_facts
 from amc_mobile.device.profiles import load_profiles
+from amc_mobile.device.runner import BenchManifest, BenchModel
 from amc_mobile.errors import DeadlineExceeded, DeviceDisconnected, PhoneCommandFailed, PhoneDiskFull
 
 pytestmark = pytest.mark.skipif(bool(adbd_sandbox.missing()), reason=adbd_sandbox.missing() or "complete")
@@ -122,7 +122,7 @@ def test_models_that_do_not_fit_are_named_once(
     runner.open()
     runner.keep(bytes([number]) * (1 << 20) for number in range(DISK_MIB + 4))
     with pytest.raises(PhoneDiskFull) as caught:
-        list(runner.run("never read", deadline_s=60))
+        list(runner.run(BenchManifest("tflite", "never read", 1, 60, (BenchModel("m", "m"),))))
     assert caught.value.message == "the phone has 0 MiB free: the models of a batch do not fit"
     assert "free some space on the phone" in caught.value.next_step
 
@@ -172,7 +172,7 @@ def test_benchmark_model_runs_on_the_cores_it_is_told(
     arm64_sandbox.zig(str(source), "-o", str(tmp_path / "benchmark_model-2.18.0"))
     (library,) = add_library(tmp_path / "benchmark_model-2.18.0", tmp_path / "runtimes")
     assert (library.runtime, library.abi) == ("benchmark_model", "arm64-v8a")
-    passes = BenchmarkModelPasses(PhoneDevice(adb, load_profiles()["pixel"], library, library.path))
+    passes = BenchmarkModelDevice(adb, load_profiles()["pixel"], library, library.path)
     timing = Timing(samples=20, min_sample_ms=0.2, warmup_runs=4, max_s=1.0)
     with passes.session():  # in which toybox's taskset sets the cores, and the kernel tells them
         (made,) = passes.passes([Job("a", "a", lambda: b"classic 1500.25", timing)])
