@@ -393,7 +393,7 @@ def onnx_template(folder: Path) -> Input:
 
 
 def template(path: Path, runtime: str, content: bytes) -> Input:
-    from amc_mobile.kernels.cache import _parsed, file_format
+    from amc_mobile.kernels.template import _parsed, file_format
 
     kinds = (CorruptFile, UnsupportedLayer)
     return of_file(path, lambda: _parsed(path, file_format(runtime)), *kinds, content=content)

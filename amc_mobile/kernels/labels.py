@@ -382,31 +382,7 @@ class Cut:
             self._survivors[vector] = np.flatnonzero(self._alive[self._vocabulary.vectors[vector]])
 
 
-ABSORBED = ("Relu", "Clip")  # by the range of the quantised values
-QDQ_SUFFIX = "_QuantizeLinear_Input"  # of a network's output, which is converted back
 NEXT_STEP = "stay with float32 (--fp32)"
-
-
-def in_order(graph: Graph, quantised: Graph) -> list[int | None]:
-    """For each node of `quantised` the node of `graph` it comes from, where operators keep their order."""
-    left = iter(range(len(graph.nodes)))
-    partners = [None if node.operator in CONVERSIONS else next(left, None) for node in quantised.nodes]
-    if next(left, None) is not None:
-        raise UnsupportedLayer("", "the quantised file has fewer operators than the float32 file", next_step=NEXT_STEP)
-    return partners
-
-
-def by_output(graph: Graph, quantised: Graph) -> list[int | None]:
-    """As `in_order`, where nodes are sorted anew but what they make keeps its name."""
-    makers = {value: index for index, node in enumerate(graph.nodes) for value in node.outputs}
-    partners: list[int | None] = []
-    for node in quantised.nodes:
-        index = None if node.operator in CONVERSIONS else makers.get(str(node.outputs[0]).removesuffix(QDQ_SUFFIX))
-        while index is not None and graph.nodes[index].operator in set(ABSORBED) - {node.operator}:
-            value = graph.nodes[index].inputs[0]
-            index = None if value is None else makers.get(value)
-        partners.append(index)
-    return partners
 
 
 def overlay(labels: Labels, graph: Graph, quantised: Graph, partners: Sequence[int | None]) -> Labels:

@@ -197,16 +197,31 @@ def _attribute(node: Any, attribute: Any) -> Attribute:
     return value.decode() if isinstance(value, bytes) else value
 
 
+ABSORBED = ("Relu", "Clip")  # by the range of the quantised values
+QDQ_SUFFIX = "_QuantizeLinear_Input"  # of a network's output, which is converted back
+
+
+def partners(graph: Graph, quantised: Graph) -> list[int | None]:
+    """For each node of `quantised` the node of `graph` it comes from: they are sorted anew, but keep what they make."""
+    makers = {value: index for index, node in enumerate(graph.nodes) for value in node.outputs}
+    found: list[int | None] = []
+    for node in quantised.nodes:
+        index = None if node.operator in CONVERSIONS else makers.get(str(node.outputs[0]).removesuffix(QDQ_SUFFIX))
+        while index is not None and graph.nodes[index].operator in set(ABSORBED) - {node.operator}:
+            value = graph.nodes[index].inputs[0]
+            index = None if value is None else makers.get(value)
+        found.append(index)
+    return found
+
+
 class OnnxTemplate(Template):
-    """An .onnx file whose every width follows the plan. `source`: the parsed original; `layout`: what ONNX Runtime does
-    with its graph on the device."""
+    """An .onnx file whose every width follows the plan."""
 
     runtime = ONNX.runtime
 
-    def __init__(self, source: Any, layout: OnnxLayout, *facts: Any) -> None:
-        self._source, self._layout = source, layout
-        self._element_types = {value.name: value.type.tensor_type.elem_type for value in _values(source)}
-        super().__init__(*facts)
+    @cached_property
+    def _element_types(self) -> dict[str, int]:
+        return {value.name: value.type.tensor_type.elem_type for value in _values(self._source)}
 
     def units(self) -> list[list[int]]:
         return fused_units(self._graph, self._layout)
@@ -282,7 +297,7 @@ class OnnxTemplate(Template):
                 first = numpy_helper.from_array(np.zeros((1, len(cut.shape(name))), np.int64), f"{name}.index")
                 graph.initializer.append(first)
                 graph.node.append(helper.make_node("GatherND", [str(name), first.name], [f"{name}.first"]))
-                graph.output.append(helper.make_tensor_value_info(f"{name}.first", self._element_types[name], [1]))
+                graph.output.append(helper.make_tensor_value_info(f"{name}.first", self._element_types[str(name)], [1]))
                 outputs = ()
         graph.input.extend(self._value(value, cut) for value in inputs)
         graph.output.extend(self._value(value, cut) for value in outputs)
@@ -292,7 +307,10 @@ class OnnxTemplate(Template):
         return bytes(model.SerializeToString())
 
     def _value(self, value: Value, cut: Cut) -> Any:
-        return helper.make_tensor_value_info(str(value), self._element_types[value], cut.shape(value))
+        return helper.make_tensor_value_info(str(value), self._element_types[str(value)], cut.shape(value))
+
+
+TEMPLATE = OnnxTemplate
 
 
 def _channels_last(graph: Any) -> None:

@@ -12,8 +12,8 @@ from ai_edge_litert import schema_py_generated as schema
 
 from amc_mobile.errors import UnsupportedLayer
 from amc_mobile.formats import TFLITE, TFLITE_IDENTIFIER
-from amc_mobile.kernels.kernel import GLUE_NAMES, Array, Attribute, Graph, Node, Value
-from amc_mobile.kernels.labels import Cut
+from amc_mobile.kernels.kernel import CONVERSIONS, GLUE_NAMES, Array, Attribute, Graph, Node, Value
+from amc_mobile.kernels.labels import NEXT_STEP, Cut
 from amc_mobile.kernels.template import Template
 
 OPERATOR_NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
@@ -96,14 +96,19 @@ def _attributes(operator: Any) -> dict[str, Attribute]:
     return found
 
 
+def partners(graph: Graph, quantised: Graph) -> list[int | None]:
+    """For each node of `quantised` the node of `graph` it comes from, None for conversions."""
+    left = iter(range(len(graph.nodes)))
+    found = [None if node.operator in CONVERSIONS else next(left, None) for node in quantised.nodes]
+    if next(left, None) is not None:
+        raise UnsupportedLayer("", "the quantised file has fewer operators than the float32 file", next_step=NEXT_STEP)
+    return found
+
+
 class TfliteTemplate(Template):
-    """A .tflite file whose every width follows the plan. `_source`: the parsed original."""
+    """A .tflite file whose every width follows the plan."""
 
     runtime = TFLITE.runtime
-
-    def __init__(self, source: Any, *facts: Any) -> None:
-        self._source = source
-        super().__init__(*facts)
 
     def units(self) -> list[list[int]]:
         """Operators one by one; PAD, QUANTIZE and DEQUANTIZE belong to their consumer where it is the only one."""
@@ -121,6 +126,9 @@ class TfliteTemplate(Template):
 
     def build(self, cut: Cut, nodes: Sequence[int] | None) -> bytes:
         return _Writer(self._source, self._graph, cut).write(nodes)
+
+
+TEMPLATE = TfliteTemplate
 
 
 class _AlignedBuffer(schema.BufferT):  # type: ignore[misc]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from amc_mobile.device.device import Device
 from amc_mobile.device.host import assumed_layout
 from amc_mobile.formats import FLOAT32
-from amc_mobile.kernels.cache import load_or_build
+from amc_mobile.kernels.template import load_or_build
 from amc_mobile.latency.kernel_fit import can_be_quick
 from amc_mobile.latency.model import LatencyModel
 from amc_mobile.latency.protocol import QUICK, ProtocolConfig

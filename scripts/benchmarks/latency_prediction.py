@@ -38,7 +38,7 @@ from amc_mobile.device.conditions import readable
 from amc_mobile.device.host import HostDevice, installed_runtimes
 from amc_mobile.device.phone_state import BUSY
 from amc_mobile.formats import FLOAT32, PRECISIONS
-from amc_mobile.kernels.cache import load_or_build
+from amc_mobile.kernels.template import load_or_build
 from amc_mobile.latency import calibration
 from amc_mobile.latency.calibration import WholeModel
 from amc_mobile.latency.measurement import NOISY, ModelRequest

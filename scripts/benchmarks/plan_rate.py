@@ -20,8 +20,8 @@ from figures import print_document, process_s
 from amc_mobile.channels.groups import find_groups
 from amc_mobile.channels.plan import grid
 from amc_mobile.device.host import layout_here
-from amc_mobile.kernels.cache import load_or_build
 from amc_mobile.kernels.kernel import Kernel
+from amc_mobile.kernels.template import load_or_build
 from amc_mobile.latency.kernel_fit import kernel_points
 from amc_mobile.latency.predictor import LatencyPredictor
 from amc_mobile.models.zoo.registry import MODELS

@@ -22,7 +22,7 @@ from amc_mobile.channels.groups import find_groups, random_kept
 from amc_mobile.device.host import layout_here
 from amc_mobile.export.converters import EXPORTERS
 from amc_mobile.formats import BY_RUNTIME
-from amc_mobile.kernels.cache import load_or_build
+from amc_mobile.kernels.template import load_or_build
 from amc_mobile.models.zoo.registry import MODELS
 
 

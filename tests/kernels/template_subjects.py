@@ -18,7 +18,7 @@ from amc_mobile.channels.structure import Ids
 from amc_mobile.device.host import layout_here
 from amc_mobile.export.converters import EXPORTERS
 from amc_mobile.formats import BY_RUNTIME
-from amc_mobile.kernels import cache
+from amc_mobile.kernels import template as templates
 from amc_mobile.kernels.kernel import Graph
 from amc_mobile.kernels.template import Template
 from amc_mobile.models.zoo.registry import MODELS
@@ -69,7 +69,7 @@ class Subject:
 @functools.cache
 def subject(name: str, runtime: str) -> Subject:
     model, groups = network(name)
-    template = cache.load_or_build(model, groups, runtime, FOLDER, layout=layout_here(runtime))
+    template = templates.load_or_build(model, groups, runtime, FOLDER, layout=layout_here(runtime))
     kept = random_kept(groups, np.random.default_rng(7))
     pruned = surgery.apply(model, groups, kept)
     form = BY_RUNTIME[runtime]
@@ -82,7 +82,7 @@ def subject(name: str, runtime: str) -> Subject:
 
 
 def graph_of(content: bytes, runtime: str) -> Graph:
-    form = cache.file_format(runtime)
+    form = templates.file_format(runtime)
     graph = form.to_graph(form.parse(content))
     assert isinstance(graph, Graph)
     return graph

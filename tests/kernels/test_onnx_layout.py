@@ -10,10 +10,9 @@ from template_subjects import FOLDER, network
 
 from amc_mobile.device.host import layout_here
 from amc_mobile.device.layout import OnnxLayout
-from amc_mobile.kernels.cache import load_or_build
 from amc_mobile.kernels.kernel import Expression
 from amc_mobile.kernels.onnx_layout import ALWAYS, Border, Demand
-from amc_mobile.kernels.template import Template
+from amc_mobile.kernels.template import Template, load_or_build
 from amc_mobile.latency.kernel_fit import axis_values
 
 A, B, C = (Expression(0, ((group, 1),)) for group in range(3))

@@ -16,9 +16,9 @@ from amc_mobile.device.host import layout_here
 from amc_mobile.device.layout import OnnxLayout
 from amc_mobile.errors import InvalidInput
 from amc_mobile.export.parity import run_onnx
-from amc_mobile.kernels.cache import load_or_build
 from amc_mobile.kernels.kernel import differences
 from amc_mobile.kernels.onnx import fused_units
+from amc_mobile.kernels.template import load_or_build
 
 RUNTIME = "onnxruntime"
 

@@ -19,10 +19,9 @@ from amc_mobile.errors import InvalidConfig, UnsupportedLayer
 from amc_mobile.export.parity import not_delegated, run_onnx, run_tflite, sqnr_db
 from amc_mobile.export.quantize import quantize_onnx, quantize_tflite, stand_in_images
 from amc_mobile.formats import open_tflite
-from amc_mobile.kernels.cache import load_or_build
 from amc_mobile.kernels.kernel import Graph, Node, Value, differences
-from amc_mobile.kernels.labels import in_order
-from amc_mobile.kernels.template import Template
+from amc_mobile.kernels.template import Template, load_or_build
+from amc_mobile.kernels.tflite import partners
 
 FAST = "SqueezeExcite"  # padding, depthwise, products with constants, hard swish
 NEEDS_TFLITE = pytest.mark.skipif(find_spec("litert_torch") is None, reason="needs the tflite extra")
@@ -181,4 +180,4 @@ def test_a_quantised_file_without_an_operator_is_refused() -> None:
     graph = Graph((node,), {0: (1, 4), 1: (1, 4)}, {0: "float32", 1: "float32"}, (0,), (1,))
     empty = Graph((), {0: (1, 4)}, {0: "int8"}, (0,), (0,))
     with pytest.raises(UnsupportedLayer, match="fewer operators"):
-        in_order(graph, empty)
+        partners(graph, empty)

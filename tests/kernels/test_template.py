@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from amc_mobile.channels.groups import find_groups
 from amc_mobile.errors import CorruptFile, InvalidConfig
-from amc_mobile.kernels.cache import load_or_build
-from amc_mobile.kernels.template import Template
+from amc_mobile.kernels.template import Template, load_or_build
 
 SHAPE = (1, 3, 8, 8)
 
