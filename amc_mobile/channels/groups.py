@@ -18,12 +18,15 @@ from amc_mobile.channels.structure import FIXED, ChannelGroup, ChannelGroups, Di
 from amc_mobile.channels.trace import IdTrace, Parameter, TracedLayer, TraceRecord, exported, where_it_failed
 from amc_mobile.errors import InvalidInput, UnsupportedLayer
 
+LEAST_RANDOM_SHARE = 0.25  # of a group's channels that `random_kept` keeps
+TOLERANCE = 1e-4  # of the largest output: what rounding may make of the same sums in another order
 
-def random_kept(groups: ChannelGroups, rng: np.random.Generator, *, at_least: float = 0.25) -> dict[str, Ids]:
+
+def random_kept(groups: ChannelGroups, rng: np.random.Generator) -> dict[str, Ids]:
     """Random channels of a random width for every group; each group loses at least one channel."""
     kept = {}
     for group in groups.groups:
-        lowest = max(MIN_CHANNELS, int(at_least * group.channels))
+        lowest = max(MIN_CHANNELS, int(LEAST_RANDOM_SHARE * group.channels))
         count = int(rng.integers(min(lowest, group.channels - 1), group.channels))
         kept[group.name] = np.sort(rng.choice(group.channels, count, replace=False)).astype(np.int64)
     return kept
@@ -41,21 +44,20 @@ def prove(
     *,
     kept: Mapping[str, Ids] | None = None,
     seed: int = 0,
-    tolerance: float = 1e-4,
 ) -> float:
     """The largest difference between the cut and the masked network, relative to the largest output.
 
     `example`: (N, C, H, W); `kept`: random channels from `seed` unless given. Raises UnsupportedLayer when the
-    difference is above `tolerance`, in float64 as well, or the cut network does not run.
+    difference is above TOLERANCE, in float64 as well, or the cut network does not run.
     """
     kept = random_kept(groups, np.random.default_rng(seed)) if kept is None else kept
     difference = _difference(model, groups, example, kept)
-    if not difference <= tolerance:  # NaN included
+    if not difference <= TOLERANCE:  # NaN included
         # Some networks amplify rounding errors, e.g. with random weights: more digits tell those from wrong groups.
         difference = _difference(copy.deepcopy(model).double(), groups, example.double(), kept)
     if math.isnan(difference):
         _require_finite(model, example)
-    if not difference <= tolerance:
+    if not difference <= TOLERANCE:
         raise UnsupportedLayer(
             "",
             f"the pruned network's output differs from the masked one's by {difference:.1e} of its largest value",

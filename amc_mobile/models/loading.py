@@ -64,16 +64,6 @@ def load_checkpoint(module: nn.Module, path: Path) -> None:
     module.load_state_dict(weights, strict=False)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name, freed of wrappers and prefixes, on the CPU."""
-    _, weights = _kept_weights(path)[0]
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in weights):
-            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    _refuse_undefined(weights, path)
-    return weights
-
-
 def _kept_weights(path: Path) -> list[tuple[str, dict[str, Tensor]]]:
     """Every set of named tensors in a checkpoint and where it lies, the likeliest to be the network's weights first."""
     content = _content(path)
@@ -279,7 +269,7 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
-__all__ = ["LoadedModel", "load_checkpoint", "load_model", "read_weights", "save_checkpoint"]
+__all__ = ["LoadedModel", "load_checkpoint", "load_model", "save_checkpoint"]
 
 DEFAULT_INPUT_SIZE = 224
 DEFAULT_CLASSES = 1000

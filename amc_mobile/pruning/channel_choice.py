@@ -17,7 +17,7 @@ from amc_mobile.channels.plan import CHANNEL_CHOICES
 from amc_mobile.channels.structure import ChannelGroups, DimensionIds, Ids
 from amc_mobile.errors import InvalidConfig
 from amc_mobile.pruning.gram import GramStatistics, LayerGram, as_columns, as_weight, group_channels
-from amc_mobile.pruning.least_squares import factorised, ridged
+from amc_mobile.pruning.least_squares import DEFAULT_RIDGE, factorised, ridged
 
 Floats = NDArray[np.float64]
 LASSO_RIDGE = 1e-6  # of the mean diagonal: channels whose contributions are equal must not make the path degenerate
@@ -302,7 +302,6 @@ def channel_order(
     gram: GramStatistics,
     *,
     method: str = "backward",
-    ridge: float = 1e-4,
     labelled: tuple[Tensor, Tensor] | None = None,
 ) -> dict[str, Ids]:
     """For each group its channels, most important first.
@@ -324,7 +323,7 @@ def channel_order(
             raise InvalidConfig("the channel choice taylor needs labelled images")
         gates = taylor(groups, model, *labelled)
         return {name: _falling(gate) for name, gate in zip(groups.names, gates, strict=True)}
-    solver = _Solver(groups, gram, ridge)
+    solver = _Solver(groups)
     order: dict[str, Ids] = {}
     for index, group in enumerate(groups.groups):
         readers = [
@@ -342,7 +341,9 @@ def channel_order(
             found = contributions([(reader, places) for _, reader, places in readers])
             order[group.name] = lasso(found) if method == "lasso" else greedy_removal(found)
         elif method == "omp" and readers and solvable:
-            order[group.name] = matching_pursuit([(r, places, ridged(r.moment, ridge)) for _, r, places in readers])
+            order[group.name] = matching_pursuit(
+                [(r, places, ridged(r.moment, DEFAULT_RIDGE)) for _, r, places in readers]
+            )
         elif method == "backward" and readers and solvable:
             order[group.name] = solver.eliminated(index, readers)
         else:
@@ -353,8 +354,7 @@ def channel_order(
 class _Solver:
     """Backward elimination; the inverse of a matrix is kept while a later group reads the same layer."""
 
-    def __init__(self, groups: ChannelGroups, gram: GramStatistics, ridge: float) -> None:
-        self._ridge = ridge
+    def __init__(self, groups: ChannelGroups) -> None:
         self._inverses: dict[str, Tensor] = {}
         self._last_reader = {name: index for index, group in enumerate(groups.groups) for name in group.consumers}
 
@@ -365,7 +365,7 @@ class _Solver:
 
     def _fit(self, name: str, reader: LayerGram, places: Ids) -> Fit:
         if name not in self._inverses:
-            self._inverses[name] = torch.cholesky_inverse(factorised(reader.moment, self._ridge))
+            self._inverses[name] = torch.cholesky_inverse(factorised(reader.moment, DEFAULT_RIDGE))
         columns = reader.columns(places.ravel())
         weight = reader.weight[columns] * reader.output_scale
         return Fit(self._inverses[name][columns][:, columns], weight, len(places), reader.output_variance)

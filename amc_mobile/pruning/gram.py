@@ -17,7 +17,7 @@ from amc_mobile.channels.structure import ChannelGroups, DimensionIds, Ids, Laye
 from amc_mobile.channels.trace import operator_name
 from amc_mobile.models.task import LabelledImages
 from amc_mobile.pruning.least_squares import Matrices, check_finite
-from amc_mobile.pruning.program import LayerStep, Program, Run, arguments, batches_within
+from amc_mobile.pruning.program import Execution, LayerStep, Program, arguments, batches_within
 
 Pair = tuple[int, int]
 
@@ -118,8 +118,6 @@ def _pair(value: list[int] | int) -> Pair:
 MAX_COLUMNS = 8192
 # With fewer rows per unknown the weights follow the sample instead of the layer.
 ROWS_PER_COLUMN = 8
-# What one batch's values may occupy: at 224 pixels, VGG-16's are 25 MB for each image.
-ACTIVATION_BYTES = 2**29
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +172,6 @@ def collect_gram(
     *,
     positions: int = 10,
     seed: int = 0,
-    batch_size: int = 100,
     matrices: Matrices | None = None,
 ) -> GramStatistics:
     """Runs the original network on `images`: normalised (N, C, H, W), or a set that is normalised batch by batch.
@@ -185,10 +182,10 @@ def collect_gram(
     Memory: 8 bytes x columns^2 for each layer, and as much again once it is factorised for the search (MobileNet-V1:
     0.05 GB in all; VGG-16 and ResNet-50: 2 to 3 GB, a 3 x 3 convolution of 512 channels alone 0.17 GB). All of them
     are kept in `matrices`, which spills to a file what is over its limit. In memory beside them: the activations of
-    one batch, at most `batch_size` images and about ACTIVATION_BYTES, and up to four matrices of the largest layer
+    one batch, at most BATCH_SIZE images and about ACTIVATION_BYTES, and up to four matrices of the largest layer
     while that layer is worked on.
     """
-    batches, program = batches_within(model, images, batch_size, ACTIVATION_BYTES)
+    batches, program = batches_within(model, images)
     matrices = matrices or Matrices()
     wanted = readable_layers(groups)
     steps = {
@@ -197,7 +194,7 @@ def collect_gram(
     sums = {step.layer: _Sums(program, step, matrices) for step in steps.values()}
     generator = torch.Generator().manual_seed(seed)
     for batch in batches:
-        run = Run(program, lambda batch=batch: batch)  # type: ignore[misc]
+        run = Execution(program, lambda batch=batch: batch)  # type: ignore[misc]
         while (node := run.pending()) is not None:
             if node in steps:
                 columns = len(sums[steps[node].layer].weight)

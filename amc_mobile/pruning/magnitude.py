@@ -17,6 +17,7 @@ from amc_mobile.errors import InvalidInput
 Widths = NDArray[np.int64]
 LINEAR_MIN_DENSITY = 0.02  # linear layers hold many weights and bear more pruning than convolutions
 DENSITY_STEPS = 100
+BATCH_SIZE = 100  # of what batch norms are estimated on
 
 
 class MagnitudePruner:
@@ -97,7 +98,7 @@ def hold_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def reestimated(model: nn.Module, images: Tensor, batch_size: int = 100) -> nn.Module:
+def reestimated(model: nn.Module, images: Tensor) -> nn.Module:
     """A copy whose batch norms have the mean and variance of their inputs on `images`, normalised (N, C, H, W)."""
     net = copy.deepcopy(model).eval()
     norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
@@ -105,7 +106,7 @@ def reestimated(model: nn.Module, images: Tensor, batch_size: int = 100) -> nn.M
         norm.reset_running_stats()
         norm.momentum = None  # an average over all batches
         norm.train()
-    for batch in torch.split(images, batch_size):
+    for batch in torch.split(images, BATCH_SIZE):
         if norms and len(batch) > 1:
             net(batch)
     return net.eval()

@@ -163,7 +163,7 @@ def _only_reader(node: Node) -> Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-class Run:
+class Execution:
     """Executes a program on one batch, node by node, and drops values after their last use.
 
     The values of the nodes in `held` stay until they are released, however far the run is ahead. `read` gives the
@@ -182,7 +182,7 @@ class Run:
         for node, index in self._last_use.items():
             self._finished.setdefault(index, []).append(node)
 
-    def branch(self) -> Run:
+    def branch(self) -> Execution:
         """Another run that stands where this one does, with the same values; this one stays where it is."""
         other = copy.copy(self)
         other._values = dict(self._values)
@@ -239,7 +239,7 @@ class Run:
         return sum(value_bytes(self.program, node) for node in live)
 
 
-class Runs:
+class PairedExecutions:
     """Two programs side by side on all batches, at whatever memory there is.
 
     What the runs keep between two layers stays in memory as long as that is at most `memory_bytes` for all batches
@@ -252,11 +252,11 @@ class Runs:
         held = set(held)
         self._memory_bytes = memory_bytes
         self._stored = [
-            (Run(original, lambda i=i: batches[i], held), Run(pruned, lambda i=i: batches[i]))  # type: ignore[misc]
+            (Execution(original, lambda i=i: batches[i], held), Execution(pruned, lambda i=i: batches[i]))  # type: ignore[misc]
             for i in range(len(batches))
         ]
 
-    def at(self, target: Node, node: Node) -> Iterator[tuple[Run, Run]]:
+    def at(self, target: Node, node: Node) -> Iterator[tuple[Execution, Execution]]:
         """For each batch a run of the original that has executed `target` and one of the pruned network before `node`.
 
         `target` must be held. To be asked for nodes in their order only.
@@ -273,6 +273,10 @@ class Runs:
     def release(self, target: Node) -> None:
         for original, _ in self._stored:
             original.release(target)
+
+
+BATCH_SIZE = 100
+ACTIVATION_BYTES = 2**29  # of one batch's values: at 224 pixels, VGG-16's are 25 MB for each image
 
 
 class Batches(Sequence[Tensor]):
@@ -315,7 +319,7 @@ def value_bytes(program: Program, node: Node) -> int:
 
 
 def peak_bytes(program: Program) -> int:
-    """The most that values of one batch occupy at a time, as `Run` keeps them."""
+    """The most that values of one batch occupy at a time, as `Execution` keeps them."""
     last_use = last_uses(program)
     ending: dict[int, int] = {}
     live = peak = 0
@@ -328,14 +332,12 @@ def peak_bytes(program: Program) -> int:
     return peak
 
 
-def batches_within(
-    model: nn.Module, images: Tensor | LabelledImages, batch_size: int, limit_bytes: int
-) -> tuple[Batches, Program]:
-    """Equal batches of at most `batch_size` images, fewer where the values of one would occupy more than
-    `limit_bytes`, and the program for their size. The batches depend on the network alone, not on the machine."""
-    batches = Batches(images, batch_size)
+def batches_within(model: nn.Module, images: Tensor | LabelledImages) -> tuple[Batches, Program]:
+    """Equal batches of at most BATCH_SIZE images, fewer where the values of one would occupy more than
+    ACTIVATION_BYTES, and the program for their size. The batches depend on the network alone, not on the machine."""
+    batches = Batches(images, BATCH_SIZE)
     program = Program(model, batches[0])
-    if batches.size > 1 and (peak := peak_bytes(program)) > limit_bytes:
-        batches = Batches(images, max(1, int(batches.size * limit_bytes / peak)))
+    if batches.size > 1 and (peak := peak_bytes(program)) > ACTIVATION_BYTES:
+        batches = Batches(images, max(1, int(batches.size * ACTIVATION_BYTES / peak)))
         program = Program(model, batches[0])
     return batches, program

@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amc_mobile.channels.cost import CostModel
 from amc_mobile.channels.plan import PruningPlan
-from amc_mobile.channels.structure import Ids, Layer
+from amc_mobile.channels.structure import CostModel, Ids, Layer
 from amc_mobile.data.images import ImageSet
 from amc_mobile.data.split import DataSplit, few
 from amc_mobile.errors import InvalidConfig, InvalidInput
@@ -24,8 +23,7 @@ from amc_mobile.pruning.channel_choice import channel_order
 from amc_mobile.pruning.gram import GramStatistics, collect_gram
 from amc_mobile.pruning.least_squares import Matrices
 from amc_mobile.pruning.magnitude import MagnitudePruner, reestimated
-from amc_mobile.pruning.reconstruction import Reconstructor, find_folding, folded
-from amc_mobile.pruning.refit import refit
+from amc_mobile.pruning.reconstruction import Reconstructor, find_folding, folded, refit
 from amc_mobile.search.budget import Unit
 from amc_mobile.search.policy import GroupFacts
 from amc_mobile.search.reward import GUARANTEED, Outcome, fidelity, reward_of

@@ -20,13 +20,13 @@ import torch
 from cifar import data_folder, pretrained
 from figures import print_document
 
-from amc_mobile.channels.cost import CostModel
+from amc_mobile.channels import surgery
 from amc_mobile.channels.plan import CHANNEL_CHOICES
+from amc_mobile.channels.structure import CostModel
 from amc_mobile.models.task import evaluate
 from amc_mobile.pruning.channel_choice import channel_order
 from amc_mobile.pruning.gram import collect_gram
-from amc_mobile.pruning.reconstruction import Reconstructor
-from amc_mobile.pruning.refit import refit
+from amc_mobile.pruning.reconstruction import Reconstructor, refit
 from amc_mobile.report.tables import render_rows
 from amc_mobile.search.budget import CostLimit
 from amc_mobile.workflows.network import default_grids, load_network
@@ -59,7 +59,11 @@ def measured(model: str, data: Path, choices: list[str], options: argparse.Names
         seconds = time.process_time() - started
         reconstructor = Reconstructor(network.module, network.groups, gram, order)
         final = refit(network.module, network.groups, reconstructor.kept(widths), calibration, seed=options.seed)
-        nets = (reconstructor.build(widths, reconstruct=False), reconstructor.build(widths), final)
+        nets = (
+            surgery.apply(network.module, network.groups, reconstructor.kept(widths)).eval(),
+            reconstructor.build(widths),
+            final,
+        )
         top1 = {stage: evaluate(net, images.test) for stage, net in zip(STAGES, nets, strict=True)}
         found[choice] = {**top1, "order_cpu_s": seconds}
         print(f"{model} {choice}: {found[choice]}", file=sys.stderr, flush=True)

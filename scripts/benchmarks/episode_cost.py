@@ -27,8 +27,8 @@ from cifar import pretrained
 from figures import print_document
 from scipy.stats import spearmanr
 
-from amc_mobile.channels.cost import CostModel
 from amc_mobile.channels.groups import find_groups
+from amc_mobile.channels.structure import CostModel
 from amc_mobile.data.images import Dataset, ImageSet
 from amc_mobile.data.split import DataSplit, split
 from amc_mobile.models.loading import load_model

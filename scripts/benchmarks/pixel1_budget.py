@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from amc_mobile.channels.cost import CostModel
+from amc_mobile.channels.structure import CostModel
 from amc_mobile.errors import AmcMobileError, InvalidInput
 from amc_mobile.latency.model import LatencyModel
 from amc_mobile.search.budget import CostLimit

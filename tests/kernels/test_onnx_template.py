@@ -10,8 +10,8 @@ import torch
 from template_subjects import ALL, graph_of, subject
 from torch import nn
 
-from amc_mobile.channels.cost import CostModel
 from amc_mobile.channels.groups import find_groups
+from amc_mobile.channels.structure import CostModel
 from amc_mobile.device.host import layout_here
 from amc_mobile.device.layout import OnnxLayout
 from amc_mobile.errors import InvalidInput

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from template_subjects import ALL, graph_of, subject
 
-from amc_mobile.channels.cost import CostModel
+from amc_mobile.channels.structure import CostModel
 from amc_mobile.errors import InvalidInput
 from amc_mobile.export.parity import run_tflite
 from amc_mobile.formats import open_tflite

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from amc_mobile.errors import CorruptFile, InvalidInput
-from amc_mobile.models.loading import load_checkpoint, load_model, read_weights, save_checkpoint
+from amc_mobile.models.loading import load_checkpoint, load_model, save_checkpoint
 
 
 def small_net(seed: int, num_classes: int = 4) -> nn.Module:
@@ -156,7 +156,7 @@ def test_programs_are_named_with_the_way_to_their_weights(tmp_path: Path) -> Non
     said = {}
     for path in sorted(tmp_path.iterdir()):
         with pytest.raises(InvalidInput) as caught:
-            read_weights(path)
+            load_checkpoint(nn.Linear(2, 2), path)
         said[path.name] = caught.value.message.removeprefix(f"{path} is ")
         assert "torch.save(" in caught.value.next_step
     assert said == {
@@ -168,7 +168,7 @@ def test_programs_are_named_with_the_way_to_their_weights(tmp_path: Path) -> Non
         "weights.npz": "a NumPy archive, not a file of weights",
     }
     with pytest.raises(InvalidInput) as caught:
-        read_weights(tmp_path / "jit.pt")
+        load_checkpoint(nn.Linear(2, 2), tmp_path / "jit.pt")
     assert caught.value.next_step == (
         "save its weights: torch.save(torch.jit.load('jit.pt').state_dict(), 'weights.pt')"
     )
@@ -180,7 +180,7 @@ def test_pickles_are_refused_without_the_advice_to_run_them(tmp_path: Path, prot
     torch.save({"state_dict": {}, "config": Path("x")}, tmp_path / "net.pt")
     for name in ("net.pkl", "net.pt"):
         with pytest.raises(InvalidInput, match="could run code") as caught:
-            read_weights(tmp_path / name)
+            load_checkpoint(nn.Linear(2, 2), tmp_path / name)
         assert "weights_only" not in caught.value.message + caught.value.next_step
 
 
@@ -211,7 +211,7 @@ def test_a_misfit_is_refused_with_every_name_and_changes_nothing(tmp_path: Path)
 def test_a_whole_pickled_model_is_refused_with_the_way_out(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2), tmp_path / "net.pt")
     with pytest.raises(InvalidInput, match="more than tensors") as caught:
-        read_weights(tmp_path / "net.pt")
+        load_checkpoint(nn.Linear(2, 2), tmp_path / "net.pt")
     assert "state_dict()" in caught.value.next_step
 
 
@@ -220,16 +220,16 @@ def test_a_whole_pickled_model_is_refused_with_the_way_out(tmp_path: Path) -> No
 def test_a_broken_file_is_corrupt(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CorruptFile, match="cannot be read as a checkpoint"):
-        read_weights(tmp_path / name)
+        load_checkpoint(nn.Linear(2, 2), tmp_path / name)
 
 
 def test_undefined_weights_are_named(tmp_path: Path) -> None:
-    torch.save({"a": torch.ones(2), "b": torch.tensor([float("nan")])}, tmp_path / "net.pt")
-    with pytest.raises(InvalidInput, match="undefined values in b"):
-        read_weights(tmp_path / "net.pt")
+    torch.save({"weight": torch.ones(2, 2), "bias": torch.full((2,), torch.nan)}, tmp_path / "net.pt")
+    with pytest.raises(InvalidInput, match="undefined values in bias"):
+        load_checkpoint(nn.Linear(2, 2), tmp_path / "net.pt")
 
 
 def test_a_file_without_weights_is_refused(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "net.pt")
     with pytest.raises(InvalidInput, match="holds a list"):
-        read_weights(tmp_path / "net.pt")
+        load_checkpoint(nn.Linear(2, 2), tmp_path / "net.pt")

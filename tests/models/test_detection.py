@@ -11,9 +11,19 @@ from amc_mobile.data.images import Dataset
 from amc_mobile.data.sources import load_dataset
 from amc_mobile.data.split import split
 from amc_mobile.errors import InvalidInput
-from amc_mobile.models.detection import Detection, SsdAnchors, corners, decoded, encoded, overlaps, suppressed
 from amc_mobile.models.loading import load_model
-from amc_mobile.models.task import CLASSIFICATION, evaluate, logits
+from amc_mobile.models.task import (
+    CLASSIFICATION,
+    Detection,
+    SsdAnchors,
+    corners,
+    decoded,
+    encoded,
+    evaluate,
+    logits,
+    overlaps,
+    suppressed,
+)
 from amc_mobile.models.training import TrainConfig, train
 
 ANCHORS = SsdAnchors((4, 2, 1)).boxes()
@@ -186,8 +196,8 @@ def test_a_detector_and_classes_of_whole_images_are_refused_together(shapes: Dat
 
 OWN = """
 from torch import nn
-from amc_mobile.models.detection import Detection
-from amc_mobile.models.detection import SsdAnchors
+from amc_mobile.models.task import Detection
+from amc_mobile.models.task import SsdAnchors
 
 
 class Own(nn.Module):

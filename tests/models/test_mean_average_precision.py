@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from amc_mobile.models.detection import Detections, average_precision, matched, mean_average_precision
+from amc_mobile.models.task import Detections, average_precision, matched, mean_average_precision
 
 LEFT, RIGHT = (0.0, 0.0, 0.4, 0.4), (0.6, 0.6, 1.0, 1.0)
 Found = tuple[tuple[float, float, float, float], int, float]

@@ -27,15 +27,6 @@ def test_a_folded_network_computes_the_same(name: str) -> None:
         assert torch.allclose(folded(net.model, folding)(net.images), wanted, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [name for name in PRUNABLE if name != "Flattened"])
-def test_pairs_in_a_sequence_fold_without_tracing(name: str) -> None:
-    net = subject(name)
-    quick = folded(net.model)
-    assert norms(quick) < norms(net.model) or not find_folding(net.model, net.images[:1]).pairs
-    with torch.no_grad():
-        assert torch.allclose(quick(net.images), net.model(net.images), rtol=1e-3, atol=1e-4)
-
-
 def test_a_network_that_views_its_maps_keeps_their_layout() -> None:
     net = subject("Flattened")
     folding = find_folding(net.model, net.images[:1])

@@ -11,8 +11,9 @@ from traced_networks import subject
 
 from amc_mobile.channels.groups import find_groups
 from amc_mobile.errors import NotFinite
+from amc_mobile.pruning import program
 from amc_mobile.pruning.gram import collect_gram, readable_layers
-from amc_mobile.pruning.program import Batches, Program, Run
+from amc_mobile.pruning.program import Batches, Execution, Program
 
 
 class Geometries(nn.Module):
@@ -42,7 +43,7 @@ def test_moments_hold_for_every_geometry_of_a_layer() -> None:
         for transposed in model.layers[3:]:
             transposed.weight.mul_(6)  # variances that rounding does not reach
     groups = find_groups(model, images[:2])
-    gram = collect_gram(model, groups, images, positions=10**6, batch_size=3)
+    gram = collect_gram(model, groups, images, positions=10**6)
     seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     for name, module in model.named_modules():
         if name in gram.layers:
@@ -73,9 +74,10 @@ def test_every_layer_that_reads_a_group_has_a_matrix(name: str) -> None:
         assert len(layer.weight) == len(layer.in_ids) * layer.block
 
 
-def test_the_batch_size_does_not_change_the_moments() -> None:
+def test_the_batch_size_does_not_change_the_moments(monkeypatch: pytest.MonkeyPatch) -> None:
     net = subject("PaddedShortcut")
-    again = collect_gram(net.model, net.groups, net.images, positions=10**6, batch_size=20)
+    monkeypatch.setattr(program, "BATCH_SIZE", 20)
+    again = collect_gram(net.model, net.groups, net.images, positions=10**6)
     for name, layer in net.gram.layers.items():
         assert torch.allclose(layer.moment, again.layers[name].moment, rtol=1e-5, atol=1e-6)
 
@@ -109,7 +111,7 @@ def test_a_program_runs_to_the_outputs_of_its_network(name: str) -> None:
     net = subject(name)
     program = Program(net.model, net.images[:4])
     output = program.nodes[-1].args[0][0]
-    run = Run(program, lambda: net.images[:4], held=[output])
+    run = Execution(program, lambda: net.images[:4], held=[output])
     halfway = None
     while (node := run.pending()) is not None:
         if node is program.nodes[len(program.nodes) // 2]:

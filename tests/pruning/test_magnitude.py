@@ -94,7 +94,7 @@ def test_a_mask_of_another_shape_is_refused() -> None:
 def test_batch_norms_take_the_statistics_of_the_pruned_network() -> None:
     found, images = pruner("PaddedShortcut"), subject("PaddedShortcut").images
     built = found.build(found.sizes // 2)
-    tuned = reestimated(built, images, batch_size=30)
+    tuned = reestimated(built, images)
     with torch.no_grad():
         first = built.stem[0](images)
     assert torch.allclose(tuned.stem[1].running_mean, first.mean((0, 2, 3)), atol=1e-5)

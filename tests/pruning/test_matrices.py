@@ -11,6 +11,7 @@ from traced_networks import halves, subject
 
 from amc_mobile.channels.plan import CHANNEL_CHOICES
 from amc_mobile.pruning import least_squares as module
+from amc_mobile.pruning import program as program_module
 from amc_mobile.pruning.channel_choice import channel_order
 from amc_mobile.pruning.gram import collect_gram
 from amc_mobile.pruning.least_squares import UNKNOWN_BYTES, Matrices, available_bytes
@@ -78,11 +79,13 @@ def test_a_container_bounds_what_is_free(
         assert available_bytes() == UNKNOWN_BYTES
 
 
-def test_batches_shrink_where_one_would_not_fit() -> None:
+def test_batches_shrink_where_one_would_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     net = subject("PaddedShortcut")
-    whole, program = batches_within(net.model, net.images, 30, 10**9)
+    monkeypatch.setattr(program_module, "BATCH_SIZE", 30)
+    whole, program = batches_within(net.model, net.images)
     assert [len(batch) for batch in whole] == [30, 30]
     peak = peak_bytes(program)
-    batches, small = batches_within(net.model, net.images, 30, peak // 3)
+    monkeypatch.setattr(program_module, "ACTIVATION_BYTES", peak // 3)
+    batches, small = batches_within(net.model, net.images)
     assert peak_bytes(small) <= peak // 3
     assert batches.size * len(batches) == 60

@@ -6,7 +6,7 @@ import torch
 from traced_networks import subject
 
 from amc_mobile.pruning.gram import group_channels
-from amc_mobile.pruning.least_squares import Matrices, corrected
+from amc_mobile.pruning.least_squares import DEFAULT_RIDGE, Matrices, corrected
 from amc_mobile.pruning.reconstruction import NestedSolver
 
 
@@ -20,13 +20,13 @@ def test_a_prefix_is_solved_as_the_columns_alone_would_be(name: str, layer: str,
     assert places is not None
     order = places[np.random.default_rng(0).permutation(len(places))]
     kept = order[: int(len(order) * share)]
-    ridge = 1e-3 * float(gram.moment.diagonal().mean())  # of all columns, whatever the prefix
+    ridge = DEFAULT_RIDGE * float(gram.moment.diagonal().mean())  # of all columns, whatever the prefix
     columns = gram.columns(np.sort(kept.ravel()))
     moment, weight = gram.moment[columns][:, columns], gram.weight[columns]
     wanted = weight + corrected(
         moment, gram.projection[columns] - moment @ weight, ridge / float(moment.diagonal().mean())
     )
-    solved = NestedSolver(gram, order, 1e-3, Matrices()).solve(kept.size)
+    solved = NestedSolver(gram, order, Matrices()).solve(kept.size)
     assert solved.shape == wanted.shape
     torch.testing.assert_close(solved.double(), wanted, rtol=1e-4, atol=1e-5)
     if share == 1.0:

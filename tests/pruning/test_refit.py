@@ -12,21 +12,20 @@ from torch import nn
 from traced_networks import Subject, first_order, smooth_images, subject
 
 from amc_mobile.channels import surgery
-from amc_mobile.channels.cost import CostModel
 from amc_mobile.channels.groups import find_groups
-from amc_mobile.channels.structure import Ids
+from amc_mobile.channels.structure import CostModel, Ids
 from amc_mobile.data.images import ImageSet
 from amc_mobile.data.sources import load_dataset
 from amc_mobile.errors import InvalidInput
 from amc_mobile.models.loading import load_model
 from amc_mobile.models.task import evaluate
-from amc_mobile.pruning import refit as refit_module
+from amc_mobile.pruning import program as program_module
+from amc_mobile.pruning import reconstruction as refit_module
 from amc_mobile.pruning.channel_choice import channel_order, kept_of
 from amc_mobile.pruning.gram import collect_gram
 from amc_mobile.pruning.least_squares import Moments, WideRows, best_fit
-from amc_mobile.pruning.program import Batches, Program, Runs
-from amc_mobile.pruning.reconstruction import Reconstructor
-from amc_mobile.pruning.refit import prune, refit
+from amc_mobile.pruning.program import Batches, PairedExecutions, Program
+from amc_mobile.pruning.reconstruction import Reconstructor, prune, refit
 
 
 def three_quarters(net: Subject) -> dict[str, Ids]:
@@ -44,7 +43,7 @@ def test_a_refitted_network_is_cut_like_surgery_and_closer_to_the_original(name:
     net = subject(name)
     kept = three_quarters(net)
     before = {key: value.clone() for key, value in net.model.state_dict().items()}
-    refitted = refit(net.model, net.groups, kept, net.images, positions=50, batch_size=30)
+    refitted = refit(net.model, net.groups, kept, net.images, positions=50)
     cut = surgery.apply(net.model, net.groups, kept)
     assert {k: v.shape for k, v in refitted.state_dict().items()} == {k: v.shape for k, v in cut.state_dict().items()}
     assert all(torch.equal(value, before[key]) for key, value in net.model.state_dict().items())
@@ -72,9 +71,7 @@ def test_a_plan_that_keeps_everything_changes_nothing() -> None:
 
 def test_layers_before_the_first_cut_keep_their_weights() -> None:
     net = subject("PaddedShortcut")
-    told: list[str] = []
-    refitted = refit(net.model, net.groups, {"b1.0": np.arange(8)}, net.images, on_layer=told.append)
-    assert told == ["b2", "fc"]
+    refitted = refit(net.model, net.groups, {"b1.0": np.arange(8)}, net.images)
     for key in ("stem.0.weight", "stem.1.running_mean", "a1.0.weight", "a2.weight", "a2.bias"):
         assert torch.equal(refitted.state_dict()[key], net.model.state_dict()[key])
 
@@ -106,7 +103,7 @@ def test_the_end_of_a_branch_is_fitted_to_the_original_sum() -> None:
         model.norm.bias.normal_()
     groups = find_groups(model, images[:2])
     kept = {"stem": np.array([1, 3, 4, 6]), "first": np.array([0, 1, 3])}
-    refitted = refit(model, groups, kept, images, ridge=1e-9)
+    refitted = refit(model, groups, kept, images)
     sums: list[torch.Tensor] = []
     for network in (model, refitted):
         network.fc.register_forward_pre_hook(lambda _, inputs: sums.append(inputs[0]))
@@ -141,11 +138,12 @@ def test_norms_behind_other_layers_move_as_their_inputs_do() -> None:
 
 
 @pytest.mark.parametrize("name", ["PaddedShortcut", "Grouped", "DenseLike"])
-def test_the_memory_changes_no_number(name: str) -> None:
+def test_the_memory_changes_no_number(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program_module, "BATCH_SIZE", 10)
     net = subject(name)
     results, used = [], []
     for memory in (0, 300_000, 2**30):
-        refitted = refit(net.model, net.groups, three_quarters(net), net.images, batch_size=10, memory_bytes=memory,
+        refitted = refit(net.model, net.groups, three_quarters(net), net.images, memory_bytes=memory,
                          on_images=used.append)  # fmt: skip
         results.append(refitted.state_dict())
     assert used == [60, 60, 60]
@@ -162,7 +160,7 @@ def test_values_that_do_not_fit_are_computed_again_not_kept() -> None:
     for limit in (0, 400_000, 2**30):
         steps = list(program.single_steps().values())
         held = [step.node for step in steps]
-        runs = Runs(program, small, batches, held, limit)
+        runs = PairedExecutions(program, small, batches, held, limit)
         most = 0
         for step, other in zip(steps, small.single_steps().values(), strict=True):
             for _ in runs.at(step.node, other.node):
@@ -174,7 +172,8 @@ def test_values_that_do_not_fit_are_computed_again_not_kept() -> None:
         assert (most > 0) == (limit > 0)
 
 
-def test_an_image_set_is_normalised_batch_by_batch_and_refits_like_its_images() -> None:
+def test_an_image_set_is_normalised_batch_by_batch_and_refits_like_its_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program_module, "BATCH_SIZE", 20)
     net = subject("PaddedShortcut")
     pixels = (net.images * 40 + 128).clamp(0, 255).to(torch.uint8)
     asked: list[int] = []
@@ -188,7 +187,7 @@ def test_an_image_set_is_normalised_batch_by_batch_and_refits_like_its_images() 
     images = Watched(pixels, torch.zeros(60, dtype=torch.int64), torch.full((3,), 0.5), torch.full((3,), 0.2))
     plain = images.normalised()
     asked.clear()
-    nets = [refit(net.model, net.groups, three_quarters(net), given, batch_size=20) for given in (images, plain)]
+    nets = [refit(net.model, net.groups, three_quarters(net), given) for given in (images, plain)]
     assert set(asked) == {20}
     assert all(torch.equal(v, nets[1].state_dict()[k]) for k, v in nets[0].state_dict().items())
 
@@ -243,9 +242,7 @@ def test_a_transposed_convolution_is_refitted() -> None:
     net = subject("Upsampling")
     producer = next(group for group in net.groups.groups if "up" in group.consumers)
     kept = {producer.name: np.arange(0, producer.channels, 2)}
-    fitted: list[str] = []
-    refitted = refit(net.model, net.groups, kept, net.images, positions=50, on_layer=fitted.append)
-    assert "up" in fitted
+    refitted = refit(net.model, net.groups, kept, net.images, positions=50)
     cut = surgery.apply(net.model, net.groups, kept)
     assert not torch.equal(refitted.up.weight, cut.up.weight)
 
@@ -287,7 +284,7 @@ def test_half_of_resnet20_keeps_most_of_its_accuracy() -> None:
     images, test = dataset.train.normalised(slice(0, 500)), dataset.test
     gram = collect_gram(loaded.module, groups, images)
     rebuild = Reconstructor(loaded.module, groups, gram, channel_order(groups, loaded.module, gram))
-    cut, one_shot = rebuild.build(widths, reconstruct=False), rebuild.build(widths)
+    cut, one_shot = surgery.apply(loaded.module, groups, rebuild.kept(widths)).eval(), rebuild.build(widths)
     refitted = refit(loaded.module, groups, rebuild.kept(widths), images)
     accuracies = [evaluate(model, test) for model in (cut, one_shot, refitted)]
     assert accuracies[0] < 0.5

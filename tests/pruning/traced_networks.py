@@ -37,7 +37,7 @@ def subject(name: str) -> Subject:
         torch.manual_seed(0)  # biases keep what the layers draw for themselves
         model, images = build(name), smooth_images(60)
     groups = find_groups(model, images[:2])
-    return Subject(model, groups, images, collect_gram(model, groups, images, positions=10**6, batch_size=30))
+    return Subject(model, groups, images, collect_gram(model, groups, images, positions=10**6))
 
 
 def first_order(groups: ChannelGroups) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from amc_mobile.models.detection import ASPECT_RATIOS, Detection, SsdAnchors
+from amc_mobile.models.task import ASPECT_RATIOS, Detection, SsdAnchors
 from amc_mobile.models.zoo.blocks import conv_norm, initialise, rounded_width, size_after, stem_stride
 from amc_mobile.models.zoo.mobilenet import InvertedResidual, mobilenet_v2
 
