@@ -23,18 +23,6 @@ from typing import IO, Any, Literal, NoReturn, TypeVar, Union, get_args, get_ori
 
 from amc_mobile.errors import AmcMobileError, CorruptFile, InvalidConfig, InvalidInput
 
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock(file: IO[str]) -> None:
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-else:
-    import fcntl
-
-    def _lock(file: IO[str]) -> None:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -96,14 +84,14 @@ def held(path: Path, refusal: Callable[[str], AmcMobileError]) -> Iterator[None]
 
     Raises what `refusal` makes of the holder: "process 4711 on HOST".
     """
+    from filelock import lock_descriptor  # not before a lock is taken: it costs a quarter of the start-up
+
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with path.open("a+") as file:
-            try:
-                _lock(file)
-            except OSError as error:
+            if not lock_descriptor(file.fileno(), blocking=False):
                 file.seek(0)
-                raise refusal(file.read(200).strip() or "another process") from error
+                raise refusal(file.read(200).strip() or "another process")
             if not _is_at(path, file):
                 continue  # the last holder deleted the file in between
             file.truncate(0)
