@@ -31,7 +31,6 @@ AmcMobileError                exit 1
 from __future__ import annotations
 
 import errno
-import importlib.metadata
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -120,6 +119,8 @@ class MissingDependency(AmcMobileError):
 
 def _of_extra(extra: str) -> list[str]:
     """The requirements of an extra of the installed amc-mobile; empty for "" and where it runs without installation."""
+    import importlib.metadata  # takes a tenth of the start-up
+
     try:
         every = importlib.metadata.requires("amc-mobile") or []
     except importlib.metadata.PackageNotFoundError:

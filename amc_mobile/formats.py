@@ -5,7 +5,6 @@ No other module names a runtime: it takes what differs between formats from TFLI
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -60,6 +59,8 @@ class Format:
 
     @property
     def runtime_version(self) -> str:
+        import importlib.metadata  # takes a tenth of the start-up
+
         return importlib.metadata.version(self.package)
 
     def missing(self, package: str = "") -> MissingDependency:

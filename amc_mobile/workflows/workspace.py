@@ -8,9 +8,6 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from amc_mobile.device.clock_mode import MODES
-from amc_mobile.device.phone_state import check_waivers
-from amc_mobile.device.profiles import load_profiles, profile_named, profiles_folder
 from amc_mobile.errors import CorruptFile, InvalidConfig, InvalidInput
 from amc_mobile.formats import BENCHMARK_MODEL, BY_RUNTIME, FLOAT32, PRECISIONS
 from amc_mobile.latency.database_url import take_password
@@ -119,6 +116,10 @@ class Settings:
 
 def check_settings(settings: Settings) -> None:
     """Raises InvalidConfig for values that cannot be."""
+    from amc_mobile.device.clock_mode import MODES  # here: --help needs no phone
+    from amc_mobile.device.phone_state import check_waivers
+    from amc_mobile.device.profiles import load_profiles, profile_named, profiles_folder
+
     if settings.runtime not in ("", *RUNTIMES):
         raise InvalidConfig(f"runtime {settings.runtime!r} is unknown", next_step=f"use one of {', '.join(RUNTIMES)}")
     if settings.precision not in PRECISIONS:
