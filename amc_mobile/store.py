@@ -18,6 +18,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -160,7 +161,12 @@ def _of_file(path: Path, value: Any, next_step: str) -> Any:
 
 
 def to_document(value: Any) -> Any:
-    """JSON values only. A number that is not finite becomes null: JSON has none."""
+    """JSON values only. A number that is not finite becomes null: JSON has none.
+
+    Objects with a `to_document` of their own give that.
+    """
+    if hasattr(value, "to_document"):
+        return value.to_document()
     if is_dataclass(value):
         return {f.name: to_document(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
@@ -176,8 +182,8 @@ def to_document(value: Any) -> Any:
 def from_document(kind: type[T], document: object, where: str, *, next_step: str = DELETE) -> T:
     """Builds the dataclass `kind` from what `to_document` gave; a field with a default may be missing.
 
-    `where`: what the document is called in messages. Raises InvalidInput, naming the place of a missing, unknown or
-    wrong value.
+    A class with a `from_document` of its own reads its part. `where`: what the document is called in messages.
+    Raises InvalidInput, naming the place of a missing, unknown or wrong value.
     """
     try:
         built: T = _read(kind, document, where)
@@ -199,6 +205,8 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if origin is Mapping:
         _require(isinstance(value, dict), where, value, "an object")
         return {key: _read(get_args(kind)[1], item, f"{where}.{key}") for key, item in value.items()}
+    if hasattr(kind, "from_document"):
+        return kind.from_document(value)
     if is_dataclass(kind):
         return _read_dataclass(kind, value, where)
     return _read_scalar(kind, value, where)
@@ -208,6 +216,9 @@ def _read_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
     if value is None and type(None) in kinds:
         return None
     named = [kind for kind in kinds if kind is not type(None)]
+    if len(named) > 1 and is_dataclass(named[0]) and isinstance(value, dict):
+        named = [kind for kind in named if value.keys() <= {f.name for f in fields(kind)}] or named
+        return _read(named[0], value, where)
     if len(named) == 1:
         return _read(named[0], value, where)
     _require(type(value) in named, where, value, "a text, a number or a truth value")
@@ -225,8 +236,13 @@ def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
         raise ValueError(
             f"{where}: unknown keys {', '.join(unknown) or 'none'}; missing keys {', '.join(missing) or 'none'}"
         )
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     return kind(**{name: _read(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _read_scalar(kind: Any, value: Any, where: str) -> Any:

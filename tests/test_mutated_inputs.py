@@ -6,9 +6,10 @@ import io
 import json
 import random
 import re
+import shutil
 import zipfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -147,10 +148,8 @@ def run_records(folder: Path) -> Input:
     from amc_mobile.workflows.runs import Run
 
     run = Run(folder)
-    settings = asdict(Settings(model="resnet20", data="digits"))
-    run.write("settings", {"settings": settings, "search": {"macs_ratio": 0.5}})
-    plan = PruningPlan({"conv1": 16, "conv2": 32}, {"conv1": 8, "conv2": 24}, {"conv1": tuple(range(8))})
-    run.write("search", {"plan": plan.to_document(), "reward": 0.5})
+    for name in ("settings.json", "search.json"):
+        shutil.copy(Path(__file__).parent / "golden" / "guards" / "run" / name, folder)
     both = (folder / "settings.json").read_bytes() + b"\0\0" + (folder / "search.json").read_bytes()
 
     def parse(content: bytes) -> None:
@@ -158,7 +157,7 @@ def run_records(folder: Path) -> Input:
         (folder / "settings.json").write_bytes(settings)
         (folder / "search.json").write_bytes(search)
         run.settings()
-        run.plan()
+        run.search()
 
     return Input(both, parse, (CorruptFile,))
 

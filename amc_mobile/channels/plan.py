@@ -64,6 +64,11 @@ class PruningPlan:
         """Shape (groups,): kept channels."""
         return np.array(list(self.kept_channels.values()), dtype=np.int64)
 
+    @property
+    def keep_ratios(self) -> dict[str, float]:
+        """By group: the share of its channels that stays."""
+        return {name: self.kept_channels[name] / channels for name, channels in self.channels.items()}
+
     def kept(self) -> dict[str, NDArray[np.int64]]:
         """The original channels that stay, per group; the first ones where they are not decided."""
         chosen = self.kept_indices or {}
@@ -106,6 +111,25 @@ class PruningPlan:
                 f"not a pruning plan: {error if isinstance(error, InvalidInput) else repr(error)}",
                 next_step="take the plan of a run's search.json",
             ) from error
+
+
+@dataclass(frozen=True)
+class WeightPlan:
+    """How many single weights stay in each layer; their shapes stay. Raises InvalidInput for counts that cannot be."""
+
+    weights: Mapping[str, int]
+    kept_weights: Mapping[str, int]
+
+    def __post_init__(self) -> None:
+        if list(self.weights) != list(self.kept_weights):
+            raise InvalidInput("the plan does not name the same layers twice")
+        if not all(1 <= kept <= self.weights[name] for name, kept in self.kept_weights.items()):
+            raise InvalidInput("the plan keeps weights that the network does not have")
+
+    @property
+    def keep_ratios(self) -> dict[str, float]:
+        """By layer: the share of its weights that stays."""
+        return {name: self.kept_weights[name] / weights for name, weights in self.weights.items()}
 
 
 def _count(value: Any) -> int:

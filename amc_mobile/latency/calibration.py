@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -134,11 +134,10 @@ class ModelPoint:
         )
 
     @classmethod
-    def from_search(cls, widths: Sequence[int], row: Mapping[str, float]) -> ModelPoint:
-        """`row`: what the search keeps of a plan; the wider its interval, the less it counts."""
-        sigma = row["ci_high_ms"] / row["measured_ms"] - 1
-        sure = trust(sigma)
-        return cls(tuple(int(w) for w in widths), row["low_ms"], row["measured_ms"], sure, sure, searched=True)
+    def searched_plan(cls, widths: tuple[int, ...], low_ms: float, p50_ms: float, ci_high_ms: float) -> ModelPoint:
+        """A plan measured in a search; the wider its interval, the less it counts."""
+        sure = trust(ci_high_ms / p50_ms - 1)
+        return cls(widths, low_ms, p50_ms, sure, sure, searched=True)
 
 
 @dataclass(frozen=True)

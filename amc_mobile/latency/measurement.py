@@ -409,6 +409,11 @@ class PairMeasurement:
     speedups: tuple[float, ...]
 
     @classmethod
+    def of(cls, before: ModelMeasurement, after: ModelMeasurement) -> PairMeasurement:
+        rounds = zip(before.samples_ms, after.samples_ms, strict=True)
+        return cls(before, after, tuple(float(np.median(first) / np.median(second)) for first, second in rounds))
+
+    @classmethod
     def joined(cls, pairs: Sequence[PairMeasurement]) -> PairMeasurement:
         """One measurement of all rounds; `pairs` are of the same two models."""
         befores = tuple(one for pair in pairs for one in pair.before.passes)
@@ -459,6 +464,14 @@ class PairMeasurement:
             "before": self.before.to_document(),
             "after": self.after.to_document(),
         }
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> PairMeasurement:
+        """Raises InvalidInput when the document is not a pair."""
+        try:
+            return cls.of(*(ModelMeasurement.from_document(document[side]) for side in ("before", "after")))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidInput(f"not a measurement of two models: {error!r}") from error
 
 
 class Request(Protocol):

@@ -18,8 +18,6 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
-import numpy as np
-
 from amc_mobile.device.device import Device, Heat, HeatReader, Job, ResumableDevice, SamplesMs, TimedPass, Timing
 from amc_mobile.errors import InvalidConfig
 from amc_mobile.latency.measurement import (
@@ -476,7 +474,7 @@ def measure_pair(device: Device, before: bytes, after: bytes, config: ProtocolCo
             device, config, lambda: list(device.alternate(jobs[0], jobs[1], config.pair_rounds))
         )
     conditions = device.conditions()
-    measured = [
+    first, second = (
         ModelMeasurement(
             tuple(Pass(one[which].samples_ms, not quiet, one[which].record) for one in rounds),
             conditions,
@@ -484,9 +482,8 @@ def measure_pair(device: Device, before: bytes, after: bytes, config: ProtocolCo
             device.screen(),
         )
         for which in (0, 1)
-    ]
-    speedups = tuple(float(np.median(first.samples_ms) / np.median(second.samples_ms)) for first, second in rounds)
-    return PairMeasurement(measured[0], measured[1], speedups)
+    )
+    return PairMeasurement.of(first, second)
 
 
 def _until_steady(device: Device, config: ProtocolConfig, attempt: Callable[[], T]) -> tuple[T, bool]:

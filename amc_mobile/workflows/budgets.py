@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +27,7 @@ from amc_mobile.workflows.devices import chosen_runtime, device_of, recorded
 from amc_mobile.workflows.latency import latency_model
 from amc_mobile.workflows.network import Network
 from amc_mobile.workflows.plans import ChannelPlans, Plans
-from amc_mobile.workflows.runs import Run
+from amc_mobile.workflows.runs import BudgetRecord, MeasuredPlan, MeasuredPlans, ReferenceRecord, Run
 from amc_mobile.workflows.workspace import Progress, Settings, Workspace, silent
 
 Widths = NDArray[np.int64]
@@ -42,45 +41,48 @@ class PlanMeasurer:
     """
 
     def __init__(
-        self, latency: LatencyModel, run: Run, plans: ChannelPlans, reference_ms: float, name: str = "measured"
+        self, latency: LatencyModel, run: Run, plans: ChannelPlans, reference_ms: float, device: str = ""
     ) -> None:
         self._latency, self._run, self._plans = latency, run, plans
-        self._reference_ms, self._name = reference_ms, name
+        self._reference_ms, self._device = reference_ms, device
         self._original = latency.template.model_at({})
-        self._known: dict[str, dict[str, float]] = run.read(name)["plans"] if run.has(name) else {}
-        for key, row in self._known.items():
-            self._take(key, row)
+        before = run.find(MeasuredPlans, device=device)
+        self._measured = dict(before.plans) if before is not None else {}
+        for key, measured in self._measured.items():
+            self._take(key, measured)
 
     def __call__(self, widths: Widths) -> MeasuredCost:
         key = _key(widths)
-        if key not in self._known:
+        if key not in self._measured:
             predicted = float(self._latency.p50_ms(widths[None])[0])
             file = self._latency.template.model_at(self._plans.reconstructor.kept(widths))
             pair = measure_pair(self._latency.device, self._original, file, self._latency.protocol)
             slowest = pair.speedup_interval[0]
-            measured = self._reference_ms / pair.speedup
-            row = {
-                "predicted_ms": predicted,
-                "measured_ms": measured,
-                "ci_high_ms": self._reference_ms / slowest,
-                "low_ms": self._latency.reference.low_ms * pair.after.low_ms / pair.before.low_ms,
-                "raw_p50_ms": pair.after.p50_ms,
-                "raw_original_p50_ms": pair.before.p50_ms,
-            }
-            self._known[key] = row
-            self._run.write(self._name, {"plans": self._known})
-            self._take(key, row)
+            measured = MeasuredPlan(
+                predicted_ms=predicted,
+                measured_ms=self._reference_ms / pair.speedup,
+                ci_high_ms=self._reference_ms / slowest,
+                low_ms=self._latency.reference.low_ms * pair.after.low_ms / pair.before.low_ms,
+                raw_p50_ms=pair.after.p50_ms,
+                raw_original_p50_ms=pair.before.p50_ms,
+            )
+            self._measured[key] = measured
+            self._run.save(MeasuredPlans(self._measured), device=self._device)
+            self._take(key, measured)
             self._latency.measure_exactly(widths, silent)
-        row = self._known[key]
-        return MeasuredCost(row["predicted_ms"], row["measured_ms"], row["ci_high_ms"])
+        measured = self._measured[key]
+        return MeasuredCost(measured.predicted_ms, measured.measured_ms, measured.ci_high_ms)
 
     def drift_at(self, widths: Widths) -> float | None:
         """How many times as long as at the profile the original took next to that plan; None: it was not measured."""
-        row = self._known.get(_key(widths))
-        return row["raw_original_p50_ms"] / self._latency.profiled_p50_ms if row is not None else None
+        measured = self._measured.get(_key(widths))
+        return measured.raw_original_p50_ms / self._latency.profiled_p50_ms if measured is not None else None
 
-    def _take(self, key: str, row: dict[str, float]) -> None:
-        self._latency.refine(ModelPoint.from_search([int(w) for w in key.split(",")], row))
+    def _take(self, key: str, measured: MeasuredPlan) -> None:
+        widths = tuple(int(width) for width in key.split(","))
+        self._latency.refine(
+            ModelPoint.searched_plan(widths, measured.low_ms, measured.measured_ms, measured.ci_high_ms)
+        )
 
 
 def _key(widths: Widths) -> str:
@@ -107,7 +109,7 @@ class Part:
     def is_attached(self) -> bool:
         return self.latency is not None and self.latency.is_attached
 
-    def document(self, widths: Widths) -> dict[str, Any]:
+    def record(self, widths: Widths) -> BudgetRecord:
         """What a plan costs there: predicted, without the band that the search adds; measured where it can be."""
         predicted = self.budget.cost_of(widths)
         if self.latency is not None:
@@ -116,14 +118,19 @@ class Part:
         verdict = "within" if (found.ci_high if found else predicted) <= self.budget.limit else "over"
         if self.latency is not None and found is None:
             verdict = f"predicted {verdict}, not measured"
-        return {
-            "asked": self.budget.label, "unit": self.budget.unit, "limit": self.budget.limit, "device": self.device,
-            "runtime": self.latency.template.runtime if self.latency is not None else "",
-            "predicted_cost": predicted, "measured_ms": found.measured if found else None,
-            "ci_high_ms": found.ci_high if found else None, "verdict": verdict,
-            "drift": self.latency.drift if self.latency is not None else 1.0,
-            "drift_at_plan": self.measure.drift_at(widths) if isinstance(self.measure, PlanMeasurer) else None,
-        }  # fmt: skip
+        return BudgetRecord(
+            asked=self.budget.label,
+            unit=self.budget.unit,
+            limit=self.budget.limit,
+            device=self.device,
+            runtime=self.latency.template.runtime if self.latency is not None else "",
+            predicted_cost=predicted,
+            measured_ms=found.measured if found else None,
+            ci_high_ms=found.ci_high if found else None,
+            verdict=verdict,
+            drift=self.latency.drift if self.latency is not None else 1.0,
+            drift_at_plan=self.measure.drift_at(widths) if isinstance(self.measure, PlanMeasurer) else None,
+        )
 
 
 def met_together(parts: Sequence[Part]) -> CostLimit:
@@ -199,14 +206,12 @@ def on_device(
     label, reference_ms = f"also {device}:{limit_ms:g}", 0.0
     try:
         if latency.is_attached:
-            name = f"budget-{device}"
-            known = run.read(name) if run.has(name) else {}
-            if known.get("asked") != label:
+            reference = run.find(ReferenceRecord, device=device)
+            if reference is None or reference.asked != label:
                 drift = latency.measure_drift(progress)
-                reference_ms = reference_p50_ms(latency.with_drift(drift), network)
-                known = {"asked": label, "reference_ms": reference_ms, "drift": drift}
-                run.write(name, known)
-            latency, reference_ms = latency.with_drift(float(known["drift"])), float(known["reference_ms"])
+                reference = ReferenceRecord(label, reference_p50_ms(latency.with_drift(drift), network), drift)
+                run.save(reference, device=device)
+            latency, reference_ms = latency.with_drift(reference.drift), reference.reference_ms
     except BaseException:
         latency.close()
         raise
@@ -230,12 +235,12 @@ def reference_p50_ms(latency: LatencyModel, network: Network) -> float:
     return measured.get(tuple(int(w) for w in full), float(latency.p50_ms(full[None])[0]))
 
 
-def drift_text(row: Mapping[str, Any]) -> str:
+def drift_text(budget: BudgetRecord) -> str:
     """How fast the device of a budget is against its table, and what to do; empty where it is as fast, or nearly.
 
-    `row`: of `Part.document`. What was seen next to the plan counts, else what was seen when the run began.
+    What was seen next to the plan counts, else what was seen when the run began.
     """
-    drift = float(row.get("drift_at_plan") or row["drift"])
+    drift = budget.drift_at_plan or budget.drift
     if abs(drift - 1) <= TOLD_DRIFT:
         return ""
     return (
@@ -249,12 +254,13 @@ def measured_text(measured_ms: float) -> str:
     return f"{measured_ms:.3f} ms by its measured speed-up"
 
 
-def told(row: dict[str, Any]) -> str:
+def further_budget_text(budget: BudgetRecord) -> str:
     """One further budget in a line."""
-    drift = f"; there {text}" if (text := drift_text(row)) else ""
-    where = f" on {row['device']}" if row["device"] else ""
-    measured = f", {measured_text(row['measured_ms'])}" if row["measured_ms"] is not None else ""
-    cost = f"{'predicted ' if row['unit'] == 'ms' else ''}{format_cost(row['predicted_cost'], row['unit'])}{measured}"
+    drift = f"; there {text}" if (text := drift_text(budget)) else ""
+    device = f" on {budget.device}" if budget.device else ""
+    measured = f", {measured_text(budget.measured_ms)}" if budget.measured_ms is not None else ""
+    predicted = "predicted " if budget.unit == "ms" else ""
     return (
-        f"  budget {format_cost(row['limit'], row['unit'])} ({row['asked']}){where}: {cost}: {row['verdict']}{drift}\n"
+        f"  budget {format_cost(budget.limit, budget.unit)} ({budget.asked}){device}: "
+        f"{predicted}{format_cost(budget.predicted_cost, budget.unit)}{measured}: {budget.verdict}{drift}\n"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,23 @@ import numpy as np
 from amc_mobile.errors import BudgetNotMet, InvalidInput, UnreachableBudget
 from amc_mobile.models.loading import weights_sha256
 from amc_mobile.report.charts import FrontPoint, GroupTick, Spread, StageBars, accuracy_bars, front, group_lines
-from amc_mobile.report.content import TOP1
 from amc_mobile.report.pages import Picture, SeriesPage, write_series_page
 from amc_mobile.report.tables import NOTHING, Section, number, percent, render_rows
 from amc_mobile.search.budget import format_cost
 from amc_mobile.search.episode_log import CHECK, EpisodeLog
-from amc_mobile.store import write_json, write_text
+from amc_mobile.store import to_document, write_json, write_text
 from amc_mobile.workflows.devices import not_measured, recorded
 from amc_mobile.workflows.network import Network
-from amc_mobile.workflows.plans import Preparations, keep_ratios
-from amc_mobile.workflows.runs import Run, place_part, precision_part, run_name
+from amc_mobile.workflows.plans import Preparations
+from amc_mobile.workflows.runs import (
+    FinetuneRecord,
+    Run,
+    SearchRecord,
+    SettingsRecord,
+    place_part,
+    precision_part,
+    run_name,
+)
 from amc_mobile.workflows.search import search_plan
 from amc_mobile.workflows.search_config import CompareConfig, SearchConfig
 from amc_mobile.workflows.training import finetune_run
@@ -364,7 +371,7 @@ def _run(
     row: dict[str, Any] = {
         "run": name, "budget": search.asked, "policy": search.policy, "seed": settings.seed, "unit": search.unit,
     }  # fmt: skip
-    if folder.has("search"):
+    if folder.find(SearchRecord) is not None:
         begun = recorded(space, settings)[1] if _is_offline(settings, search) else settings
         _check_same(folder, begun, search, prepared.network(space, settings))
     else:
@@ -385,56 +392,53 @@ def _run(
 
 def _check_same(folder: Run, settings: Settings, search: SearchConfig, network: Network) -> None:
     """Raises InvalidInput, naming what differs, when a finished run is not the one that would be made now."""
-    # What a run of an earlier version does not name had its default then.
-    defaults = {field.name: field.default for kind in (Settings, SearchConfig) for field in fields(kind)}
-    known = {**defaults, **asdict(folder.settings()), **folder.read("settings")["search"]}
-    if folder.read("settings").get("weights_sha256") != weights_sha256(network.module):
+    begun = folder.load(SettingsRecord)
+    before = {**asdict(begun.settings), **asdict(begun.search)}
+    if begun.weights_sha256 != weights_sha256(network.module):
         raise InvalidInput(
             f"run {folder.folder.name} was made with other weights of the original network",
             next_step="compare in another --workspace, or delete that run",
         )
     free = {"workers", "waive"} if search.unit == "ms" else {"workers", "waive", "offline", "conditions"}
     for key, value in {**asdict(settings), **asdict(search)}.items():
-        if key not in free and known.get(key) != value:
+        if key not in free and before[key] != value:
             raise InvalidInput(
-                f"run {folder.folder.name} was made with {key} {known.get(key)!r}, not {value!r}",
+                f"run {folder.folder.name} was made with {key} {before[key]!r}, not {value!r}",
                 next_step="compare in another workspace, or delete that run",
             )
 
 
 def _is_finetuned(folder: Run, epochs: int) -> bool:
     """Raises InvalidInput when it was for another number of epochs."""
-    if not folder.has("finetune"):
-        return False
-    if (before := folder.read("finetune")["epochs"]) != epochs:
+    before = folder.find(FinetuneRecord)
+    if before is not None and before.epochs != epochs:
         raise InvalidInput(
-            f"run {folder.folder.name} was fine-tuned for {before} epochs, not {epochs}",
-            next_step=f"pass --finetune-epochs {before}, or delete the run's finetune.json",
+            f"run {folder.folder.name} was fine-tuned for {before.epochs} epochs, not {epochs}",
+            next_step=f"pass --finetune-epochs {before.epochs}, or delete the run's finetune.json",
         )
-    return True
+    return before is not None
 
 
 def run_results(folder: Run) -> dict[str, Any]:
     """The numbers of one finished run, all of them read from its folder."""
-    search = folder.read("search")
+    search, finetuned = folder.search(), folder.find(FinetuneRecord)
     log = EpisodeLog(folder.folder / "episodes.csv")
     rewards = [row.reward for row in log.rows if row.policy != CHECK]
-    finetuned = folder.read("finetune")["test_top1"] if folder.has("finetune") else None
-    kept, kinds = keep_ratios(search["plan"]), search.get("group_kinds", {})
-    offline = search.get("offline", False)
+    kept = search.plan.keep_ratios
+    note = {"note": not_measured(search.conditions.device)} if search.offline and search.conditions else {}
     return {
-        "offline": offline, **({"note": not_measured(search["conditions"]["device"])} if offline else {}),
-        "further_budgets": search.get("budgets", [])[1:],
-        "reward": search["reward"], "original_top1": search["test_top1"]["original"],
-        "one_shot_top1": search["test_top1"]["one-shot"], "refitted_top1": search["test_top1"]["refitted"],
-        "finetuned_top1": finetuned, "macs": search["macs"], "parameters": search["parameters"],
-        "predicted_cost": search["predicted_cost"], "measured_ms": search["measured_ms"],
-        "evaluations": search["evaluations"], "episodes": search["episodes"],
-        "cpu_s": sum(seconds for part, seconds in search["cpu_s"].items() if part != "latency"),
-        "set_up_cpu_s": search["cpu_s"]["set_up"], "cpu_s_by_part": search["cpu_s"],
+        "offline": search.offline, **note,
+        "further_budgets": [to_document(budget) for budget in search.budgets[1:]],
+        "reward": search.reward, "original_top1": search.test_top1["original"],
+        "one_shot_top1": search.test_top1["one-shot"], "refitted_top1": search.test_top1["refitted"],
+        "finetuned_top1": finetuned.test_top1 if finetuned is not None else None,
+        "macs": search.macs, "parameters": search.parameters,
+        "predicted_cost": search.predicted_cost, "measured_ms": search.measured_ms,
+        "evaluations": search.evaluations, "episodes": search.episodes,
+        "cpu_s": sum(seconds for part, seconds in search.cpu_s.items() if part != "latency"),
+        "set_up_cpu_s": search.cpu_s["set_up"], "cpu_s_by_part": dict(search.cpu_s),
         **{f"best_reward_{cut}": max(rewards[:cut]) for cut in CUTS if len(rewards) >= cut},
-        "keep_ratios": kept, "group_kinds": {name: kinds.get(name, "") for name in kept},
-        "original_macs": search["original_macs"], "original_ms": search["budget"]["reference_ms"] or None,
-        "test_images": search["test_images"], "accuracy_on": search.get("accuracy_on", "test images"),
-        "metric": search.get("metric", TOP1),
+        "keep_ratios": kept, "group_kinds": {name: search.group_kinds.get(name, "") for name in kept},
+        "original_macs": search.original_macs, "original_ms": search.budget.reference_ms or None,
+        "test_images": search.test_images, "accuracy_on": search.accuracy_on, "metric": search.metric,
     }  # fmt: skip

@@ -7,13 +7,12 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amc_mobile.channels.plan import PruningPlan
+from amc_mobile.channels.plan import PruningPlan, WeightPlan
 from amc_mobile.channels.structure import CostModel, Ids, Layer
 from amc_mobile.data.images import ImageSet
 from amc_mobile.data.split import DataSplit, few
@@ -28,6 +27,7 @@ from amc_mobile.search.budget import Unit
 from amc_mobile.search.policy import GroupFacts
 from amc_mobile.search.reward import GUARANTEED, Outcome, fidelity, reward_of
 from amc_mobile.workflows.network import Network, default_grids, load_network
+from amc_mobile.workflows.runs import RefitRecord
 from amc_mobile.workflows.workspace import Progress, Settings, Workspace
 
 
@@ -103,21 +103,9 @@ class Finished:
     refitted_fidelity: float
     images: int
 
-    def document(self) -> dict[str, Any]:
-        return {
-            "kept": "refitted" if self.refitted else "one-shot", "method": self.method, "images": self.images,
-            "reward_fidelity": {"one-shot": self.scored_fidelity, "refitted": self.refitted_fidelity},
-        }  # fmt: skip
-
-    @staticmethod
-    def told(document: Mapping[str, Any]) -> str:
-        """One line about a search's `document`."""
-        scores = document["reward_fidelity"]
-        there = f"{scores['refitted']:.4f} against {scores['one-shot']:.4f} on the reward images"
-        done = f"{document['method']} on {document['images']} images"
-        if document["kept"] == "refitted":
-            return f"{done}: fidelity {there}"
-        return f"kept as it was scored; {done} it loses fidelity: {there}"
+    def record(self) -> RefitRecord:
+        fidelities = {"one-shot": self.scored_fidelity, "refitted": self.refitted_fidelity}
+        return RefitRecord("refitted" if self.refitted else "one-shot", self.method, self.images, fidelities)
 
 
 def _better(
@@ -168,12 +156,12 @@ class Plans(ABC):
         what is free."""
 
     @abstractmethod
-    def document(self, widths: Widths) -> dict[str, Any]:
-        """The plan as JSON values."""
+    def plan(self, widths: Widths) -> PruningPlan | WeightPlan:
+        """The plan to be saved."""
 
     @abstractmethod
-    def from_document(self, document: Mapping[str, Any]) -> Widths:
-        """Reads `document`'s result back. Raises InvalidInput when it is something else."""
+    def widths(self, plan: PruningPlan | WeightPlan) -> Widths:
+        """(groups,) of a saved plan. Raises InvalidInput for one of another network or granularity."""
 
     def masks(self, widths: Widths) -> dict[str, Tensor]:
         """By parameter, the weights that stay, where single weights are pruned."""
@@ -221,13 +209,11 @@ class ChannelPlans(Plans):
         )  # fmt: skip
         return _better(self._network.module, data, scored, refitted, method="refitted", images=used[0])
 
-    def document(self, widths: Widths) -> dict[str, Any]:
-        plan = PruningPlan.from_widths(self._network.groups.channels, widths)
-        return plan.with_order(self._statistics.order).to_document()
+    def plan(self, widths: Widths) -> PruningPlan:
+        return PruningPlan.from_widths(self._network.groups.channels, widths).with_order(self._statistics.order)
 
-    def from_document(self, document: Mapping[str, Any]) -> Widths:
-        plan = PruningPlan.from_document(document)
-        if dict(plan.channels) != dict(self._network.groups.channels):
+    def widths(self, plan: PruningPlan | WeightPlan) -> Widths:
+        if not isinstance(plan, PruningPlan) or dict(plan.channels) != dict(self._network.groups.channels):
             raise InvalidInput("the plan is for another network: its channel groups differ")
         return plan.widths
 
@@ -276,21 +262,17 @@ class WeightPlans(Plans):
             method="with re-estimated batch norms", images=len(data.calibration),
         )  # fmt: skip
 
-    def document(self, widths: Widths) -> dict[str, Any]:
-        names = self.pruner.names
-        return {
-            "weights": {name: int(size) for name, size in zip(names, self.pruner.sizes, strict=True)},
-            "kept_weights": {name: int(count) for name, count in zip(names, widths, strict=True)},
-        }
+    def plan(self, widths: Widths) -> WeightPlan:
+        whole, kept = (
+            {name: int(count) for name, count in zip(self.pruner.names, counts, strict=True)}
+            for counts in (self.pruner.sizes, widths)
+        )
+        return WeightPlan(whole, kept)
 
-    def from_document(self, document: Mapping[str, Any]) -> Widths:
-        known = self.document(self.pruner.sizes)["weights"]
-        kept = document.get("kept_weights")
-        if document.get("weights") != known or not isinstance(kept, dict) or list(kept) != list(known):
+    def widths(self, plan: PruningPlan | WeightPlan) -> Widths:
+        if not isinstance(plan, WeightPlan) or plan.weights != self.plan(self.pruner.sizes).weights:
             raise InvalidInput("not a plan of this network's weights: its layers differ")
-        if not all(isinstance(n, int) and 1 <= n <= known[name] for name, n in kept.items()):
-            raise InvalidInput("the plan keeps weights that the network does not have")
-        return np.array(list(kept.values()), dtype=np.int64)
+        return np.array(list(plan.kept_weights.values()), dtype=np.int64)
 
     def masks(self, widths: Widths) -> dict[str, Tensor]:
         return self.pruner.masks(widths)
@@ -301,12 +283,6 @@ def _facts(name: str, layer: Layer) -> GroupFacts:
         name, len(layer.out_ids), len(layer.in_ids), layer.out_size[0], layer.out_size[1], layer.stride[0],
         layer.kernel_size[0],
     )  # fmt: skip
-
-
-def keep_ratios(plan: Mapping[str, Any]) -> dict[str, float]:
-    """By group or layer: the share that a saved plan of either kind keeps."""
-    whole, kept = ("weights", "kept_weights") if "kept_weights" in plan else ("channels", "kept_channels")
-    return {name: plan[kept][name] / size for name, size in plan[whole].items()}
 
 
 # With AVX2 0.7 of the time that batches of 64 take: what a layer writes is still in the cache when it is read.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -13,9 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amc_mobile import __version__
-from amc_mobile.channels.structure import KeptGroup
 from amc_mobile.device.phone_state import WIDE_BAND
-from amc_mobile.errors import CorruptFile, InvalidInput
 from amc_mobile.formats import BY_RUNTIME, FLOAT32
 from amc_mobile.latency.calibration import USABLE_BAND
 from amc_mobile.latency.measurement import ModelMeasurement
@@ -43,26 +41,10 @@ from amc_mobile.report.content import (
 )
 from amc_mobile.report.pages import render_text, report_document, write_report
 from amc_mobile.search.episode_log import EpisodeLog
-from amc_mobile.store import from_document, to_document
 from amc_mobile.workflows.export import count_gate
 from amc_mobile.workflows.network import Network
-from amc_mobile.workflows.runs import Run
+from amc_mobile.workflows.runs import ExportRecord, Run, SearchDetails
 from amc_mobile.workflows.workspace import Settings, Workspace
-
-DETAILS = "details"  # of a run's folder
-
-
-@dataclass(frozen=True)
-class SearchDetails:
-    """What a search keeps for reports, which then need neither network nor latency table.
-
-    `profiled_p50_ms`: of the original, as the latency table has it; None where that knows no whole models.
-    """
-
-    layers: tuple[LayerRow, ...] = ()
-    predictions: Predictions = field(default_factory=Predictions)
-    kept_groups: tuple[KeptGroup, ...] = ()
-    profiled_p50_ms: float | None = None
 
 
 def keep_details(
@@ -77,20 +59,7 @@ def keep_details(
         details = SearchDetails(
             layers(latency, network.groups.sizes, widths), predictions(latency), groups, original_ms
         )
-    run.write(DETAILS, to_document(details))
-
-
-def details(run: Run) -> SearchDetails:
-    """Raises InvalidInput for a run of a version that did not keep them."""
-    again = "run the same `amc-mobile search` again: its episodes are kept"
-    if not run.has(DETAILS):
-        raise InvalidInput(f"run {run.folder.name} was searched by an older version", next_step=again)
-    document = run.read(DETAILS)
-    document.pop("format_version", None)
-    try:
-        return from_document(SearchDetails, document, DETAILS)
-    except InvalidInput as error:
-        raise CorruptFile(run.folder / f"{DETAILS}.json", error.message, next_step=again) from error
+    run.save(details)
 
 
 def episodes(run: Run, search: dict[str, Any]) -> tuple[EpisodePoint, ...]:
@@ -138,11 +107,15 @@ def predictions(latency: LatencyModel) -> Predictions:
 
 def finetuning(run: Run) -> tuple[EpochAccuracy, ...]:
     """Empty before fine-tuning, and for runs of versions that did not look at the held-out images."""
-    tuned = run.finetuned() or {}
-    if not tuned.get("epoch_reports"):
+    tuned = run.finetuned()
+    if tuned is None:
         return ()
-    later = (EpochAccuracy(report["epoch"], report["validation_top1"]) for report in tuned["epoch_reports"])
-    return (EpochAccuracy(0, tuned["held_out_top1_before"]), *later)
+    later = [
+        EpochAccuracy(report.epoch, report.validation_top1)
+        for report in tuned.epoch_reports
+        if report.validation_top1 is not None
+    ]
+    return (EpochAccuracy(0, tuned.held_out_top1_before), *later) if later else ()
 
 
 @dataclass(frozen=True)
@@ -165,9 +138,9 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
     folder = Run(space.run_folder(run))
     settings, search = folder.settings(), folder.read("search")
     wanted = folder.read("settings")["search"]
-    known = details(folder)
+    known = folder.load(SearchDetails)
     written = folder.read("export") if folder.has("export") else None
-    outdated = written is not None and folder.is_outdated(written)
+    outdated = written is not None and folder.is_outdated(folder.load(ExportRecord))
     export = None if outdated else written  # files of other weights prove nothing of the network as it is
     split = folder.read("split")
     judged = _judged(export)
@@ -289,7 +262,7 @@ def _pruned_top1(
     """Of a quantised file the file's own: quantising costs accuracy. Before an export, of the weights it would take."""
     if export is None:
         tuned = run.finetuned()
-        return float(tuned["test_top1"] if tuned is not None and tuned["kept"] else search["test_top1"]["refitted"])
+        return tuned.test_top1 if tuned is not None and tuned.kept else float(search["test_top1"]["refitted"])
     quantised = judged is not None and judged.get("float32")
     return float(judged["test_top1"] if judged and quantised else export["test_top1"])
 
@@ -334,8 +307,8 @@ def _stages(
         ),
     ]
     if (tuned := run.finetuned()) is not None:
-        note = f"{tuned['epochs']} epochs, distilled" + ("" if tuned["kept"] else "; not kept")
-        stages.append(Stage("fine-tuned", seen(tuned["test_top1"]), note=note))
+        note = f"{tuned.epochs} epochs, distilled" + ("" if tuned.kept else "; not kept")
+        stages.append(Stage("fine-tuned", seen(tuned.test_top1), note=note))
     age = "outdated: written before the present weights" if outdated else ""
     for file in (export or {}).get("files", []):
         p = file["parity"]

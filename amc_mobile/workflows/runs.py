@@ -1,29 +1,348 @@
-"""One run's folder: what was asked, the plan, the weights of each stage, and how to load them again."""
+"""One run's folder: what was asked, what each step left there as typed records, and the weights of each stage."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from amc_mobile.channels import surgery
-from amc_mobile.channels.plan import PruningPlan
-from amc_mobile.errors import CorruptFile, InvalidInput
+from amc_mobile.channels.plan import PruningPlan, WeightPlan
+from amc_mobile.channels.structure import KeptGroup
+from amc_mobile.device.conditions import Conditions
+from amc_mobile.errors import AmcMobileError, CorruptFile, InvalidInput
+from amc_mobile.export.parity import Parity
 from amc_mobile.formats import FLOAT32, TFLITE
+from amc_mobile.latency.measurement import PairMeasurement
 from amc_mobile.models.loading import load_checkpoint, save_checkpoint, weights_sha256, write_tensors
+from amc_mobile.models.training import EpochReport
 from amc_mobile.pruning.magnitude import hold_masks
-from amc_mobile.search.budget import Unit
-from amc_mobile.store import read_json, write_json
+from amc_mobile.report.content import Attempt, Gate, LayerRow, Predictions
+from amc_mobile.search.budget import Unit, format_cost
+from amc_mobile.search.loop import OverBudget
+from amc_mobile.store import from_document, read_json, to_document, write_json
 from amc_mobile.workflows.network import Network, load_network
-from amc_mobile.workflows.workspace import BEGUN, Settings, Workspace, safe_name, settings_from_document
+from amc_mobile.workflows.search_config import SearchConfig
+from amc_mobile.workflows.workspace import BEGUN, Settings, Workspace, safe_name
 
 FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class SettingsRecord:
+    """What a run was begun with."""
+
+    settings: Settings
+    search: SearchConfig
+    weights_sha256: str  # of the original network
+
+
+@dataclass(frozen=True)
+class SplitRecord:
+    """Which images a run uses. `sizes`: train, calibration, reward and test."""
+
+    source: str
+    seed: int
+    accuracy_on: str
+    sizes: Mapping[str, int]
+    calibration_indices: tuple[int, ...]
+    reward_indices: tuple[int, ...]
+    train_sha256: str
+    test_sha256: str
+
+
+@dataclass(frozen=True)
+class GridMultiple:
+    """What kept channels are multiples of, and why."""
+
+    used: int
+    why: str
+
+    def text(self) -> str:
+        return f"kept channels are multiples of {self.used}: {self.why}"
+
+
+@dataclass(frozen=True)
+class LimitRecord:
+    """A run's own budget, fixed when the run begins. `place`: device, runtime and threads, as in a run's name.
+
+    `limit` is in the budget's unit. `reference_ms`: the original's p50 then, 0 for other units than ms; `drift`: how
+    many times as long as at the profile the original took then.
+    """
+
+    asked: str
+    place: str
+    limit: float
+    reference_ms: float
+    drift: float
+
+
+@dataclass(frozen=True)
+class ReferenceRecord:
+    """The original's p50 on a further device, and its drift, when the run began."""
+
+    asked: str
+    reference_ms: float
+    drift: float
+
+
+@dataclass(frozen=True)
+class MeasuredPlan:
+    """A plan measured next to the original. `measured_ms`: the p50 by the speed-up; `raw`: as the clock showed it."""
+
+    predicted_ms: float
+    measured_ms: float
+    ci_high_ms: float
+    low_ms: float
+    raw_p50_ms: float
+    raw_original_p50_ms: float
+
+
+@dataclass(frozen=True)
+class MeasuredPlans:
+    """By widths, separated by commas: the plans measured on one device."""
+
+    plans: Mapping[str, MeasuredPlan]
+
+
+@dataclass(frozen=True)
+class SearchedBudget:
+    """The budget that episodes are counted in, as it was searched with."""
+
+    unit: Unit
+    limit: float
+    asked: str
+    reference_ms: float
+    drift: float
+
+
+@dataclass(frozen=True)
+class BudgetRecord:
+    """One budget and what the plan costs there, in `unit`; `predicted_cost` without the band that the search adds.
+
+    `drift`: of the device when the run began; `drift_at_plan`: when the plan was measured.
+    """
+
+    asked: str  # as the user put it
+    unit: Unit
+    limit: float
+    device: str
+    runtime: str
+    predicted_cost: float
+    measured_ms: float | None
+    ci_high_ms: float | None
+    verdict: str
+    drift: float
+    drift_at_plan: float | None
+
+    def count_gate(self) -> Gate:
+        """Of MACs or parameters, whose cost is exact. A latency budget is decided by measuring the exported file."""
+        text = f"{format_cost(self.predicted_cost, self.unit)} of {format_cost(self.limit, self.unit)}"
+        return Gate(self.predicted_cost <= self.limit, self.predicted_cost, self.limit, text)
+
+
+@dataclass(frozen=True)
+class MultipleRecord(GridMultiple):
+    """`groups`: what narrow groups keep multiples of instead."""
+
+    groups: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class RefitRecord:
+    """The final network: "refitted" by `method` on so many images, or "one-shot" where that is nearer to the original.
+
+    `reward_fidelity`: of either on the reward images.
+    """
+
+    kept: str
+    method: str
+    images: int
+    reward_fidelity: Mapping[str, float]
+
+    def text(self) -> str:
+        scores = self.reward_fidelity
+        compared = f"{scores['refitted']:.4f} against {scores['one-shot']:.4f} on the reward images"
+        done = f"{self.method} on {self.images} images"
+        if self.kept == "refitted":
+            return f"{done}: fidelity {compared}"
+        return f"kept as it was scored; {done} it loses fidelity: {compared}"
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """What a search found. Costs are in the unit of `budget`; accuracies in [0, 1], named by `metric`.
+
+    `offline`: with the table alone. `kernel_sources`: by source of a kernel's latency, the kernels. `better_over`:
+    better plans that were measured over the budget. `cpu_s`: by part of the work. `test_top1`: of "original",
+    "one-shot" and "refitted" network.
+    """
+
+    budgets: tuple[BudgetRecord, ...]  # the first is `budget`
+    budget: SearchedBudget
+    conditions: Conditions | None
+    multiple: MultipleRecord
+    offline: bool
+    kernel_sources: Mapping[str, tuple[str, ...]]
+    policy: str
+    episodes: int
+    evaluations: int
+    better_over: tuple[OverBudget, ...]
+    measurements: int
+    reward: float
+    episode: int  # that found the plan
+    predicted_cost: float
+    measured_ms: float | None
+    ci_high_ms: float | None
+    plan: PruningPlan | WeightPlan
+    granularity: str
+    macs: float
+    original_macs: float
+    parameters: float
+    original_parameters: float
+    cpu_s: Mapping[str, float]
+    reward_top1: float | None
+    original_reward_top1: float
+    max_loss: float | None
+    refitted_reward_top1: float | None
+    reward_images_may_be_seen: bool
+    accuracy_kept: bool | None
+    test_images: int
+    metric: str
+    accuracy_on: str
+    group_kinds: Mapping[str, str]
+    refit: RefitRecord
+    test_top1: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class SearchDetails:
+    """What a search keeps for reports, which then need neither network nor latency table.
+
+    `profiled_p50_ms`: of the original, as the latency table has it; None where that knows no whole models.
+    """
+
+    layers: tuple[LayerRow, ...] = ()
+    predictions: Predictions = field(default_factory=Predictions)
+    kept_groups: tuple[KeptGroup, ...] = ()
+    profiled_p50_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class FinetuneRecord:
+    """What fine-tuning gave. `kept`: its weights are taken; `best_epoch`: 0 where there was none to choose from."""
+
+    pruned_sha256: str  # of the weights that it began with
+    epochs: int
+    learning_rate: float
+    batch_size: int
+    distill_weight: float
+    test_images: int
+    test_top1_before: float
+    test_top1: float
+    metric: str
+    accuracy_on: str
+    kept: bool
+    ema_decay: float
+    held_out_images: int
+    held_out_top1_before: float
+    best_epoch: int
+    epoch_reports: tuple[EpochReport, ...]
+
+
+@dataclass(frozen=True)
+class OutputParity:
+    """One output of a network with several, exported against torch. `largest`: of torch, to judge `max_abs` by."""
+
+    output: int
+    shape: tuple[int, ...]
+    max_abs: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class Float32File:
+    """The float32 file that a quantised one was made from."""
+
+    path: str
+    bytes: int
+    test_top1: float
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """One exported file. `pair`: it and the original measured, None without a device; `decision`: of the budget that
+    it is held against. `original_bytes`: of the file that it was measured against."""
+
+    format: str
+    precision: str
+    runtime: str
+    path: str
+    bytes: int
+    sha256: str
+    test_top1: float
+    parity: Parity
+    output_parity: tuple[OutputParity, ...]
+    sqnr_db: float | None
+    float32: Float32File | None
+    problem: str
+    not_delegated: tuple[str, ...] | None
+    pair: PairMeasurement | None
+    decision: Gate | None
+    original_bytes: int | None
+
+
+@dataclass(frozen=True)
+class FurtherGate:
+    """What was decided about a further budget, and by which measurement."""
+
+    asked: str
+    passed: bool | None
+    cost: float | None
+    limit: float
+    text: str
+    attempts: tuple[Attempt, ...]
+    pair: PairMeasurement | None
+
+
+@dataclass(frozen=True)
+class ExportGate(Gate):
+    """Of all budgets together; `cost`, `limit` and `attempts` are those of the first, which passed as `own_passed`."""
+
+    own_passed: bool | None = None
+    own_text: str = ""
+    further: tuple[FurtherGate, ...] = ()
+
+
+@dataclass(frozen=True)
+class ExportRecord:
+    """What an export wrote, and what was decided about every budget. `runtime`: of the search."""
+
+    stage: str
+    weights_sha256: str
+    runtime: str
+    precision: str
+    granularity: str
+    test_top1: float
+    metric: str
+    accuracy_on: str
+    files: tuple[ExportedFile, ...]
+    gate: ExportGate
+    accuracy_kept: bool | None
+
+
+RECORDS: Mapping[type, str] = {
+    SettingsRecord: "settings", SplitRecord: "split", GridMultiple: "multiple", LimitRecord: "budget",
+    ReferenceRecord: "budget", MeasuredPlans: "measured", SearchRecord: "search", SearchDetails: "details",
+    FinetuneRecord: "finetune", ExportRecord: "export",
+}  # fmt: skip
+Record = TypeVar("Record")
 
 
 def run_name(*parts: object) -> str:
@@ -54,6 +373,39 @@ class Run:
 
     folder: Path
 
+    def save(self, record: object, *, device: str = "") -> None:
+        """Writes a step's record. `device`: for one that each further device of a run has."""
+        write_json(self._path(type(record), device), to_document(record), format_version=FORMAT_VERSION)
+
+    def load(self, kind: type[Record], *, device: str = "") -> Record:
+        """The record of a step. Raises InvalidInput naming the step when it has not run, CorruptFile."""
+        path = self._path(kind, device)
+        step = path.stem if kind in (FinetuneRecord, ExportRecord) else "search"
+        if not path.exists():
+            raise InvalidInput(
+                f"run {self.folder.name} has no {path.stem} yet", next_step=f"run `amc-mobile {step}` first"
+            )
+        document = read_json(path, format_version=FORMAT_VERSION)
+        del document["format_version"]
+        try:
+            return from_document(kind, document, path.stem)
+        except AmcMobileError as error:
+            again = f"run the same `amc-mobile {step}` again"
+            raise CorruptFile(
+                path, error.message, next_step=f"{again}: its episodes are kept" if step == "search" else again
+            ) from error
+
+    def find(self, kind: type[Record], *, device: str = "") -> Record | None:
+        """As `load`; None where the step has not run."""
+        return self.load(kind, device=device) if self._path(kind, device).exists() else None
+
+    def _path(self, kind: type, device: str) -> Path:
+        name = RECORDS[kind]
+        return self.folder / (f"{name}-{device}.json" if device else f"{name}.json")
+
+    def search(self) -> SearchRecord:
+        return self.load(SearchRecord)
+
     def write(self, name: str, document: Mapping[str, Any]) -> None:
         write_json(self.folder / f"{name}.json", dict(document), format_version=FORMAT_VERSION)
 
@@ -71,43 +423,39 @@ class Run:
     def has_begun(self) -> bool:
         return (self.folder / BEGUN).exists()
 
-    def begin(self, settings: Settings, wanted: Mapping[str, Any], network: Network) -> None:
-        weights = weights_sha256(network.module)
-        self.write("settings", {"settings": asdict(settings), "search": dict(wanted), "weights_sha256": weights})
+    def begin(self, settings: Settings, search: SearchConfig, network: Network) -> None:
+        self.save(SettingsRecord(settings, search, weights_sha256(network.module)))
 
     def original(self, space: Workspace, settings: Settings) -> Network:
         """The network that the run prunes. Raises InvalidInput where its weights are no longer those of the search."""
         network = load_network(space, settings)
-        if self.read("settings").get("weights_sha256") != weights_sha256(network.module):
+        if self.load(SettingsRecord).weights_sha256 != weights_sha256(network.module):
             raise InvalidInput(
                 f"the original network's weights are not those that run {self.folder.name} was searched with",
                 next_step="bring back that checkpoint, or search again: `amc-mobile search --run NAME`",
             )
         return network
 
-    def remove(self, name: str) -> None:
-        (self.folder / f"{name}.json").unlink(missing_ok=True)
+    def remove(self, kind: type) -> None:
+        self._path(kind, "").unlink(missing_ok=True)
 
     def settings(self) -> Settings:
-        return settings_from_document(self.folder / "settings.json", self.read("settings")["settings"])
+        return self.load(SettingsRecord).settings
 
-    def plan(self) -> PruningPlan:
-        try:
-            return PruningPlan.from_document(self.read("search")["plan"])
-        except InvalidInput as error:
-            raise CorruptFile(self.folder / "search.json", error.message, next_step="search again") from error
+    def search_config(self) -> SearchConfig:
+        return self.load(SettingsRecord).search
 
     def accuracy_kept(self) -> bool | None:
         """Whether the network as it is keeps the accuracy that --max-loss asks for; None: nothing was asked.
 
         The refitted network is judged on the reward images, a fine-tuned one on the images held out of its training.
         """
-        search, tuned = self.read("search"), self.finetuned()
-        if search.get("accuracy_kept") is None or tuned is None or not tuned["kept"]:
-            return search.get("accuracy_kept")
-        lowest = search["original_reward_top1"] - search["max_loss"] - 1e-9
-        best = [report for report in tuned["epoch_reports"] if report["epoch"] == tuned["best_epoch"]]
-        return bool(best[0]["validation_top1"] >= lowest) if best else bool(search["accuracy_kept"])
+        search, tuned = self.search(), self.finetuned()
+        if search.max_loss is None or search.accuracy_kept is None or tuned is None or not tuned.kept:
+            return search.accuracy_kept
+        lowest = search.original_reward_top1 - search.max_loss - 1e-9
+        best = [report.validation_top1 for report in tuned.epoch_reports if report.epoch == tuned.best_epoch]
+        return best[0] >= lowest if best and best[0] is not None else search.accuracy_kept
 
     def weights(self, stage: str) -> Path:
         return self.folder / f"{stage}.safetensors"
@@ -132,8 +480,8 @@ class Run:
 
         Where single weights were pruned, no training changes them: their gradients are masked.
         """
-        masks = self.masks()
-        kept = {} if masks else self.plan().kept()
+        masks, plan = self.masks(), self.search().plan
+        kept = plan.kept() if isinstance(plan, PruningPlan) else {}
         model = surgery.apply(network.module, network.groups, kept)
         load_checkpoint(model, self.weights(stage))
         hold_masks(model, masks)
@@ -143,19 +491,17 @@ class Run:
         """Of the file with a stage's weights."""
         return hashlib.sha256(self.weights(stage).read_bytes()).hexdigest()
 
-    def finetuned(self) -> dict[str, Any] | None:
+    def finetuned(self) -> FinetuneRecord | None:
         """What fine-tuning the plan as it is now gave; None before it, and where a longer search found another plan."""
-        if not self.has("finetune"):
-            return None
-        document = self.read("finetune")
-        return document if document.get("pruned_sha256") in (None, self.stage_sha256("pruned")) else None
+        record = self.find(FinetuneRecord)
+        return record if record is not None and record.pruned_sha256 == self.stage_sha256("pruned") else None
 
     def best_stage(self) -> str:
         """The weights to export: fine-tuned ones where that step found them better."""
         tuned = self.finetuned()
-        return "finetuned" if tuned is not None and tuned["kept"] else "pruned"
+        return "finetuned" if tuned is not None and tuned.kept else "pruned"
 
-    def is_outdated(self, export: Mapping[str, Any]) -> bool:
+    def is_outdated(self, export: ExportRecord) -> bool:
         """Whether the exported files hold other weights than those that an export would take now."""
         stage = self.best_stage()
-        return export["stage"] != stage or export.get("weights_sha256") not in (None, self.stage_sha256(stage))
+        return (export.stage, export.weights_sha256) != (stage, self.stage_sha256(stage))

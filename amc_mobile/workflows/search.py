@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from amc_mobile.channels.plan import LEAST_CHOICES, multiple_for
+from amc_mobile.channels.plan import LEAST_CHOICES, PruningPlan, WeightPlan, multiple_for
 from amc_mobile.data.split import DataSplit
 from amc_mobile.errors import AccuracyNotKept, AmcMobileError, CorruptFile, InvalidConfig, InvalidInput, MissingLatency
 from amc_mobile.latency.model import LatencyModel
@@ -29,11 +29,12 @@ from amc_mobile.search.loop import AccuracyGuarantee, DrawnLimits, run_search
 from amc_mobile.search.policies import SPREAD_OVER_EPISODES, make_policy
 from amc_mobile.search.policy import Policy
 from amc_mobile.search.reward import HOLDING_COST
-from amc_mobile.store import MAX_DOCUMENT_BYTES, parse_object, read_bytes
+from amc_mobile.store import MAX_DOCUMENT_BYTES, from_document, parse_object, read_bytes, to_document
 from amc_mobile.workflows.budgets import (
     Part,
     PlanMeasurer,
     drift_text,
+    further_budget_text,
     further_counts,
     measured_text,
     measured_together,
@@ -41,16 +42,26 @@ from amc_mobile.workflows.budgets import (
     on_device,
     reference_p50_ms,
     require_usable,
-    told,
 )
 from amc_mobile.workflows.devices import not_measured, recorded
 from amc_mobile.workflows.latency import latency_model
 from amc_mobile.workflows.network import Network, may_have_seen, require_trained
-from amc_mobile.workflows.plans import ChannelPlans, Finished, Plans, PlanScorer, Preparations, WeightPlans
+from amc_mobile.workflows.plans import ChannelPlans, Plans, PlanScorer, Preparations, WeightPlans
 from amc_mobile.workflows.report import keep_details
-from amc_mobile.workflows.runs import Run, place_part, precision_part, run_name
+from amc_mobile.workflows.runs import (
+    GridMultiple,
+    LimitRecord,
+    MultipleRecord,
+    Run,
+    SearchedBudget,
+    SearchRecord,
+    SplitRecord,
+    place_part,
+    precision_part,
+    run_name,
+)
 from amc_mobile.workflows.search_config import SearchConfig, asked_devices
-from amc_mobile.workflows.table import GridMultiple, probed_multiple
+from amc_mobile.workflows.table import probed_multiple
 from amc_mobile.workflows.workspace import Progress, Settings, Workspace
 
 Widths = NDArray[np.int64]
@@ -79,12 +90,11 @@ def multiple_of(run: Run, wanted: SearchConfig, network: Network, latency: Laten
                 next_step="pass a smaller one, e.g. --multiple 16",
             )
         return GridMultiple(wanted.multiple, f"--multiple{_unmeasured(wanted.multiple, latency)}")
-    if run.has("multiple"):  # a probe in between must not make it another search
-        known = run.read("multiple")
-        return GridMultiple(int(known["used"]), str(known["why"]))
-    found = probed_multiple(latency) if latency is not None else GridMultiple(LEAST_MULTIPLE, "the default")
-    run.write("multiple", asdict(found))
-    return found
+    if (before := run.find(GridMultiple)) is not None:  # a probe in between must not make it another search
+        return before
+    multiple = probed_multiple(latency) if latency is not None else GridMultiple(LEAST_MULTIPLE, "the default")
+    run.save(multiple)
+    return multiple
 
 
 def _unmeasured(multiple: int, latency: LatencyModel | None) -> str:
@@ -115,16 +125,15 @@ def limit_of(
 
     Raises InvalidInput for a run that began at another `place`: device, runtime and threads, as in a run's name.
     """
-    if run.has("budget"):
-        known = run.read("budget")
-        if known["asked"] == wanted.asked:
-            if (before := known.get("place", place)) != place:
-                there, here = (name or "this computer" for name in (before, place))
-                raise InvalidInput(
-                    f"run {run.folder.name} has its latency budget on {there}, not on {here}",
-                    next_step="pass another name with --run, or that --device, --runtime and --threads",
-                )
-            return float(known["limit"]), float(known["reference_ms"]), float(known.get("drift", 1.0))
+    before = run.find(LimitRecord)
+    if before is not None and before.asked == wanted.asked:
+        if before.place != place:
+            there, here = (name or "this computer" for name in (before.place, place))
+            raise InvalidInput(
+                f"run {run.folder.name} has its latency budget on {there}, not on {here}",
+                next_step="pass another name with --run, or that --device, --runtime and --threads",
+            )
+        return before.limit, before.reference_ms, before.drift
     full = plans.sizes
     reference_ms, drift = 0.0, 1.0
     if latency is not None:
@@ -136,8 +145,7 @@ def limit_of(
         limit = wanted.macs_ratio * float(plans.macs(full))
     else:
         limit = (wanted.params_ratio or 1.0) * float(plans.parameters(full))
-    fixed = {"asked": wanted.asked, "place": place, "limit": limit, "reference_ms": reference_ms, "drift": drift}
-    run.write("budget", fixed)
+    run.save(LimitRecord(wanted.asked, place, limit, reference_ms, drift))
     return limit, reference_ms, drift
 
 
@@ -160,11 +168,15 @@ def policy_of(wanted: SearchConfig, budget: CostLimit, plans: Plans, *, seed: in
 
 def plan_from_file(path: Path, plans: Plans) -> Widths:
     """Widths (groups,) of a plan in JSON, alone or as the `plan` of a search. Raises InvalidInput."""
+    next_step = "name a run's search.json"
     try:
         document = parse_object(read_bytes(path.expanduser(), MAX_DOCUMENT_BYTES))
     except (CorruptFile, ValueError, RuntimeError) as error:  # RuntimeError: no home folder for a ~
-        raise InvalidInput(f"{path} holds no plan: {error}", next_step="name a run's search.json") from error
-    return plans.from_document(document.get("plan", document))
+        raise InvalidInput(f"{path} holds no plan: {error}", next_step=next_step) from error
+    document = document.get("plan", document)
+    is_of_weights = isinstance(document, dict) and "kept_weights" in document
+    kind: type[PruningPlan | WeightPlan] = WeightPlan if is_of_weights else PruningPlan
+    return plans.widths(from_document(kind, document, str(path), next_step=next_step))
 
 
 def identity_of(settings: Settings, wanted: SearchConfig, network: Network, data: DataSplit) -> dict[str, Any]:
@@ -187,7 +199,7 @@ def check_continues(run: Run, log: EpisodeLog, wanted: SearchConfig) -> None:
     log.check_identity()
     if not log.started or not run.has("settings"):
         return
-    before = int(run.read("settings")["search"]["episodes"])
+    before = run.search_config().episodes
     tried = sum(row.policy != CHECK for row in log.rows)
     if wanted.episodes < min(before, tried):
         raise InvalidInput(
@@ -205,78 +217,78 @@ def check_continues(run: Run, log: EpisodeLog, wanted: SearchConfig) -> None:
 @dataclass(frozen=True)
 class SearchOutcome:
     run: str
-    search: dict[str, Any]
+    search: SearchRecord
 
     def document(self) -> dict[str, Any]:
-        return {"run": self.run, **self.search}
+        return {"run": self.run, **to_document(self.search)}
 
     def text(self) -> str:
         s = self.search
-        unit: Unit = s["budget"]["unit"]
-        measured = f", {measured_text(s['measured_ms'])}" if s["measured_ms"] is not None else ""
-        drift = drift_text(s["budgets"][0])
-        if s["offline"]:
-            measured = f"; {not_measured(s['conditions']['device'])}"
-        sources = ", ".join(f"{len(sites)} {source}" for source, sites in s["kernel_sources"].items() if sites)
-        guessed = s["kernel_sources"].get("extrapolated")
+        unit = s.budget.unit
+        measured = f", {measured_text(s.measured_ms)}" if s.measured_ms is not None else ""
+        drift = drift_text(s.budgets[0])
+        if s.offline and s.conditions is not None:
+            measured = f"; {not_measured(s.conditions.device)}"
+        sources = ", ".join(f"{len(sites)} {source}" for source, sites in s.kernel_sources.items() if sites)
+        guessed = s.kernel_sources.get("extrapolated")
         sources += f" (beyond what was measured: {', '.join(guessed)})" if guessed else ""
-        accuracies = ", ".join(f"{name} {value:.1%}" for name, value in s["test_top1"].items())
+        accuracies = ", ".join(f"{name} {value:.1%}" for name, value in s.test_top1.items())
         return (
-            f"run {self.run}: {s['policy']}, {s['episodes']} episodes, reward {s['reward']:.4f}\n"
-            f"  budget {format_cost(s['budget']['limit'], unit)} ({s['budgets'][0]['asked']}): "
-            f"predicted {format_cost(s['predicted_cost'], unit)}{measured}\n"
+            f"run {self.run}: {s.policy}, {s.episodes} episodes, reward {s.reward:.4f}\n"
+            f"  budget {format_cost(s.budget.limit, unit)} ({s.budgets[0].asked}): "
+            f"predicted {format_cost(s.predicted_cost, unit)}{measured}\n"
             + (f"  {drift}\n" if drift else "")
-            + "".join(told(row) for row in s["budgets"][1:])
-            + (f"  {self._over()}\n" if s["better_over"] else "")
-            + (f"  {self._multiples()}\n" if s["granularity"] == "channel" else "")
-            + (f"  {nothing_pruned(keeps_accuracy=s['max_loss'] is not None)}\n" if self.is_uncut else "")
-            + (f"  {self._promise()}\n" if s["accuracy_kept"] is not None else "")
-            + (f"  kernels of the prediction: {sources}\n" if s["offline"] else "")
-            + f"  MACs {s['macs'] / 1e6:.2f} M of {s['original_macs'] / 1e6:.2f} M, "
-            f"parameters {s['parameters'] / 1e6:.3f} M of {s['original_parameters'] / 1e6:.3f} M\n"
-            f"  {Finished.told(s['refit'])}\n"
-            f"  {s['metric']} on {s['test_images']} {s['accuracy_on']}: {accuracies}"
+            + "".join(further_budget_text(row) for row in s.budgets[1:])
+            + (f"  {self._over()}\n" if s.better_over else "")
+            + (f"  {self._multiples()}\n" if s.granularity == "channel" else "")
+            + (f"  {nothing_pruned(keeps_accuracy=s.max_loss is not None)}\n" if self.is_uncut else "")
+            + (f"  {self._promise()}\n" if s.accuracy_kept is not None else "")
+            + (f"  kernels of the prediction: {sources}\n" if s.offline else "")
+            + f"  MACs {s.macs / 1e6:.2f} M of {s.original_macs / 1e6:.2f} M, "
+            f"parameters {s.parameters / 1e6:.3f} M of {s.original_parameters / 1e6:.3f} M\n"
+            f"  {s.refit.text()}\n"
+            f"  {s.metric} on {s.test_images} {s.accuracy_on}: {accuracies}"
         )
 
     @property
     def is_uncut(self) -> bool:
         """Whether the plan found is the original network."""
         s = self.search
-        return bool((s["macs"], s["parameters"]) == (s["original_macs"], s["original_parameters"]))
+        return bool((s.macs, s.parameters) == (s.original_macs, s.original_parameters))
 
     def _over(self) -> str:
         """Why plans that scored better were not chosen."""
-        over = self.search["better_over"]
-        first, limit = over[0], self.search["budget"]["limit"]
+        over = self.search.better_over
+        first, limit = over[0], self.search.budget.limit
         plans = "1 plan that scored better was" if len(over) == 1 else f"{len(over)} plans that scored better were"
         return (
-            f"{plans} measured over the budget: the best, of episode {first['episode']} ({first['policy']}), "
-            f"reward {first['reward']:.4f}, takes up to {first['ci_high_ms']:.4g} ms of {limit:.4g} ms"
+            f"{plans} measured over the budget: the best, of episode {first.episode} ({first.policy}), "
+            f"reward {first.reward:.4f}, takes up to {first.ci_high_ms:.4g} ms of {limit:.4g} ms"
         )
 
     def _multiples(self) -> str:
         """What kept channels are multiples of, group by group where that differs, and why."""
-        asked, groups = self.search["multiple"], self.search["multiple"]["groups"]
+        asked, groups = self.search.multiple, self.search.multiple.groups
         finer = "".join(
             f"; of {used} in {', '.join(name for name, own in groups.items() if own == used)}"
             for used in sorted(set(groups.values()), reverse=True)
         )
-        why = f" (with fewer than {LEAST_CHOICES * asked['used']} channels, so that there is a choice)" if finer else ""
-        return f"kept channels are multiples of {asked['used']} or all: {asked['why']}{finer}{why}"
+        why = f" (with fewer than {LEAST_CHOICES * asked.used} channels, so that there is a choice)" if finer else ""
+        return f"kept channels are multiples of {asked.used} or all: {asked.why}{finer}{why}"
 
     def _promise(self) -> str:
         """What became of --max-loss."""
         s = self.search
-        kept = "kept" if s["accuracy_kept"] else "NOT KEPT"
-        seen = "; the checkpoint may have been trained on some of them" if s["reward_images_may_be_seen"] else ""
+        kept = "kept" if s.accuracy_kept else "NOT KEPT"
+        seen = "; the checkpoint may have been trained on some of them" if s.reward_images_may_be_seen else ""
         return (
-            f"--max-loss {s['max_loss']:g} {kept}: on the reward images the refitted network has {s['metric']} "
-            f"{s['refitted_reward_top1']:.1%}, the original {s['original_reward_top1']:.1%}{seen}"
+            f"--max-loss {s.max_loss:g} {kept}: on the reward images the refitted network has {s.metric} "
+            f"{s.refitted_reward_top1:.1%}, the original {s.original_reward_top1:.1%}{seen}"
         )
 
     def raise_if_accuracy_not_kept(self) -> None:
         """Raises AccuracyNotKept (exit 3) where --max-loss was asked for and the refitted network loses more."""
-        if self.search["accuracy_kept"] is False:
+        if self.search.accuracy_kept is False:
             raise AccuracyNotKept(
                 self._promise(),
                 next_step="raise --max-loss or the budget, lower --min-keep-ratio, or try more --episodes",
@@ -364,8 +376,8 @@ def _searched(
             )
         if not untrained and wanted.reward != "macs":
             require_trained(network, data.reward)
-        folder.begin(settings, asdict(wanted), network)
-        folder.write("split", data.document())
+        folder.begin(settings, wanted, network)
+        folder.save(SplitRecord(**data.document()))
         if not is_compared:
             space.remember(remembered, run=folder.folder.name)
         if isinstance(plans, ChannelPlans):
@@ -377,7 +389,7 @@ def _searched(
             )  # fmt: skip
             for part in parts:
                 if part.latency is not None and part.is_attached:
-                    named = "measured" if part.latency is latency else f"measured-{part.device}"
+                    named = "" if part.latency is latency else part.device
                     part.measure = PlanMeasurer(part.latency, folder, plans, part.reference_ms, named)
         measure = measured_together(parts)
         started = time.process_time()
@@ -403,59 +415,68 @@ def _searched(
             measure_every=wanted.measure_every if measure else 0, measured_reward=scorer.measured_reward,
             guarantee=guarantee, drawn_limits=drawn_limits if guarantee is None else None,
         )  # fmt: skip
-        plan = plans.document(result.widths)
-        before = folder.read("search") if folder.has("search") else None
-        if before is not None and before["plan"] == plan and "refit" in before:
+        plan = plans.plan(result.widths)
+        before = folder.find(SearchRecord)
+        if before is not None and before.plan == plan:
             # A finished search, extended without a better plan: its weights stay, and what was made of them.
-            pruned, refit_s = folder.load_pruned(network, "pruned"), float(before["cpu_s"]["refit"])
-            refit_document = before["refit"]
+            pruned, refit, refit_s = folder.load_pruned(network, "pruned"), before.refit, before.cpu_s["refit"]
         else:
             progress("refit", 0, 1)
             started = time.process_time()
             finished = plans.finished(result.widths, data, seed=settings.seed, memory_bytes=settings.memory_bytes)
-            pruned, refit_document = finished.network, finished.document()
+            pruned, refit = finished.network, finished.record()
             refit_s = time.process_time() - started
             progress("refit", 1, 1)
-            folder.remove("search")  # never beside the weights of another plan
+            folder.remove(SearchRecord)  # never beside the weights of another plan
             folder.save_weights("pruned", pruned)
             folder.save_masks(plans.masks(result.widths))
-        budgets = [part.document(result.widths) for part in parts]
+        budgets = tuple(part.record(result.widths) for part in parts)
         # What was promised is of the network that is kept, not of the one that the search scored.
         refitted_top1 = None if guarantee is None else scorer.top1(pruned)
-        document = {
-            "budgets": budgets,
-            "budget": {
-                "unit": wanted.unit, "limit": limit, "asked": wanted.asked, "reference_ms": reference_ms,
-                "drift": drift,
-            },
-            "conditions": None if latency is None else latency.conditions.to_document(),
-            "multiple": {**asdict(multiple), "groups": finer}, "offline": device is not None,
-            "kernel_sources": _sources(result.widths, latency),
-            "policy": wanted.policy, "episodes": result.episodes, "evaluations": result.evaluations,
-            "better_over": [asdict(plan) for plan in result.better_over],
-            "measurements": result.measurements, "reward": result.reward, "episode": result.episode,
-            "predicted_cost": _predicted(result.widths, own, latency), "measured_ms": result.measured_ms,
-            "ci_high_ms": budgets[0]["ci_high_ms"], "plan": plan,
-            "granularity": wanted.granularity,
-            "macs": float(plans.macs(result.widths)), "original_macs": float(plans.macs(plans.sizes)),
-            "parameters": float(plans.parameters(result.widths)),
-            "original_parameters": float(plans.parameters(plans.sizes)),
-            "cpu_s": {"set_up": set_up_s, **log.seconds(), "refit": refit_s},
-            "reward_top1": result.top1, "original_reward_top1": scorer.original_top1,
-            "max_loss": wanted.max_loss, "refitted_reward_top1": refitted_top1,
-            "reward_images_may_be_seen": may_have_seen(space, remembered, network, len(data.reward)),
-            "accuracy_kept": None if guarantee is None else (refitted_top1 or 0.0) >= guarantee.top1,
-            "test_images": len(data.test), "metric": network.task.metric, "accuracy_on": data.accuracy_on,
-            "group_kinds": network.groups.kinds, "refit": refit_document,
-            "test_top1": {
+        record = SearchRecord(
+            budgets=budgets,
+            budget=SearchedBudget(wanted.unit, limit, wanted.asked, reference_ms, drift),
+            conditions=None if latency is None else latency.conditions,
+            multiple=MultipleRecord(multiple.used, multiple.why, finer),
+            offline=device is not None,
+            kernel_sources=_sources(result.widths, latency),
+            policy=wanted.policy,
+            episodes=result.episodes,
+            evaluations=result.evaluations,
+            better_over=result.better_over,
+            measurements=result.measurements,
+            reward=result.reward,
+            episode=result.episode,
+            predicted_cost=budgets[0].predicted_cost,
+            measured_ms=result.measured_ms,
+            ci_high_ms=budgets[0].ci_high_ms,
+            plan=plan,
+            granularity=wanted.granularity,
+            macs=float(plans.macs(result.widths)),
+            original_macs=float(plans.macs(plans.sizes)),
+            parameters=float(plans.parameters(result.widths)),
+            original_parameters=float(plans.parameters(plans.sizes)),
+            cpu_s={"set_up": set_up_s, **log.seconds(), "refit": refit_s},
+            reward_top1=result.top1,
+            original_reward_top1=scorer.original_top1,
+            max_loss=wanted.max_loss,
+            refitted_reward_top1=refitted_top1,
+            reward_images_may_be_seen=may_have_seen(space, remembered, network, len(data.reward)),
+            accuracy_kept=None if guarantee is None else (refitted_top1 or 0.0) >= guarantee.top1,
+            test_images=len(data.test),
+            metric=network.task.metric,
+            accuracy_on=data.accuracy_on,
+            group_kinds=network.groups.kinds,
+            refit=refit,
+            test_top1={
                 "original": evaluate(network.module, data.test, task=network.task),
                 "one-shot": evaluate(plans.build(result.widths), data.test, task=network.task),
                 "refitted": evaluate(pruned, data.test, task=network.task),  # or what was kept instead of it
             },
-        }  # fmt: skip
+        )
         keep_details(folder, network, latency, result.widths, granularity=wanted.granularity)
-        folder.write("search", document)
-        return SearchOutcome(folder.folder.name, document)
+        folder.save(record)
+        return SearchOutcome(folder.folder.name, record)
     except MissingLatency as error:
         if device is not None:
             command = f"amc-mobile profile --device {settings.device} --model {settings.model}"
@@ -467,16 +488,11 @@ def _searched(
                 opened.close()
 
 
-def _predicted(widths: Widths, budget: CostLimit, latency: LatencyModel | None) -> float:
-    """In the budget's unit; a latency without the error band that the search adds to it."""
-    return float(latency.p50_ms(widths[None])[0]) if latency is not None else budget.cost_of(widths)
-
-
-def _sources(widths: Widths, latency: LatencyModel | None) -> dict[str, list[str]]:
+def _sources(widths: Widths, latency: LatencyModel | None) -> dict[str, tuple[str, ...]]:
     """Where each kernel's latency comes from: source -> names of the kernels."""
     found: dict[str, list[str]] = {}
     if latency is not None:
         names = {site.index: site.name for site in latency.template.sites}
         for index, prediction in latency.predictor.explain(widths).items():
             found.setdefault(prediction.source, []).append(names[index])
-    return found
+    return {source: tuple(names) for source, names in found.items()}

@@ -31,6 +31,7 @@ from amc_mobile.latency.table import Contents, LatencyTable
 from amc_mobile.report.charts import StaircaseLine, StaircasePanel, staircase
 from amc_mobile.workflows.latency import latency_model
 from amc_mobile.workflows.network import default_grids, load_network
+from amc_mobile.workflows.runs import GridMultiple
 from amc_mobile.workflows.workspace import BEGUN, Progress, Settings, Workspace, safe_name
 
 
@@ -162,17 +163,6 @@ def steps_text(rows: Sequence[Mapping[str, Any]]) -> str:
         for row in rows
     ]  # fmt: skip
     return render_rows(headers, cells)
-
-
-@dataclass(frozen=True)
-class GridMultiple:
-    """What kept channels are multiples of, and why."""
-
-    used: int
-    why: str
-
-    def text(self) -> str:
-        return f"kept channels are multiples of {self.used}: {self.why}"
 
 
 @dataclass(frozen=True)

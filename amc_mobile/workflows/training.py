@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,9 +16,9 @@ from amc_mobile.errors import InvalidConfig
 from amc_mobile.models.loading import save_checkpoint
 from amc_mobile.models.task import OwnTask, evaluate, logits
 from amc_mobile.models.training import TrainConfig, best_epoch, train
-from amc_mobile.store import write_json
+from amc_mobile.store import to_document, write_json
 from amc_mobile.workflows.network import load_model_and_data, resolved_checkpoint
-from amc_mobile.workflows.runs import Run
+from amc_mobile.workflows.runs import FinetuneRecord, Run
 from amc_mobile.workflows.workspace import (
     FORMAT_VERSION,
     Progress,
@@ -117,18 +117,17 @@ SLOWER = 5  # the learning rate, than for training from scratch
 @dataclass(frozen=True)
 class FinetuneResult:
     run: str
-    result: dict[str, Any]
+    result: FinetuneRecord
 
     def document(self) -> dict[str, Any]:
-        return {"run": self.run, **self.result}
+        return {"run": self.run, **to_document(self.result)}
 
     def text(self) -> str:
         r = self.result
-        kept = "kept" if r["kept"] else "not kept: clearly fewer of the held-out images are right"
+        kept = "kept" if r.kept else "not kept: clearly fewer of the held-out images are right"
         return (
-            f"run {self.run}: {r['epochs']} epochs, the weights of epoch {r['best_epoch']}, "
-            f"{r['metric']} {r['test_top1_before']:.1%} -> {r['test_top1']:.1%} "
-            f"on {r['test_images']} {r['accuracy_on']}; {kept}"
+            f"run {self.run}: {r.epochs} epochs, the weights of epoch {r.best_epoch}, "
+            f"{r.metric} {r.test_top1_before:.1%} -> {r.test_top1:.1%} on {r.test_images} {r.accuracy_on}; {kept}"
         )
 
 
@@ -165,9 +164,9 @@ def _finetuned(
     if workers is not None:
         settings = replace(settings, workers=workers)
         check_settings(settings)
-    wanted = folder.read("settings")["search"]
+    search = folder.search_config()
     network = folder.original(space, settings)
-    data = network.split(calibration=wanted["calibration_images"], reward=wanted["reward_images"], seed=settings.seed)
+    data = network.split(calibration=search.calibration_images, reward=search.reward_images, seed=settings.seed)
     if learning_rate is None:
         learning_rate = network.task.learning_rate / SLOWER
     model = folder.load_pruned(network, "pruned")
@@ -195,18 +194,27 @@ def _finetuned(
     best = best_epoch(reports)
     kept = not clearly_worse(right, network.task.right(logits(model, data.reward), data.reward.labels))
     folder.save_weights("finetuned", model)
-    document = {
-        "pruned_sha256": folder.stage_sha256("pruned"),
-        "epochs": epochs, "learning_rate": learning_rate, "batch_size": batch_size, "distill_weight": DISTILL_WEIGHT,
-        "test_images": len(data.test), "test_top1_before": before,
-        "test_top1": evaluate(model, data.test, task=network.task), "metric": network.task.metric,
-        "accuracy_on": data.accuracy_on, "kept": kept, "ema_decay": ema_decay, "held_out_images": len(data.reward),
-        "held_out_top1_before": held_out_before, "best_epoch": best.epoch if best else 0,
-        "epoch_reports": [asdict(report) for report in reports],
-    }  # fmt: skip
-    folder.write("finetune", document)
+    record = FinetuneRecord(
+        pruned_sha256=folder.stage_sha256("pruned"),
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        distill_weight=DISTILL_WEIGHT,
+        test_images=len(data.test),
+        test_top1_before=before,
+        test_top1=evaluate(model, data.test, task=network.task),
+        metric=network.task.metric,
+        accuracy_on=data.accuracy_on,
+        kept=kept,
+        ema_decay=ema_decay,
+        held_out_images=len(data.reward),
+        held_out_top1_before=held_out_before,
+        best_epoch=best.epoch if best else 0,
+        epoch_reports=tuple(reports),
+    )
+    folder.save(record)
     state.unlink(missing_ok=True)
-    return FinetuneResult(folder.folder.name, document)
+    return FinetuneResult(folder.folder.name, record)
 
 
 def clearly_worse(before: Tensor, after: Tensor) -> bool:

@@ -42,11 +42,11 @@ def figures(options: argparse.Namespace) -> dict[str, float]:
             train_network(space, settings, epochs=options.epochs, batch_size=BATCH_SIZE, progress=progress)
         if options.latency_ratio:
             profile_device(space, settings, progress=progress)
-        found = search_plan(space, settings, search, run=run, progress=progress).search
+        found = search_plan(space, settings, search, run=run, progress=progress).document()
         tuned = finetune_run(
             space, run=run, epochs=options.finetune_epochs, batch_size=BATCH_SIZE, progress=progress
-        ).result
-        exported = export_run(space, run=run, formats=["tflite", "onnx"], progress=progress).result
+        ).document()
+        exported = export_run(space, run=run, formats=["tflite", "onnx"], progress=progress).document()
         report_run(space, run=run)
     figures = {f"map50_{stage.replace('-', '_')}": value for stage, value in found["test_top1"].items()}
     figures |= {"map50_finetuned": tuned["test_top1"], "original_mmacs": found["original_macs"] / 1e6,

@@ -23,9 +23,9 @@ from figures import print_document
 from amc_mobile.models.task import evaluate
 from amc_mobile.report.charts import density_bars
 from amc_mobile.report.tables import render_rows
-from amc_mobile.store import write_text
-from amc_mobile.workflows.plans import Preparations, keep_ratios
-from amc_mobile.workflows.runs import Run
+from amc_mobile.store import to_document, write_text
+from amc_mobile.workflows.plans import Preparations
+from amc_mobile.workflows.runs import Run, SearchRecord
 from amc_mobile.workflows.search import search_plan
 from amc_mobile.workflows.search_config import SearchConfig
 from amc_mobile.workflows.workspace import Settings, Workspace, silent
@@ -42,7 +42,7 @@ def measured(
     """One finished search: its document, and the final network's top-1 on the reward images."""
     name = f"{settings.model}-{density:g}-{policy}"
     folder = Run(space.runs / name)
-    if not folder.has("search"):
+    if folder.find(SearchRecord) is None:
         wanted = SearchConfig(
             params_ratio=density, policy=policy, episodes=options.episodes, granularity="weight",
             min_keep_ratio=options.min_density, reward_images=options.reward_images, reward=options.reward,
@@ -50,7 +50,7 @@ def measured(
         search_plan(space, settings, wanted, run=name, progress=silent, prepared=prepared)
     network = prepared.network(space, settings)
     data = network.split(calibration=1500, reward=options.reward_images, seed=settings.seed)
-    found = folder.read("search")
+    found = to_document(folder.search())
     reward_top1 = evaluate(folder.load_pruned(network, "pruned"), data.reward)
     print(f"{name}: {found['test_top1']}, reward images {reward_top1:.4f}", file=sys.stderr, flush=True)
     return {"density": density, "policy": policy, "final_reward_top1": reward_top1, **found}
@@ -98,7 +98,9 @@ def main() -> None:
             figures[f"equal_accuracy.{policy}.density"] = best["parameters"] / best["original_parameters"]
             figures[f"equal_accuracy.{policy}.test_top1"] = best["test_top1"]["refitted"]
     drawn = next((run for p in reversed(policies) if (run := smallest_equal(runs, p)) is not None), runs[-1])
-    picture = density_bars(keep_ratios(drawn["plan"]))
+    picture = density_bars(
+        {name: kept / drawn["plan"]["weights"][name] for name, kept in drawn["plan"]["kept_weights"].items()}
+    )
     head, _, rest = str(picture).partition(">")
     write_text(options.svg, f'{head} xmlns="http://www.w3.org/2000/svg">{STYLE}{rest}\n')
     if options.json:

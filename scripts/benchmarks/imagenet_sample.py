@@ -92,7 +92,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         )  # fmt: skip
         name = f"imagenet-{wanted.unit}-{wanted.policy}"
         outcome = search_plan(space, settings, wanted, run=name, progress=progress)
-    search = outcome.search
+    search = outcome.document()
     kept = ("test_top1", "test_images", "accuracy_on", "reward", "reward_top1", "macs", "original_macs", "measured_ms",
             "ci_high_ms", "budget", "cpu_s", "evaluations")  # fmt: skip
     figures["search"] = {key: search[key] for key in kept}

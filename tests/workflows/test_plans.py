@@ -16,7 +16,7 @@ from amc_mobile.models.task import logits
 from amc_mobile.pruning.least_squares import Matrices
 from amc_mobile.search.reward import fidelity
 from amc_mobile.workflows.network import load_network, may_have_seen
-from amc_mobile.workflows.plans import ChannelPlans, Finished, Preparations
+from amc_mobile.workflows.plans import ChannelPlans, Preparations
 from amc_mobile.workflows.workspace import Settings, Workspace, silent
 
 NET = """
@@ -56,15 +56,13 @@ def test_the_final_network_is_refitted_unless_that_loses_fidelity(tmp_path: Path
     wanted = logits(network.module, data.reward)
     scored = fidelity(logits(plans.build(widths), data.reward), wanted)
     for name, kept in (("like", "refitted"), ("unlike", "one-shot")):
-        document = found[name].document()
-        scores = document["reward_fidelity"]
-        assert document["kept"] == kept
-        assert (document["images"], scores["one-shot"]) == (200, scored)
+        record = found[name].record()
+        scores = record.reward_fidelity
+        assert record.kept == kept
+        assert (record.images, scores["one-shot"]) == (200, scored)
         assert fidelity(logits(found[name].network, data.reward), wanted) == max(scores.values()) == scores[kept]
-    assert Finished.told(found["like"].document()).startswith("refitted on 200 images: fidelity 0.")
-    assert Finished.told(found["unlike"].document()).startswith(
-        "kept as it was scored; refitted on 200 images it loses"
-    )
+    assert found["like"].record().text().startswith("refitted on 200 images: fidelity 0.")
+    assert found["unlike"].record().text().startswith("kept as it was scored; refitted on 200 images it loses")
 
 
 def test_a_network_may_be_python_objects(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_a_run_without_the_record_is_refused_with_the_next_step(amc: Amc) -> Non
     assert code == 1 and "details.json" in err and "amc-mobile search` again" in err
     (RUN / "details.json").unlink()
     code, _, err = amc("report")
-    assert code == 1 and "older version" in err and "amc-mobile search` again" in err
+    assert code == 1 and "no details yet" in err and "amc-mobile search`" in err
     done(amc, *SEARCH)
     assert report(amc)["layers"]
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from amc_mobile.user_file import load_function
-from amc_mobile.workflows.runs import Run
+from amc_mobile.workflows.runs import ExportRecord, FinetuneRecord, Run
 
 Command = Callable[..., str]
 
@@ -173,11 +174,11 @@ def test_an_export_made_before_a_fine_tuning_is_named_as_outdated(folder: Path, 
 
 
 def test_a_fine_tuning_belongs_to_the_weights_it_began_with(tmp_path: Path) -> None:
-    run = Run(tmp_path / "mine")
+    run, golden = Run(tmp_path / "mine"), Run(Path(__file__).parent.parent / "golden" / "guards" / "run")
     run.save_weights("pruned", nn.Linear(2, 2))
-    run.write("finetune", {"kept": True, "pruned_sha256": run.stage_sha256("pruned")})
+    run.save(replace(golden.load(FinetuneRecord), pruned_sha256=run.stage_sha256("pruned")))
     run.save_weights("finetuned", nn.Linear(2, 2))
-    exported = {"stage": "finetuned", "weights_sha256": run.stage_sha256("finetuned")}
+    exported = replace(golden.load(ExportRecord), weights_sha256=run.stage_sha256("finetuned"))
     assert (run.best_stage(), run.is_outdated(exported)) == ("finetuned", False)
     run.save_weights("pruned", nn.Linear(2, 2))  # as a longer search does that finds another plan
     assert (run.best_stage(), run.finetuned(), run.is_outdated(exported)) == ("pruned", None, True)

@@ -11,7 +11,9 @@ import pytest
 from in_process import CommandLine
 from torch import nn
 
+from amc_mobile.store import write_json
 from amc_mobile.workflows.runs import Run
+from amc_mobile.workflows.search_config import SearchConfig
 from amc_mobile.workflows.workspace import Settings, Workspace
 
 URL, BARE = "postgresql+psycopg://amc:s3cret@127.0.0.1:1/db", "postgresql+psycopg://amc@127.0.0.1:1/db"
@@ -26,7 +28,7 @@ def test_no_file_of_a_workspace_or_a_run_holds_the_password(tmp_path: Path) -> N
     settings = space.settings(table=URL)
     space.remember(settings)
     network = SimpleNamespace(module=nn.Linear(1, 1))
-    Run(space.runs / "r").begin(settings, {}, network)  # type: ignore[arg-type]
+    Run(space.runs / "r").begin(settings, SearchConfig(macs_ratio=0.5), network)  # type: ignore[arg-type]
     assert "s3cret" not in written(tmp_path) + str(asdict(settings)) + repr(settings)
     assert written(tmp_path).count(BARE) == 2
     assert space.table_location() == space.table_location(settings) == BARE
@@ -37,7 +39,8 @@ def test_what_an_earlier_version_wrote_is_read_without_the_password(tmp_path: Pa
     document = {"format_version": 1, "settings": {**asdict(Settings()), "table": URL}, "last_run": ""}
     (tmp_path / "workspace.json").write_text(json.dumps(document))
     run = Run(space.runs / "r")
-    run.write("settings", {"settings": document["settings"], "search": {}})
+    begun = {"settings": document["settings"], "search": {"macs_ratio": 0.5}, "weights_sha256": ""}
+    write_json(run.folder / "settings.json", begun, format_version=1)
     assert space.table_location() == space.settings().table == run.settings().table == BARE
     space.remember(space.settings())
     assert "s3cret" not in (tmp_path / "workspace.json").read_text()
