@@ -149,7 +149,8 @@ class WeightAverage:
     """`module` holds the exponential moving average of another's parameters and buffers; counters are copied.
 
     The decay rises to `decay` with the number of steps n as (1 + n) / (10 + n), so that a short training is not held
-    back by the weights that it started from.
+    back by the weights that it started from. Not torch's AveragedModel: that copies the weights of its first update,
+    counts updates itself, so that a resumed training would begin to count again, and puts a prefix before every name.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

@@ -36,7 +36,6 @@ def conv_norm(
     depthwise: bool = False,
     activation: bool = True,
     epsilon: float = 1e-5,
-    momentum: float = 0.1,
     input_size: int,
 ) -> nn.Sequential:
     """[padding], convolution, batch norm, [ReLU6], padded as TensorFlow's SAME for an input of side `input_size`.
@@ -50,7 +49,7 @@ def conv_norm(
         padding = 0
     groups = in_channels if depthwise else 1
     layers.append(nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False))
-    layers.append(nn.BatchNorm2d(out_channels, eps=epsilon, momentum=momentum))
+    layers.append(nn.BatchNorm2d(out_channels, eps=epsilon))
     if activation:
         layers.append(nn.ReLU6())
     return nn.Sequential(*layers)

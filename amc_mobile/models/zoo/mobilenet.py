@@ -16,7 +16,9 @@ EPSILON = 1e-3  # of the TensorFlow originals
 
 
 class MobileNetV1(nn.Module):
-    def __init__(self, num_classes: int, width_multiplier: float, input_size: int, in_channels: int) -> None:
+    """Total stride 32, or 16 for inputs up to 64 pixels (stem of stride 1)."""
+
+    def __init__(self, num_classes: int, width_multiplier: float, input_size: int, in_channels: int = 3) -> None:
         super().__init__()
         stride = stem_stride(input_size)
         channels = rounded_width(STEM_CHANNELS * width_multiplier)
@@ -40,14 +42,7 @@ class MobileNetV1(nn.Module):
         return self.classifier(self.pool(self.features(images)).flatten(1))  # type: ignore[no-any-return]
 
 
-def mobilenet_v1(
-    num_classes: int = 1000, width_multiplier: float = 1.0, input_size: int = 224, in_channels: int = 3
-) -> MobileNetV1:
-    """Total stride 32, or 16 for inputs up to 64 pixels (stem of stride 1)."""
-    return MobileNetV1(num_classes, width_multiplier, input_size, in_channels)
-
-
-STEM_CHANNELS, LAST_CHANNELS = 32, 1280
+LAST_CHANNELS = 1280
 # (expansion factor, output channels, blocks, stride of the first), table 2 of the paper
 STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 
@@ -68,7 +63,9 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    def __init__(self, num_classes: int, width_multiplier: float, input_size: int, in_channels: int) -> None:
+    """Total stride 32, or 16 for inputs up to 64 pixels (stem of stride 1)."""
+
+    def __init__(self, num_classes: int, width_multiplier: float, input_size: int, in_channels: int = 3) -> None:
         super().__init__()
         stride = stem_stride(input_size)
         channels = rounded_width(STEM_CHANNELS * width_multiplier)
@@ -91,10 +88,3 @@ class MobileNetV2(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, input_size, input_size) -> (N, classes)"""
         return self.classifier(self.pool(self.features(images)).flatten(1))  # type: ignore[no-any-return]
-
-
-def mobilenet_v2(
-    num_classes: int = 1000, width_multiplier: float = 1.0, input_size: int = 224, in_channels: int = 3
-) -> MobileNetV2:
-    """Total stride 32, or 16 for inputs up to 64 pixels (stem of stride 1)."""
-    return MobileNetV2(num_classes, width_multiplier, input_size, in_channels)

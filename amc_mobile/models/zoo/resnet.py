@@ -37,7 +37,9 @@ class Bottleneck(nn.Module):
 
 
 class ResNet50(nn.Module):
-    def __init__(self, num_classes: int, width_multiplier: float, input_size: int, in_channels: int) -> None:
+    """Total stride 32; 8 for inputs up to 64 pixels, with a 3x3 stem of stride 1 and no pooling after it."""
+
+    def __init__(self, num_classes: int, width_multiplier: float, input_size: int, in_channels: int = 3) -> None:
         super().__init__()
         channels = rounded_width(STAGES[0][0] * width_multiplier)
         is_small = input_size <= SMALL_INPUT
@@ -63,13 +65,6 @@ class ResNet50(nn.Module):
         features = self.maxpool(functional.relu(self.bn1(self.conv1(images))))
         features = self.layer4(self.layer3(self.layer2(self.layer1(features))))
         return self.fc(self.avgpool(features).flatten(1))  # type: ignore[no-any-return]
-
-
-def resnet50(
-    num_classes: int = 1000, width_multiplier: float = 1.0, input_size: int = 224, in_channels: int = 3
-) -> ResNet50:
-    """Total stride 32; 8 for inputs up to 64 pixels, with a 3x3 stem of stride 1 and no pooling after it."""
-    return ResNet50(num_classes, width_multiplier, input_size, in_channels)
 
 
 WIDTHS = (16, 32, 64)
@@ -105,8 +100,17 @@ class Block(nn.Module):
 
 
 class CifarResNet(nn.Module):
+    """The layers do not depend on `input_size`."""
+
     def __init__(
-        self, num_classes: int, width_multiplier: float, in_channels: int, *, blocks_per_stage: int, shortcut: bool
+        self,
+        num_classes: int,
+        width_multiplier: float,
+        input_size: int,
+        in_channels: int = 3,
+        *,
+        blocks_per_stage: int,
+        shortcut: bool = True,
     ) -> None:
         super().__init__()
         widths = [rounded_width(width * width_multiplier) for width in WIDTHS]
@@ -129,24 +133,3 @@ class CifarResNet(nn.Module):
         features = functional.relu(self.bn1(self.conv1(images)))
         features = self.layer3(self.layer2(self.layer1(features)))
         return self.linear(features.mean((2, 3)))  # type: ignore[no-any-return]
-
-
-def resnet20(
-    num_classes: int = 10, width_multiplier: float = 1.0, input_size: int = 32, in_channels: int = 3
-) -> CifarResNet:
-    """The layers do not depend on `input_size`."""
-    return CifarResNet(num_classes, width_multiplier, in_channels, blocks_per_stage=3, shortcut=True)
-
-
-def resnet56(
-    num_classes: int = 10, width_multiplier: float = 1.0, input_size: int = 32, in_channels: int = 3
-) -> CifarResNet:
-    """The layers do not depend on `input_size`."""
-    return CifarResNet(num_classes, width_multiplier, in_channels, blocks_per_stage=9, shortcut=True)
-
-
-def plain20(
-    num_classes: int = 10, width_multiplier: float = 1.0, input_size: int = 32, in_channels: int = 3
-) -> CifarResNet:
-    """The layers do not depend on `input_size`."""
-    return CifarResNet(num_classes, width_multiplier, in_channels, blocks_per_stage=3, shortcut=False)

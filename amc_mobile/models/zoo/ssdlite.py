@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from amc_mobile.models.task import ASPECT_RATIOS, Detection, SsdAnchors
 from amc_mobile.models.zoo.blocks import conv_norm, initialise, rounded_width, size_after, stem_stride
-from amc_mobile.models.zoo.mobilenet import InvertedResidual, mobilenet_v2
+from amc_mobile.models.zoo.mobilenet import InvertedResidual, MobileNetV2
 
 EXTRA_CHANNELS = (512, 256, 256, 128)
 # The spread that suits ReLUs, of the few outputs here, would start with offsets and logits far off: a loss of 80, whose
@@ -21,12 +21,15 @@ TAPPED_BLOCK = 14  # its expansion is the first map: the last one of half the ba
 
 
 class SsdLite(nn.Module):
-    """`task`: how its outputs are read; see `amc_mobile.models.task`."""
+    """Maps of stride 16 and 32 and up to four more, down to one cell; strides 8 and 16 for inputs up to 64 pixels.
 
-    def __init__(self, num_classes: int, width_multiplier: float, input_size: int, in_channels: int) -> None:
+    `task`: how its outputs are read; see `amc_mobile.models.task`.
+    """
+
+    def __init__(self, num_classes: int, width_multiplier: float, input_size: int, in_channels: int = 3) -> None:
         super().__init__()
         self.logits_per_anchor = 1 + num_classes
-        self.backbone = mobilenet_v2(1, width_multiplier, input_size, in_channels).features
+        self.backbone = MobileNetV2(1, width_multiplier, input_size, in_channels).features
         tapped, last = self.backbone[TAPPED_BLOCK], self.backbone[-1]
         assert isinstance(tapped, InvertedResidual)
         side = -(-input_size // (8 * stem_stride(input_size)))
@@ -69,13 +72,6 @@ class SsdLite(nn.Module):
             maps.append(extra(maps[-1]))
         logits = _by_anchor(self.classification_heads, maps, self.logits_per_anchor)
         return torch.cat([logits, _by_anchor(self.regression_heads, maps, 4)], dim=2)
-
-
-def ssdlite_mobilenet_v2(
-    num_classes: int = 80, width_multiplier: float = 1.0, input_size: int = 320, in_channels: int = 3
-) -> SsdLite:
-    """Maps of stride 16 and 32 and up to four more, down to one cell; strides 8 and 16 for inputs up to 64 pixels."""
-    return SsdLite(num_classes, width_multiplier, input_size, in_channels)
 
 
 def _width(block: nn.Module) -> int:

@@ -13,7 +13,12 @@ DROPOUT = 0.5
 
 
 class VGG16(nn.Module):
-    def __init__(self, num_classes: int, width_multiplier: float, input_size: int, in_channels: int) -> None:
+    """Up to 64 pixels, average pooling and one Linear layer take the place of the three of the paper.
+
+    `input_size` is at least 32.
+    """
+
+    def __init__(self, num_classes: int, width_multiplier: float, input_size: int, in_channels: int = 3) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = in_channels
@@ -45,11 +50,3 @@ class VGG16(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, input_size, input_size) -> (N, classes)"""
         return self.classifier(self.pool(self.features(images)).flatten(1))  # type: ignore[no-any-return]
-
-
-def vgg16(num_classes: int = 1000, width_multiplier: float = 1.0, input_size: int = 224, in_channels: int = 3) -> VGG16:
-    """Up to 64 pixels, average pooling and one Linear layer take the place of the three of the paper.
-
-    `input_size` is at least 32.
-    """
-    return VGG16(num_classes, width_multiplier, input_size, in_channels)
