@@ -1,572 +1,456 @@
-"""The pictures of reports and comparisons."""
+"""The charts of reports, comparisons and latency tables: Vega-Lite specifications, drawn by a page or as an SVG file.
+
+Each chart is made in light colours. `DARK` gives what a dark screen shows in their place, by CSS, so that a page, its
+static pictures and an SVG file need one drawing each.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from itertools import groupby
-from typing import TypeGuard
-
-from markupsafe import Markup, escape
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 from amc_mobile.report.content import TOP1, Budget, EpisodePoint, EpochAccuracy, LayerRow, Predictions
-from amc_mobile.report.tables import number, printable, shortened
+from amc_mobile.report.tables import number, printable
 
-MOST_DOTS = 5000  # a longer series is thinned, so that the page stays small
+if TYPE_CHECKING:  # half a second, which `amc-mobile --help` does not need
+    import altair as alt
+    import pandas as pd
 
+T = TypeVar("T")
+Spec = Mapping[str, Any]  # of Vega-Lite; its "description" is what a screen reader says
 
-@dataclass(frozen=True)
-class Scale:
-    """A linear map from values to pixels."""
-
-    low: float
-    high: float
-    start: float  # pixel of `low`
-    end: float
-
-    def __call__(self, value: float) -> float:
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
-
-    def ticks(self, about: int = 5) -> list[float]:
-        """Round values inside the range, about so many."""
-        raw = (self.high - self.low) / about
-        magnitude = 10.0 ** math.floor(math.log10(raw))
-        step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw * 0.999)
-        first = math.ceil(self.low / step - 1e-9)
-        last = math.floor(self.high / step + 1e-9)
-        return [i * step for i in range(first, last + 1)]
-
-
-def scale_over(values: Iterable[float], start: float, end: float, *, margin: float = 0.06) -> Scale:
-    """A scale that holds every finite value, with some room on both sides."""
-    finite = [v for v in values if math.isfinite(v)] or [0.0, 1.0]
-    low, high = min(finite), max(finite)
-    room = (high - low) * margin or abs(high) * 0.1 or 1.0
-    return Scale(low - room, high + room, start, end)
-
-
-def pixel(value: float) -> str:
-    return f"{value:.1f}".removesuffix(".0")
-
-
-def text(x: float, y: float, content: str, *, css: str = "", anchor: str = "start") -> Markup:
-    where = f' text-anchor="{anchor}"' if anchor != "start" else ""
-    name = f' class="{css}"' if css else ""
-    return Markup(f'<text x="{pixel(x)}" y="{pixel(y)}"{name}{where}>') + escape(printable(content)) + Markup("</text>")
-
-
-def line(x1: float, y1: float, x2: float, y2: float, css: str) -> Markup:
-    return Markup(f'<path class="{css}" d="M{pixel(x1)} {pixel(y1)}L{pixel(x2)} {pixel(y2)}"/>')
-
-
-def rectangle(x: float, y: float, width: float, height: float, css: str) -> Markup:
-    size = f'width="{pixel(max(width, 0.5))}" height="{pixel(height)}"'
-    return Markup(f'<rect class="{css}" x="{pixel(x)}" y="{pixel(y)}" {size} rx="1.5"/>')
-
-
-def polyline(points: Sequence[tuple[float, float]], css: str) -> Markup:
-    if not points:
-        return Markup("")
-    return Markup(f'<path class="{css}" d="M{"L".join(f"{pixel(x)} {pixel(y)}" for x, y in points)}"/>')
-
-
-def dots(points: Sequence[tuple[float, float]], css: str) -> Markup:
-    """One path of zero-length strokes: round caps make the dots, at a fifth of the size of circles."""
-    if not points:
-        return Markup("")
-    every = math.ceil(len(points) / MOST_DOTS)
-    marks = "".join(f"M{pixel(x)} {pixel(y)}h0" for x, y in points[::every])
-    return Markup(f'<path class="dots {css}" d="{marks}"/>')
-
-
-def tick_label(value: float) -> str:
-    return f"{value:.6g}"
-
-
-def left_axis(scale: Scale, left: float, right: float, title: str, *, about: int = 4) -> Markup:
-    """Rules across the plot, their values at the left, the quantity above."""
-    top = min(scale.start, scale.end)
-    parts = [text(0, top - 9, title, css="axis-title")]
-    for tick in scale.ticks(about):
-        parts.append(line(left, scale(tick), right, scale(tick), "rule"))
-        parts.append(text(left - 6, scale(tick) + 4, tick_label(tick), anchor="end"))
-    return Markup("").join(parts)
-
-
-def bottom_axis(scale: Scale, bottom: float, title: str, *, whole: bool = False) -> Markup:
-    """Values under the plot and the quantity under them; `whole`: integers only."""
-    parts = [line(scale.start, bottom, scale.end, bottom, "axis")]
-    for tick in scale.ticks(5):
-        if not whole or float(tick).is_integer():
-            parts.append(text(scale(tick), bottom + 16, tick_label(tick), anchor="middle"))
-    parts.append(text(scale.end, bottom + 33, title, css="axis-title", anchor="end"))
-    return Markup("").join(parts)
-
-
-def drawing(width: float, height: float, label: str, parts: Iterable[Markup]) -> Markup:
-    """The picture, scaled to its column; `label` is what a screen reader says."""
-    head = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
-        pixel(width), pixel(height), printable(label)
-    )
-    return head + Markup("").join(parts) + Markup("</svg>")
-
-
-COLOURS = 8  # classes s0 to s7 of the style sheet: told apart by colour-blind readers, in light and dark
-MARKERS = 6  # an odd ratio to COLOURS, so that a colour that comes again has another marker
-LABEL_GAP = 13.0
-LABEL_LENGTH = 16
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A mean with the lowest and the highest value, over seeds."""
-
-    mean: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        return cls(math.fsum(values) / len(values), min(values), max(values))
-
-
-def look(index: int) -> str:
-    """The classes of the series at `index`; after COLOURS the lines are dashed."""
-    return f"s{index % COLOURS}" + (" again" if index >= COLOURS else "")
-
-
-def marker(index: int, x: float, y: float, *, size: float = 4.0) -> Markup:
-    """A closed shape around (x, y): circle, square, triangle, diamond, triangle upside down, bar."""
-    r = size
-    shapes: tuple[Sequence[tuple[float, float]], ...] = (
-        [(r * math.cos(i * math.pi / 8), r * math.sin(i * math.pi / 8)) for i in range(16)],
-        [(-r, -r), (r, -r), (r, r), (-r, r)],
-        [(0, -1.3 * r), (1.2 * r, r), (-1.2 * r, r)],
-        [(0, -1.4 * r), (1.4 * r, 0), (0, 1.4 * r), (-1.4 * r, 0)],
-        [(0, 1.3 * r), (1.2 * r, -r), (-1.2 * r, -r)],
-        [(-0.5 * r, -1.5 * r), (0.5 * r, -1.5 * r), (0.5 * r, 1.5 * r), (-0.5 * r, 1.5 * r)],
-    )
-    corners = "L".join(f"{pixel(x + dx)} {pixel(y + dy)}" for dx, dy in shapes[index % MARKERS])
-    return Markup(f'<path class="mark {look(index)}" d="M{corners}Z"/>')
-
-
-def end_labels(
-    names: Mapping[str, int], ends: Mapping[str, tuple[float, float]], x: float, top: float, bottom: float
-) -> Markup:
-    """Each name at `x`, as near to its end as the others let it, tied to it by a thin line. `names`: name -> index."""
-    order = sorted(ends, key=lambda name: ends[name][1])
-    places = apart([ends[name][1] for name in order], top, bottom)
-    parts = []
-    for name, y in zip(order, places, strict=True):
-        end_x, end_y = ends[name]
-        parts.append(polyline([(end_x + 5, end_y), (x - 12, y), (x - 9, y)], "leader"))
-        parts.append(marker(names[name], x - 4, y, size=3.2))
-        parts.append(text(x + 4, y + 4, shortened(name, LABEL_LENGTH), css="series"))
-    return Markup("").join(parts)
-
-
-def legend(names: Mapping[str, int], width: float) -> tuple[Markup, float]:
-    """Markers with names in rows of `width`, from y = 0, and the height that they take."""
-    parts = []
-    x, y = 0.0, 14.0
-    for name, index in names.items():
-        shown = shortened(name, LABEL_LENGTH)
-        needed = 30 + 6.6 * len(shown)
-        if x + needed > width:
-            x, y = 0.0, y + 18
-        parts += [marker(index, x + 6, y - 4), text(x + 16, y, shown, css="series")]
-        x += needed
-    return Markup("").join(parts), y + 6
-
-
-def apart(wanted: Sequence[float], top: float, bottom: float) -> list[float]:
-    """Ascending places near the ascending `wanted` ones, LABEL_GAP apart, inside top..bottom where they fit."""
-    gap = min(LABEL_GAP, (bottom - top) / max(len(wanted) - 1, 1))
-    places: list[float] = []
-    for y in wanted:
-        places.append(max(y, top, places[-1] + gap if places else top))
-    limit = bottom
-    for i in reversed(range(len(places))):
-        places[i] = min(places[i], limit)
-        limit = places[i] - gap
-    return places
-
-
-def tilted(x: float, y: float, content: str, css: str) -> Markup:
-    """A label that ends at (x, y) and rises to it, for names under an axis."""
-    where = f'transform="translate({pixel(x)} {pixel(y)}) rotate(-50)" text-anchor="end"'
-    return Markup(f'<text class="{css}" {where}>') + escape(printable(content)) + Markup("</text>")
-
-
-WIDTH = 380  # units of the drawing: near a phone's width in pixels, so that its text stays readable there
+PAPER, INK, SOFT, HAIR, SHADE = "#fbfaf8", "#1d2127", "#5c6570", "#e2e0db", "#eceae5"
+BEFORE, AFTER, MEASURED, CHOSEN, LIMIT = "#d3d8de", "#1f6fb2", "#d1670b", "#a3195b", "#b3261e"
+OTHERS, FRONT, STAGES = "#c9cdd2", "#b9bec4", ("#b8cde2", "#6d9fcf", "#1f5f9e")
+# Told apart by colour-blind readers, in light and dark. A ninth series has the first colour again, with dashes.
+SERIES = ("#2a78d6", "#d1560f", "#128a5f", "#b07800", "#c74a80", "#4a3aa7", "#00798c", "#6b6b6b")
+SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
+DARK = {
+    PAPER: "#14171b", INK: "#e6e8eb", SOFT: "#9aa4af", HAIR: "#323841", SHADE: "#20252c", BEFORE: "#48515c",
+    AFTER: "#6cb2ee", MEASURED: "#f2a154", CHOSEN: "#f07db1", LIMIT: "#f28b82", OTHERS: "#4a515a", FRONT: "#59616b",
+    **dict(zip(STAGES, ("#3b4d61", "#4a7cab", "#7cbcf5"), strict=True)),
+    **dict(zip(SERIES, ("#5a9df0", "#f0833c", "#35c08c", "#dfa72a", "#ef7fae", "#a498f2", "#40bccd", "#b3b3b3"),
+               strict=True)),
+}  # fmt: skip
+SANS = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
+MONO = 'ui-monospace, Consolas, "Liberation Mono", monospace'
+CONFIG: Spec = {
+    "background": None,
+    "font": SANS,
+    "axis": {"labelColor": SOFT, "titleColor": INK, "gridColor": HAIR, "domainColor": SOFT, "tickColor": SOFT,
+             "titleFontWeight": "normal", "labelFontSize": 11, "titleFontSize": 11},
+    "legend": {"orient": "top", "offset": 20, "symbolOpacity": 1, "labelColor": INK, "labelFontSize": 11,
+               "columns": 4, "labelLimit": 220},
+    "title": {"color": INK, "fontSize": 12, "anchor": "start"},
+    "text": {"color": SOFT, "fontSize": 10.5},
+    "view": {"stroke": None},
+}  # fmt: skip
+SVG_WIDTH = 640
+MOST_DOTS = 2000  # a longer series is thinned, so that the page stays small
 MOST_BARS = 48
-NAME_LENGTH = 22
+MOST_TOGETHER = 4  # lines in one panel
 UNIT_FACTOR = {"ms": (1.0, "ms"), "macs": (1e-6, "million MACs"), "parameters": (1e-3, "thousand parameters")}
+# Paths differ at their ends, so the middle of a long name goes.
+SHORT_NAME = "length(datum.label) > 22 ? slice(datum.label, 0, 7) + '…' + slice(datum.label, -14) : datum.label"
+
+# Draws each chart as wide as its place, again when that changes. `ast`: Vega evaluates its expressions itself, since
+# the page's security policy allows no `eval`.
+DRAW = """
+for (const data of document.querySelectorAll('script[type="application/json"]')) {
+  const place = data.previousElementSibling, chart = JSON.parse(data.textContent);
+  let width = 0;
+  new ResizeObserver(() => {
+    if (place.clientWidth === width || !place.clientWidth) return;
+    width = place.clientWidth;
+    for (const panel of chart.vconcat || []) panel.width = width - 70;
+    vegaEmbed(place, chart, {actions: false, ast: true, renderer: "svg"});
+  }).observe(place);
+}
+"""
 
 
-@dataclass(frozen=True)
-class Bar:
-    name: str
-    before: float
-    after: float | None
+@cache
+def script() -> str:
+    """The JavaScript that draws the charts of a page: Vega, Vega-Lite and Vega-Embed, about 0.9 MB."""
+    import vl_convert
+
+    return str(vl_convert.javascript_bundle(DRAW, vl_version=_version()))
 
 
-def layer_ms_bars(layers: Sequence[LayerRow]) -> Markup:
+def svg(chart: Spec, width: int = SVG_WIDTH) -> str:
+    """The chart as an SVG file on a background, light or dark as the reader's screen is."""
+    import vl_convert
+
+    views = [{**view, "width": width} for view in chart.get("vconcat", [chart])]
+    sized = {**chart, "vconcat": views} if "vconcat" in chart else views[0]
+    drawn = str(vl_convert.vegalite_to_svg({**sized, "background": PAPER}, vl_version=_version()))
+    head, rest = drawn.split(">", 1)
+    return f'{head} role="img"><style>{dark_style()}</style>{rest}\n'
+
+
+def dark_style() -> str:
+    """CSS that puts the colours of `DARK` in place of those that a chart was drawn in."""
+    rules = "".join(
+        f'[fill="{light}"]{{fill:{dark}}}[stroke="{light}"]{{stroke:{dark}}}' for light, dark in DARK.items()
+    )
+    return f"@media (prefers-color-scheme:dark){{{rules}}}"
+
+
+def _version() -> str:
+    import altair as alt
+
+    return ".".join(alt.SCHEMA_VERSION.split(".")[:2])
+
+
+def _finished(chart: alt.TopLevelMixin, description: str) -> Spec:
+    document: Spec = chart.properties(description=printable(description)).to_dict()
+    return {**document, "config": CONFIG}
+
+
+def _rows(rows: Sequence[Mapping[str, Any]]) -> alt.InlineData:
+    """Of long numbers six digits; names without control characters."""
+    import altair as alt
+
+    def cell(value: Any) -> Any:
+        if isinstance(value, float):
+            return float(f"{value:.6g}") if math.isfinite(value) else None
+        return printable(value) if isinstance(value, str) else value
+
+    return alt.InlineData([{key: cell(value) for key, value in row.items()} for row in rows])
+
+
+def _ms(value: float) -> str:
+    return number(value, significant=3)
+
+
+def layer_ms_bars(layers: Sequence[LayerRow]) -> Spec | None:
     """Latency per layer, original behind pruned."""
-    bars = [Bar(x.name, x.ms_before, x.ms_after) for x in layers if x.ms_before is not None]
-    return _bars(_heaviest(bars), "ms per layer, original and pruned", lambda value: number(value, significant=3))
+    bars = [(x.name, x.ms_before, x.ms_after) for x in layers if x.ms_before is not None]
+    return _bars(bars, "ms of each layer, original and pruned", "ms", _ms) if bars else None
 
 
-def layer_channel_bars(layers: Sequence[LayerRow]) -> Markup:
+def layer_channel_bars(layers: Sequence[LayerRow]) -> Spec | None:
     """Output channels per layer, original behind pruned."""
     bars = [
-        Bar(x.name, x.channels_before, x.channels_after)
+        (x.name, float(x.channels_before), float(x.channels_after))
         for x in layers
         if x.channels_before is not None and x.channels_after is not None
     ]
-    return _bars(_heaviest(bars), "channels per layer, original and pruned", lambda value: f"{value:.0f}")
+    return (
+        _bars(bars, "output channels of each layer, original and pruned", "channels", "{:.0f}".format) if bars else None
+    )
 
 
-def density_bars(densities: Mapping[str, float]) -> Markup:
+def density_bars(densities: Mapping[str, float]) -> Spec:
     """The share of its weights that each layer keeps, in front of all of them."""
-    bars = [Bar(name, 1.0, density) for name, density in densities.items()]
-    return _bars(bars, "share of weights kept per layer", lambda value: f"{value:.0%}", pair=False)
+    bars = [(name, 1.0, density) for name, density in densities.items()]
+    return _bars(bars, "share of the weights that each layer keeps", "share of weights", "{:.0%}".format)
 
 
-def _heaviest(bars: list[Bar]) -> list[Bar]:
-    """The largest ones, in the order of the network."""
-    if len(bars) <= MOST_BARS:
-        return bars
-    least = sorted((bar.before for bar in bars), reverse=True)[MOST_BARS - 1]
-    return [bar for bar in bars if bar.before >= least][:MOST_BARS]
+def _bars(
+    bars: Sequence[tuple[str, float, float | None]], description: str, unit: str, shown: Callable[[float], str]
+) -> Spec:
+    """`bars`: name, before and after. Of many the largest MOST_BARS, in the order of the network."""
+    import altair as alt
 
-
-def _bars(bars: Sequence[Bar], label: str, shown: Callable[[float], str], *, pair: bool = True) -> Markup:
-    """`pair`: both values are written, not the second alone."""
-    if not bars:
-        return Markup("")
-    row, left, right = 19, 142, WIDTH - 96
-    largest = max(max(bar.before, bar.after or 0) for bar in bars) or 1.0
-    scale = Scale(0, largest, left, right)
-    parts = []
-    for i, bar in enumerate(bars):
-        y = i * row
-        parts.append(text(left - 8, y + 13.5, shortened(bar.name, NAME_LENGTH), css="name", anchor="end"))
-        parts.append(rectangle(left, y + 3, scale(bar.before) - left, 13, "bar before"))
-        values = shown(bar.before)
-        if bar.after is not None:
-            parts.append(rectangle(left, y + 6, scale(bar.after) - left, 7, "bar after"))
-            values = f"{values} → {shown(bar.after)}" if pair and shown(bar.after) != values else shown(bar.after)
-        end = scale(max(bar.before, bar.after or 0))
-        parts.append(text(end + 6, y + 13.5, values, css="value"))
-    return drawing(WIDTH, len(bars) * row + 4, label, parts)
-
-
-def search_curve(episodes: Sequence[EpisodePoint], budget: Budget | None) -> Markup:
-    """Above: reward of each episode and the best so far. Below: predicted and measured cost with the budget."""
-    if not episodes:
-        return Markup("")
-    left, right, middle, bottom = 44, WIDTH - 8, 160, 320
-    first, last = min(p.episode for p in episodes), max(p.episode for p in episodes)
-    across = Scale(first, max(last, first + 1), left + 4, right - 4)
-    chosen = [p for p in episodes if p.is_best]
-    parts = []
-    rewards = [(p, p.reward) for p in episodes if _finite(p.reward)]
-    if rewards:
-        up = scale_over(_without_outliers([reward for _, reward in rewards]), middle - 14, 24)
-        places = [(across(p.episode), up(max(r, up.low))) for p, r in rewards]
-        fitting = [place for place, (p, _) in zip(places, rewards, strict=True) if not _is_measured_over(p, budget)]
-        parts += [
-            left_axis(up, left, right, "reward"),
-            dots(places, "episode"),
-            polyline(_best_so_far(fitting), "best"),
-        ]
-        parts += [_ring(across(p.episode), up(max(p.reward, up.low))) for p in chosen if _finite(p.reward)]
-    factor, unit = UNIT_FACTOR[budget.unit if budget else "ms"]
-    predicted = [(p.episode, p.predicted * factor) for p in episodes if _finite(p.predicted)]
-    measured = [(p.episode, p.measured_ms) for p in episodes if _finite(p.measured_ms)] if unit == "ms" else []
-    limit = [budget.limit_of_search * factor] if budget else []
-    costs = [value for _, value in predicted + measured]
-    if costs:
-        up = scale_over(costs + limit, bottom - 4, middle + 40)
-        parts.append(left_axis(up, left, right, unit))
-        parts.append(dots([(across(e), up(v)) for e, v in predicted], "episode"))
-        parts.append(dots([(across(e), up(v)) for e, v in measured], "measured"))
-        for value in limit:
-            parts.append(line(left, up(value), right, up(value), "budget"))
-            parts.append(text(right, up(value) - 5, f"budget {number(value)}", css="budget-label", anchor="end"))
-    parts.append(bottom_axis(across, bottom, "episode", whole=True))
-    return drawing(WIDTH, bottom + 38, "reward and cost of each episode of the search", parts)
-
-
-def finetuning_curve(epochs: Sequence[EpochAccuracy], metric: str = TOP1) -> Markup:
-    """Accuracy on the held-out images after each epoch; the line across is where fine-tuning began."""
-    if len(epochs) < 2:
-        return Markup("")
-    left, right, top, bottom = 44, WIDTH - 46, 24, 160
-    across = Scale(epochs[0].epoch, epochs[-1].epoch, left + 4, right - 4)
-    up = scale_over([100 * point.top1 for point in epochs], bottom - 4, top)
-    places = [(across(point.epoch), up(100 * point.top1)) for point in epochs]
-    last = f"{100 * epochs[-1].top1:.1f}"
-    parts = [
-        left_axis(up, left, right, f"{metric}, %"), bottom_axis(across, bottom, "epoch", whole=True),
-        line(left, places[0][1], right, places[0][1], "equal"), polyline(places, "best"),
-        dots([places[-1]], "large calibration"), text(places[-1][0] + 8, places[-1][1] + 4, last, css="value"),
+    least = sorted((before for _, before, _ in bars), reverse=True)[:MOST_BARS][-1]
+    rows = [
+        {
+            "layer": name, "before": before, "after": after, "end": max(before, after or 0.0),
+            "values": " → ".join(dict.fromkeys(shown(value) for value in (before, after) if value is not None)),
+        }
+        for name, before, after in [bar for bar in bars if bar[1] >= least][:MOST_BARS]
     ]  # fmt: skip
-    return drawing(WIDTH, bottom + 38, "accuracy on held-out images after each epoch of fine-tuning", parts)
+    y = alt.Y("layer:N", sort=None, title=None, axis=alt.Axis(
+        labelFont=MONO, labelFontSize=10, labelColor=INK, labelExpr=SHORT_NAME, labelLimit=200, labelPadding=8,
+        ticks=False, domain=False,
+    ))  # fmt: skip
+    base = alt.Chart(_rows(rows), height=alt.Step(19)).encode(y=y, tooltip=[
+        "layer:N", alt.Tooltip("before:Q", title=f"original, {unit}"), alt.Tooltip("after:Q", title=f"pruned, {unit}"),
+    ])  # fmt: skip
+    colours = alt.Scale(domain=["original", "pruned"], range=[BEFORE, AFTER])
+
+    def bar(field: str, name: str, size: int) -> Any:
+        return (
+            base.mark_bar(size=size, cornerRadius=1.5)
+            .transform_calculate(what=f"'{name}'")
+            .encode(
+                alt.X(f"{field}:Q", title=None, stack=None, axis=None), alt.Color("what:N", title=None, scale=colours)
+            )
+        )
+
+    values = base.mark_text(align="left", dx=5).encode(x="end:Q", text="values:N")
+    chart = alt.layer(bar("before", "original", 13), bar("after", "pruned", 7), values)
+    return _finished(chart.properties(width="container", padding=_padding(80)), description)
 
 
-def _is_measured_over(point: EpisodePoint, budget: Budget | None) -> bool:
-    """Such a plan scored well by being too slow: it counts for nothing."""
-    is_latency = budget is not None and budget.unit == "ms"
-    return is_latency and budget is not None and (point.measured_ms or 0) > budget.limit_of_search
+def search_curve(episodes: Sequence[EpisodePoint], budget: Budget | None) -> Spec | None:
+    """Above: reward of each episode and the best so far. Below: predicted and measured cost with the budget."""
+    import altair as alt
+
+    rewards = [(p, p.reward) for p in episodes if _is_finite(p.reward)]
+    factor, unit = UNIT_FACTOR[budget.unit if budget else "ms"]
+    costs: list[dict[str, Any]] = [
+        {"episode": p.episode, "cost": value, "what": what, "policy": p.policy}
+        for what, points in (
+            ("predicted", [(p, p.predicted * factor) for p in episodes if _is_finite(p.predicted)]),
+            ("measured", [(p, p.measured_ms) for p in episodes if _is_finite(p.measured_ms) and unit == "ms"]),
+        )
+        for p, value in _thinned(points)
+    ]
+    if not rewards and not costs:
+        return None
+    first, last = min(p.episode for p in episodes), max(p.episode for p in episodes)
+    zoom = alt.selection_interval("zoom", bind="scales", encodings=["x"], zoom="wheel![event.shiftKey]")
+    across = alt.Scale(domain=_range([first, max(last, first + 1)], room=0.02), nice=False)
+    x = alt.X("episode:Q", scale=across, title="episode",
+              axis=alt.Axis(format="d", tickMinStep=1, grid=False))  # fmt: skip
+    panels = []
+    if rewards:
+        # One ruined network must not flatten the curve: the lowest twentieth is drawn at the edge.
+        low, high = _range(sorted(reward for _, reward in rewards)[len(rewards) // 20 :])
+        y = alt.Y("reward:Q", scale=alt.Scale(domain=[low, high], nice=False, clamp=True), title="reward",
+                  axis=_left_axis())  # fmt: skip
+        colour = alt.Color("what:N", title=None, scale=alt.Scale(
+            domain=["episode", "best so far", "chosen"], range=[AFTER, AFTER, CHOSEN],
+        ))  # fmt: skip
+        tooltip: list[Any] = ["episode:Q", alt.Tooltip("reward:Q", format=".4g"), "policy:N"]
+
+        def drawn(points: Sequence[tuple[EpisodePoint, float]], what: str) -> alt.Chart:
+            rows = [{"episode": p.episode, "reward": reward, "policy": p.policy, "what": what} for p, reward in points]
+            return alt.Chart(_rows(rows)).encode(x, y, colour)
+
+        dots = drawn(_thinned(rewards), "episode").encode(tooltip=tooltip).mark_circle(size=16, opacity=0.5, clip=True)
+        best = drawn(_best_so_far([(p, r) for p, r in rewards if not _is_measured_over(p, budget)]), "best so far")
+        ring = drawn([(p, r) for p, r in rewards if p.is_best], "chosen").encode(tooltip=tooltip)
+        best = best.mark_line(interpolate="step-after", strokeWidth=2, clip=True)
+        ring = ring.mark_point(size=110, strokeWidth=2.5, clip=True)
+        panels.append(alt.layer(dots, best, ring).properties(height=150))
+    if costs:
+        limit = budget.limit_of_search * factor if budget else None
+        low, high = _range([float(row["cost"]) for row in costs] + ([limit] if limit is not None else []))
+        y = alt.Y("cost:Q", scale=alt.Scale(domain=[low, high], nice=False), title=unit, axis=_left_axis())
+        colour = alt.Color("what:N", title=None, scale=alt.Scale(
+            domain=["predicted", "measured"] if unit == "ms" else ["predicted"], range=[AFTER, MEASURED],
+        ))  # fmt: skip
+        size = alt.condition("datum.what == 'measured'", alt.value(40), alt.value(16))
+        layers = [
+            alt.Chart(_rows(costs)).mark_circle(opacity=0.7, clip=True).encode(
+                x, y, color=colour, size=size,
+                tooltip=["episode:Q", "what:N", alt.Tooltip("cost:Q", title=unit, format=".4g"), "policy:N"],
+            )
+        ]  # fmt: skip
+        if limit is not None:
+            layers += _reference(alt.Y("value:Q"), limit, f"budget {number(limit)}", LIMIT)
+        panels.append(alt.layer(*layers).properties(height=150))
+    chart = alt.vconcat(panels[0].add_params(zoom), *panels[1:], spacing=14).resolve_scale(color="independent")
+    return _finished(chart, "reward and cost of each episode of the search")
 
 
-def _finite(value: float | None) -> TypeGuard[float]:
-    return value is not None and math.isfinite(value)
+def finetuning_curve(epochs: Sequence[EpochAccuracy], metric: str = TOP1) -> Spec | None:
+    """Accuracy on the held-out images after each epoch; the line across is where fine-tuning began."""
+    import altair as alt
+
+    if len(epochs) < 2:
+        return None
+    rows = [{"epoch": point.epoch, "accuracy": 100 * point.top1} for point in epochs]
+    x = alt.X("epoch:Q", axis=alt.Axis(format="d", tickMinStep=1, grid=False))
+    y = alt.Y("accuracy:Q", title=f"{printable(metric)}, %", scale=alt.Scale(zero=False, padding=8), axis=_left_axis())
+    base = alt.Chart(_rows(rows)).encode(x, y, tooltip=["epoch:Q", alt.Tooltip("accuracy:Q", format=".1f")])
+    last = alt.Chart(_rows(rows[-1:])).encode(x, y, text=alt.Text("accuracy:Q", format=".1f"))
+    chart = alt.layer(
+        *_reference(alt.Y("value:Q"), 100 * epochs[0].top1, "before", SOFT),
+        base.mark_line(color=AFTER, point=alt.OverlayMarkDef(color=AFTER)),
+        last.mark_text(align="left", dx=8),
+    )
+    described = f"accuracy on held-out images after each epoch of fine-tuning: {100 * epochs[-1].top1:.1f} % at the end"
+    return _finished(chart.properties(width="container", height=140, padding=_padding(30)), described)
 
 
-def _without_outliers(values: list[float]) -> list[float]:
-    """Without the lowest twentieth: one ruined network must not flatten the curve. It is drawn at the edge."""
-    return sorted(values)[len(values) // 20 :]
-
-
-def _best_so_far(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Corners of the running best; pixels grow downwards, so the best is the smallest y."""
-    corners: list[tuple[float, float]] = []
-    for x, y in points:
-        if not corners:
-            corners.append((x, y))
-        elif y < corners[-1][1]:
-            corners += [(x, corners[-1][1]), (x, y)]
-    if corners:
-        corners.append((points[-1][0], corners[-1][1]))
-    return corners
-
-
-def _ring(x: float, y: float) -> Markup:
-    return Markup(f'<circle class="ring" cx="{pixel(x)}" cy="{pixel(y)}" r="6"/>')
-
-
-def prediction_scatter(predictions: Predictions) -> Markup:
+def prediction_scatter(predictions: Predictions) -> Spec | None:
     """Measured over predicted p50 with the line of equality and the band."""
-    points = [p for p in predictions.points if _finite(p.predicted_ms) and _finite(p.measured_ms)]
+    import altair as alt
+
+    points = [p for p in predictions.points if _is_finite(p.predicted_ms) and _is_finite(p.measured_ms)]
     if not points:
-        return Markup("")
-    left, right, top, bottom = 44, WIDTH - 8, 24, 340
-    values = [p.predicted_ms for p in points] + [p.measured_ms for p in points]
-    across = scale_over(values, left, right)
-    up = Scale(across.low, across.high, bottom, top)
-    parts = [left_axis(up, left, right, "measured ms")]
-    if predictions.band is not None:
-        parts.append(_band(across, up, predictions.band))
-    parts.append(line(across(across.low), up(across.low), across(across.high), up(across.high), "equal"))
-    for kind in ("calibration", "search", "final"):
-        places = [(across(p.predicted_ms), up(p.measured_ms)) for p in points if p.kind == kind]
-        parts.append(dots(places, f"large {kind}"))
-    parts.append(bottom_axis(across, bottom, "predicted ms"))
-    return drawing(WIDTH, bottom + 38, "predicted and measured latency of whole networks", parts)
-
-
-def _band(across: Scale, up: Scale, band: float) -> Markup:
-    """Between predicted x (1 - band) and x (1 + band), cut at the edges of the plot."""
-    steps = [across.low + (across.high - across.low) * i / 40 for i in range(41)]
-    corners = [(across(v), up(min(max(v * (1 + band), up.low), up.high))) for v in steps]
-    corners += [(across(v), up(min(max(v * (1 - band), up.low), up.high))) for v in reversed(steps)]
-    return polyline(corners, "band")
-
-
-SERIES_WIDTH, SERIES_LEFT, LABELS = 760.0, 46.0, 150.0  # LABELS: the room for the names of the series at the right
-SERIES_RIGHT = SERIES_WIDTH - LABELS
-GROUP_NAME_LENGTH = 14
-MOST_NAMES = 48  # under an axis; of more groups every second, third ... is named
-MOST_TOGETHER = 4  # lines in one panel
-PANEL, GAP = 62.0, 18.0  # height of each panel where series have their own, and between them
-GROUP_SIGN = {"residual": "+", "depthwise": "dw", "": ""}
-
-
-@dataclass(frozen=True)
-class GroupTick:
-    """One channel group. `kind`: "residual" (several layers write it), "depthwise" (one filters it) or ""."""
-
-    name: str
-    kind: str = ""
-
-
-@dataclass(frozen=True)
-class StageBars:
-    """Top-1 in [0, 1] of one policy after each stage; None where a stage has not run."""
-
-    policy: str
-    stages: Mapping[str, Spread | None]
-
-
-@dataclass(frozen=True)
-class FrontPoint:
-    """One policy at one budget: mean cost and top-1 in [0, 1], and the same of each seed."""
-
-    policy: str
-    cost: float
-    top1: float
-    seeds: tuple[tuple[float, float], ...] = ()
+        return None
+    low, high = _range([p.predicted_ms for p in points] + [p.measured_ms for p in points])
+    scale = alt.Scale(domain=[low, high], nice=False)
+    x = alt.X("predicted:Q", title="predicted p50, ms", scale=scale, axis=alt.Axis(grid=False))
+    y = alt.Y("measured:Q", title="measured p50, ms", scale=scale, axis=_left_axis())
+    kinds = ["calibration", "search", "final"]
+    colour = alt.Color("kind:N", title=None, scale=alt.Scale(domain=kinds, range=[AFTER, MEASURED, CHOSEN]))
+    shape = alt.Shape("kind:N", title=None, scale=alt.Scale(domain=kinds, range=["circle", "diamond", "square"]))
+    rows = [
+        {"predicted": p.predicted_ms, "measured": p.measured_ms, "kind": p.kind}
+        for kind in kinds
+        for p in _thinned([p for p in points if p.kind == kind])
+    ]
+    band = predictions.band or 0.0
+    ends = [{"predicted": v, "measured": v, "lower": v * (1 - band), "upper": v * (1 + band)} for v in (low, high)]
+    line = alt.Chart(_rows(ends)).encode(x)
+    dots = alt.Chart(_rows(rows)).mark_point(filled=True, size=55, opacity=0.8, clip=True).encode(
+        x, y, colour, shape, tooltip=[
+            alt.Tooltip("predicted:Q", title="predicted, ms", format=".4g"),
+            alt.Tooltip("measured:Q", title="measured, ms", format=".4g"),
+            "kind:N",
+        ],
+    )  # fmt: skip
+    chart = alt.layer(
+        line.mark_area(color=BEFORE, opacity=0.55, clip=True).encode(alt.Y("lower:Q", scale=scale), alt.Y2("upper:Q")),
+        line.mark_line(color=SOFT, strokeWidth=1, clip=True).encode(y),
+        dots.add_params(alt.selection_interval("zoom", bind="scales", zoom="wheel![event.shiftKey]")),
+    )
+    described = "predicted and measured latency of whole networks"
+    described += f", with a band of +-{100 * band:.1f} %" if band else ""
+    return _finished(chart.properties(width="container", height=320), described)
 
 
 def group_lines(
-    groups: Sequence[GroupTick], lines: Mapping[str, Sequence[Spread]], *, label: str, title: str, factor: float = 1.0,
-    up: tuple[float, float] | None = None, reference: tuple[str, float] | None = None,
-) -> Markup:  # fmt: skip
-    """One line per series over the channel groups, its lowest and highest values as a pale bar behind each mean.
+    values: Sequence[tuple[str, str, float]], kinds: Mapping[str, str], *, description: str, title: str,
+    domain: tuple[float, float] | None = None, reference: tuple[str, float] | None = None,
+) -> Spec | None:  # fmt: skip
+    """One line per series over the channel groups: the mean, with the lowest and the highest value as a pale bar.
 
-    More than MOST_TOGETHER series get a panel each, with the others in grey behind. `title`: the quantity, at the left
-    axis; values are shown times `factor`. `up`: that axis' range, shown values. `reference`: a named value to draw
-    across.
+    `values`: series, group, value. `kinds`: of each group, in the order of the network: "residual" (several layers
+    write it), "depthwise" (one filters it) or "". More than MOST_TOGETHER series get a panel each, with the others in
+    grey behind. `title` and `domain`: of the left axis. `reference`: a named value to draw across.
     """
-    if not groups or not lines:
-        return Markup("")
-    panels = [[name] for name in lines] if len(lines) > MOST_TOGETHER else [list(lines)]
-    height = PANEL if len(panels) > 1 else 260.0
-    across = Scale(-0.5, len(groups) - 0.5, SERIES_LEFT, SERIES_RIGHT)
-    values = [v * factor for spreads in lines.values() for s in spreads for v in (s.low, s.high)]
-    values += [reference[1] * factor] if reference else []
-    names = {name: i for i, name in enumerate(lines)}
-    parts = []
-    top = 30.0
-    for panel in panels:
-        bottom = top + height
-        axis = Scale(*up, bottom, top) if up else scale_over(values, bottom, top)
-        parts.append(_shared(groups, across, top, bottom))
-        parts.append(
-            left_axis(
-                axis, SERIES_LEFT, SERIES_RIGHT, title if panel == panels[0] else "", about=4 if height > 99 else 2
-            )
-        )
-        parts.append(line(SERIES_LEFT, bottom, SERIES_RIGHT, bottom, "axis"))
-        places = {
-            name: [(across(i), axis(s.mean * factor)) for i, s in enumerate(spreads)] for name, spreads in lines.items()
-        }
-        if reference:
-            y = axis(reference[1] * factor)
-            parts.append(line(SERIES_LEFT, y, SERIES_RIGHT, y, "reference"))
-            parts.append(text(SERIES_LEFT + 4, y - 5, reference[0], css="reference-label"))
-        parts += [polyline(places[name], "other") for name in lines if name not in panel]
-        for name in panel:
-            for i, s in enumerate(lines[name]):
-                if s.high > s.low:
-                    low, high = axis(s.low * factor), axis(s.high * factor)
-                    parts.append(line(across(i), low, across(i), high, f"whisker {look(names[name])}"))
-        for name in panel:
-            parts.append(polyline(places[name], f"curve {look(names[name])}"))
-            parts += [marker(names[name], x, y, size=3.2) for x, y in places[name]]
-        ends = {name: places[name][-1] for name in panel}
-        parts.append(end_labels(names, ends, SERIES_RIGHT + 34, top, bottom))
-        top = bottom + GAP
-    bottom = top - GAP
-    parts.append(_group_names(groups, across, bottom))
-    parts.append(
-        text(SERIES_RIGHT, bottom + 112, "channel group, in order of execution", css="axis-title", anchor="end")
+    import altair as alt
+    import pandas as pd
+
+    if not kinds or not values:
+        return None
+    frame = pd.DataFrame(values, columns=["series", "group", "value"])
+    series = list(dict.fromkeys(frame["series"].map(printable)))
+    every = (
+        frame.groupby(["series", "group"], sort=False)["value"].agg(mean="mean", low="min", high="max").reset_index()
     )
-    return drawing(SERIES_WIDTH, bottom + 118, label, parts)
+    signs = {"residual": "+", "depthwise": "dw"}
+    marked = alt.Chart(_rows([{"group": g, "kind": k, "sign": signs[k]} for g, k in kinds.items() if k in signs]))
+    lines = alt.Chart(_frame_rows(every.assign(kind=every["group"].map(kinds))))
+    groups = alt.Scale(domain=[printable(group) for group in kinds])
+    y = alt.Y("mean:Q", title=title, axis=_left_axis(), scale=alt.Scale(domain=domain or alt.Undefined, zero=False))
+    colour, shape, dash = _looks("series", series)
+    tooltip = [
+        "series:N",
+        "group:N",
+        "kind:N",
+        *(alt.Tooltip(f"{f}:Q", format=".3~f") for f in ("mean", "low", "high")),
+    ]
+
+    def panel(shown: Sequence[str], height: int) -> Any:
+        is_last = shown[-1] == series[-1]
+        named = "channel group, in order of execution" if is_last else None
+        x = alt.X("group:N", scale=groups, title=named, axis=alt.Axis(
+            labelAngle=-50, labelFont=MONO, labelFontSize=9.5, labelExpr=SHORT_NAME, labelLimit=160, labelOverlap=True,
+            labels=is_last,
+        ))  # fmt: skip
+        mine = lines.encode(x, y, colour).transform_filter(alt.FieldOneOfPredicate("series", list(shown)))
+        shade = marked.transform_filter("datum.kind == 'residual'").mark_bar(color=SHADE, width={"band": 1})
+        others = lines.encode(x, y, detail="series:N").mark_line(strokeWidth=1, color=OTHERS)
+        return alt.layer(
+            shade.encode(x, y=alt.value(0), y2=alt.value("height")),
+            marked.mark_text(fontSize=9).encode(x, y=alt.value(-7), text="sign:N"),
+            *([others] if len(shown) < len(series) else []),
+            mine.mark_rule(strokeWidth=4, opacity=0.3).encode(y=alt.Y("low:Q", title=title), y2="high:Q"),
+            mine.mark_line(strokeWidth=1.8).encode(strokeDash=dash),
+            mine.mark_point(filled=True, size=36, opacity=1).encode(shape=shape, tooltip=tooltip),
+            *(_reference(alt.Y("value:Q"), reference[1], reference[0], INK) if reference else []),
+            height=height,
+        )
+
+    if len(series) <= MOST_TOGETHER:
+        return _finished(panel(series, 260).properties(width="container"), description)
+    return _finished(alt.vconcat(*(panel([name], 70).properties(title=name) for name in series)), description)
 
 
-def _shared(groups: Sequence[GroupTick], across: Scale, top: float, bottom: float) -> Markup:
-    step = across(1) - across(0)
-    residual = [i for i, group in enumerate(groups) if group.kind == "residual"]
-    return Markup("").join(rectangle(across(i) - step / 2, top, step, bottom - top, "shared") for i in residual)
-
-
-def _group_names(groups: Sequence[GroupTick], across: Scale, bottom: float) -> Markup:
-    every = -(-len(groups) // MOST_NAMES)
-    parts = []
-    for i, group in enumerate(groups):
-        parts.append(text(across(i), bottom + 14, GROUP_SIGN[group.kind], css="sign", anchor="middle"))
-        if i % every == 0:
-            parts.append(tilted(across(i) + 3, bottom + 24, shortened(group.name, GROUP_NAME_LENGTH), "name"))
-    return Markup("").join(parts)
-
-
-def accuracy_bars(rows: Sequence[StageBars], original: float | None, *, accuracy: str) -> Markup:
+def accuracy_bars(values: Sequence[tuple[str, str, float]], original: float | None, *, accuracy: str) -> Spec | None:
     """Bars per policy and stage with the spread over seeds, and the original as a line.
 
-    `accuracy`: which and on what, e.g. "top-1 on 360 test images".
+    `values`: policy, stage and accuracy in [0, 1]. `accuracy`: which and on what, e.g. "top-1 on 360 test images".
     """
-    known = [s for row in rows for s in row.stages.values() if s is not None]
-    if not known:
-        return Markup("")
-    bar, gap, left, top = 13.0, 9.0, 128.0, 40.0
-    right = SERIES_WIDTH - 150
-    lowest = min(100 * s.low for s in known)
-    start = 10.0 * max(0, (lowest - 8) // 10) if lowest > 20 else 0.0
-    end = max([100 * s.high for s in known] + [100 * (original or 0.0)])
-    across = Scale(start, min(100.0, end + (end - start) * 0.03), left, right)
-    stages = [name for name in rows[0].stages if any(row.stages[name] for row in rows)]
-    parts = []
-    bottom = top + len(rows) * (len(stages) * bar + gap)
-    for tick in across.ticks(6):
-        parts.append(line(across(tick), top - 4, across(tick), bottom, "rule"))
-    y = top
-    for row in rows:
-        parts.append(text(0, y + 0.5 * len(stages) * bar + 4, shortened(row.policy, 20), css="series"))
-        for i, stage in enumerate(stages):
-            s = row.stages[stage]
-            if s is None:
-                parts.append(text(left + 4, y + bar - 3, "not run", css="value"))
-            else:
-                parts.append(rectangle(left, y + 1, across(100 * s.mean) - left, bar - 2, f"bar stage{i}"))
-                if s.high > s.low:
-                    parts.append(line(across(100 * s.low), y + bar / 2, across(100 * s.high), y + bar / 2, "spread"))
-                    parts += [line(across(100 * v), y + 3, across(100 * v), y + bar - 3, "spread")
-                              for v in (s.low, s.high)]  # fmt: skip
-                spread = f" [{100 * s.low:.1f}-{100 * s.high:.1f}]" if s.high > s.low else ""
-                parts.append(text(right + 8, y + bar - 3, f"{100 * s.mean:.1f}{spread}", css="value"))
-            y += bar
-        y += gap
-    if original is not None:
-        x = across(100 * original)
-        parts.append(line(x, top - 8, x, bottom, "reference"))
-        parts.append(text(x, top - 12, f"original {100 * original:.1f}", css="reference-label", anchor="end"))
-    where = f"{accuracy}, %" + (f"; the axis starts at {start:.0f}" if start else "")
-    parts.append(bottom_axis(across, bottom, where))
-    x = 0.0
-    for i, stage in enumerate(stages):
-        parts.append(rectangle(x, 4, 11, 11, f"bar stage{i}"))
-        parts.append(text(x + 16, 14, stage, css="series"))
-        x += 40 + 6.5 * len(stage)
-    return drawing(SERIES_WIDTH, bottom + 40, "accuracy of each policy before and after fine-tuning", parts)
+    import altair as alt
+    import pandas as pd
+
+    if not values:
+        return None
+    frame = pd.DataFrame(values, columns=["policy", "stage", "top1"])
+    frame["top1"] *= 100
+    bars = frame.groupby(["policy", "stage"], sort=False)["top1"].agg(mean="mean", low="min", high="max").reset_index()
+    spread = bars.apply(lambda b: f" [{b.low:.1f}-{b.high:.1f}]" if b.high > b.low else "", axis=1)
+    bars["shown"] = bars["mean"].map("{:.1f}".format) + spread
+    lowest, highest = bars["low"].min(), max(bars["high"].max(), 100 * (original or 0.0))
+    start = 10.0 * max(0.0, (lowest - 8) // 10) if lowest > 20 else 0.0
+    stages = list(dict.fromkeys(frame["stage"]))
+    title = f"{printable(accuracy)}, %" + (f"; the axis starts at {start:.0f}" if start else "")
+    domain = [start, min(100.0, highest + (highest - start) * 0.03)]
+    x = alt.X("mean:Q", title=title, scale=alt.Scale(domain=domain, nice=False))
+    tooltip = [alt.Tooltip(f"{name}:Q", title=f"{name}, %", format=".2f") for name in ("mean", "low", "high")]
+    colour = alt.Color("stage:N", title=None, sort=None, scale=alt.Scale(domain=stages, range=STAGES))
+    names = alt.Axis(labelColor=INK, labelPadding=8, ticks=False, domain=False)
+    base = alt.Chart(_frame_rows(bars), height=alt.Step(15)).encode(
+        y=alt.Y("policy:N", sort=None, title=None, axis=names),
+        yOffset=alt.YOffset("stage:N", sort=None, scale=alt.Scale(domain=stages)),
+        tooltip=["policy:N", "stage:N", *tooltip],
+    )  # fmt: skip
+    chart = alt.layer(
+        base.mark_bar().encode(x, x2=alt.datum(start), color=colour),
+        base.mark_rule(color=INK, strokeWidth=1.2).encode(x=alt.X("low:Q", title=title), x2="high:Q"),
+        base.mark_text(align="left", dx=6).encode(x=alt.value("width"), text="shown:N"),
+        *(_reference(alt.X("value:Q"), 100 * original, f"original {100 * original:.1f}", INK) if original else []),
+    )  # fmt: skip
+    description = f"{accuracy} of each policy before and after fine-tuning"
+    return _finished(chart.properties(width="container", padding=_padding(110)), description)
 
 
-def front(points: Sequence[FrontPoint], original: FrontPoint | None, *, unit: str, accuracy: str) -> Markup:
-    """Accuracy over cost: a line per policy through its budgets, dots for seeds, the front of all means as steps."""
-    if not points:
-        return Markup("")
-    names = {name: i for i, name in enumerate(dict.fromkeys(p.policy for p in points))}
-    key, top = legend(names, SERIES_WIDTH)
-    top += 30
-    bottom = top + 310
-    everything = [*points, *([original] if original else [])]
-    seen = [pair for p in everything for pair in (*p.seeds, (p.cost, p.top1))]
-    right = SERIES_WIDTH - 12
-    across = scale_over([cost for cost, _ in seen], SERIES_LEFT, right)
-    up = scale_over([100 * top1 for _, top1 in seen], bottom, top)
-    parts = [key, left_axis(up, SERIES_LEFT, right, f"{accuracy}, %"), bottom_axis(across, bottom, unit)]
-    steps: list[tuple[float, float]] = []
-    for cost, top1 in non_dominated([(p.cost, p.top1) for p in everything]):
-        if steps:
-            steps.append((across(cost), steps[-1][1]))
-        steps.append((across(cost), up(100 * top1)))
-    parts.append(polyline(steps, "front"))
-    for name, i in names.items():
-        mine = sorted((p for p in points if p.policy == name), key=lambda p: p.cost)
-        places = [(across(p.cost), up(100 * p.top1)) for p in mine]
-        parts.append(dots([(across(c), up(100 * t)) for p in mine for c, t in p.seeds], f"seed {look(i)}"))
-        parts.append(polyline(places, f"curve {look(i)}"))
-        parts += [marker(i, x, y) for x, y in places]
+def front(
+    values: Sequence[tuple[str, str, float, float]], original: tuple[float, float] | None, *, unit: str, accuracy: str
+) -> Spec | None:
+    """Accuracy over cost: a line per policy through its budgets, dots for seeds, the front of all means as steps.
+
+    `values`: policy, budget, cost and accuracy in [0, 1], one per seed. `original`: its cost and accuracy.
+    """
+    import altair as alt
+    import pandas as pd
+
+    if not values:
+        return None
+    frame = pd.DataFrame(values, columns=["policy", "budget", "cost", "top1"])
+    frame["top1"] *= 100
+    means = frame.groupby(["policy", "budget"], sort=False)[["cost", "top1"]].mean().reset_index()
+    whole = [(original[0], 100 * original[1])] if original else []
+    best = non_dominated([*zip(means["cost"], means["top1"], strict=True), *whole])
+    costs, top1 = ([*frame[key], *(pair[i] for pair in whole)] for i, key in enumerate(("cost", "top1")))
+    x = alt.X(
+        "cost:Q", title=unit, scale=alt.Scale(domain=_range(costs), nice=False), axis=alt.Axis(grid=False, tickCount=6)
+    )
+    y = alt.Y("top1:Q", title=f"{printable(accuracy)}, %", axis=_left_axis(),
+              scale=alt.Scale(domain=_range(top1), nice=False))  # fmt: skip
+    colour, shape, dash = _looks("policy", list(dict.fromkeys(frame["policy"].map(printable))))
+    tooltip: list[Any] = ["policy:N", "budget:N", alt.Tooltip("cost:Q", title=unit, format=".4g"),
+               alt.Tooltip("top1:Q", title="accuracy, %", format=".2f")]  # fmt: skip
+    mean = alt.Chart(_frame_rows(means)).encode(x, y, colour)
+    layers = [
+        alt.Chart(_rows([{"cost": c, "top1": t} for c, t in best])).encode(x, y).mark_line(
+            interpolate="step-after", color=FRONT, strokeWidth=5, opacity=0.7
+        ),
+        alt.Chart(_frame_rows(frame)).encode(x, y, colour, tooltip=tooltip).mark_circle(size=16, opacity=0.45),
+        mean.mark_line(strokeWidth=1.8).encode(strokeDash=dash),
+        mean.mark_point(filled=True, size=60, opacity=1).encode(shape=shape, tooltip=tooltip),
+    ]  # fmt: skip
     if original:
-        x, y = across(original.cost), up(100 * original.top1)
-        parts.append(dots([(x, y)], "original"))
-        shown = f"original {100 * original.top1:.1f} %, {number(original.cost, significant=3)}"
-        parts.append(text(x - 8, y + 4, shown, css="reference-label", anchor="end"))
-    return drawing(SERIES_WIDTH, bottom + 40, "accuracy against cost", parts)
+        shown = f"original {100 * original[1]:.1f} %, {number(original[0], significant=3)}"
+        whole_point = alt.Chart(_rows([{"cost": original[0], "top1": 100 * original[1], "shown": shown}])).encode(x, y)
+        layers += [
+            whole_point.mark_circle(color=INK, size=90),
+            whole_point.mark_text(align="right", dx=-9, color=INK).encode(text="shown:N"),
+        ]
+    layers[-1] = layers[-1].add_params(alt.selection_interval("zoom", bind="scales", zoom="wheel![event.shiftKey]"))
+    return _finished(alt.layer(*layers).properties(width="container", height=310), f"{accuracy} against {unit}")
 
 
 def non_dominated(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -579,85 +463,115 @@ def non_dominated(points: Sequence[tuple[float, float]]) -> list[tuple[float, fl
     return best
 
 
-PANEL_WIDTH, PANEL_HEIGHT, HEAD = 640, 360, 64
-PANEL_LEFT, PANEL_RIGHT, TOP, BOTTOM = 64, 560, 36, 306  # within a panel
-STYLE = (
-    "svg{--paper:#fff;--ink:#111;--soft:#444;--hair:#ddd;--fit:#2b6cb0;--profile:#c05621;--more:#2f855a;"
-    "background:var(--paper);font:12px sans-serif}"
-    "@media(prefers-color-scheme:dark){svg{--paper:#14171b;--ink:#e6e8eb;--soft:#9aa4af;--hair:#323841;--fit:#6cb2ee;"
-    "--profile:#f2a154;--more:#6fd096}}"
-    "text{fill:var(--soft)}.title{font-weight:bold;fill:var(--ink)}path{fill:none}"
-    ".fit{stroke:var(--fit);stroke-width:1.5}.axis{stroke:var(--soft)}.rule{stroke:var(--hair)}"
-    ".dots{stroke:var(--profile);stroke-width:7;stroke-linecap:round}.more{stroke:var(--more)}"
-)
+KINDS = {"profile": "measured by the profile", "probe": "by a probe or a search", "predicted": "predicted"}
 
 
-@dataclass(frozen=True)
-class StaircaseLine:
-    """One line; each point is (channels, ms). `profiled` and `more` are measured, by the profile and by a probe or a
-    search; `predicted` is the line itself. `name` is written at its end."""
+def staircase(title: str, panels: Mapping[str, Sequence[tuple[str, float, float, str]]]) -> Spec:
+    """Measured points and predicted lines of one kernel, a panel per axis of channels.
 
-    name: str
-    profiled: Sequence[tuple[float, float]]
-    more: Sequence[tuple[float, float]]
-    predicted: Sequence[tuple[float, float]]
+    `panels`: by the name of the axis: line, channels, ms and a kind of KINDS. A predicted value holds until the next:
+    there is nothing between two numbers of channels.
+    """
+    import altair as alt
+
+    colour = alt.Color(
+        "what:N", title=None, scale=alt.Scale(domain=list(KINDS.values()), range=[MEASURED, SERIES[2], AFTER])
+    )
+    charts = []
+    for axis, points in panels.items():
+        rows = [{"line": name, "channels": at, "ms": ms, "what": KINDS[kind]} for name, at, ms, kind in points]
+        across = alt.Scale(domain=_range([at for _, at, _, _ in points]), nice=False)
+        x = alt.X("channels:Q", title=axis, scale=across, axis=alt.Axis(format="d", tickMinStep=1, grid=False))
+        y = alt.Y("ms:Q", title="latency, ms (lowest 20th percentile)", scale=alt.Scale(zero=True), axis=_left_axis())
+        predicted = [row for row in rows if row["what"] == KINDS["predicted"]]
+        ends = list({row["line"]: row for row in predicted}.values())
+        tooltip = [
+            alt.Tooltip("line:N", title="at"),
+            alt.Tooltip("channels:Q", title=axis),
+            alt.Tooltip("ms:Q", format=".4g"),
+            "what:N",
+        ]
+        layers = (
+            alt.Chart(_rows(predicted))
+            .mark_line(interpolate="step-after", strokeWidth=1.5)
+            .encode(x, y, colour, detail="line:N"),
+            alt.Chart(_rows([row for row in rows if row not in predicted]))
+            .mark_circle(size=42, opacity=1)
+            .encode(x, y, colour, tooltip=tooltip),
+            alt.Chart(_rows(ends)).mark_text(align="left", dx=8, fontSize=11).encode(x, y, text="line:N"),
+        )
+        charts.append(alt.layer(*layers).properties(height=260))
+    chart = alt.vconcat(*charts, title=printable(title), padding=_padding(90))
+    return _finished(chart, f"latency of {title} over its channels")
 
 
-@dataclass(frozen=True)
-class StaircasePanel:
-    """The lines over one kind of channels. `apart`: measured points that are on none of them."""
-
-    axis: str
-    lines: Sequence[StaircaseLine]
-    apart: Sequence[tuple[float, float]] = ()
+def _frame_rows(frame: pd.DataFrame) -> alt.InlineData:
+    return _rows(frame.to_dict("records"))
 
 
-def staircase(title: str, panels: Sequence[StaircasePanel]) -> str:
-    """The whole file. A predicted value holds until the next: there is nothing between two numbers of channels."""
-    height = HEAD + PANEL_HEIGHT * len(panels)
-    drawn = [
-        Markup('<g transform="translate(0 {})">').format(HEAD + PANEL_HEIGHT * i) + _panel(panel) + Markup("</g>")
-        for i, panel in enumerate(panels)
-    ]
-    head = Markup(
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {} {}" role="img" aria-label="{}"><style>{}</style>'
-    ).format(PANEL_WIDTH, height, f"latency of {title} over its channels", Markup(STYLE))
-    return str(
-        head + Markup("").join([text(PANEL_LEFT, 22, title, css="title"), _legend(), *drawn]) + Markup("</svg>\n")
+def _padding(right: int) -> dict[str, int]:
+    """`right`: room for the texts there, in pixels."""
+    return {"left": 5, "top": 5, "bottom": 5, "right": right}
+
+
+def _looks(field: str, names: Sequence[str]) -> tuple[alt.Color, alt.Shape, alt.StrokeDash]:
+    """Colour, marker and dashes of each series, in one legend."""
+    import altair as alt
+
+    dashes = [[1, 0] if i < len(SERIES) else [5, 3] for i in range(len(names))]
+    return (
+        alt.Color(f"{field}:N", title=None, scale=alt.Scale(domain=names, range=SERIES)),
+        alt.Shape(f"{field}:N", title=None, scale=alt.Scale(domain=names, range=SHAPES)),
+        alt.StrokeDash(f"{field}:N", title=None, scale=alt.Scale(domain=names, range=dashes)),
     )
 
 
-def _legend() -> Markup:
-    entries = (
-        (dots([(PANEL_LEFT + 4, 42)], "key"), PANEL_LEFT + 14, "measured by the profile"),
-        (dots([(PANEL_LEFT + 174, 42)], "key more"), PANEL_LEFT + 184, "by a probe or a search"),
-        (line(PANEL_LEFT + 330, 42, PANEL_LEFT + 350, 42, "key fit"), PANEL_LEFT + 356, "predicted"),
-    )
-    return Markup("").join(key + text(x, 46, name) for key, x, name in entries)
+def _left_axis() -> alt.Axis:
+    """The quantity above its values, where it does not turn a reader's head; panels below each other align."""
+    import altair as alt
+
+    return alt.Axis(
+        titleAngle=0, titleAlign="left", titleAnchor="end", titleX=-40, titleY=-8, minExtent=42, maxExtent=42,
+        tickCount=4, domain=False, ticks=False,
+    )  # fmt: skip
 
 
-def _panel(panel: StaircasePanel) -> Markup:
-    every = [*panel.apart, *(p for one in panel.lines for p in (*one.profiled, *one.more, *one.predicted))]
-    across = scale_over([x for x, _ in every], PANEL_LEFT, PANEL_RIGHT)
-    up = scale_over([0.0, *(y for _, y in every)], BOTTOM, TOP)
+def _reference(channel: alt.X | alt.Y, value: float, name: str, colour: str) -> list[alt.Chart]:
+    """A dashed line across the plot with its name."""
+    import altair as alt
 
-    def places(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-        return [(across(x), up(y)) for x, y in points]
+    base = alt.Chart(_rows([{"value": value, "name": name}])).encode(channel)
+    if isinstance(channel, alt.X):
+        label = base.mark_text(color=colour, align="right").encode(y=alt.value(-7))
+    else:
+        label = base.mark_text(color=colour, align="left", dx=4, dy=-7).encode(x=alt.value(0))
+    return [base.mark_rule(color=colour, strokeDash=[6, 4], strokeWidth=1.4), label.encode(text="name:N")]
 
-    parts = [
-        left_axis(up, PANEL_LEFT, PANEL_RIGHT, "latency, ms (lowest 20th percentile)"),
-        bottom_axis(across, BOTTOM, panel.axis, whole=True),
-    ]
-    for one in panel.lines:
-        corners: list[tuple[float, float]] = []
-        for x, y in places(one.predicted):
-            if corners:
-                corners.append((x, corners[-1][1]))
-            corners.append((x, y))
-        parts.append(polyline(corners, "fit"))
-        if one.name and corners:
-            parts.append(text(corners[-1][0] + 8, corners[-1][1] + 4, one.name))
-    for one in panel.lines:  # above all lines
-        parts += [dots(places(one.profiled), "measured"), dots(places(one.more), "measured more")]
-    parts.append(dots(places(panel.apart), "measured more"))
-    return Markup("").join(parts)
+
+def _range(values: Sequence[float], room: float = 0.06) -> list[float]:
+    """From the lowest to the highest value, with this share of room on both sides."""
+    low, high = min(values), max(values)
+    space = (high - low) * room or abs(high) * 0.1 or 1.0
+    return [float(f"{end:.6g}") for end in (low - space, high + space)]
+
+
+def _thinned(points: Sequence[T]) -> Sequence[T]:
+    return points[:: -(-len(points) // MOST_DOTS) or 1]
+
+
+def _is_measured_over(point: EpisodePoint, budget: Budget | None) -> bool:
+    """Such a plan scored well by being too slow: it counts for nothing."""
+    return budget is not None and budget.unit == "ms" and (point.measured_ms or 0) > budget.limit_of_search
+
+
+def _is_finite(value: float | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
+
+
+def _best_so_far(points: Sequence[tuple[EpisodePoint, float]]) -> list[tuple[EpisodePoint, float]]:
+    """Each new best reward, and the last episode with the best of all."""
+    best: list[tuple[EpisodePoint, float]] = []
+    for point, reward in points:
+        if not best or reward > best[-1][1]:
+            best.append((point, reward))
+    return [*best, (points[-1][0], best[-1][1])] if points else []

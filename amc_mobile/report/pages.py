@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import hashlib
 import io
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +76,7 @@ def _section(section: tables.Section) -> str:
 
 INTERVAL = re.compile(r"([^()]+) \((95.% CI [-\d. to]+)\)")
 NUMBER_AND_UNIT = re.compile(r"(\d) (ms|%|points|B|[kMG]B?)(?!\w)")
+MOST_STILL_BYTES = 60_000  # of a picture for readers without JavaScript
 COMMAND = re.compile(r"`([^`]+)`")
 STATUS_CLASS = {
     "PASS": "pass", "FAIL": "fail", "NOT MEASURED": "open", "PREDICTED, NOT MEASURED": "open", "NO PLAN": "open",
@@ -103,6 +107,20 @@ def _with_commands(remark: str) -> Markup:
     return Markup(COMMAND.sub(r"<code>\1</code>", str(_with_signs(remark))))
 
 
+def _figure(chart: charts.Spec) -> Markup:
+    """The place of a chart, with its data behind it; without JavaScript a picture, where that is small."""
+    data = json.dumps(chart, separators=(",", ":")).replace("<", "\\u003c")  # no name can end the script element
+    place = Markup('<div class="chart" role="img" aria-label="{}"></div>').format(chart["description"])
+    picture = charts.svg(chart)
+    still = f"<noscript>{picture}</noscript>" if len(picture) < MOST_STILL_BYTES else ""
+    return place + Markup(f'<script type="application/json">{data}</script>{still}')
+
+
+def _sha256(script: str) -> str:
+    """Of a script that the page may run, as its content security policy names it."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
 def _numeric_columns(section: tables.Section) -> list[bool]:
     return [is_numeric_column([row[i] for row in section.rows]) for i in range(len(section.headers))]
 
@@ -121,6 +139,10 @@ def environment() -> Environment:
     environment.filters["commands"] = _with_commands
     environment.globals["numeric_columns"] = _numeric_columns
     environment.globals["nothing"] = NOTHING
+    environment.globals["figure"] = _figure
+    environment.globals["chart_style"] = charts.dark_style
+    environment.globals["vega"] = charts.script
+    environment.globals["sha256"] = _sha256
     return environment
 
 
@@ -148,11 +170,13 @@ def render_html(report: Report) -> str:
             tables.files(report),
             tables.settings(report),
         ),
-        ms_bars=charts.layer_ms_bars(report.layers),
-        channel_bars=charts.layer_channel_bars(report.layers),
-        finetuning_curve=charts.finetuning_curve(report.finetuning, report.metric),
-        search_curve=charts.search_curve(report.episodes, report.budget),
-        scatter=charts.prediction_scatter(report.predictions),
+        charts={
+            "ms": charts.layer_ms_bars(report.layers),
+            "channels": charts.layer_channel_bars(report.layers),
+            "finetuning": charts.finetuning_curve(report.finetuning, report.metric),
+            "search": charts.search_curve(report.episodes, report.budget),
+            "predictions": charts.prediction_scatter(report.predictions),
+        },
     )  # fmt: skip
 
 
@@ -209,12 +233,12 @@ def write_report(report: Report, folder: Path) -> tuple[Path, Path, Path]:
 
 @dataclass(frozen=True)
 class Picture:
-    """`key` is the SVG file's name without its ending; an empty `drawing` is left out of the page."""
+    """`key` is the SVG file's name without its ending; without a chart, nothing is shown."""
 
     key: str
     title: str
     caption: str
-    drawing: Markup
+    chart: charts.Spec | None
 
 
 @dataclass(frozen=True)
@@ -231,20 +255,12 @@ def render_series_page(page: SeriesPage) -> str:
     return environment().get_template("series_page.html.j2").render(page=page)
 
 
-def svg_file(drawing: Markup) -> str:
-    """The whole file of one drawing: with its name space, its style and a background, light or dark."""
-    style = environment().get_template("series.css").render()
-    background = "svg{background:#fbfaf8}@media (prefers-color-scheme:dark){svg{background:#14171b}}"
-    head, rest = str(drawing).split(">", 1)
-    opening = head.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-    return f"{opening}><style>{background}\n{style}</style>{rest}\n"
-
-
 def write_series_page(page: SeriesPage, path: Path) -> list[Path]:
     """Writes the page and an SVG file per picture beside it; returns their paths."""
     write_text(path, render_series_page(page))
     paths = [path]
     for picture in page.pictures:
-        paths.append(path.with_name(f"{picture.key}.svg"))
-        write_text(paths[-1], svg_file(picture.drawing))
+        if picture.chart is not None:
+            paths.append(path.with_name(f"{picture.key}.svg"))
+            write_text(paths[-1], charts.svg(picture.chart))
     return paths

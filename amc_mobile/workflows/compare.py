@@ -13,7 +13,7 @@ import numpy as np
 
 from amc_mobile.errors import BudgetNotMet, InvalidInput, UnreachableBudget
 from amc_mobile.models.loading import weights_sha256
-from amc_mobile.report.charts import FrontPoint, GroupTick, Spread, StageBars, accuracy_bars, front, group_lines
+from amc_mobile.report.charts import accuracy_bars, front, group_lines
 from amc_mobile.report.pages import Picture, SeriesPage, write_series_page
 from amc_mobile.report.tables import NOTHING, Section, number, percent, render_rows
 from amc_mobile.search.budget import format_cost
@@ -231,63 +231,49 @@ def _front(runs: Runs, accuracy: str) -> Picture:
     else:
         key, full, unit, scale = "macs", "original_macs", "MACs of one image, millions", 1e-6
     last = next(key for key in reversed(STAGES.values()) if all(run[key] is not None for run in runs))
-    points = []
-    for mine in _grouped(runs, "policy", "budget"):
-        seeds = tuple((run[key] * scale, run[last]) for run in mine)
-        cost, top1 = (Spread.of([pair[i] for pair in seeds]).mean for i in (0, 1))
-        points.append(FrontPoint(mine[0]["policy"], cost, top1, seeds))
+    points = [(run["policy"], run["budget"], run[key] * scale, run[last]) for run in runs]
     # Beside the plans of one budget, the original would leave them no room.
     several = len({run["budget"] for run in runs}) > 1
     whole = runs[0][full]
-    original = FrontPoint("original", whole * scale, runs[0]["original_top1"]) if whole and several else None
+    original = (whole * scale, runs[0]["original_top1"]) if whole and several else None
     stage = next(name for name, accuracy_key in STAGES.items() if accuracy_key == last)
     caption = (
         f"Accuracy of the {stage} networks. Markers: means over seeds, joined through the budgets; small dots: seeds; "
         "the grey steps: what no other policy beats in both."
     )
-    return Picture(
-        "compare-front", "Accuracy against cost", caption, front(points, original, unit=unit, accuracy=accuracy)
-    )
+    chart = front(points, original, unit=unit, accuracy=accuracy)
+    return Picture("compare-front", "Accuracy against cost", caption, chart)
 
 
 def _bars(runs: Runs, budget: str, accuracy: str) -> Picture:
-    rows = []
-    for mine in _grouped(runs, "policy"):
-        stages = {}
-        for name, key in STAGES.items():
-            known = [run[key] for run in mine if run[key] is not None]
-            stages[name] = Spread.of(known) if known else None
-        rows.append(StageBars(mine[0]["policy"], stages))
+    values = [(r["policy"], stage, r[key]) for r in runs for stage, key in STAGES.items() if r[key] is not None]
     return Picture(
         run_name("compare-accuracy", budget), f"Accuracy before and after fine-tuning, {budget}",
         "Bars: means over seeds; lines on them: from the lowest to the highest seed, in brackets at the right.",
-        accuracy_bars(rows, runs[0]["original_top1"], accuracy=accuracy),
+        accuracy_bars(values, runs[0]["original_top1"], accuracy=accuracy),
     )  # fmt: skip
 
 
 def _keep_ratios(runs: Runs, budget: str) -> Picture:
-    groups = [GroupTick(name, kind) for name, kind in runs[0]["group_kinds"].items()]
-    lines = {
-        mine[0]["policy"]: [Spread.of([run["keep_ratios"][group.name] for run in mine]) for group in groups]
-        for mine in _grouped(runs, "policy")
-    }
+    kinds = runs[0]["group_kinds"]
+    values = [(run["policy"], group, run["keep_ratios"][group]) for run in runs for group in kinds]
     signs = [
-        "+ on grey: a residual sum shares these channels" if any(g.kind == "residual" for g in groups) else "",
-        "dw: a depthwise layer filters them" if any(g.kind == "depthwise" for g in groups) else "",
+        "+ on grey: a residual sum shares these channels" if "residual" in kinds.values() else "",
+        "dw: a depthwise layer filters them" if "depthwise" in kinds.values() else "",
     ]
     caption = "; ".join(
         ["Share of channels kept, mean over seeds; pale bars: from lowest to highest", *filter(None, signs)]
     )
     return Picture(
         run_name("compare-keep-ratios", budget), f"Keep ratios over the network, {budget}", caption + ".",
-        group_lines(groups, lines, label="keep ratios over the network", title="keep ratio", up=(0.0, 1.0)),
+        group_lines(values, kinds, description="keep ratios over the network", title="keep ratio", domain=(0.0, 1.0)),
     )  # fmt: skip
 
 
 def _kept_table(runs: Runs, budget: str) -> Section:
     by_policy = {mine[0]["policy"]: mine for mine in _grouped(runs, "policy")}
     rows = [
-        (name, *(f"{Spread.of([run['keep_ratios'][name] for run in mine]).mean:.2f}" for mine in by_policy.values()))
+        (name, *(f"{np.mean([run['keep_ratios'][name] for run in mine]):.2f}" for mine in by_policy.values()))
         for name in runs[0]["group_kinds"]
     ]
     return Section("kept-ratios", f"Mean keep ratios, {budget}", ("channel group", *by_policy), tuple(rows), "")

@@ -11,7 +11,7 @@ from amc_mobile.data.split import DataSplit
 from amc_mobile.errors import InvalidInput
 from amc_mobile.models.loading import weights_sha256
 from amc_mobile.pruning.least_squares import Matrices
-from amc_mobile.report.charts import GroupTick, Spread, group_lines
+from amc_mobile.report.charts import group_lines
 from amc_mobile.report.content import TOP1
 from amc_mobile.report.pages import Picture, SeriesPage, write_series_page
 from amc_mobile.report.tables import NOTHING, Section, percent, render_rows
@@ -78,18 +78,15 @@ class Sensitivity:
         )
 
     def page(self) -> SeriesPage:
-        groups = [GroupTick(name, kind) for name, kind in self.kinds.items()]
-        at = {(point["group"], point["ratio"]): point["top1"] for point in self.points}
-        lines = {f"keep {ratio:g}": [Spread.of([at[group.name, ratio]]) for group in groups] for ratio in self.ratios}
-        drawing = group_lines(
-            groups, lines, label="accuracy with one group cut",
-            title=f"{self.metric} on {self.images} {self.accuracy_on}, %", factor=100,
-            reference=(f"original {100 * self.original_top1:.1f}", self.original_top1),
+        chart = group_lines(
+            [(f"keep {point['ratio']:g}", point["group"], 100 * point["top1"]) for point in self.points], self.kinds,
+            description="accuracy with one group cut", title=f"{self.metric} on {self.images} {self.accuracy_on}, %",
+            reference=(f"original {100 * self.original_top1:.1f}", 100 * self.original_top1),
         )  # fmt: skip
         caption = (
             "One group cut to that share of its channels, its readers refitted by least squares; all others whole."
         )
-        picture = Picture("sensitivity", "Sensitivity of each channel group", caption, drawing)
+        picture = Picture("sensitivity", "Sensitivity of each channel group", caption, chart)
         return SeriesPage(f"Sensitivity: {self.model}", (self.heading() + ".",), (picture,), (self.table(),))
 
 

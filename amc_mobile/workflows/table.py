@@ -28,7 +28,7 @@ from amc_mobile.latency.probe import (
 )
 from amc_mobile.latency.sharing import Verdict, judge
 from amc_mobile.latency.table import Contents, LatencyTable
-from amc_mobile.report.charts import StaircaseLine, StaircasePanel, staircase
+from amc_mobile.report.charts import staircase, svg
 from amc_mobile.workflows.latency import latency_model
 from amc_mobile.workflows.network import default_grids, load_network
 from amc_mobile.workflows.runs import GridMultiple
@@ -368,8 +368,8 @@ def plot_kernel(space: Workspace, settings: Settings, kernel: str, path: Path, *
             raise InvalidInput("a table of another tool has no measured points of a kernel", next_step="profile first")
         model = predictor.sites[sites[kernel].index]
         label = latency.template.kernel_at(sites[kernel].index, latency.template.sizes).label
-    panels = [_panel(model, axis) for axis in reversed(range(model.points.values.shape[1]))]
-    store.write_text(path, staircase(label, panels))
+    panels = dict(_panel(model, axis) for axis in reversed(range(model.points.values.shape[1])))
+    store.write_text(path, svg(staircase(label, panels)))
     facts = {
         "path": str(path), "kernel": label, "points": len(model.exact), "steps": asdict(model.steps),
         "sigma": model.sigma, "largest_error": model.largest_error,
@@ -381,39 +381,33 @@ def plot_kernel(space: Workspace, settings: Settings, kernel: str, path: Path, *
     )
 
 
-def _panel(model: SiteModel, axis: int) -> StaircasePanel:
-    """Along one axis of a kernel: a line for each width that the profile has of the other axes."""
+def _panel(model: SiteModel, axis: int) -> tuple[str, list[tuple[str, float, float, str]]]:
+    """One axis of a kernel: its name, a line for each width that the profile has of the others, and all points."""
     points = model.points
     names = {"in": "input channels", "out": "output channels", "other": "channels"}
     profiled = {tuple(values) for values in points.values.tolist()}
-    lines = []
+    scale = points.channels_per_unit[axis]
+    drawn: list[tuple[str, float, float, str]] = []
+    seen = set()
     for others in sorted({tuple(np.delete(values, axis)) for values in points.values}):
         measured = {key: ms for key, ms in model.exact.items() if tuple(np.delete(key, axis)) == others}
         widths = [key[axis] for key in measured]
         across = np.arange(min(widths), max(widths) + 1)
         asked = np.insert(np.tile(np.array(others), (len(across), 1)), axis, across, axis=1)
         name = ", ".join(
-            f"{value * scale:g} {role if role != 'other' else ''}".strip()
-            for value, scale, role in zip(
+            f"{value * channels:g} {role if role != 'other' else ''}".strip()
+            for value, channels, role in zip(
                 others, np.delete(points.channels_per_unit, axis), np.delete(points.roles, axis), strict=True
             )
         )
-        scale = points.channels_per_unit[axis]
-        lines.append(
-            StaircaseLine(
-                name,
-                [(key[axis] * scale, ms) for key, ms in measured.items() if key in profiled],
-                [(key[axis] * scale, ms) for key, ms in measured.items() if key not in profiled],
-                list(zip((across * scale).tolist(), model.predict_at(asked).tolist(), strict=True)),
-            )
-        )
-    drawn = {tuple(np.delete(values, axis)) for values in points.values}
-    apart = [key for key in model.exact if tuple(np.delete(key, axis)) not in drawn]
-    return StaircasePanel(
-        names[points.roles[axis]],
-        lines,
-        [(key[axis] * points.channels_per_unit[axis], model.exact[key]) for key in apart],
-    )
+        predicted = zip((across * scale).tolist(), model.predict_at(asked).tolist(), strict=True)
+        drawn += [(name, at, ms, "predicted") for at, ms in predicted]
+        drawn += [
+            (name, key[axis] * scale, ms, "profile" if key in profiled else "probe") for key, ms in measured.items()
+        ]
+        seen |= set(measured)
+    drawn += [("", key[axis] * scale, ms, "probe") for key, ms in model.exact.items() if key not in seen]
+    return names[points.roles[axis]], drawn
 
 
 def _latency(space: Workspace, settings: Settings, progress: Progress) -> closing[LatencyModel]:

@@ -21,7 +21,7 @@ from cifar import WEIGHTS, data_folder, pretrained
 from figures import print_document
 
 from amc_mobile.models.task import evaluate
-from amc_mobile.report.charts import density_bars
+from amc_mobile.report.charts import density_bars, svg
 from amc_mobile.report.tables import render_rows
 from amc_mobile.store import to_document, write_text
 from amc_mobile.workflows.plans import Preparations
@@ -31,8 +31,6 @@ from amc_mobile.workflows.search_config import SearchConfig
 from amc_mobile.workflows.workspace import Settings, Workspace, silent
 
 EQUAL = 0.005  # top-1 that may be lost on the reward images
-# Colours of the picture, which has no page around it.
-STYLE = "<style>text{font:11px sans-serif}.name,.value{fill:#333}.bar{fill:#9bb5d6}.bar.after{fill:#20508c}</style>"
 
 
 def measured(
@@ -98,11 +96,8 @@ def main() -> None:
             figures[f"equal_accuracy.{policy}.density"] = best["parameters"] / best["original_parameters"]
             figures[f"equal_accuracy.{policy}.test_top1"] = best["test_top1"]["refitted"]
     drawn = next((run for p in reversed(policies) if (run := smallest_equal(runs, p)) is not None), runs[-1])
-    picture = density_bars(
-        {name: kept / drawn["plan"]["weights"][name] for name, kept in drawn["plan"]["kept_weights"].items()}
-    )
-    head, _, rest = str(picture).partition(">")
-    write_text(options.svg, f'{head} xmlns="http://www.w3.org/2000/svg">{STYLE}{rest}\n')
+    densities = {name: kept / drawn["plan"]["weights"][name] for name, kept in drawn["plan"]["kept_weights"].items()}
+    write_text(options.svg, svg(density_bars(densities)))
     if options.json:
         conditions = {
             "machine": platform.machine(), "python": platform.python_version(), "torch": torch.__version__,

@@ -1,18 +1,21 @@
 from __future__ import annotations
 
+import base64
+import hashlib
+import html
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from markupsafe import Markup
 from report_example import finished_report
 
 from amc_mobile.channels.structure import KeptGroup
 from amc_mobile.report import charts
-from amc_mobile.report.charts import Scale, scale_over
 from amc_mobile.report.content import (
     Accuracy,
     Budget,
@@ -32,7 +35,8 @@ from amc_mobile.report.pages import render_html, render_text
 
 EVIL = "</title></style><script>alert('x')</script>\"' onload=\"x()\" {{ 7*7 }} \x00\u202e&amp;"
 VOID = {"meta", "br", "hr", "img"}
-MOST_BYTES = 1_000_000
+MOST_BYTES = 1_900_000  # Vega takes 0.9 MB of them
+SCRIPT = re.compile(r"<script.*?</script>|<noscript>.*?</noscript>", re.DOTALL)
 
 
 class Page(HTMLParser):
@@ -64,6 +68,11 @@ class Page(HTMLParser):
         self.texts.append(data)
 
 
+def rows(chart: Any, *columns: str) -> list[dict[str, Any]]:
+    """Of the first data set that has these columns."""
+    return next(rows for rows in chart["datasets"].values() if rows and set(columns) <= set(rows[0]))
+
+
 def evil_report() -> Report:
     return replace(
         finished_report(), model=EVIL, run=EVIL, created=EVIL, program_version=EVIL, budget=Budget("ms", 1.2, EVIL),
@@ -85,7 +94,8 @@ def huge_report() -> Report:
 
 
 def test_the_page_of_a_finished_run_is_as_expected(golden: Callable[[str, str], None]) -> None:
-    golden("report.html", render_html(finished_report()))
+    page = SCRIPT.sub("", render_html(finished_report()))
+    golden("report.html", re.sub("sha256-[^&]*", "sha256-...", page))  # Vega's version is not the page's matter
 
 
 @pytest.mark.parametrize(
@@ -98,17 +108,29 @@ def test_the_page_is_well_formed_small_and_needs_nothing_from_outside(report: Re
     page = Page(source)
     assert page.open == []
     assert len(source.encode()) < MOST_BYTES
-    assert page.tags.isdisjoint({"script", "iframe", "link", "img", "object", "form", "foreignobject", "base", "a"})
+    assert page.tags.isdisjoint({"iframe", "link", "img", "object", "form", "foreignobject", "base", "a"})
     names = {name for name, _ in page.attributes}
     assert not [name for name in names if name.startswith("on") or name in ("href", "src", "xlink:href")]
-    assert "url(" not in source and "@import" not in source
-    for svg in re.findall(r"<svg.*?</svg>", source, flags=re.DOTALL):
+    own = SCRIPT.sub("", source)
+    assert "url(" not in own and "@import" not in own
+    for svg in re.findall(r"<noscript>(.*?)</noscript>", source, flags=re.DOTALL):
         ElementTree.fromstring(svg)
+
+
+def test_only_the_scripts_of_the_page_itself_may_run() -> None:
+    source = render_html(evil_report())
+    scripts = re.findall(r"<script([^>]*)>(.*?)</script>", source, flags=re.DOTALL)
+    data, (vega,) = [text for head, text in scripts if head], [text for head, text in scripts if not head]
+    assert [json.loads(text)["$schema"] for text in data] and not any("<" in text for text in data)
+    digest = base64.b64encode(hashlib.sha256(vega.encode()).digest()).decode()
+    assert f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'\"" in html.unescape(source)
 
 
 def test_hostile_names_are_shown_as_text() -> None:
     page = Page(render_html(evil_report()))
     shown = "".join(page.texts)
+    names = str([charts.layer_ms_bars(evil_report().layers), charts.search_curve(evil_report().episodes, None)])
+    assert names.isprintable() and "alert(" in names
     assert "<script>alert('x')</script>" in shown and "{{ 7*7 }}" in shown and "&amp;" in shown
     assert "\x00" not in shown and "\u202e" not in shown and "\\x00\\u202e" in shown
 
@@ -120,7 +142,8 @@ def test_the_verdict_is_ahead_of_everything_else() -> None:
 
 def test_an_empty_report_draws_nothing_and_says_what_to_run() -> None:
     source = render_html(Report("net"))
-    assert "<svg" not in source and "amc-mobile search" in source and "NO PLAN" in source
+    assert "<svg" not in SCRIPT.sub("", source) and "application/json" not in SCRIPT.sub("", source)
+    assert "amc-mobile search" in source and "NO PLAN" in source
 
 
 def test_a_failed_budget_is_told_in_words_and_colour() -> None:
@@ -130,55 +153,48 @@ def test_a_failed_budget_is_told_in_words_and_colour() -> None:
 
 def test_only_the_heaviest_layers_are_drawn_in_the_order_of_the_network() -> None:
     layers = tuple(LayerRow(f"l{i}", ms_before=float(i), ms_after=1.0) for i in range(100))
-    names = re.findall(r'class="name"[^>]*>(\w+)<', charts.layer_ms_bars(layers))
-    assert names == [f"l{i}" for i in range(100 - charts.MOST_BARS, 100)]
+    assert [row["layer"] for row in rows(charts.layer_ms_bars(layers), "layer")] == [
+        f"l{i}" for i in range(100 - charts.MOST_BARS, 100)
+    ]
 
 
-def test_bars_are_as_long_as_their_values() -> None:
+def test_bars_have_the_values_before_and_after() -> None:
     picture = charts.layer_channel_bars((LayerRow("a", channels_before=100, channels_after=25),))
-    before, after = (float(width) for width in re.findall(r'<rect[^>]* width="([\d.]+)"', picture))
-    assert after / before == pytest.approx(0.25, abs=0.01)
+    (row,) = rows(picture, "layer")
+    assert (row["before"], row["after"], row["values"]) == (100, 25, "100 → 25")
 
 
 def test_a_plan_measured_over_the_budget_is_not_the_best_so_far() -> None:
     episodes = [EpisodePoint(0, 0.5, 1.0), EpisodePoint(1, 0.9, 1.0, measured_ms=1.5), EpisodePoint(2, 0.6, 1.0)]
-    budget = Budget("ms", 1.2)
 
-    def best_height(points: list[EpisodePoint]) -> int:
-        path = re.search(r'class="best" d="([^"]+)"', charts.search_curve(points, budget))
-        return len(path.group(1).split("L")) if path else 0
+    def best(points: list[EpisodePoint]) -> list[tuple[int, float]]:
+        every = charts.search_curve(points, Budget("ms", 1.2))["datasets"].values()
+        return [(row["episode"], row["reward"]) for rows in every for row in rows if row.get("what") == "best so far"]
 
-    assert best_height(episodes) == 4  # start, two corners of the step, end: the rise to 0.6 in the last episode
-    assert best_height([episodes[0], episodes[1]]) == 2  # nothing better than the first
+    assert best(episodes) == [(0, 0.5), (2, 0.6), (2, 0.6)]
+    assert best(episodes[:2]) == [(0, 0.5), (0, 0.5)]  # nothing better than the first
 
 
-def test_episodes_without_numbers_do_not_break_the_curve() -> None:
-    picture = charts.search_curve([EpisodePoint(3, None, None), EpisodePoint(4, float("nan"), float("inf"))], None)
-    assert picture.startswith("<svg") and "nan" not in picture and "inf" not in picture
+def test_episodes_without_numbers_are_not_drawn() -> None:
+    empty = [EpisodePoint(3, None, None), EpisodePoint(4, float("nan"), float("inf"))]
+    assert charts.search_curve(empty, None) is None
+    picture = json.dumps(charts.search_curve([*empty, EpisodePoint(5, 0.5, 1.0)], None))
+    assert "NaN" not in picture and "Infinity" not in picture
 
 
 @pytest.mark.parametrize("unit", ["ms", "macs", "parameters"])
 def test_the_curve_speaks_the_budgets_unit(unit: str) -> None:
-    title = {"ms": ">ms<", "macs": ">million MACs<", "parameters": ">thousand parameters<"}[unit]
+    title = {"ms": "ms", "macs": "million MACs", "parameters": "thousand parameters"}[unit]
     picture = charts.search_curve([EpisodePoint(0, 0.5, 2e6), EpisodePoint(1, 0.6, 3e6)], Budget(unit, 2.5e6))  # type: ignore[arg-type]
-    assert title in picture
+    assert f'"title": "{title}"' in json.dumps(picture)
 
 
 def test_one_point_alone_can_be_drawn() -> None:
-    assert "dots large final" in charts.prediction_scatter(Predictions((PredictionPoint(2.0, 2.0, "final"),)))
-    assert charts.search_curve((EpisodePoint(0, 0.5, 1.0),), None) != Markup("")
-
-
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (1.16, 1.2), (-3.0, 1e6), (0.0003, 0.0004), (99.0, 101.0)])
-def test_ticks_are_inside_the_range_and_neither_few_nor_many(low: float, high: float) -> None:
-    ticks = Scale(low, high, 0, 100).ticks()
-    assert 3 <= len(ticks) <= 8
-    assert all(low - 1e-9 <= tick <= high + 1e-9 for tick in ticks)
-
-
-def test_a_scale_over_equal_values_still_has_a_range() -> None:
-    scale = scale_over([5.0, 5.0], 0, 100)
-    assert 0 < scale(5.0) < 100
+    for picture in (
+        charts.prediction_scatter(Predictions((PredictionPoint(2.0, 2.0, "final"),))),
+        charts.search_curve((EpisodePoint(0, 0.5, 1.0),), None),
+    ):
+        assert picture is not None and "NaN" not in charts.svg(picture)
 
 
 def test_the_original_is_shown_before_there_is_a_pruned_network() -> None:
@@ -192,14 +208,10 @@ def test_commands_in_advice_are_set_as_code_and_stay_escaped() -> None:
 
 
 def test_the_accuracy_after_each_epoch_is_drawn_from_where_fine_tuning_began() -> None:
-    drawing = charts.finetuning_curve(finished_report().finetuning)
-    root = ElementTree.fromstring(str(drawing))
-    curve = next(path for path in root.iter("path") if path.get("class") == "best")
-    heights = [float(point.split()[1]) for point in (curve.get("d") or "")[1:].split("L")]
-    assert heights == sorted(heights, reverse=True)  # pixels grow downwards: it rises
-    assert "98.4" in [text.text for text in root.iter("text")]
-    assert drawing in render_html(finished_report())
-    assert charts.finetuning_curve(()) == charts.finetuning_curve((EpochAccuracy(0, 0.5),)) == ""
+    picture = charts.finetuning_curve(finished_report().finetuning)
+    assert [row["accuracy"] for row in rows(picture, "epoch")] == [93.75, 96.09, 96.88, 98.44]
+    assert rows(picture, "value") == [{"value": 93.75, "name": "before"}]
+    assert charts.finetuning_curve(()) is charts.finetuning_curve((EpochAccuracy(0, 0.5),)) is None
 
 
 def test_accuracies_on_training_images_say_so_wherever_they_stand() -> None:
@@ -211,6 +223,6 @@ def test_accuracies_on_training_images_say_so_wherever_they_stand() -> None:
         stages=(Stage("original", seen),),
     )
     page = render_html(report)
-    assert page.count("on training images") == 2  # the verdict and the comparison
+    assert SCRIPT.sub("", page).count("on training images") == 2  # the verdict and the comparison
     assert "300 training<" in page
     assert "on training images" in render_text(report)

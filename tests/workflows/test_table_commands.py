@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
+import pandas as pd
 import pytest
 from bench_device import CONDITIONS, Bench
 
 from amc_mobile.device.conditions import Conditions
 from amc_mobile.latency.sharing import ANCHORS
 from amc_mobile.latency.table import LatencyTable
+from amc_mobile.report.charts import svg
 
 Amc = Callable[..., tuple[int, str, str]]
 
@@ -98,28 +97,52 @@ def test_adopt_refuses_another_processor(amc: Amc, bench: Bench) -> None:
     assert "holds nothing of bench (Abacus 10)" in err
 
 
-def test_plot_draws_every_measured_point_and_what_is_predicted(amc: Amc) -> None:
+Drawn = Callable[[], list[pd.DataFrame]]
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
+    """Of the chart that was drawn last, the rows of each panel."""
+    charts: list[Any] = []
+
+    def recorded(chart: Any) -> str:
+        charts.append(chart)
+        return svg(chart)
+
+    monkeypatch.setattr("amc_mobile.workflows.table.svg", recorded)
+
+    def panels() -> list[pd.DataFrame]:
+        sets = charts[-1]["datasets"]
+        return [
+            pd.DataFrame([row for layer in panel["layer"][:2] for row in sets[layer["data"]["name"]]])
+            for panel in charts[-1]["vconcat"]
+        ]
+
+    return panels
+
+
+def test_plot_draws_every_measured_point_and_what_is_predicted(amc: Amc, drawn: Drawn) -> None:
     code, out, err = amc("table", "plot", "--kernel", "2", "--out", "kernel.svg", "--json", "--quiet")
     assert code == 0, err
     facts = json.loads(out)
     assert facts["steps"]["tile_out"] == 16
-    (over_outputs, over_inputs), names = drawn("kernel.svg")
+    over_outputs, over_inputs = drawn()
     for panel in (over_outputs, over_inputs):
-        assert sum(map(len, panel["measured"])) == facts["points"] == 20
-    assert len(over_outputs["fit"]) == len(over_outputs["measured"]) == 4
-    assert {"16 in", "32 in", "64 out", "input channels", "output channels", "predicted"} <= set(names)
-    across = [x for x, _ in over_outputs["measured"][0]]
-    per_channel = (across[-1] - across[0]) / 48
-    assert [16 + (x - across[0]) / per_channel for x in across] == pytest.approx([16, 24, 32, 48, 64], abs=0.02)
-    for line, measured in zip(over_outputs["fit"], over_outputs["measured"], strict=True):
-        for x, y in measured:
-            assert min(abs(y - fit) for at, fit in line if abs(at - x) < 0.1) < 1.0
-        rises = [b[0] for a, b in pairwise(line) if a[1] - b[1] > 0.5]
+        assert len(panel.query("what != 'predicted'")) == facts["points"] == 20
+    assert set(over_outputs.line) == {"8 in", "16 in", "24 in", "32 in"}
+    for name, line in over_outputs.groupby("line"):
+        measured = line.query("what != 'predicted'").set_index("channels").ms
+        predicted = line.query("what == 'predicted'").set_index("channels").ms
+        assert sorted(measured.index) == [16, 24, 32, 48, 64]
+        assert predicted[measured.index].tolist() == pytest.approx(measured.tolist(), rel=0.02), name
         # The first width beyond a multiple of 16 pays for the next one.
-        assert [round(16 + (x - across[0]) / per_channel) for x in rises] == [17, 33, 49]
+        rises = predicted.diff()
+        assert rises[rises > 0.02 * predicted.max()].index.tolist() == [17, 33, 49]
+    text = Path("kernel.svg").read_text()
+    assert "input channels" in text and "output channels" in text and "prefers-color-scheme:dark" in text
 
 
-def test_plot_draws_the_points_of_a_probe_and_the_curve_goes_through_them(amc: Amc) -> None:
+def test_plot_draws_the_points_of_a_probe_and_the_curve_goes_through_them(amc: Amc, drawn: Drawn) -> None:
     code, _, err = amc("table", "probe", "--quiet")
     assert code == 0, err
     code, out, err = amc("table", "plot", "--kernel", "2", "--out", "kernel.svg", "--json", "--quiet")
@@ -127,12 +150,12 @@ def test_plot_draws_the_points_of_a_probe_and_the_curve_goes_through_them(amc: A
     facts = json.loads(out)
     measured = len({(kernel["label"]) for kernel in shown_kernels(amc) if " 3x3/2 " in kernel["label"]})
     assert facts["points"] == measured > 20 and facts["largest_error"] < 0.02
-    (over_outputs, over_inputs), _ = drawn("kernel.svg")
+    over_outputs, over_inputs = drawn()
     for panel in (over_outputs, over_inputs):
-        assert sum(map(len, panel["measured"])) + sum(map(len, panel["more"])) == measured
-    for x, y in over_outputs["more"][0]:  # next to the line of 32 inputs, which the probe follows
-        assert min(abs(y - fit) for line in over_outputs["fit"] for at, fit in line if abs(at - x) < 0.1) < 1.0
-    assert "prefers-color-scheme:dark" in Path("kernel.svg").read_text()
+        assert len(panel.query("what != 'predicted'")) == measured
+    probed = over_outputs.query("what == 'by a probe or a search' and line != ''").set_index(["line", "channels"]).ms
+    predicted = over_outputs.query("what == 'predicted'").set_index(["line", "channels"]).ms
+    assert len(probed) and predicted[probed.index].tolist() == pytest.approx(probed.tolist(), rel=0.02)
 
 
 def shown_kernels(amc: Amc) -> list[dict[str, Any]]:
@@ -141,24 +164,7 @@ def shown_kernels(amc: Amc) -> list[dict[str, Any]]:
     return [kernel for entry in json.loads(out)["conditions"] for kernel in entry["kernels"]]
 
 
-def drawn(path: str) -> tuple[list[dict[str, list[list[tuple[float, float]]]]], list[str]]:
-    """By panel: the points of each path, by its class; and every text."""
-    root = ElementTree.parse(path).getroot()
-    panels = []
-    for group in (one for one in root if one.tag.endswith("}g")):
-        found: dict[str, list[list[tuple[float, float]]]] = {"measured": [], "more": [], "fit": []}
-        for one in group.iter():
-            if one.tag.endswith("path") and (kind := str(one.get("class")).split()[-1]) in found:
-                found[kind].append(pixels(one.get("d") or ""))
-        panels.append(found)
-    return panels, [str(one.text) for one in root.iter() if one.tag.endswith("text")]
-
-
 def test_plot_names_the_kernels_there_are(amc: Amc) -> None:
     code, _, err = amc("table", "plot", "--kernel", "nose", "--quiet")
     assert code == 1
     assert "they are 0, 2" in err
-
-
-def pixels(path: str) -> list[tuple[float, float]]:
-    return [(float(x), float(y)) for x, y in re.findall(r"[ML]([\d.]+) ([\d.]+)", path)]
