@@ -1,4 +1,4 @@
-"""Channel groups: which channels of which parameters have to be cut together."""
+"""Finds channel groups: which channels of which parameters have to be cut together; and proves them on an input."""
 
 from __future__ import annotations
 
@@ -17,122 +17,6 @@ from amc_mobile.channels.plan import MIN_CHANNELS
 from amc_mobile.channels.structure import FIXED, ChannelGroup, ChannelGroups, DimensionIds, Ids, KeptGroup, Layer
 from amc_mobile.channels.trace import IdTrace, Parameter, TracedLayer, TraceRecord, exported, where_it_failed
 from amc_mobile.errors import InvalidInput, UnsupportedLayer
-
-LEAST_RANDOM_SHARE = 0.25  # of a group's channels that `random_kept` keeps
-TOLERANCE = 1e-4  # of the largest output: what rounding may make of the same sums in another order
-
-
-def random_kept(groups: ChannelGroups, rng: np.random.Generator) -> dict[str, Ids]:
-    """Random channels of a random width for every group; each group loses at least one channel."""
-    kept = {}
-    for group in groups.groups:
-        lowest = max(MIN_CHANNELS, int(LEAST_RANDOM_SHARE * group.channels))
-        count = int(rng.integers(min(lowest, group.channels - 1), group.channels))
-        kept[group.name] = np.sort(rng.choice(group.channels, count, replace=False)).astype(np.int64)
-    return kept
-
-
-def later_half(groups: ChannelGroups) -> dict[str, Ids]:
-    """The second half of every group's channels: every channel that stays moves to another position."""
-    return {group.name: np.arange(group.channels // 2, group.channels, dtype=np.int64) for group in groups.groups}
-
-
-def prove(
-    model: nn.Module,
-    groups: ChannelGroups,
-    example: Tensor,
-    *,
-    kept: Mapping[str, Ids] | None = None,
-    seed: int = 0,
-) -> float:
-    """The largest difference between the cut and the masked network, relative to the largest output.
-
-    `example`: (N, C, H, W); `kept`: random channels from `seed` unless given. Raises UnsupportedLayer when the
-    difference is above TOLERANCE, in float64 as well, or the cut network does not run.
-    """
-    kept = random_kept(groups, np.random.default_rng(seed)) if kept is None else kept
-    difference = _difference(model, groups, example, kept)
-    if not difference <= TOLERANCE:  # NaN included
-        # Some networks amplify rounding errors, e.g. with random weights: more digits tell those from wrong groups.
-        difference = _difference(copy.deepcopy(model).double(), groups, example.double(), kept)
-    if math.isnan(difference):
-        _require_finite(model, example)
-    if not difference <= TOLERANCE:
-        raise UnsupportedLayer(
-            "",
-            f"the pruned network's output differs from the masked one's by {difference:.1e} of its largest value",
-        )
-    return difference
-
-
-def _difference(model: nn.Module, groups: ChannelGroups, example: Tensor, kept: Mapping[str, Ids]) -> float:
-    """Between the cut and the masked network, relative to the largest output. Raises UnsupportedLayer."""
-    cut = surgery.apply(model, groups, kept).eval()
-    masked = surgery.mask_consumers(model, groups, kept).eval()
-    with torch.no_grad():
-        expected = list(_tensors(masked(example)))
-        try:
-            outputs = list(_tensors(cut(example)))
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            where, line = where_it_failed(cut, error)
-            raise UnsupportedLayer(
-                where,
-                f"does not run with fewer channels{line}: {str(error).partition(chr(10))[0]}",
-                next_step="take sizes from the input's shape instead of writing numbers of channels in the code",
-            ) from error
-    largest = max((float(y.abs().max()) for y in expected), default=0.0)
-    worst = 0.0
-    for y, target in zip(outputs, expected, strict=True):
-        if y.shape != target.shape:
-            raise UnsupportedLayer(
-                "", f"pruning changes an output's shape from {tuple(target.shape)} to {tuple(y.shape)}"
-            )
-        difference = float((y - target).abs().max()) / max(largest, 1e-12)
-        if math.isnan(difference):
-            return difference
-        worst = max(worst, difference)
-    return worst
-
-
-def _require_finite(model: nn.Module, example: Tensor) -> None:
-    """Raises InvalidInput where the network itself gives NaN or infinity, naming the first module that does."""
-    first: list[str] = []
-
-    def look(name: str, output: Any) -> None:
-        if not first and not all(bool(tensor.isfinite().all()) for tensor in _tensors(output)):
-            first.append(name)
-
-    looking = [
-        module.register_forward_hook(lambda _module, _inputs, output, name=name: look(name, output))
-        for name, module in model.named_modules()
-    ]
-    try:
-        with torch.no_grad():
-            model(example)
-    finally:
-        for handle in looking:
-            handle.remove()
-    if first:
-        raise InvalidInput(
-            f"{first[0] or 'the network'}: its output is not finite (NaN or infinite)",
-            next_step="check the checkpoint: values that overflow, and negative variances of batch norms",
-        )
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """The floating-point tensors of a network's output, nested or not."""
-    if isinstance(value, Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _tensors(part)
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from _tensors(part)
-
-
-__all__ = ["ChannelGroup", "ChannelGroups", "KeptGroup", "Layer", "find_groups"]
 
 LAYER_CLASSES = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
@@ -288,3 +172,117 @@ def _pair(values: tuple[int, ...], default: int) -> tuple[int, int]:
     """(height, width) of two, one or no spatial dimensions."""
     height, width = (default, default, *values)[-2:]
     return int(height), int(width)
+
+
+LEAST_RANDOM_SHARE = 0.25  # of a group's channels that `random_kept` keeps
+TOLERANCE = 1e-4  # of the largest output: what rounding may make of the same sums in another order
+
+
+def random_kept(groups: ChannelGroups, rng: np.random.Generator) -> dict[str, Ids]:
+    """Random channels of a random width for every group; each group loses at least one channel."""
+    kept = {}
+    for group in groups.groups:
+        lowest = max(MIN_CHANNELS, int(LEAST_RANDOM_SHARE * group.channels))
+        count = int(rng.integers(min(lowest, group.channels - 1), group.channels))
+        kept[group.name] = np.sort(rng.choice(group.channels, count, replace=False)).astype(np.int64)
+    return kept
+
+
+def later_half(groups: ChannelGroups) -> dict[str, Ids]:
+    """The second half of every group's channels: every channel that stays moves to another position."""
+    return {group.name: np.arange(group.channels // 2, group.channels, dtype=np.int64) for group in groups.groups}
+
+
+def prove(
+    model: nn.Module,
+    groups: ChannelGroups,
+    example: Tensor,
+    *,
+    kept: Mapping[str, Ids] | None = None,
+    seed: int = 0,
+) -> float:
+    """The largest difference between the cut and the masked network, relative to the largest output.
+
+    `example`: (N, C, H, W); `kept`: random channels from `seed` unless given. Raises UnsupportedLayer when the
+    difference is above TOLERANCE, in float64 as well, or the cut network does not run.
+    """
+    kept = random_kept(groups, np.random.default_rng(seed)) if kept is None else kept
+    difference = _difference(model, groups, example, kept)
+    if not difference <= TOLERANCE:  # NaN included
+        # Some networks amplify rounding errors, e.g. with random weights: more digits tell those from wrong groups.
+        difference = _difference(copy.deepcopy(model).double(), groups, example.double(), kept)
+    if math.isnan(difference):
+        _require_finite(model, example)
+    if not difference <= TOLERANCE:
+        raise UnsupportedLayer(
+            "",
+            f"the pruned network's output differs from the masked one's by {difference:.1e} of its largest value",
+        )
+    return difference
+
+
+def _difference(model: nn.Module, groups: ChannelGroups, example: Tensor, kept: Mapping[str, Ids]) -> float:
+    """Between the cut and the masked network, relative to the largest output. Raises UnsupportedLayer."""
+    cut = surgery.apply(model, groups, kept).eval()
+    masked = surgery.mask_consumers(model, groups, kept).eval()
+    with torch.no_grad():
+        expected = list(_tensors(masked(example)))
+        try:
+            outputs = list(_tensors(cut(example)))
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            where, line = where_it_failed(cut, error)
+            raise UnsupportedLayer(
+                where,
+                f"does not run with fewer channels{line}: {str(error).partition(chr(10))[0]}",
+                next_step="take sizes from the input's shape instead of writing numbers of channels in the code",
+            ) from error
+    largest = max((float(y.abs().max()) for y in expected), default=0.0)
+    worst = 0.0
+    for y, target in zip(outputs, expected, strict=True):
+        if y.shape != target.shape:
+            raise UnsupportedLayer(
+                "", f"pruning changes an output's shape from {tuple(target.shape)} to {tuple(y.shape)}"
+            )
+        difference = float((y - target).abs().max()) / max(largest, 1e-12)
+        if math.isnan(difference):
+            return difference
+        worst = max(worst, difference)
+    return worst
+
+
+def _require_finite(model: nn.Module, example: Tensor) -> None:
+    """Raises InvalidInput where the network itself gives NaN or infinity, naming the first module that does."""
+    first: list[str] = []
+
+    def look(name: str, output: Any) -> None:
+        if not first and not all(bool(tensor.isfinite().all()) for tensor in _tensors(output)):
+            first.append(name)
+
+    looking = [
+        module.register_forward_hook(lambda _module, _inputs, output, name=name: look(name, output))
+        for name, module in model.named_modules()
+    ]
+    try:
+        with torch.no_grad():
+            model(example)
+    finally:
+        for handle in looking:
+            handle.remove()
+    if first:
+        raise InvalidInput(
+            f"{first[0] or 'the network'}: its output is not finite (NaN or infinite)",
+            next_step="check the checkpoint: values that overflow, and negative variances of batch norms",
+        )
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The floating-point tensors of a network's output, nested or not."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _tensors(part)
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _tensors(part)

@@ -18,7 +18,7 @@ from amc_mobile.errors import UnsupportedLayer
 from amc_mobile.kernels.kernel import CONVERSIONS, SMALL_CONSTANT, Array, Expression, Graph, Value, total
 
 if TYPE_CHECKING:  # brings torch
-    from amc_mobile.channels.groups import ChannelGroups
+    from amc_mobile.channels.structure import ChannelGroups
 
 
 Widths = NDArray[np.int64]

@@ -25,7 +25,7 @@ from torch import nn
 
 from amc_mobile import store
 from amc_mobile.channels import surgery
-from amc_mobile.channels.groups import ChannelGroups, Layer
+from amc_mobile.channels.structure import ChannelGroups, Layer
 from amc_mobile.device.layout import OnnxLayout
 from amc_mobile.errors import AmcMobileError, CorruptFile, InvalidConfig, InvalidInput, UnsupportedLayer
 from amc_mobile.export.converters import EXPORTERS

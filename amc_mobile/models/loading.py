@@ -43,6 +43,11 @@ SAVE_WEIGHTS = "save the weights alone: torch.save(model.state_dict(), 'weights.
 HEAD_BYTES = 64
 NAMES_SHOWN = 6
 
+DEFAULT_INPUT_SIZE = 224
+DEFAULT_CLASSES = 1000
+COLOURS = 3
+SEVERAL_OUTPUTS = "pass --accuracy file.py:function, which reads the outputs"
+
 
 def load_checkpoint(module: nn.Module, path: Path) -> None:
     """Puts the weights of `path` into `module`, in place; nothing is changed when they do not fit.
@@ -267,14 +272,6 @@ def _misfits(module: nn.Module, weights: Mapping[str, Tensor], folded: Iterable[
 def _listed(names: list[str]) -> str:
     rest = len(names) - NAMES_SHOWN
     return ", ".join(names[:NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
-
-
-__all__ = ["LoadedModel", "load_checkpoint", "load_model", "save_checkpoint"]
-
-DEFAULT_INPUT_SIZE = 224
-DEFAULT_CLASSES = 1000
-COLOURS = 3
-SEVERAL_OUTPUTS = "pass --accuracy file.py:function, which reads the outputs"
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,78 @@ from amc_mobile.pruning.gram import GramStatistics, LayerGram, as_columns, as_we
 from amc_mobile.pruning.least_squares import DEFAULT_RIDGE, factorised, ridged
 
 Floats = NDArray[np.float64]
+Reader = tuple[str, LayerGram, Ids]  # a layer, its matrix, and where the group's channels stand along its inputs
+
+# A layer with more columns takes over 10 CPU seconds and 0.5 GB: its groups are ordered by L1.
+MAX_ELIMINATION_COLUMNS = 4608
+COMPACT_BELOW = 0.75  # share of live columns under which the matrices are copied to their live part
+TAYLOR_BATCH = 10  # images whose gradients are added up before they are squared
 LASSO_RIDGE = 1e-6  # of the mean diagonal: channels whose contributions are equal must not make the path degenerate
+
+
+def channel_order(
+    groups: ChannelGroups,
+    model: nn.Module,
+    gram: GramStatistics,
+    *,
+    method: str = "backward",
+    labelled: tuple[Tensor, Tensor] | None = None,
+) -> dict[str, Ids]:
+    """For each group its channels, most important first.
+
+    On the Gram matrices, the errors of all layers that read the group added up, each relative to the variance of its
+    output: "backward", backward elimination with refitted weights; "omp", orthogonal matching pursuit; "lasso" (He et
+    al. 2017); "thinet", greedy removal without refitting (Luo et al. 2017); "l1-rms", the absolute weights times the
+    inputs they read. Without them: "l1", the absolute weights that read the channel (He et al. 2018, AMC); "fpgm", the
+    distance to the geometric median of the filters (He et al. 2019); "taylor", the loss's derivative (Molchanov et al.
+    2019) on `labelled`: normalised images (N, C, H, W) and their labels (N,).
+
+    Groups without a Gram matrix where one is needed, or that a layer of more than MAX_ELIMINATION_COLUMNS columns
+    reads ("backward", "omp"), are ordered by "l1".
+    """
+    if method not in CHANNEL_CHOICES:
+        raise InvalidConfig(f"method is {method!r}; allowed: {', '.join(CHANNEL_CHOICES)}")
+    if method == "taylor":
+        if labelled is None:
+            raise InvalidConfig("the channel choice taylor needs labelled images")
+        gates = taylor(groups, model, *labelled)
+        return {name: _falling(gate) for name, gate in zip(groups.names, gates, strict=True)}
+    solver = _Solver(groups)
+    order: dict[str, Ids] = {}
+    for index, group in enumerate(groups.groups):
+        readers = [
+            (name, gram.layers[name], places)
+            for name in group.consumers
+            if name in gram.layers
+            and (places := group_channels(gram.layers[name].in_ids, index, group.channels)) is not None
+        ]
+        solvable = all(len(g.weight) <= MAX_ELIMINATION_COLUMNS for n in group.consumers if (g := gram.layers.get(n)))
+        if method == "fpgm":
+            order[group.name] = _falling(geometric_median(groups, model, index))
+        elif method == "l1-rms":
+            order[group.name] = _falling(l1_rms(groups, model, gram, index))
+        elif method in ("lasso", "thinet") and readers:
+            found = contributions([(reader, places) for _, reader, places in readers])
+            order[group.name] = lasso(found) if method == "lasso" else greedy_removal(found)
+        elif method == "omp" and readers and solvable:
+            order[group.name] = matching_pursuit(
+                [(r, places, ridged(r.moment, DEFAULT_RIDGE)) for _, r, places in readers]
+            )
+        elif method == "backward" and readers and solvable:
+            order[group.name] = solver.eliminated(index, readers)
+        else:
+            order[group.name] = _falling(l1(groups, model, index))
+    return order
+
+
+def l1_order(groups: ChannelGroups, model: nn.Module) -> dict[str, Ids]:
+    """`channel_order` by "l1", which needs no images."""
+    return {name: _falling(l1(groups, model, index)) for index, name in enumerate(groups.names)}
+
+
+def kept_of(order: Mapping[str, Ids], widths: NDArray[np.int64]) -> dict[str, Ids]:
+    """The channels that stay at `widths`, shape (groups,): the first of each group's order, sorted."""
+    return {name: np.sort(ids[:width]) for (name, ids), width in zip(order.items(), widths, strict=True)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,32 +121,32 @@ def contributions(readers: Sequence[tuple[LayerGram, Ids]]) -> Contributions:
     return Contributions(products, target)
 
 
-def greedy_removal(found: Contributions) -> Ids:
+def greedy_removal(given: Contributions) -> Ids:
     """Most important first: next to last goes the channel whose loss, with those gone before, disturbs the readers'
     outputs least, their weights left as they are (Luo et al. 2017, ThiNet)."""
-    cost = found.products.diagonal().copy()  # of losing a channel as well: Q_ii + 2 x the sum of Q_ij over those gone
+    cost = given.products.diagonal().copy()  # of losing a channel as well: Q_ii + 2 x the sum of Q_ij over those gone
     gone: list[int] = []
     for _ in range(len(cost)):
         channel = int(cost.argmin())
         gone.append(channel)
-        cost += 2 * found.products[channel]
+        cost += 2 * given.products[channel]
         cost[channel] = np.inf
     return np.array(gone[::-1], dtype=np.int64)
 
 
-def lasso(found: Contributions) -> Ids:
+def lasso(given: Contributions) -> Ids:
     """Most important first: in the order in which channels enter as the penalty on sum |beta_i| falls (He et al. 2017).
 
     The published method searches the penalty that leaves n channels; along the exact path those are the first n to
     enter, unless one has left again. Channels that never enter come last, the smallest contribution at the very end.
     """
-    size = len(found.with_target)
-    ridge = LASSO_RIDGE * max(float(found.products.diagonal().mean()), 1e-30)
+    size = len(given.with_target)
+    ridge = LASSO_RIDGE * max(float(given.products.diagonal().mean()), 1e-30)
     _, _, path = lars_path_gram(
-        found.with_target, found.products + ridge * np.eye(size), n_samples=1, method="lasso", max_iter=8 * size
+        given.with_target, given.products + ridge * np.eye(size), n_samples=1, method="lasso", max_iter=8 * size
     )
     entered = np.where((path != 0).any(axis=1), (path != 0).argmax(axis=1), path.shape[1])
-    return np.lexsort((-found.products.diagonal(), entered)).astype(np.int64)
+    return np.lexsort((-given.products.diagonal(), entered)).astype(np.int64)
 
 
 def matching_pursuit(problems: Sequence[tuple[LayerGram, Ids, torch.Tensor]]) -> Ids:
@@ -126,9 +197,6 @@ class _Pursuit:
         factor = torch.linalg.solve(across[block], torch.cat([across.T, self._residual[block]], 1))
         self._left.addmm_(across, factor[:, : len(self._left)], alpha=-1)
         self._residual.addmm_(across, factor[:, len(self._left) :], alpha=-1)
-
-
-COMPACT_BELOW = 0.75  # share of live columns under which the matrices are copied to their live part
 
 
 class Fit:
@@ -193,17 +261,12 @@ def eliminate(fits: Sequence[Fit], channels: int) -> Ids:
     return np.array([*left, *reversed(gone)], dtype=np.int64)
 
 
-Scores = NDArray[np.float64]
-TAYLOR_BATCH = 10  # images whose gradients are added up before they are squared
-Of = Callable[[str], Tensor]  # a layer's weight, or another tensor of its shape, by the layer's name
-
-
-def l1(groups: ChannelGroups, model: nn.Module, group: int) -> Scores:
+def l1(groups: ChannelGroups, model: nn.Module, group: int) -> Floats:
     """(channels,): the absolute weights that read each channel (He et al. 2018, AMC), each layer's with sum one."""
     return _sum_over_readers(groups, group, lambda name: _weight(model, name).abs())
 
 
-def l1_rms(groups: ChannelGroups, model: nn.Module, gram: GramStatistics, group: int) -> Scores:
+def l1_rms(groups: ChannelGroups, model: nn.Module, gram: GramStatistics, group: int) -> Floats:
     """(channels,): as `l1`, every weight times the root mean square of the input that it reads."""
 
     def scaled(name: str) -> Tensor:
@@ -218,7 +281,7 @@ def l1_rms(groups: ChannelGroups, model: nn.Module, gram: GramStatistics, group:
     return _sum_over_readers(groups, group, scaled)
 
 
-def geometric_median(groups: ChannelGroups, model: nn.Module, group: int) -> Scores:
+def geometric_median(groups: ChannelGroups, model: nn.Module, group: int) -> Floats:
     """(channels,): the distances of the filter that makes a channel to all others of its layer (He et al. 2019, FPGM).
 
     A filter near the geometric median of its layer can be replaced by the others. Each layer's scores have sum one.
@@ -234,7 +297,7 @@ def geometric_median(groups: ChannelGroups, model: nn.Module, group: int) -> Sco
     return total
 
 
-def taylor(groups: ChannelGroups, model: nn.Module, images: Tensor, labels: Tensor) -> list[Scores]:
+def taylor(groups: ChannelGroups, model: nn.Module, images: Tensor, labels: Tensor) -> list[Floats]:
     """Per group (channels,): by how much the loss changes without a channel, to first order (Molchanov et al. 2019).
 
     The derivative of the cross-entropy by a gate on what reads the channel, squared, and averaged over batches of
@@ -264,7 +327,7 @@ def _weight(model: nn.Module, name: str) -> Tensor:
     return model.get_parameter(f"{name}.weight").detach()
 
 
-def _sum_over_readers(groups: ChannelGroups, group: int, value: Of) -> Scores:
+def _sum_over_readers(groups: ChannelGroups, group: int, value: Callable[[str], Tensor]) -> Floats:
     channels = groups.groups[group].channels
     total = np.zeros(channels)
     for ids, axis, name in _places(groups, group, read=True):
@@ -282,73 +345,12 @@ def _places(groups: ChannelGroups, group: int, *, read: bool) -> Iterator[tuple[
     yield from (readers or makers) if read else (makers or readers)
 
 
-def _sums(ids: DimensionIds, group: int, channels: int, values: Tensor, axis: int) -> Scores:
+def _sums(ids: DimensionIds, group: int, channels: int, values: Tensor, axis: int) -> Floats:
     """(channels,): `values` added up over all entries that belong to each channel along `axis`."""
     by_position = values.double().movedim(axis, 0).flatten(1).sum(1).numpy()
     inside = ids.group == group
     sums = np.bincount(ids.position[inside], weights=by_position[inside], minlength=channels)
     return sums.astype(np.float64)
-
-
-# A layer with more columns takes over 10 CPU seconds and 0.5 GB: its groups are ordered by L1.
-MAX_ELIMINATION_COLUMNS = 4608
-
-Reader = tuple[str, LayerGram, Ids]  # a layer, its matrix, and where the group's channels stand along its inputs
-
-
-def channel_order(
-    groups: ChannelGroups,
-    model: nn.Module,
-    gram: GramStatistics,
-    *,
-    method: str = "backward",
-    labelled: tuple[Tensor, Tensor] | None = None,
-) -> dict[str, Ids]:
-    """For each group its channels, most important first.
-
-    On the Gram matrices, the errors of all layers that read the group added up, each relative to the variance of its
-    output: "backward", backward elimination with refitted weights; "omp", orthogonal matching pursuit; "lasso" (He et
-    al. 2017); "thinet", greedy removal without refitting (Luo et al. 2017); "l1-rms", the absolute weights times the
-    inputs they read. Without them: "l1", the absolute weights that read the channel (He et al. 2018, AMC); "fpgm", the
-    distance to the geometric median of the filters (He et al. 2019); "taylor", the loss's derivative (Molchanov et al.
-    2019) on `labelled`: normalised images (N, C, H, W) and their labels (N,).
-
-    Groups without a Gram matrix where one is needed, or that a layer of more than MAX_ELIMINATION_COLUMNS columns
-    reads ("backward", "omp"), are ordered by "l1".
-    """
-    if method not in CHANNEL_CHOICES:
-        raise InvalidConfig(f"method is {method!r}; allowed: {', '.join(CHANNEL_CHOICES)}")
-    if method == "taylor":
-        if labelled is None:
-            raise InvalidConfig("the channel choice taylor needs labelled images")
-        gates = taylor(groups, model, *labelled)
-        return {name: _falling(gate) for name, gate in zip(groups.names, gates, strict=True)}
-    solver = _Solver(groups)
-    order: dict[str, Ids] = {}
-    for index, group in enumerate(groups.groups):
-        readers = [
-            (name, gram.layers[name], places)
-            for name in group.consumers
-            if name in gram.layers
-            and (places := group_channels(gram.layers[name].in_ids, index, group.channels)) is not None
-        ]
-        solvable = all(len(g.weight) <= MAX_ELIMINATION_COLUMNS for n in group.consumers if (g := gram.layers.get(n)))
-        if method == "fpgm":
-            order[group.name] = _falling(geometric_median(groups, model, index))
-        elif method == "l1-rms":
-            order[group.name] = _falling(l1_rms(groups, model, gram, index))
-        elif method in ("lasso", "thinet") and readers:
-            found = contributions([(reader, places) for _, reader, places in readers])
-            order[group.name] = lasso(found) if method == "lasso" else greedy_removal(found)
-        elif method == "omp" and readers and solvable:
-            order[group.name] = matching_pursuit(
-                [(r, places, ridged(r.moment, DEFAULT_RIDGE)) for _, r, places in readers]
-            )
-        elif method == "backward" and readers and solvable:
-            order[group.name] = solver.eliminated(index, readers)
-        else:
-            order[group.name] = _falling(l1(groups, model, index))
-    return order
 
 
 class _Solver:
@@ -373,13 +375,3 @@ class _Solver:
 
 def _falling(score: NDArray[np.float64]) -> Ids:
     return np.argsort(-score, kind="stable").astype(np.int64)
-
-
-def l1_order(groups: ChannelGroups, model: nn.Module) -> dict[str, Ids]:
-    """`channel_order` by "l1", which needs no images."""
-    return {name: _falling(l1(groups, model, index)) for index, name in enumerate(groups.names)}
-
-
-def kept_of(order: Mapping[str, Ids], widths: NDArray[np.int64]) -> dict[str, Ids]:
-    """The channels that stay at `widths`, shape (groups,): the first of each group's order, sorted."""
-    return {name: np.sort(ids[:width]) for (name, ids), width in zip(order.items(), widths, strict=True)}

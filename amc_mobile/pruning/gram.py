@@ -19,6 +19,8 @@ from amc_mobile.models.task import LabelledImages
 from amc_mobile.pruning.least_squares import Matrices, check_finite
 from amc_mobile.pruning.program import Execution, LayerStep, Program, arguments, batches_within
 
+MAX_COLUMNS = 8192  # one matrix of so many takes 0.5 GB, and one elimination about a minute
+ROWS_PER_COLUMN = 8  # with fewer rows per unknown the weights follow the sample instead of the layer
 Pair = tuple[int, int]
 
 
@@ -112,12 +114,6 @@ def _padding(padding: str | list[int] | int, kernel: tuple[int, ...], dilation: 
 def _pair(value: list[int] | int) -> Pair:
     values = [value] if isinstance(value, int) else list(value)
     return int(values[0]), int(values[-1])
-
-
-# One matrix of this many columns takes 0.5 GB and one elimination about a minute.
-MAX_COLUMNS = 8192
-# With fewer rows per unknown the weights follow the sample instead of the layer.
-ROWS_PER_COLUMN = 8
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,10 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amc_mobile.channels.structure import ChannelGroups
+from amc_mobile.channels.structure import ChannelGroups, Widths
 from amc_mobile.errors import InvalidInput
 
-Widths = NDArray[np.int64]
 LINEAR_MIN_DENSITY = 0.02  # linear layers hold many weights and bear more pruning than convolutions
 DENSITY_STEPS = 100
 BATCH_SIZE = 100  # of what batch norms are estimated on

@@ -65,6 +65,16 @@ from amc_mobile.pruning.program import (
     peak_bytes,
 )
 
+CACHE_BYTES = 256 * 2**20  # of solved weights
+# Images whose values occupy this much are refitted on, but LEAST_IMAGES where they are larger: more gain nothing.
+# A constant, so that a network's weights do not depend on the machine.
+VALUES_BYTES = 2 * 2**30
+LEAST_IMAGES = 400
+MIN_NORM_SAMPLES = 1000  # values per channel under which a batch norm keeps its statistics
+HELD_OUT = 0.2  # of the images, to choose each layer's ridge
+SMALLEST_SCALE = 1e-6  # a batch norm with a smaller factor hides its layer's output: nothing can be fitted through it
+WIDE_ROWS = 4096  # of a layer with more than MAX_COLUMNS columns: VGG-16's widest then takes 0.4 GB
+
 
 @dataclass(frozen=True)
 class Folding:
@@ -167,9 +177,6 @@ class NestedSolver:
         count = inputs * self._gram.block
         solved: Tensor = torch.linalg.solve_triangular(upper[:count, :count], forward[:count], upper=True)
         return solved[torch.argsort(self._columns[:count])].float()
-
-
-CACHE_BYTES = 256 * 2**20
 
 
 class Reconstructor:
@@ -428,16 +435,6 @@ def _affected(original: Program, pruned: Program, pairs: Mapping[Node, Node]) ->
         if differs:
             found.add(node)
     return found
-
-
-# Images whose values occupy this much are refitted on, but LEAST_IMAGES where they are larger: more gain nothing.
-# A constant, so that a network's weights do not depend on the machine.
-VALUES_BYTES = 2 * 2**30
-LEAST_IMAGES = 400
-MIN_NORM_SAMPLES = 1000  # values per channel under which a batch norm keeps its statistics
-HELD_OUT = 0.2  # of the images, to choose each layer's ridge
-SMALLEST_SCALE = 1e-6  # a batch norm with a smaller factor hides its layer's output: nothing can be fitted through it
-WIDE_ROWS = 4096  # of a layer with more than MAX_COLUMNS columns: VGG-16's widest then takes 0.4 GB
 
 
 @torch.no_grad()

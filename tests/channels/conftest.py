@@ -11,7 +11,8 @@ import torch
 from networks import build, example
 from torch import Tensor, nn
 
-from amc_mobile.channels.groups import ChannelGroups, find_groups
+from amc_mobile.channels.groups import find_groups
+from amc_mobile.channels.structure import ChannelGroups
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from networks import PRUNABLE, ControlFlow, UnknownOperator, build, example, ran
 from torch import Tensor, nn
 
 from amc_mobile.channels import surgery
-from amc_mobile.channels.groups import ChannelGroups, find_groups, prove
-from amc_mobile.channels.structure import CostModel, DimensionIds
+from amc_mobile.channels.groups import find_groups, prove
+from amc_mobile.channels.structure import ChannelGroups, CostModel, DimensionIds
 from amc_mobile.errors import InvalidInput, UnsupportedLayer
 
 

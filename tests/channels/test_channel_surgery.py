@@ -9,8 +9,8 @@ from networks import PRUNABLE
 from torch import nn
 
 from amc_mobile.channels import surgery
-from amc_mobile.channels.groups import ChannelGroup, ChannelGroups, later_half, prove, random_kept
-from amc_mobile.channels.structure import DimensionIds
+from amc_mobile.channels.groups import later_half, prove, random_kept
+from amc_mobile.channels.structure import ChannelGroup, ChannelGroups, DimensionIds
 from amc_mobile.errors import UnsupportedLayer
 
 

@@ -9,7 +9,8 @@ from networks import randomised
 from torch import nn
 
 from amc_mobile.channels import surgery
-from amc_mobile.channels.groups import ChannelGroups, find_groups, later_half, prove, random_kept
+from amc_mobile.channels.groups import find_groups, later_half, prove, random_kept
+from amc_mobile.channels.structure import ChannelGroups
 from amc_mobile.models.zoo.registry import MODELS
 
 EXAMPLE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))

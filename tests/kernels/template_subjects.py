@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from amc_mobile.channels import surgery
-from amc_mobile.channels.groups import ChannelGroups, find_groups, random_kept
-from amc_mobile.channels.structure import Ids
+from amc_mobile.channels.groups import find_groups, random_kept
+from amc_mobile.channels.structure import ChannelGroups, Ids
 from amc_mobile.device.host import layout_here
 from amc_mobile.export.converters import EXPORTERS
 from amc_mobile.formats import BY_RUNTIME

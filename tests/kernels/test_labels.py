@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from amc_mobile.channels.groups import ChannelGroups, find_groups
+from amc_mobile.channels.groups import find_groups
+from amc_mobile.channels.structure import ChannelGroups
 from amc_mobile.errors import UnsupportedLayer
 from amc_mobile.kernels.kernel import Expression, Graph, Node, differences
 from amc_mobile.kernels.labels import Cut, Labels, Vocabulary, WidthCode, decode

@@ -10,7 +10,8 @@ import torch
 from networks import RESOLUTION, build
 from torch import Tensor, nn
 
-from amc_mobile.channels.groups import ChannelGroups, find_groups
+from amc_mobile.channels.groups import find_groups
+from amc_mobile.channels.structure import ChannelGroups
 from amc_mobile.pruning.gram import GramStatistics, collect_gram
 
 
