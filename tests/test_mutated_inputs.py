@@ -36,7 +36,7 @@ from amc_mobile.device.profiles import read_profile
 from amc_mobile.device.runner import parse_line
 from amc_mobile.errors import AmcMobileError, CorruptFile, InvalidConfig, PhoneOutputInvalid, UnsupportedLayer
 from amc_mobile.latency import table_files
-from amc_mobile.latency.measurement import ModelMeasurement, Pass
+from amc_mobile.latency.measurement import ModelRequest, Pass
 from amc_mobile.latency.protocol import StretchPlan
 from amc_mobile.latency.table import LatencyTable, open_storage, read_pass, read_widths
 from amc_mobile.latency.table_files import foreign_conditions, from_csv
@@ -263,7 +263,9 @@ def signed(lines: list[str]) -> list[str]:
 def bundle_lines(folder: Path) -> list[str]:
     with LatencyTable(folder / "made.sqlite") as table:
         table.add_passes(CONDITIONS, [("model", Pass((1.5, 1.25)))], warmup_runs=4)
-        table.add_model_measurement("net", [8, 24], ModelMeasurement((Pass((2.0, 2.25)),), CONDITIONS, 5))
+        whole = ModelRequest("net", (8, 24), bytes)
+        table.add_models([whole])
+        table.add_passes(CONDITIONS, [(whole.key, Pass((2.0, 2.25)))], warmup_runs=5)
         contents = table.contents()
     lines = table_files.to_lines(contents)
     kernel = json.dumps({"kind": "kernel", "key": "model", "label": "conv 8->16", "document": {"op": "CONV_2D"}})

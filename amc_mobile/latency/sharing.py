@@ -32,7 +32,7 @@ LEAST_MS = 0.02  # shorter kernels are told apart from noise too rarely
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Agreement:
     """`ratio`: the median of new over old; `spread`: the largest relative distance of one ratio from it.
 
     "accept": all ratios are 1 within the tolerance. "rescale": all are the same within it. "rebuild": neither.
@@ -53,13 +53,13 @@ class Verdict:
         )
 
 
-def judge(ratios: Mapping[str, float]) -> Verdict:
+def judge(ratios: Mapping[str, float]) -> Agreement:
     values = np.array(list(ratios.values()))
     middle = float(np.median(values))
     spread = float(np.abs(values / middle - 1).max())
     if (np.abs(values - 1) <= TOLERANCE).all():
-        return Verdict("accept", middle, spread, ratios)
-    return Verdict("rescale" if spread <= TOLERANCE else "rebuild", middle, spread, ratios)
+        return Agreement("accept", middle, spread, ratios)
+    return Agreement("rescale" if spread <= TOLERANCE else "rebuild", middle, spread, ratios)
 
 
 def anchors(kernels: Sequence[KernelMeasurement], types: Mapping[str, str]) -> list[KernelMeasurement]:

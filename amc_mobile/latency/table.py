@@ -42,7 +42,6 @@ from amc_mobile.latency.measurement import (
     ModelMeasurement,
     ModelRequest,
     Pass,
-    model_key,
 )
 from amc_mobile.store import parse_json, parse_object
 
@@ -56,30 +55,30 @@ CONNECT_TIMEOUT_S = 10
 NO_PASSWORD = "no password supplied"  # what libpq says
 DELETE_IT = "move the file away and run `amc-mobile profile` again"
 
-schema = sa.MetaData()
-conditions = sa.Table(
+SCHEMA = sa.MetaData()
+CONDITIONS = sa.Table(
     "conditions",
-    schema,
+    SCHEMA,
     sa.Column("key", sa.String, primary_key=True),
     sa.Column("document", sa.String, nullable=False),
 )
-kernel = sa.Table(
+KERNEL = sa.Table(
     "kernel",
-    schema,
+    SCHEMA,
     sa.Column("key", sa.String, primary_key=True),
     sa.Column("label", sa.String, nullable=False),
     sa.Column("document", sa.String, nullable=False),
 )
-model = sa.Table(
+MODEL = sa.Table(
     "model",
-    schema,
+    SCHEMA,
     sa.Column("key", sa.String, primary_key=True),
     sa.Column("template", sa.String, nullable=False, index=True),
     sa.Column("widths", sa.String, nullable=False),
 )
-sample = sa.Table(  # one row per pass
+SAMPLE = sa.Table(  # one row per pass
     "sample",
-    schema,
+    SCHEMA,
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("conditions", sa.String, sa.ForeignKey("conditions.key"), nullable=False),
     sa.Column("subject", sa.String, nullable=False),  # the key of a kernel or of a model
@@ -89,16 +88,16 @@ sample = sa.Table(  # one row per pass
     sa.Column("created", sa.String, nullable=False),
     sa.Index("sample_subject", "conditions", "subject"),
 )
-CORE_TABLES = frozenset(schema.tables)
-adoption = sa.Table(  # passes under `conditions` that were measured under `source`, times `ratio`
+CORE_TABLES = frozenset(SCHEMA.tables)
+ADOPTION = sa.Table(  # passes under `conditions` that were measured under `source`, times `ratio`
     "adoption",
-    schema,
+    SCHEMA,
     sa.Column("conditions", sa.String, sa.ForeignKey("conditions.key"), primary_key=True),
     sa.Column("source", sa.String, primary_key=True),
     sa.Column("ratio", sa.Float, nullable=False),
     sa.Column("created", sa.String, nullable=False),
 )
-_version = sa.Table("amc_mobile_format", sa.MetaData(), sa.Column("version", sa.Integer, nullable=False))
+VERSION = sa.Table("amc_mobile_format", sa.MetaData(), sa.Column("version", sa.Integer, nullable=False))
 
 
 def open_storage(location: Path | str) -> Storage:
@@ -172,7 +171,7 @@ class SqliteFile(Storage):
             version = connection.exec_driver_sql("PRAGMA user_version").scalar()
             names = set(sa.inspect(connection).get_table_names())
             if not names and not application and not version:
-                schema.create_all(connection)
+                SCHEMA.create_all(connection)
                 connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
                 connection.exec_driver_sql(f"PRAGMA user_version = {FORMAT_VERSION}")
                 return
@@ -182,7 +181,7 @@ class SqliteFile(Storage):
             problem = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
             if problem != "ok" or not names >= CORE_TABLES:
                 raise self.corrupt(f"is damaged ({problem})", next_step=DELETE_IT)
-            adoption.create(connection, checkfirst=True)
+            ADOPTION.create(connection, checkfirst=True)
 
     def corrupt(self, why: str, *, next_step: str = "") -> AmcMobileError:
         return CorruptFile(self.path, why, next_step=next_step)
@@ -233,17 +232,17 @@ class PostgresDatabase(Storage):
             # Two programs that find the database empty must not both fill it.
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(APPLICATION_ID)))
             names = set(sa.inspect(connection).get_table_names())
-            if _version.name not in names:
+            if VERSION.name not in names:
                 if names & CORE_TABLES:
                     raise self.corrupt("holds tables of another program", next_step="use an empty database")
-                schema.create_all(connection)
-                _version.create(connection)
-                connection.execute(sa.insert(_version).values(version=FORMAT_VERSION))
+                SCHEMA.create_all(connection)
+                VERSION.create(connection)
+                connection.execute(sa.insert(VERSION).values(version=FORMAT_VERSION))
                 return
-            _check_version(self, connection.execute(sa.select(_version.c.version)).scalar(), "use an empty database")
+            _check_version(self, connection.execute(sa.select(VERSION.c.version)).scalar(), "use an empty database")
             if not names >= CORE_TABLES:
                 raise self.corrupt("lacks some of its tables", next_step="use an empty database")
-            adoption.create(connection, checkfirst=True)
+            ADOPTION.create(connection, checkfirst=True)
 
     def corrupt(self, why: str, *, next_step: str = "") -> AmcMobileError:
         return InvalidInput(f"{self.name}: {why}", next_step=next_step)
@@ -320,86 +319,6 @@ class Contents:
     adoptions: Sequence[Adoption] = ()
 
 
-def read_contents(storage: Storage, conditions: Mapping[str, Conditions]) -> Contents:
-    """All rows, the passes in the order made. `conditions`: those of the table, by key."""
-    with storage.transaction() as connection:
-        kernels = connection.execute(sa.select(kernel.c.key, kernel.c.label, kernel.c.document)).all()
-        models = connection.execute(sa.select(model.c.key, model.c.template, model.c.widths)).all()
-        columns = (
-            sample.c.conditions, sample.c.subject, sample.c.samples_ms, sample.c.busy, sample.c.warmup_runs,
-            sample.c.created,
-        )  # fmt: skip
-        rows = connection.execute(sa.select(*columns).order_by(sample.c.id)).all()
-        adoptions = read_adoptions(connection)
-    try:
-        documents = {key: (label, parse_object(document)) for key, label, document in kernels}
-    except (TypeError, ValueError) as error:
-        raise storage.corrupt(f"unreadable kernels ({error})", next_step=DELETE_IT) from error
-    return Contents(
-        conditions,
-        documents,
-        {key: (template, tuple(read_widths(storage, widths).tolist())) for key, template, widths in models},
-        [StoredPass(r[0], r[1], read_pass(storage, r[2], r[3]), int(r[4]), r[5]) for r in rows],
-        adoptions,
-    )
-
-
-def add_contents(storage: Storage, contents: Contents) -> int:
-    """Adds what the table lacks, all or nothing; returns how many passes were new. See `LatencyTable.add_contents`."""
-    for adopted in contents.adoptions:
-        if adopted.conditions not in contents.conditions:
-            raise InvalidInput(
-                f"kernels were adopted under unknown conditions {adopted.conditions[:12]!r}", next_step=AGAIN
-            )
-    for one in contents.passes:
-        if one.conditions not in contents.conditions:
-            raise InvalidInput(f"a pass was measured under unknown conditions {one.conditions[:12]!r}", next_step=AGAIN)
-        if one.subject not in contents.kernels and one.subject not in contents.models:
-            raise InvalidInput(f"a pass is of an unknown kernel or model {one.subject[:12]!r}", next_step=AGAIN)
-    tables: list[tuple[sa.Table, list[dict[str, Any]]]] = [
-        (
-            conditions,
-            [{"key": k, "document": json.dumps(c.to_document())} for k, c in contents.conditions.items()],
-        ),
-        (kernel, [{"key": k, "label": v[0], "document": json.dumps(v[1])} for k, v in contents.kernels.items()]),
-        (model, [{"key": k, "template": v[0], "widths": json.dumps(v[1])} for k, v in contents.models.items()]),
-        (adoption, [asdict(adopted) for adopted in contents.adoptions]),
-    ]
-    with storage.transaction(write=True) as connection:
-        for table, rows in tables:
-            if rows:
-                connection.execute(storage.insert_ignoring(table), rows)
-        stored = sa.select(sample.c.conditions, sample.c.subject, sample.c.samples_ms)
-        known = Counter(tuple(row) for row in connection.execute(stored))
-        fresh = []
-        for one in contents.passes:
-            samples = json.dumps(one.one.samples_ms)
-            if known[one.conditions, one.subject, samples] > 0:
-                known[one.conditions, one.subject, samples] -= 1
-                continue
-            fresh.append(
-                {
-                    "conditions": one.conditions,
-                    "subject": one.subject,
-                    "samples_ms": samples,
-                    "busy": one.one.busy,
-                    "warmup_runs": one.warmup_runs,
-                    "created": one.created,
-                }
-            )
-        if fresh:
-            connection.execute(sa.insert(sample), fresh)
-    return len(fresh)
-
-
-def read_adoptions(connection: sa.Connection) -> list[Adoption]:
-    """All that is on record, in the order made."""
-    columns = adoption.c
-    query = sa.select(columns.conditions, columns.source, columns.ratio, columns.created)
-    rows = connection.execute(query.order_by(columns.created, columns.conditions, columns.source)).all()
-    return [Adoption(conditions, source, float(ratio), created) for conditions, source, ratio, created in rows]
-
-
 def read_pass(storage: Storage, samples: str, busy: bool) -> Pass:
     """A pass from its columns. Raises what `Storage.corrupt` gives."""
     try:
@@ -420,8 +339,6 @@ def read_widths(storage: Storage, document: str) -> NDArray[np.int64]:
 
 
 KEYS_PER_QUERY = 500  # SQLite's oldest limit on parameters is 999
-
-_conditions, _kernel, _model, _sample = conditions, kernel, model, sample
 
 
 class LatencyTable:
@@ -454,36 +371,22 @@ class LatencyTable:
     def add_kernels(self, kernels: Iterable[KernelInfo]) -> None:
         """Names kernels, so that their passes can be shown. Known ones are left as they are."""
         rows = [{"key": k.key, "label": k.label, "document": json.dumps(k.to_document())} for k in kernels]
-        self._storage.insert_new(_kernel, rows)
+        self._storage.insert_new(KERNEL, rows)
 
     def add_models(self, requests: Iterable[ModelRequest]) -> None:
         """Names whole models, so that their passes can be found again."""
         rows = [{"key": r.key, "template": r.template, "widths": json.dumps(list(r.widths))} for r in requests]
-        self._storage.insert_new(_model, rows)
+        self._storage.insert_new(MODEL, rows)
 
     def add_passes(self, conditions: Conditions, passes: Iterable[tuple[str, Pass]], *, warmup_runs: int) -> None:
         """Adds passes of kernels or models, all or none. `passes`: (key, pass)."""
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        rows = [
-            {
-                "conditions": conditions.key, "subject": key, "samples_ms": json.dumps(one.samples_ms),
-                "busy": one.busy, "warmup_runs": warmup_runs, "created": now,
-            }
-            for key, one in passes
-        ]  # fmt: skip
+        now = _now()
+        rows = [_sample_row(StoredPass(conditions.key, key, one, warmup_runs, now)) for key, one in passes]
         if not rows:
             return
-        known = {"key": conditions.key, "document": json.dumps(conditions.to_document())}
         with self._storage.transaction(write=True) as connection:
-            connection.execute(self._storage.insert_ignoring(_conditions), [known])
-            connection.execute(sa.insert(_sample), rows)
-
-    def add_model_measurement(self, template: str, widths: Sequence[int], measurement: ModelMeasurement) -> None:
-        """Adds the passes of a model that was measured by itself."""
-        request = ModelRequest(template, tuple(int(w) for w in widths), bytes)
-        self.add_models([request])
-        rows = [(request.key, one) for one in measurement.passes]
-        self.add_passes(measurement.conditions, rows, warmup_runs=measurement.warmup_runs)
+            connection.execute(self._storage.insert_ignoring(CONDITIONS), [_conditions_row(conditions)])
+            connection.execute(sa.insert(SAMPLE), rows)
 
     # Reading
 
@@ -493,21 +396,21 @@ class LatencyTable:
         found: dict[str, list[Pass]] = {}
         with self._storage.transaction() as connection:
             for start in range(0, len(wanted), KEYS_PER_QUERY):
-                query = sa.select(_sample.c.subject, _sample.c.samples_ms, _sample.c.busy).where(
-                    _sample.c.conditions == conditions.key,
-                    _sample.c.subject.in_(wanted[start : start + KEYS_PER_QUERY]),
+                query = sa.select(SAMPLE.c.subject, SAMPLE.c.samples_ms, SAMPLE.c.busy).where(
+                    SAMPLE.c.conditions == conditions.key,
+                    SAMPLE.c.subject.in_(wanted[start : start + KEYS_PER_QUERY]),
                 )
-                for subject, samples, busy in connection.execute(query.order_by(_sample.c.id)):
+                for subject, samples, busy in connection.execute(query.order_by(SAMPLE.c.id)):
                     found.setdefault(subject, []).append(read_pass(self._storage, samples, busy))
         return {key: tuple(passes) for key, passes in found.items()}
 
     def kernels(self, conditions: Conditions) -> dict[str, KernelMeasurement]:
         """Every kernel that was measured under exactly these conditions."""
         query = (
-            sa.select(_kernel.c.key, _kernel.c.label, _sample.c.samples_ms, _sample.c.busy)
-            .join(_sample, _sample.c.subject == _kernel.c.key)
-            .where(_sample.c.conditions == conditions.key)
-            .order_by(_sample.c.id)
+            sa.select(KERNEL.c.key, KERNEL.c.label, SAMPLE.c.samples_ms, SAMPLE.c.busy)
+            .join(SAMPLE, SAMPLE.c.subject == KERNEL.c.key)
+            .where(SAMPLE.c.conditions == conditions.key)
+            .order_by(SAMPLE.c.id)
         )
         found: dict[str, tuple[str, list[Pass]]] = {}
         with self._storage.transaction() as connection:
@@ -538,7 +441,9 @@ class LatencyTable:
     def kernel_documents(self) -> dict[str, dict[str, Any]]:
         """Key -> what is known of each kernel; of imported ones, what their table told."""
         with self._storage.transaction() as connection:
-            rows = connection.execute(sa.select(_kernel.c.key, _kernel.c.document)).all()
+            return self._documents(connection.execute(sa.select(KERNEL.c.key, KERNEL.c.document)).all())
+
+    def _documents(self, rows: Iterable[tuple[str, str]]) -> dict[str, dict[str, Any]]:
         try:
             return {key: parse_object(document) for key, document in rows}
         except (TypeError, ValueError) as error:
@@ -547,10 +452,10 @@ class LatencyTable:
     def models(self, conditions: Conditions, template: str) -> list[tuple[NDArray[np.int64], ModelMeasurement]]:
         """The whole models of a template that were measured under exactly these conditions: widths and measurement."""
         query = (
-            sa.select(_model.c.widths, _sample.c.samples_ms, _sample.c.busy, _sample.c.warmup_runs)
-            .join(_sample, _sample.c.subject == _model.c.key)
-            .where(_sample.c.conditions == conditions.key, _model.c.template == template)
-            .order_by(_sample.c.id)
+            sa.select(MODEL.c.widths, SAMPLE.c.samples_ms, SAMPLE.c.busy, SAMPLE.c.warmup_runs)
+            .join(SAMPLE, SAMPLE.c.subject == MODEL.c.key)
+            .where(SAMPLE.c.conditions == conditions.key, MODEL.c.template == template)
+            .order_by(SAMPLE.c.id)
         )
         found: dict[str, tuple[int, list[Pass]]] = {}
         with self._storage.transaction() as connection:
@@ -561,24 +466,10 @@ class LatencyTable:
             for widths, (warmup_runs, passes) in found.items()
         ]
 
-    def model(self, conditions: Conditions, template: str, widths: Sequence[int]) -> ModelMeasurement | None:
-        """The measurement of one plan, or None."""
-        key = model_key(template, widths)
-        query = sa.select(_sample.c.samples_ms, _sample.c.busy, _sample.c.warmup_runs).where(
-            _sample.c.conditions == conditions.key, _sample.c.subject == key
-        )
-        with self._storage.transaction() as connection:
-            rows = connection.execute(query.order_by(_sample.c.id)).all()
-        if not rows:
-            return None
-        return ModelMeasurement(
-            tuple(read_pass(self._storage, row[0], row[1]) for row in rows), conditions, int(rows[0][2])
-        )
-
     def conditions(self) -> list[Conditions]:
         """All conditions that something was measured under, oldest first."""
-        first = sa.select(sa.func.min(_sample.c.id)).where(_sample.c.conditions == _conditions.c.key)
-        query = sa.select(_conditions.c.document).order_by(first.scalar_subquery())
+        first = sa.select(sa.func.min(SAMPLE.c.id)).where(SAMPLE.c.conditions == CONDITIONS.c.key)
+        query = sa.select(CONDITIONS.c.document).order_by(first.scalar_subquery())
         with self._storage.transaction() as connection:
             documents = connection.execute(query).scalars().all()
         try:
@@ -604,9 +495,9 @@ class LatencyTable:
         for conditions in self.conditions():
             kernels = sorted(self.kernels(conditions).values(), key=lambda k: -k.low_ms)
             count = (
-                sa.select(sa.func.count(sa.distinct(_sample.c.subject)))
-                .join(_model, _model.c.key == _sample.c.subject)
-                .where(_sample.c.conditions == conditions.key)
+                sa.select(sa.func.count(sa.distinct(SAMPLE.c.subject)))
+                .join(MODEL, MODEL.c.key == SAMPLE.c.subject)
+                .where(SAMPLE.c.conditions == conditions.key)
             )
             with self._storage.transaction() as connection:
                 models = int(connection.execute(count).scalar_one())
@@ -621,8 +512,24 @@ class LatencyTable:
 
     def contents(self) -> Contents:
         """All rows, the passes in the order made."""
-        known = {conditions.key: conditions for conditions in self.conditions()}
-        return read_contents(self._storage, known)
+        conditions = {each.key: each for each in self.conditions()}
+        columns = (
+            SAMPLE.c.conditions, SAMPLE.c.subject, SAMPLE.c.samples_ms, SAMPLE.c.busy, SAMPLE.c.warmup_runs,
+            SAMPLE.c.created,
+        )  # fmt: skip
+        with self._storage.transaction() as connection:
+            kernels = connection.execute(sa.select(KERNEL.c.key, KERNEL.c.document, KERNEL.c.label)).all()
+            models = connection.execute(sa.select(MODEL.c.key, MODEL.c.template, MODEL.c.widths)).all()
+            rows = connection.execute(sa.select(*columns).order_by(SAMPLE.c.id)).all()
+            adoptions = _read_adoptions(connection)
+        documents = self._documents((key, document) for key, document, _ in kernels)
+        return Contents(
+            conditions,
+            {key: (label, documents[key]) for key, _, label in kernels},
+            {key: (template, tuple(read_widths(self._storage, widths).tolist())) for key, template, widths in models},
+            [StoredPass(r[0], r[1], read_pass(self._storage, r[2], r[3]), int(r[4]), r[5]) for r in rows],
+            adoptions,
+        )
 
     def add_contents(self, contents: Contents) -> int:
         """Adds what the table lacks, all or nothing; returns how many passes were new.
@@ -630,7 +537,38 @@ class LatencyTable:
         A pass with the samples of one that is there is the same pass, each counted once; an adoption on record stays
         as it is. Raises InvalidInput for passes and adoptions whose conditions or subject are not part of `contents`.
         """
-        return add_contents(self._storage, contents)
+        under = [("kernels were adopted", adopted.conditions) for adopted in contents.adoptions]
+        under += [("a pass was measured", stored.conditions) for stored in contents.passes]
+        for what, key in under:
+            if key not in contents.conditions:
+                raise InvalidInput(f"{what} under unknown conditions {key[:12]!r}", next_step=AGAIN)
+        for stored in contents.passes:
+            if stored.subject not in contents.kernels and stored.subject not in contents.models:
+                why = f"a pass is of an unknown kernel or model {stored.subject[:12]!r}"
+                raise InvalidInput(why, next_step=AGAIN)
+        tables: list[tuple[sa.Table, list[dict[str, Any]]]] = [
+            (CONDITIONS, [_conditions_row(conditions) for conditions in contents.conditions.values()]),
+            (KERNEL, [{"key": k, "label": v[0], "document": json.dumps(v[1])} for k, v in contents.kernels.items()]),
+            (MODEL, [{"key": k, "template": v[0], "widths": json.dumps(v[1])} for k, v in contents.models.items()]),
+            (ADOPTION, [asdict(adopted) for adopted in contents.adoptions]),
+        ]
+        with self._storage.transaction(write=True) as connection:
+            for table, rows in tables:
+                if rows:
+                    connection.execute(self._storage.insert_ignoring(table), rows)
+            there = sa.select(SAMPLE.c.conditions, SAMPLE.c.subject, SAMPLE.c.samples_ms)
+            left = Counter(tuple(row) for row in connection.execute(there))
+            fresh = []
+            for stored in contents.passes:
+                row = _sample_row(stored)
+                identity = (row["conditions"], row["subject"], row["samples_ms"])
+                if left[identity] > 0:
+                    left[identity] -= 1
+                else:
+                    fresh.append(row)
+            if fresh:
+                connection.execute(sa.insert(SAMPLE), fresh)
+        return len(fresh)
 
     # Adoption of kernels that were measured under other conditions
 
@@ -639,26 +577,45 @@ class LatencyTable:
 
         Where that came from stays on record. Raises InvalidInput when the conditions already have kernels of `keys`.
         """
-        found = self.passes(source, keys)
-        if self.passes(conditions, found):
+        measured = self.passes(source, keys)
+        if self.passes(conditions, measured):
             raise InvalidInput("kernels were already measured under these conditions", next_step="nothing to adopt")
-        rows = [
+        scaled = [
             (key, Pass(tuple(value * ratio for value in one.samples_ms), one.busy))
-            for key, passes in found.items()
+            for key, passes in measured.items()
             for one in passes
         ]
-        self.add_passes(conditions, rows, warmup_runs=0)
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        self._storage.insert_new(
-            adoption,
-            [{"conditions": conditions.key, "source": source.key, "ratio": ratio, "created": now}],
-        )
-        return len(rows)
+        self.add_passes(conditions, scaled, warmup_runs=0)
+        self._storage.insert_new(ADOPTION, [asdict(Adoption(conditions.key, source.key, ratio, _now()))])
+        return len(scaled)
 
     def adoptions(self) -> dict[tuple[str, str], float]:
         """(Key of conditions, key of those that some of its kernels were measured under) -> the ratio applied."""
         with self._storage.transaction() as connection:
-            return {(one.conditions, one.source): one.ratio for one in read_adoptions(connection)}
+            return {(one.conditions, one.source): one.ratio for one in _read_adoptions(connection)}
+
+
+def _read_adoptions(connection: sa.Connection) -> list[Adoption]:
+    """All that is on record, in the order made."""
+    columns = ADOPTION.c
+    query = sa.select(columns.conditions, columns.source, columns.ratio, columns.created)
+    rows = connection.execute(query.order_by(columns.created, columns.conditions, columns.source)).all()
+    return [Adoption(conditions, source, float(ratio), created) for conditions, source, ratio, created in rows]
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _conditions_row(conditions: Conditions) -> dict[str, str]:
+    return {"key": conditions.key, "document": json.dumps(conditions.to_document())}
+
+
+def _sample_row(stored: StoredPass) -> dict[str, Any]:
+    return {
+        "conditions": stored.conditions, "subject": stored.subject, "samples_ms": json.dumps(stored.one.samples_ms),
+        "busy": stored.one.busy, "warmup_runs": stored.warmup_runs, "created": stored.created,
+    }  # fmt: skip
 
 
 def _operator_of(document: Mapping[str, Any]) -> str:

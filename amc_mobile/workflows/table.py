@@ -26,7 +26,7 @@ from amc_mobile.latency.probe import (
     probe_points,
     stored_steps,
 )
-from amc_mobile.latency.sharing import Verdict, judge
+from amc_mobile.latency.sharing import Agreement, judge
 from amc_mobile.latency.table import Contents, LatencyTable
 from amc_mobile.report.charts import staircase, svg
 from amc_mobile.workflows.latency import latency_model
@@ -417,7 +417,7 @@ def _latency(space: Workspace, settings: Settings, progress: Progress) -> closin
     return closing(latency_model(space, settings, network, default_grids(network), progress))
 
 
-def _judged(latency: LatencyModel, known: Sequence[KernelMeasurement], progress: Progress) -> Verdict:
+def _judged(latency: LatencyModel, known: Sequence[KernelMeasurement], progress: Progress) -> Agreement:
     """Measures some of `known` again, outside the table. Raises InvalidInput when none belongs to the network."""
     pairs = latency.measure_again(known, progress, store=False)
     return judge({old.label: new.low_ms / old.low_ms for old, new in pairs})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -14,7 +14,8 @@ from amc_mobile.device.device import Counters, Neighbours, SessionDevice
 from amc_mobile.kernels.kernel import Expression, Kernel, Operator
 from amc_mobile.kernels.onnx_layout import Border
 from amc_mobile.kernels.template import KernelSite
-from amc_mobile.latency.measurement import KernelRequest, Pass
+from amc_mobile.latency.measurement import KernelRequest, ModelMeasurement, ModelRequest, Pass
+from amc_mobile.latency.table import LatencyTable
 
 CONDITIONS = Conditions(
     device="toy", soc="Abacus 9", os="none", runtime="tflite", runtime_version="1.0", library_sha256="ab",
@@ -104,6 +105,14 @@ def request(name: str, kernel: Kernel | None = None) -> KernelRequest:
 
 def passes(*lows_ms: float, samples: int = 4) -> tuple[Pass, ...]:
     return tuple(Pass((low,) * samples) for low in lows_ms)
+
+
+def add_model(table: LatencyTable, template: str, widths: Sequence[int], measured: ModelMeasurement) -> None:
+    """Adds the passes of a whole model."""
+    request = ModelRequest(template, tuple(widths), bytes)
+    table.add_models([request])
+    rows = [(request.key, one) for one in measured.passes]
+    table.add_passes(measured.conditions, rows, warmup_runs=measured.warmup_runs)
 
 
 @dataclass

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from latency_toys import CONDITIONS, conv, passes
+from latency_toys import CONDITIONS, add_model, conv, passes
 
 from amc_mobile.errors import CorruptFile, InvalidInput
 from amc_mobile.latency.measurement import ModelMeasurement, Pass
@@ -28,7 +28,7 @@ def table(tmp_path: Path) -> LatencyTable:
     for conditions in (CONDITIONS, other):
         rows = [(conv(8, 16).key, one) for one in passes(1.0, 1.01 + conditions.threads)]
         made.add_passes(conditions, [*rows, (conv(16, 8).key, Pass((3.0, 0.1 + 0.2), busy=True))], warmup_runs=4)
-    made.add_model_measurement("net", [8, 24], ModelMeasurement(passes(2.0), CONDITIONS, 5))
+    add_model(made, "net", [8, 24], ModelMeasurement(passes(2.0), CONDITIONS, 5))
     return made
 
 

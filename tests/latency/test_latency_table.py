@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from latency_toys import CONDITIONS, conv, passes
+from latency_toys import CONDITIONS, add_model, conv, passes
 
 from amc_mobile.errors import CorruptFile, InvalidInput
 from amc_mobile.latency.measurement import ModelMeasurement, Pass, model_key
@@ -71,15 +71,13 @@ def test_what_was_stored_comes_back_in_the_order_made(path: Path) -> None:
 def test_whole_models_come_back_with_their_widths(path: Path) -> None:
     measured = ModelMeasurement(passes(2.0, 2.1, 2.2), CONDITIONS, 5)
     with LatencyTable(path) as table:
-        table.add_model_measurement("net", [8, 24], measured)
-        table.add_model_measurement("other", [8, 24], measured)
-        table.add_model_measurement("net", [8, 24], measured)
+        add_model(table, "net", [8, 24], measured)
+        add_model(table, "other", [8, 24], measured)
+        add_model(table, "net", [8, 24], measured)
         ((widths, found),) = table.models(CONDITIONS, "net")
         assert (widths.tolist(), widths.dtype) == ([8, 24], np.int64)
         assert found.passes == measured.passes * 2
         assert found.warmup_runs == 5
-        assert table.model(CONDITIONS, "net", np.array([8, 24])) == found
-        assert table.model(CONDITIONS, "net", [8, 16]) is None
 
 
 def test_conditions_are_never_mixed(path: Path) -> None:
@@ -123,7 +121,7 @@ def test_a_summary_names_the_slowest_kernels_first(path: Path) -> None:
     fill(path)
     with LatencyTable(path) as table:
         table.add_passes(CONDITIONS, [(conv(16, 8).key, one) for one in passes(4.0, 4.1)], warmup_runs=4)
-        table.add_model_measurement("net", [8], ModelMeasurement(passes(2.0), CONDITIONS, 5))
+        add_model(table, "net", [8], ModelMeasurement(passes(2.0), CONDITIONS, 5))
         (entry,) = table.summary()["conditions"]
     assert [row["low_ms"] for row in entry["kernels"]] == [4.0, 1.0]
     assert [row["flags"] for row in entry["kernels"]] == [[], ["NOISY"]]
@@ -248,7 +246,7 @@ def test_unreadable_samples_are_refused_with_the_file_named(path: Path, samples:
 @pytest.mark.parametrize("widths", ["[8.5]", "8", "[true]", "[8", '["8"]'])
 def test_unreadable_widths_are_refused(path: Path, widths: str) -> None:
     with LatencyTable(path) as table:
-        table.add_model_measurement("net", [8], ModelMeasurement(passes(2.0), CONDITIONS, 5))
+        add_model(table, "net", [8], ModelMeasurement(passes(2.0), CONDITIONS, 5))
     damage(path, "UPDATE model SET widths = ?", widths)
     with LatencyTable(path) as table, pytest.raises(CorruptFile, match="unreadable widths"):
         table.models(CONDITIONS, "net")

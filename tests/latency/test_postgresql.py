@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
-from latency_toys import CONDITIONS, conv, passes
+from latency_toys import CONDITIONS, add_model, conv, passes
 
 from amc_mobile.errors import InvalidConfig, InvalidInput
 from amc_mobile.latency import database_url
@@ -99,11 +99,11 @@ def test_a_table_in_a_database_does_what_one_in_a_file_does(url: str, tmp_path: 
         for one in (table, file):
             one.add_kernels([conv(8, 16), conv(8, 16)])
             one.add_passes(CONDITIONS, [(conv(8, 16).key, p) for p in passes(1.0, 0.1 + 0.2)], warmup_runs=4)
-            one.add_model_measurement("net", [8, 24], ModelMeasurement(passes(2.0), CONDITIONS, 5))
+            add_model(one, "net", [8, 24], ModelMeasurement(passes(2.0), CONDITIONS, 5))
         assert table.kernels(CONDITIONS) == file.kernels(CONDITIONS)
         assert table.conditions() == file.conditions()
         assert table.passes(CONDITIONS, [conv(8, 16).key]) == file.passes(CONDITIONS, [conv(8, 16).key])
-        assert table.model(CONDITIONS, "net", [8, 24]) == file.model(CONDITIONS, "net", [8, 24])
+        assert [m for _, m in table.models(CONDITIONS, "net")] == [m for _, m in file.models(CONDITIONS, "net")]
         assert table.summary()["conditions"] == file.summary()["conditions"]
         assert table.add_contents(file.contents()) == 0
         assert table.adopt(CONDITIONS, CONDITIONS, [], 1.0) == 0
