@@ -456,7 +456,7 @@ PHONE_TEXTS: dict[str, tuple[Callable[[str], object], str]] = {
     "core_list": (out.parse_core_list, "0-3,6 7"),
     "allowed_cores": (out.parse_allowed_cores, "Cpus_allowed_list:\t0-3\n"),
     "policies": (out.parse_cpu_policies, (STATE / "cpufreq.txt").read_text()),
-    "cpu_info": (out.parse_cpu_info, (STATE / "cpuinfo.txt").read_text()),
+    "cpu_info": (out.parse_processor_name, (STATE / "cpuinfo.txt").read_text()),
     "thermal": (out.parse_thermal, (STATE / "dumpsys_thermalservice.txt").read_text()),
     "battery": (out.parse_battery, (STATE / "dumpsys_battery.txt").read_text()),
     "free_space": (out.parse_free_bytes, DF),

@@ -584,10 +584,6 @@ class RemoteFile:
     def exists(self) -> bool:
         return self.mode != 0
 
-    @property
-    def is_file(self) -> bool:
-        return stat_modes.S_ISREG(self.mode)
-
 
 def stat_file(server: AdbServer, transport_id: int, path: str, deadline: Deadline) -> RemoteFile:
     """Mode 0 says that there is no such file."""
@@ -622,26 +618,6 @@ def push_file(server: AdbServer, transport_id: int, source: BinaryIO, path: str,
             _raise_pending_failure(connection, path, deadline, error)
         with server.answering(transport_id, deadline) as last:
             _expect(connection, b"OKAY", path, last)
-        _quit(connection)
-    return total
-
-
-def pull_file(server: AdbServer, transport_id: int, path: str, target: BinaryIO, deadline: Deadline) -> int:
-    """Copies the phone's file into `target` and returns its size in bytes. Raises PhoneCommandFailed when it cannot."""
-    total = 0
-    with server.service(transport_id, "sync:", deadline) as connection:
-        _send(connection, b"RECV", _encoded(path), deadline)
-        while True:
-            with server.answering(transport_id, deadline) as next_answer:
-                kind, size = _header(connection, next_answer)
-            if kind == b"DONE":
-                break
-            if kind != b"DATA":
-                raise _failure(kind, size, connection, path, deadline)
-            if size > SYNC_CHUNK_BYTES:
-                raise DeviceDisconnected(f"{deadline.what}: a chunk of {size} bytes is not possible")
-            target.write(read_exactly(connection, size, deadline))
-            total += size
         _quit(connection)
     return total
 
@@ -800,19 +776,6 @@ class AdbPhone:
         """What is free on the phone where we write."""
         output = self.shell(f"df -k {PHONE_FOLDER}", what="looking for free space on the phone", check=False)
         return parse_free_bytes(output.text)
-
-    def pull(self, path: str, target: Path, *, timeout_s: float | None = None) -> int:
-        """Copies a file from the phone and returns its size in bytes. Raises PhoneCommandFailed when there is none."""
-        if not self.stat(path).is_file:
-            raise PhoneCommandFailed(f"read {path}", 1, "no such file")
-
-        def pull_once(deadline: Deadline) -> int:
-            with target.open("wb") as file:
-                return pull_file(self.server, self.transport_id, path, file, deadline)
-
-        return self._with_retries(
-            pull_once, self.deadline(f"copying {path} from the phone", timeout_s or TRANSFER_TIMEOUT_S)
-        )
 
     def wait_until_back(self, timeout_s: float | None = None) -> None:
         """Waits for the phone to be usable again after its link broke, by default for RECONNECT_TIMEOUT_S.

@@ -25,10 +25,10 @@ if TYPE_CHECKING:  # brings adbutils, and every command looks at the modes
     from amc_mobile.device.adb import AdbPhone
 
 
-def phone_lock(serial: str, folder: Path) -> AbstractContextManager[None]:
+def phone_lock(serial: str) -> AbstractContextManager[None]:
     """Holds the phone for this process. Raises PhoneBusy naming the process that holds it."""
     return held(
-        folder / f"{phone_file_stem(serial)}.lock",
+        locks_folder() / f"{phone_file_stem(serial)}.lock",
         lambda holder: PhoneBusy(
             f"the phone {serial} is in use by {holder}",
             next_step="wait for it to finish, or use another phone with --serial",
@@ -172,5 +172,5 @@ def give_back_left_over(adb: AdbPhone) -> None:
     """As `give_back`, for callers that do not hold the phone: nothing is done while another process measures on it."""
     if noted(adb.serial) is None:
         return
-    with contextlib.suppress(PhoneBusy), phone_lock(adb.serial, locks_folder()):
+    with contextlib.suppress(PhoneBusy), phone_lock(adb.serial):
         give_back(adb)

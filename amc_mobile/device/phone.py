@@ -29,7 +29,7 @@ from amc_mobile.device.phone_state import (
     read_properties,
     read_state,
 )
-from amc_mobile.device.profiles import DeviceProfile, layouts_folder, locks_folder, matching_profiles, profiles_folder
+from amc_mobile.device.profiles import DeviceProfile, layouts_folder, matching_profiles, profiles_folder
 from amc_mobile.device.runner import (
     BenchError,
     BenchEvent,
@@ -134,7 +134,7 @@ class PhoneDevice:
         Raises PhoneBusy, PhoneUnfit naming the problems, PhoneDiskFull.
         """
         with ExitStack() as stack:
-            stack.enter_context(phone_lock(self.adb.serial, locks_folder()))
+            stack.enter_context(phone_lock(self.adb.serial))
             facts = self.facts
             self._baseline = None
             self._is_held = True
@@ -245,7 +245,7 @@ class PhoneDevice:
             return {}
         with ExitStack() as stack:
             if not self._is_held:
-                stack.enter_context(phone_lock(self.adb.serial, locks_folder()))
+                stack.enter_context(phone_lock(self.adb.serial))
                 stack.enter_context(clock_mode(self.adb, self.facts.sdk, UNLOCKED))  # wakes the screen
             state = read_state(self.adb)
             known = noted_caps(self.adb.serial)
@@ -310,7 +310,7 @@ class PhoneDevice:
         """The phone for what is not timed: neither heat nor clocks matter. Raises PhoneBusy, PhoneDiskFull."""
         with ExitStack() as stack:
             if not self._is_held:
-                stack.enter_context(phone_lock(self.adb.serial, locks_folder()))
+                stack.enter_context(phone_lock(self.adb.serial))
                 self._runner.open()
                 self._paths.clear()
             yield

@@ -41,15 +41,6 @@ class CpuPolicy:
 
 
 @dataclass(frozen=True)
-class CpuInfo:
-    """`parts`: per core, implementer and part such as `0x41/0xd4d`. `name`: as the kernel tells it, often empty."""
-
-    parts: tuple[str, ...]
-    features: frozenset[str]
-    name: str
-
-
-@dataclass(frozen=True)
 class Temperature:
     celsius: float
     kind: int  # CPU_TYPE, GPU_TYPE, BATTERY_TYPE, SKIN_TYPE or NPU_TYPE
@@ -61,7 +52,6 @@ class ThermalState:
     """`status`: 0 none, 1 light, 2 moderate ... 6 shutdown. `temperatures`: now, from the sensors, not cached."""
 
     status: int
-    hal_ready: bool
     temperatures: tuple[Temperature, ...]
 
     def hottest_celsius(self, kind: int) -> float | None:
@@ -72,7 +62,6 @@ class ThermalState:
 class BatteryState:
     percent: float
     celsius: float | None
-    powered: bool
 
 
 def phone_text(content: bytes) -> str:
@@ -151,32 +140,12 @@ def _policy(name: str, files: Mapping[str, str]) -> CpuPolicy:
     )
 
 
-def parse_cpu_info(text: str) -> CpuInfo:
-    """/proc/cpuinfo. Raises PhoneOutputInvalid when it lists no processor."""
-    parts: list[str] = []
-    features: set[str] = set()
-    name = ""
-    implementer = ""
-    for line in text.splitlines():
-        key, colon, value = line.partition(":")
-        key, value = key.strip(), value.strip()
-        if not colon:
-            continue
-        if key == "processor":
-            if len(parts) >= MAX_CORES:
-                raise PhoneOutputInvalid("/proc/cpuinfo", f"over {MAX_CORES} processors")
-            parts.append("")
-        elif key == "CPU implementer":
-            implementer = value
-        elif key == "CPU part" and parts:
-            parts[-1] = f"{implementer}/{value}"
-        elif key in ("Features", "flags"):
-            features.update(value.split())
-        elif key in ("Hardware", "model name") and not name:
-            name = value
-    if not parts:
+def parse_processor_name(text: str) -> str:
+    """Of /proc/cpuinfo, often empty. Raises PhoneOutputInvalid when it lists no processor."""
+    lines = [(key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in text.splitlines())]
+    if "processor" not in dict(lines):
         raise PhoneOutputInvalid("/proc/cpuinfo", f"no processor in {_excerpt(text)}")
-    return CpuInfo(tuple(parts), frozenset(features), name)
+    return next((value for key, value in lines if key in ("Hardware", "model name") and value), "")
 
 
 def parse_thermal(text: str) -> ThermalState:
@@ -187,7 +156,6 @@ def parse_thermal(text: str) -> ThermalState:
     status = re.search(r"^\s*Thermal Status: (\d{1,2})\s*$", text, re.MULTILINE | re.ASCII)
     if status is None:
         raise PhoneOutputInvalid("thermal state (dumpsys thermalservice)", f"no 'Thermal Status' in {_excerpt(text)}")
-    ready = re.search(r"^\s*HAL Ready: (true|false)\s*$", text, re.MULTILINE)
     _, _, current = text.partition("Current temperatures from HAL:")
     current, _, _ = current.partition("Current cooling devices from HAL:")
     temperatures = []
@@ -197,7 +165,7 @@ def parse_thermal(text: str) -> ThermalState:
             raise PhoneOutputInvalid("thermal state (dumpsys thermalservice)", f"{_excerpt(value)} is no temperature")
         if int(kind) in TEMPERATURE_TYPES and PLAUSIBLE_CELSIUS[0] < celsius < PLAUSIBLE_CELSIUS[1]:
             temperatures.append(Temperature(celsius, int(kind), name))
-    return ThermalState(int(status[1]), ready is not None and ready[1] == "true", tuple(temperatures))
+    return ThermalState(int(status[1]), tuple(temperatures))
 
 
 def parse_wakefulness(text: str) -> str:
@@ -226,8 +194,7 @@ def parse_battery(text: str) -> BatteryState:
         if tenths is None:
             raise PhoneOutputInvalid(source, f"temperature {_excerpt(values['temperature'])}")
         celsius = tenths / 10
-    powered = any(values.get(f"{kind} powered") == "true" for kind in ("AC", "USB", "Wireless", "Dock"))
-    return BatteryState(100 * level / scale, celsius, powered)
+    return BatteryState(100 * level / scale, celsius)
 
 
 def parse_free_bytes(text: str) -> int:

@@ -15,20 +15,19 @@ from amc_mobile.device.phone_output import (
     BATTERY_TYPE,
     SKIN_TYPE,
     BatteryState,
-    CpuInfo,
     CpuPolicy,
     ThermalState,
     parse_battery,
-    parse_cpu_info,
     parse_cpu_policies,
     parse_free_bytes,
+    parse_processor_name,
     parse_properties,
     parse_switch,
     parse_thermal,
     parse_wakefulness,
 )
 from amc_mobile.device.profiles import DeviceProfile
-from amc_mobile.errors import InvalidConfig, PhoneOutputInvalid, PhoneUnfit
+from amc_mobile.errors import InvalidConfig, PhoneUnfit
 
 NO_SERIALS = ("", "unknown", "0123456789abcdef")  # what phones answer that have none of their own
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -49,7 +48,6 @@ FACT_QUESTIONS = {
     "properties": "getprop",
     "cpu_info": "cat /proc/cpuinfo",
     "free": f"df -k {PHONE_FOLDER}",
-    "boot_id": f"cat {BOOT_ID}",
     **STATE_QUESTIONS,
 }
 
@@ -81,9 +79,8 @@ class PhoneFacts:
 
     serial: str
     properties: Mapping[str, str]
-    cpu: CpuInfo
+    processor: str  # as the kernel names it
     free_bytes: int
-    boot_id: str
     state: PhoneState
 
     @property
@@ -96,7 +93,7 @@ class PhoneFacts:
         for key in ("ro.soc.model", "ro.board.platform", "ro.hardware"):
             if value := _one_line(self.properties.get(key, "")):
                 return value
-        return self.cpu.name or "unknown"
+        return self.processor or "unknown"
 
     @property
     def unit(self) -> str:
@@ -131,15 +128,11 @@ def _one_line(value: str) -> str:
 def read_facts(adb: AdbPhone) -> PhoneFacts:
     """Raises PhoneOutputInvalid naming what the phone does not answer as a phone should."""
     answers = ask(adb, FACT_QUESTIONS, what="asking the phone about itself")
-    boot_id = answers["boot_id"].strip()
-    if not re.fullmatch(r"[0-9a-f-]{36}", boot_id):
-        raise PhoneOutputInvalid("boot id", f"{boot_id[:60]!r}")
     return PhoneFacts(
         adb.serial,
         parse_properties(answers["properties"]),
-        parse_cpu_info(answers["cpu_info"]),
+        parse_processor_name(answers["cpu_info"]),
         parse_free_bytes(answers["free"]),
-        boot_id,
         state_from(answers),
     )
 
@@ -346,7 +339,6 @@ def wait_until_cool(
     *,
     waived: Collection[str] = (),
     on_wait: OnWait | None = None,
-    poll_s: float | None = None,
     problems: Callable[[PhoneState, bool], dict[str, str]] | None = None,
 ) -> PhoneState:
     """Waits until the phone is neither hot nor throttled, at most `profile.cooldown_s`; returns its last state.
@@ -374,7 +366,7 @@ def wait_until_cool(
             require_fit(_after(found, waited), waived)
         if on_wait:
             on_wait(found, waited)
-        time.sleep(max(0.0, min(POLL_S if poll_s is None else poll_s, profile.cooldown_s - waited)))
+        time.sleep(max(0.0, min(POLL_S, profile.cooldown_s - waited)))
 
 
 def _after(found: Mapping[str, str], waited_s: float) -> dict[str, str]:

@@ -30,7 +30,6 @@ from amc_mobile.device.profiles import (
     HOST,
     DeviceProfile,
     load_profiles,
-    locks_folder,
     matching_profiles,
     profile_named,
     profiles_folder,
@@ -374,7 +373,7 @@ def _phone(
 
 def _clean(adb: AdbPhone, document: dict[str, Any]) -> None:
     try:
-        with phone_lock(adb.serial, locks_folder()):
+        with phone_lock(adb.serial):
             document["removed_bytes"] = remove_all(adb)
     except DeviceError as error:
         document["problems"].append(_problem(NOT_CLEANED, error.message, error.next_step))

@@ -18,7 +18,6 @@ from amc_mobile.errors import (
     DeviceError,
     DeviceUnauthorized,
     DeviceUnavailable,
-    PhoneCommandFailed,
     PhoneDiskFull,
 )
 
@@ -197,11 +196,6 @@ def test_without_an_adb_program_the_error_says_what_to_install(
     monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", "9")
     error = raises_within(5, DeviceUnavailable, lambda: AdbServer().phones())
     assert "platform-tools" in error.next_step
-
-
-def test_the_phones_own_reason_for_a_refused_file_is_kept(adb: AdbPhone, tmp_path: Path) -> None:
-    error = raises_within(5, PhoneCommandFailed, lambda: adb.pull("/data/local/tmp/none", tmp_path / "x"))
-    assert "no such file" in error.message
 
 
 def test_two_phones_with_one_serial_are_not_mixed_up(phone: FakePhone) -> None:

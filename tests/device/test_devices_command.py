@@ -50,7 +50,7 @@ def test_doctor_does_not_clean_a_phone_that_is_measured_on(
     phone = new_phone()
     ours = phone.sandbox.local("/data/local/tmp/amc-mobile")
     ours.mkdir(parents=True)
-    with phone_lock(phone.serial, tmp_path / "home" / "locks"):
+    with phone_lock(phone.serial):
         (found,) = json.loads(amc("doctor", "--clean", "--json").stdout)["phones"]
     assert "NOT_CLEANED" in names(found)
     assert ours.exists()

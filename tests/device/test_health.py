@@ -19,6 +19,13 @@ from amc_mobile.device.profiles import load_profiles
 from amc_mobile.errors import DeviceError, InvalidConfig, PhoneBusy, PhoneUnfit
 
 PROFILE = replace(load_profiles()["pixel"], cooldown_s=0.2)
+
+
+@pytest.fixture(autouse=True)
+def short_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(phone_state, "POLL_S", 0.005)
+
+
 SKIN = "Temperature{mValue=27.5, mType=3"
 HOT_SKIN = "Temperature{mValue=41.5, mType=3"
 
@@ -79,16 +86,14 @@ def test_the_wait_ends_when_the_phone_is_cool(adb: AdbPhone, phone: FakePhone) -
         seen.append(found)
         phone.sandbox.edit("dumpsys_thermalservice.txt", HOT_SKIN, SKIN)
 
-    state = phone_state.wait_until_cool(
-        lambda: read_state(adb), replace(PROFILE, cooldown_s=60), on_wait=cool_it, poll_s=0.01
-    )
+    state = phone_state.wait_until_cool(lambda: read_state(adb), replace(PROFILE, cooldown_s=60), on_wait=cool_it)
     assert (seen, state.celsius) == ([{phone_state.HOT: "41.5 C, above 38 C"}], 27.5)
 
 
 def test_the_wait_for_a_phone_that_stays_hot_has_an_end(adb: AdbPhone, phone: FakePhone) -> None:
     phone.sandbox.edit("dumpsys_thermalservice.txt", SKIN, HOT_SKIN)
     with pytest.raises(PhoneUnfit, match=r"41\.5 C, above 38 C after") as caught:
-        phone_state.wait_until_cool(lambda: read_state(adb), PROFILE, poll_s=0.05)
+        phone_state.wait_until_cool(lambda: read_state(adb), PROFILE)
     assert list(caught.value.problems) == [phone_state.HOT]
     assert phone_state.wait_until_cool(lambda: read_state(adb), PROFILE, waived=[phone_state.HOT]).celsius == 41.5
 
@@ -105,7 +110,7 @@ def test_a_hot_phone_is_waited_for_until_it_is_clearly_cooler(adb: AdbPhone, pho
         seen.append(found[phone_state.HOT])
 
     state = phone_state.wait_until_cool(
-        lambda: warm(next(temperatures)), replace(PROFILE, cooldown_s=60), on_wait=next_state, poll_s=0.0
+        lambda: warm(next(temperatures)), replace(PROFILE, cooldown_s=60), on_wait=next_state
     )
     assert (seen, state.celsius) == (["38.5 C, above 38 C", "37.5 C, above 36 C", "36.5 C, above 36 C"], 35.5)
     assert (
@@ -119,7 +124,6 @@ def test_a_phone_that_charges_and_stays_just_below_the_limit_is_measured(adb: Ad
     waited = phone_state.wait_until_cool(
         lambda: replace(state, battery=replace(state.battery, celsius=next(temperatures))),
         replace(PROFILE, cooldown_s=0.05),
-        poll_s=0.001,
     )
     assert waited.celsius == 37.5
 
@@ -199,22 +203,23 @@ def test_old_androids_stay_unlocked(adb: AdbPhone, phone: FakePhone) -> None:
         assert settings(phone) == ("false", "7")
 
 
-def test_a_phone_is_held_by_one_process_and_freed_by_its_end(tmp_path: Path) -> None:
+def test_a_phone_is_held_by_one_process_and_freed_by_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AMC_MOBILE_HOME", str(tmp_path))
     program = (
-        "import sys, pathlib\nfrom amc_mobile.device.clock_mode import phone_lock\n"
-        f"with phone_lock('a b/../c', pathlib.Path({str(tmp_path)!r})):\n print('held', flush=True); sys.stdin.read()"
+        "import sys\nfrom amc_mobile.device.clock_mode import phone_lock\n"
+        "with phone_lock('a b/../c'):\n print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(PhoneBusy, match=f"process {holder.pid} "), phone_lock("a b/../c", tmp_path):
+        with pytest.raises(PhoneBusy, match=f"process {holder.pid} "), phone_lock("a b/../c"):
             pass
-        with phone_lock("another", tmp_path):
+        with phone_lock("another"):
             holder.kill()
-    with phone_lock("a b/../c", tmp_path):
-        assert [p.name for p in tmp_path.iterdir() if "a_20b" in p.name] == ["a_20b_2f.._2fc.lock"]
+    with phone_lock("a b/../c"):
+        assert [p.name for p in (tmp_path / "locks").iterdir() if "a_20b" in p.name] == ["a_20b_2f.._2fc.lock"]
 
 
 def test_emulators_are_known_by_any_of_their_properties(adb: AdbPhone) -> None:

@@ -14,7 +14,7 @@ from amc_mobile.cli import main
 from amc_mobile.device import clock_mode as clock_module
 from amc_mobile.device.adb import AdbPhone
 from amc_mobile.device.clock_mode import FIXED, HeldSettings, clock_mode, give_back_left_over, phone_lock
-from amc_mobile.device.profiles import held_settings_folder, locks_folder
+from amc_mobile.device.profiles import held_settings_folder
 from amc_mobile.errors import CorruptFile, DeviceError
 
 HOLD = """
@@ -23,11 +23,10 @@ from amc_mobile.device.adb import AdbPhone, choose_phone
 from amc_mobile.device.adb import AdbServer
 from amc_mobile.device.clock_mode import FIXED, clock_mode
 from amc_mobile.device.clock_mode import phone_lock
-from amc_mobile.device.profiles import locks_folder
 
 server = AdbServer()
 adb = AdbPhone(server, choose_phone(server.phones(), sys.argv[1]))
-with phone_lock(adb.serial, locks_folder()), clock_mode(adb, 34, FIXED):
+with phone_lock(adb.serial), clock_mode(adb, 34, FIXED):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -74,7 +73,7 @@ def test_the_next_measurement_starts_from_the_phones_own_settings(
 
 
 def test_what_another_process_holds_is_left_alone(adb: AdbPhone, phone: FakePhone) -> None:
-    with phone_lock(phone.serial, locks_folder()), clock_mode(adb, 34, FIXED):
+    with phone_lock(phone.serial), clock_mode(adb, 34, FIXED):
         give_back_left_over(adb)
         assert settings(phone) == ("true", "7")
 

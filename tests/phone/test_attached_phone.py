@@ -5,6 +5,7 @@ The user's own libraries are used (`amc-mobile runtime add`), and the runner of 
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -47,12 +48,12 @@ def test_doctor_lists_the_phone_with_a_profile(amc: CommandLine, facts: PhoneFac
     assert all(problem["remedy"] for problem in seen["problems"])
 
 
-def test_a_file_comes_back_as_it_went(adb: AdbPhone, tmp_path: Path) -> None:
-    source, back, remote = tmp_path / "source", tmp_path / "back", f"{PHONE_FOLDER}/amc-mobile-test-file"
+def test_a_file_arrives_whole(adb: AdbPhone, tmp_path: Path) -> None:
+    source, remote = tmp_path / "source", f"{PHONE_FOLDER}/amc-mobile-test-file"
     source.write_bytes(os.urandom(5_000_003))
     try:
-        assert adb.push(source, remote) == adb.pull(remote, back) == 5_000_003
-        assert back.read_bytes() == source.read_bytes()
+        assert adb.push(source, remote) == 5_000_003
+        assert adb.run("sha256sum", remote).split()[0] == hashlib.sha256(source.read_bytes()).hexdigest()
     finally:
         adb.run("rm", "-f", remote)
     assert not adb.stat(remote).exists

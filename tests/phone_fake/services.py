@@ -86,8 +86,6 @@ class _Sync:
                 self._stat(argument)
             elif name == b"SEND":
                 self._receive_file(argument)
-            elif name == b"RECV":
-                self._send_file(argument)
             else:
                 self._fail(f"unknown command {name!r}")
 
@@ -127,14 +125,3 @@ class _Sync:
             return
         local.chmod(stat.S_IMODE(int(mode)))
         self._stream.write(b"OKAY" + bytes(4))
-
-    def _send_file(self, path: str) -> None:
-        try:
-            file = self._sandbox.local(path).open("rb")
-        except OSError as error:
-            self._fail(f"open failed: {error.strerror}")
-            return
-        with file:
-            while part := file.read(CHUNK):
-                self._stream.write(b"DATA" + struct.pack("<I", len(part)) + part)
-        self._stream.write(b"DONE" + bytes(4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Iterator
@@ -77,21 +78,14 @@ def test_the_real_shell_leaves_quoted_words_alone(adb: AdbPhone, word: str) -> N
     assert adb.run("printf", "%s", word) == word
 
 
-def test_files_travel_both_ways(adb: AdbPhone, tmp_path: Path) -> None:
-    source, back = tmp_path / "model", tmp_path / "back"
+def test_a_file_arrives_whole(adb: AdbPhone, tmp_path: Path) -> None:
+    source = tmp_path / "model"
     source.write_bytes(bytes(range(256)) * 40_000)  # many chunks
     assert adb.push(source, f"{FOLDER}/a/new/folder/model", mode=0o755) == 10_240_000
     assert adb.stat(f"{FOLDER}/a/new/folder/model").mode == 0o100777  # adbd gives all the owner's rights
-    assert adb.pull(f"{FOLDER}/a/new/folder/model", back) == 10_240_000
-    assert back.read_bytes() == source.read_bytes()
-
-
-def test_a_missing_file_is_an_error_and_leaves_nothing(adb: AdbPhone, tmp_path: Path) -> None:
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    assert adb.run("sha256sum", f"{FOLDER}/a/new/folder/model").split()[0] == digest
     assert not adb.stat(f"{FOLDER}/absent").exists
-    for absent in (f"{FOLDER}/absent", FOLDER):  # the second is no file
-        with pytest.raises(PhoneCommandFailed, match="no such file"):
-            adb.pull(absent, tmp_path / "absent")
-    assert not (tmp_path / "absent").exists()
 
 
 def test_a_place_that_cannot_be_written_is_named(adb: AdbPhone, tmp_path: Path) -> None:
