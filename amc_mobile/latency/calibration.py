@@ -56,7 +56,7 @@ class Calibration:
 
     @property
     def problem(self) -> str:
-        """What speaks against searching with it; empty where it is of use."""
+        """Why it is not good enough to search with; empty where it is."""
         if self.band <= USABLE_BAND:
             return ""
         return (
@@ -147,7 +147,7 @@ class WholeModel:
     `boundary_mb`: what its kernels convert between layouts when they are cut out, and the whole does not; 0 where the
     runtime converts nothing.
     `low_weight`, `p50_weight`: trust in either number, 0 to 1. `searched`: measured in a search; those are given in the
-    order measured. `busy`: measured beside other programs only, which may have slowed all such models alike.
+    order measured. `busy`: measured under load of other programs only, which may have slowed all such models alike.
     """
 
     sum_ms: float

@@ -19,17 +19,9 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 if TYPE_CHECKING:  # templates need torch; tables do not
-    from amc_mobile.kernels.kernel import Expression
-    from amc_mobile.kernels.template import KernelSite, Template
-
-if TYPE_CHECKING:  # templates need torch; tables do not
-    from amc_mobile.kernels.kernel import Kernel
+    from amc_mobile.kernels.kernel import Expression, Kernel
     from amc_mobile.kernels.onnx_layout import Border
-    from amc_mobile.kernels.template import KernelSite
-
-if TYPE_CHECKING:  # templates need torch; tables do not
-    from amc_mobile.kernels.template import KernelSite
-
+    from amc_mobile.kernels.template import KernelSite, Template
 
 Widths = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -55,8 +47,9 @@ NO_STEPS = Steps()
 
 @dataclass(frozen=True)
 class SitePoints:
-    """The measured points of one site. `values`: (points, axes). `around_tiles`: points of a probe, axis values -> ms:
-    they tell what widths cost that a profile never takes.
+    """The measured points of one site. `values`: (points, axes).
+
+    `around_tiles`: points of a probe, axis values -> ms, at widths that a profile never takes.
     """
 
     site: KernelSite
@@ -66,6 +59,11 @@ class SitePoints:
     channels_per_unit: tuple[float, ...]  # per axis: what one unit of it is worth in channels
     roles: tuple[Role, ...]
     around_tiles: Mapping[tuple[float, ...], float] = field(default_factory=dict)
+
+    @property
+    def measured(self) -> dict[tuple[float, ...], float]:
+        """Axis values -> ms, of the profile's points."""
+        return {tuple(v): float(ms) for v, ms in zip(self.values.tolist(), self.measured_ms, strict=True)}
 
     @property
     def all_values(self) -> Floats:
@@ -163,10 +161,10 @@ def axis_points(grid: Widths, count: int = MOST_POINTS, *, other_code_from: int 
     `other_code_from`: nothing measured on one side tells of the other."""
     if len(grid) <= count:
         return grid
-    wanted = np.geomspace(grid[0], grid[-1], count)
+    spaced = np.geomspace(grid[0], grid[-1], count)
     near = np.searchsorted(grid, other_code_from)
-    beside = grid[near - 1 : near + 1] if 0 < near < len(grid) else grid[:0]
-    return np.union1d(grid[np.abs(grid[:, None] - wanted).argmin(axis=0)], beside)
+    both_sides = grid[near - 1 : near + 1] if 0 < near < len(grid) else grid[:0]
+    return np.union1d(grid[np.abs(grid[:, None] - spaced).argmin(axis=0)], both_sides)
 
 
 def points_per_axis(template: Template, grids: Sequence[Widths]) -> int:
@@ -262,13 +260,12 @@ def can_be_quick(sizes: Widths, grids: Sequence[Widths]) -> bool:
     return {plans[number] for number in QUICK_PLANS} != set(plans)
 
 
-def calibration_widths(sizes: Widths, grids: Sequence[Widths], *, seed: int = 0) -> list[Widths]:
+def calibration_widths(sizes: Widths, grids: Sequence[Widths]) -> list[Widths]:
     """Twelve plans for the whole-model calibration: full, near full, smallest, uniform and random ones."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
 
     def near(ratios: NDArray[np.float64]) -> Widths:
-        wanted = sizes * ratios
-        return np.array([g[np.abs(g - w).argmin()] for g, w in zip(grids, wanted, strict=True)], dtype=np.int64)
+        return np.array([g[np.abs(g - w).argmin()] for g, w in zip(grids, sizes * ratios, strict=True)], dtype=np.int64)
 
     ones = np.ones(len(sizes))
     plans = [sizes.copy(), near(rng.uniform(0.85, 1, len(sizes))), near(0 * ones)]
@@ -418,8 +415,7 @@ def fit_site(
     bare = replace(steps, tile_in=1, tile_out=1)  # merges nothing
     weaker = (steps, replace(steps, tile_in=1), replace(steps, tile_out=1))
     steps = next((tried for tried in weaker if _merged_spread(points, tried) <= MERGED_SPREAD), bare)
-    own = {tuple(v): float(ms) for v, ms in zip(points.values.tolist(), points.measured_ms, strict=True)}
-    exact = {**also_measured, **own}
+    exact = {**also_measured, **points.measured}
     filled = points.filled(points.values, steps)
     scale = filled.max(axis=0) if filled.shape[1] else np.zeros(0)
     every = points.terms(points.all_values, scale, steps)
@@ -446,10 +442,9 @@ def _interpolated(points: SitePoints, also_measured: Mapping[tuple[float, ...], 
     grid = np.zeros(tuple(len(corner) for corner in corners))
     where = tuple(np.searchsorted(corner, points.values[:, axis]) for axis, corner in enumerate(corners))
     grid[where] = points.measured_ms if grid.ndim else points.measured_ms.mean()
-    own = {tuple(v): float(ms) for v, ms in zip(points.values.tolist(), points.measured_ms, strict=True)}
     sigma = _interpolation_sigma(corners, np.log(grid))
     scale = points.values.max(axis=0) if grid.ndim else np.zeros(0)
-    return SiteModel(points, NO_STEPS, None, scale, corners, grid, sigma, {**also_measured, **own})
+    return SiteModel(points, NO_STEPS, None, scale, corners, grid, sigma, {**also_measured, **points.measured})
 
 
 def _merged_spread(points: SitePoints, steps: Steps) -> float:

@@ -117,7 +117,7 @@ Samples = tuple[tuple[float, ...], ...]  # one tuple of milliseconds per pass, i
 class Pass:
     """The samples of one session, in ms per inference and in the order run; warm-up runs are left out.
 
-    `busy`: made beside other programs, or while the anchor had drifted and repeating it did not help. Raises
+    `busy`: made under load of other programs, or while the anchor had drifted and repeating it did not help. Raises
     InvalidInput for samples that are no positive finite numbers.
     """
 
@@ -194,7 +194,7 @@ class ModelMeasurement(_Timed):
 
     @cached_property
     def _typical_ms(self) -> Samples:
-        """Of the passes that tell what a user sees: of those on a device left alone, where there are enough."""
+        """Samples of the passes on a device left alone, which a user would see; of all where those are too few."""
         quiet = tuple(one.samples_ms for one in self.passes if not one.busy)
         return quiet if len(quiet) >= FEW_PASSES else self.samples_ms
 
@@ -238,7 +238,7 @@ class ModelMeasurement(_Timed):
 
     @property
     def load_ms(self) -> float | None:
-        """Until a session is ready: the median over the passes; None where the device does not tell."""
+        """Time until a session is ready, the median over the passes; None: unknown."""
         return _median(one.record.load_ms for one in self.passes)
 
     @property
@@ -300,8 +300,8 @@ class ModelMeasurement(_Timed):
         """Raises InvalidInput when the document is not a measurement."""
         try:
             samples: Sequence[Sequence[float]] = document["samples_ms"]
-            known = document.get("records")  # measurements of older versions have none
-            records = [_record(one) for one in known] if known else [NOTHING_KNOWN] * len(samples)
+            documents = document.get("records")  # measurements of older versions have none
+            records = [_record(one) for one in documents] if documents else [NOTHING_KNOWN] * len(samples)
             rows = zip(samples, document["busy"], records, strict=True)
             passes = tuple(Pass(tuple(s), bool(busy), record) for s, busy, record in rows)
             conditions, warmup_runs = Conditions.from_document(document["conditions"]), int(document["warmup_runs"])
@@ -424,7 +424,7 @@ class PairMeasurement:
 
     @cached_property
     def counted(self) -> tuple[int, ...]:
-        """The rounds that tell what a user sees: those on a device left alone, where there are enough."""
+        """The rounds on a device left alone, which a user would see; all where those are too few."""
         rounds = range(len(self.speedups))
         quiet = tuple(i for i in rounds if not (self.before.passes[i].busy or self.after.passes[i].busy))
         return quiet if len(quiet) >= FEW_PASSES else tuple(rounds)

@@ -29,6 +29,7 @@ from amc_mobile.latency.kernel_fit import (
     choose_steps,
     fit_site,
     have_own_groups,
+    left_out_errors,
     points_per_axis,
     site_points,
 )
@@ -368,15 +369,11 @@ class LatencyPredictor(Predictor):
     def _bytes(self, amounts: Sequence[Sequence[int]]) -> PlanSums:
         sites, models = [m.site for m in self.sites.values()], self.sites.values()
         found = [bilinear(m.points, np.array(a, np.float64) / MEGABYTE) for m, a in zip(models, amounts, strict=True)]
-        return PlanSums(self._grid, sites, [_Bilinear(coefficients) for coefficients in found])
+        return PlanSums(self._grid, sites, [partial(_evaluate, coefficients) for coefficients in found])
 
 
-@dataclass(frozen=True)
-class _Bilinear:
-    coefficients: Floats
-
-    def __call__(self, values: Floats) -> Floats:
-        return np.asarray(basis(values) @ self.coefficients)
+def _evaluate(coefficients: Floats, values: Floats) -> Floats:
+    return np.asarray(basis(values) @ coefficients)
 
 
 def _collect(
@@ -436,7 +433,7 @@ NEARBY = 1.25  # a width counts as measured when the nearest end of the measured
 
 @dataclass(frozen=True)
 class TimedShape:
-    """One kernel of a table. `network`: of which model it was timed as a part; empty: not told."""
+    """One kernel of a table. `network`: the model that it was timed as a part of; empty: unknown."""
 
     shape: KernelShape
     ms: float
@@ -465,7 +462,7 @@ class ShapeFit:
                 self._places[place] = channels, np.log(ms[here] / roofline(place, channels))
 
     def place_of(self, shape: KernelShape) -> KernelShape | None:
-        """The place that tells of `shape`, its window left out where the table does not have it.
+        """The place to predict `shape` from, its window left out where the table does not have it.
 
         None where the operator was never timed; a place of a known operator need not have been timed itself.
         """
@@ -475,8 +472,8 @@ class ShapeFit:
             return without_window
         if place.operator not in self._rooflines:
             return None
-        told = {other.window for other in self._places if other.operator == place.operator}
-        return without_window if told == {0} else place
+        windows = {other.window for other in self._places if other.operator == place.operator}
+        return without_window if windows == {0} else place
 
     def predict(self, place: KernelShape, channels: Channels) -> Floats:
         """(N, 2) -> ms (N,). Timed kernels are what they are."""
@@ -522,7 +519,7 @@ class ShapeFit:
     def calibration(self) -> Calibration:
         """A whole model is the sum of its kernels; the band is how well models left out in turn are predicted.
 
-        Models most of whose latency lies outside of what the others tell are not held against the prediction.
+        Models whose latency lies mostly in kernels unlike the others' do not count.
         """
         errors, inside = [], []
         for network in dict.fromkeys(row.network for row in self.rows if row.network):
@@ -544,7 +541,7 @@ class ShapeFit:
         return {network: self._left_out(network)[0] for network in networks}
 
     def _left_out(self, network: str) -> tuple[float, float]:
-        """Relative error of the sum, and the share of the latency that the other networks tell of."""
+        """Relative error of the sum, and the share of the latency in kernels near those of the other networks."""
         others = ShapeFit([row for row in self.rows if row.network != network])
         mine = [row for row in self.rows if row.network == network]
         total, predicted, nearby = sum(row.ms for row in mine), 0.0, 0.0
@@ -564,12 +561,12 @@ class _Roofline:
     def __init__(self, shapes: Sequence[KernelShape], ms: Floats, counts: NDArray[np.int64]) -> None:
         designs = {a: np.concatenate([_work(s.place, np.array([s.channels]), a) for s in shapes]) for a in ALIGNED}
         scales = {a: np.maximum(design.max(axis=0), 1e-9) for a, design in designs.items()}
-        relative = {a: designs[a] / scales[a] / ms[:, None] for a in ALIGNED}
-        self._aligned = min(ALIGNED, key=lambda a: (_left_out_error(relative[a]), a))
+        terms = {a: designs[a] / scales[a] for a in ALIGNED}
+        self._aligned = min(ALIGNED, key=lambda a: (float(left_out_errors(terms[a], ms).mean()), a))
         # A shape that networks have often counts as often.
         weights = np.sqrt(counts.astype(np.float64))
-        found, _ = nnls(relative[self._aligned] * weights[:, None], weights)
-        self._coefficients = found / scales[self._aligned]
+        coefficients, _ = nnls(terms[self._aligned] / ms[:, None] * weights[:, None], weights)
+        self._coefficients = coefficients / scales[self._aligned]
 
     def __call__(self, place: KernelShape, channels: Channels) -> Floats:
         return np.asarray(_work(place, channels, self._aligned) @ self._coefficients)
@@ -594,17 +591,10 @@ def _work(place: KernelShape, channels: Channels, aligned: int) -> Floats:
     return np.stack(terms, axis=1)
 
 
-def _left_out_error(design: Floats) -> float:
-    """Mean relative error of least squares at each row of a design of relative errors, fitted without that row."""
-    inverse = np.linalg.pinv(design, rcond=1e-9)
-    leverage = np.einsum("ij,ji->i", design, inverse).clip(0, 0.95)
-    return float(np.mean(np.abs(design @ (inverse @ np.ones(len(design))) - 1) / (1 - leverage)))
-
-
 def timed_shapes(
     measured: Mapping[str, KernelMeasurement], documents: Mapping[str, Mapping[str, Any]]
 ) -> list[TimedShape]:
-    """The kernels whose shapes an imported table told; the median over their passes. `documents`: of the table."""
+    """The kernels whose shapes an imported table has; the median over their passes. `documents`: of the table."""
     found = []
     for key, kernel in measured.items():
         document = documents[key]

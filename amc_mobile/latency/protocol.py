@@ -1,8 +1,8 @@
 """How kernels and whole models are measured.
 
 Every pass opens a fresh session; the order is shuffled anew for each pass, so that drift meets all alike. Kernels stop
-when their two lowest passes agree, of those made while anchor and clocks were at their best. Passes made beside other
-programs that did not end are made again as soon as the device is left alone.
+when their two lowest passes agree, of those made while anchor and clocks were at their best. Passes made under load
+of other programs are made again as soon as the device is left alone.
 """
 
 from __future__ import annotations
@@ -237,17 +237,17 @@ def _count(value: object) -> int:
 
 
 class StoredStretches:
-    """Tells of the stretches of a plan, as they come again, which are in the table: a stretch is stored as a whole."""
+    """Which stretches of a plan, as they come again, the table has already: a stretch is stored as a whole."""
 
     def __init__(self, plan: StretchPlan, stored: Mapping[str, int]) -> None:
         """`stored`: passes by key that are in the table now."""
         self._new = Counter({key: stored[key] - count for key, count in plan.stored.items()})
 
     def holds(self, stretch: Sequence[str]) -> bool:
-        wanted = Counter(stretch)
-        if any(self._new[key] < count for key, count in wanted.items()):
+        counts = Counter(stretch)
+        if any(self._new[key] < count for key, count in counts.items()):
             return False
-        self._new -= wanted
+        self._new -= counts
         return True
 
 
@@ -262,17 +262,17 @@ class DeviceState(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """`passes`: (key, pass) in the order made; `beside`: whether other programs ran meanwhile."""
+    """`passes`: (key, pass) in the order made; `under_load`: whether other programs ran meanwhile."""
 
     passes: list[tuple[str, Pass]]
-    beside: bool
+    under_load: bool
     state: DeviceState
 
 
 def is_busy(device: Device) -> bool:
     """Whether other programs ran when the device was last looked at."""
-    found = device.neighbours()
-    return found is not None and found.is_busy
+    neighbours = device.neighbours()
+    return neighbours is not None and neighbours.is_busy
 
 
 def _mean_mhz(timed: Sequence[TimedPass]) -> float | None:
@@ -319,9 +319,9 @@ class StretchMaker:
             for keys, timed, steady, state in self._batch(batch):
                 self._in_a_row = 0 if steady else self._in_a_row + 1
                 if steady or self._in_a_row > self._config.anchor_repeats or self._repeats_left == 0:
-                    beside = is_busy(self._device)
-                    passes = [Pass(one.samples_ms, beside or not steady, one.record) for one in timed]
-                    yield Stretch(list(zip(keys, passes, strict=True)), beside, state)
+                    under_load = is_busy(self._device)
+                    passes = [Pass(one.samples_ms, under_load or not steady, one.record) for one in timed]
+                    yield Stretch(list(zip(keys, passes, strict=True)), under_load, state)
                 else:
                     self._repeats_left -= 1
                     again.append(keys)
@@ -487,7 +487,7 @@ def measure_pair(device: Device, before: bytes, after: bytes, config: ProtocolCo
 
 
 def _until_steady(device: Device, config: ProtocolConfig, attempt: Callable[[], T]) -> tuple[T, bool]:
-    """The first attempt that nothing new spoilt, or the last that is allowed; whether the device was fit meanwhile."""
+    """The first attempt during which the device stayed steady, else the last; and whether it was quiet meanwhile."""
     for _ in range(config.anchor_repeats + 1):
         made = attempt()
         if device.is_steady():
@@ -526,7 +526,7 @@ class _Run:
         self._anchor_in_use: Anchor | None = None
         self._most = 0  # so many passes of a key count, however slow the device was
         self._highest_mhz = 0.0
-        self._has_beside = any(one.busy for made in self._passes.values() for one in made)
+        self._has_busy = any(one.busy for made in self._passes.values() for one in made)
 
     def all_passes(
         self,
@@ -540,7 +540,7 @@ class _Run:
         made while the device was slow do not count; 0: they do."""
         passes, self._most = self._passes, most
         todo = [key for key in passes if not is_done(passes[key])]
-        if not todo and not self._has_beside:
+        if not todo and not self._has_busy:
             return passes
         order = random.Random(SEED)
         with self._device.session():
@@ -561,7 +561,7 @@ class _Run:
                     length = self._config.anchor_every
                     waiting = [queue[start : start + length] for start in range(0, len(queue), length)]
                 for stretch in maker.make(waiting):
-                    self._has_beside |= stretch.beside
+                    self._has_busy |= stretch.under_load
                     if old and old.holds([key for key, _ in stretch.passes]):
                         continue
                     if self._table is not None:
@@ -598,11 +598,11 @@ class _Run:
         return is_behind or (state.mhz is not None and state.mhz < self._highest_mhz * (1 - ANCHOR_DRIFT))
 
     def _outdate(self) -> None:
-        """What was made beside other programs does not count any more once the device is left alone."""
-        found = self._device.neighbours()
-        if self._has_beside and found is not None and not found.is_busy and self._outdatings_left > 0:
+        """Passes made under load do not count any more once the device is left alone."""
+        neighbours = self._device.neighbours()
+        if self._has_busy and neighbours is not None and not neighbours.is_busy and self._outdatings_left > 0:
             self._outdated = {key: len(made) for key, made in self._passes.items()}
-            self._has_beside = False
+            self._has_busy = False
             self._outdatings_left -= 1
 
     def _unfinished(self, anchor: Request | None) -> StretchPlan | None:

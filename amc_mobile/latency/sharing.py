@@ -28,7 +28,7 @@ T = TypeVar("T")
 ANCHORS = 8
 CANDIDATES = 16  # where no latency is known yet, the anchors come from so many
 TOLERANCE = 0.05  # of one ratio from 1, or of all from their median
-LEAST_MS = 0.02  # shorter kernels are told apart from noise too rarely
+LEAST_MS = 0.02  # the ratio of shorter kernels is mostly noise
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,11 @@ def sharing_phones(devices: Mapping[str, Device], given_up: threading.Event) -> 
     for serial, other in others:
         found = other.conditions()
         if differences := replace(common, unit=found.unit).differences(found):
-            told = "; ".join(f"{name} {own} on {first}, {its} on {serial}" for name, (own, its) in differences.items())
+            unlike = "; ".join(
+                f"{name} {own} on {first}, {its} on {serial}" for name, (own, its) in differences.items()
+            )
             raise DeviceError(
-                f"the phones cannot share the work: {told}",
+                f"the phones cannot share the work: {unlike}",
                 next_step=f"bring them to the same state, or measure on one: --serial {first}",
             )
         if found.unit in {phone.conditions().unit for phone in phones}:  # clones that answer with one serial
@@ -195,7 +197,7 @@ def share_kernels(
     on_progress: OnProgress | None = None,
     config: ProtocolConfig = DEFAULT,
 ) -> list[PhoneShare]:
-    """Measures on all phones at once, and tells what each did.
+    """Measures on all phones at once; returns what each did.
 
     `devices`: by serial; the table speaks of the first. `requests`: by key, those with the most work first; `types`:
     key -> operator type. A phone that fails ends its part, and the others do its kernels; those that the first had

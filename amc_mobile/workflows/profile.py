@@ -22,8 +22,8 @@ from amc_mobile.workflows.workspace import Progress, Settings, Workspace
 
 
 @dataclass(frozen=True)
-class BesideOthers:
-    """What the table holds only from moments when other programs ran. `neighbours`: the most that were seen now."""
+class MeasuredUnderLoad:
+    """Kernels and models that were only measured under load of other programs. `neighbours`: the highest load now."""
 
     neighbours: Neighbours | None
     kernels: int
@@ -95,7 +95,7 @@ class ProfileResult:
     original_p50_ms: float
     fastest_p50_ms: float
     calibration: Calibration
-    busy: BesideOthers
+    busy: MeasuredUnderLoad
     phones: Sequence[PhoneShare] = ()  # that shared the work
     other_units: Sequence[OtherUnit] = ()  # that this phone was compared with now
     quick: QuickProfile | None = None
@@ -157,15 +157,15 @@ def profile_result(settings: Settings, latency: LatencyModel, kernels: int) -> P
         float(ends[0]),
         float(ends[1]),
         latency.calibration,
-        _beside_others(latency),
+        _measured_under_load(latency),
         quick=QuickProfile(*lacking) if any(lacking := latency.lacking()) else None,
     )
 
 
-def _beside_others(latency: LatencyModel) -> BesideOthers:
+def _measured_under_load(latency: LatencyModel) -> MeasuredUnderLoad:
     kernels = latency.table.passes(latency.conditions, latency.kernel_places())
     models = latency.table.passes(latency.conditions, [plan.key for plan in latency.calibration_requests()])
-    return BesideOthers(
+    return MeasuredUnderLoad(
         latency.device.most_neighbours(),
         *(sum(all(one.busy for one in passes) for passes in found.values()) for found in (kernels, models)),
     )

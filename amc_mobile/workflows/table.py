@@ -29,6 +29,7 @@ from amc_mobile.latency.probe import (
 from amc_mobile.latency.sharing import Agreement, judge
 from amc_mobile.latency.table import Contents, LatencyTable
 from amc_mobile.report.charts import staircase, svg
+from amc_mobile.report.tables import render_rows
 from amc_mobile.workflows.latency import latency_model
 from amc_mobile.workflows.network import default_grids, load_network
 from amc_mobile.workflows.runs import GridMultiple
@@ -47,8 +48,6 @@ def list_models() -> dict[str, Any]:
 
 
 def models_text(document: dict[str, Any]) -> str:
-    from amc_mobile.report.tables import render_rows
-
     rows = [[row["name"], f"{row['default_input_size']} px", row["summary"]] for row in document["models"]]
     return (
         render_rows(["model", "input", "what it is"], rows)
@@ -104,8 +103,6 @@ def _next_step(document: Mapping[str, Any]) -> str:
 
 
 def status_text(document: Mapping[str, Any]) -> str:
-    from amc_mobile.report.tables import render_rows
-
     names = ("workspace", "model", "data", "checkpoint", "device", "serial", "precision")
     lines = [f"{name:<11}{document[name] or '-'}" for name in names if document[name] or name != "serial"]
     lines += [
@@ -119,10 +116,7 @@ def status_text(document: Mapping[str, Any]) -> str:
 
 
 def show_table(space: Workspace) -> dict[str, Any]:
-    location = space.table_location()
-    if location == space.table_path and not space.table_path.exists():
-        raise InvalidInput(f"no latency table in {space.folder}", next_step="run `amc-mobile profile` first")
-    with LatencyTable(location) as table:
+    with open_table(space) as table:
         document = table.summary()
         for entry, conditions in zip(document["conditions"], table.conditions(), strict=True):
             entry["steps"] = [steps.to_document() for steps in stored_steps(table, conditions)]
@@ -130,8 +124,6 @@ def show_table(space: Workspace) -> dict[str, Any]:
 
 
 def table_text(document: dict[str, Any]) -> str:
-    from amc_mobile.report.tables import render_rows
-
     parts = []
     for entry in document["conditions"]:
         shown = readable(entry["conditions"])
@@ -149,8 +141,6 @@ def table_text(document: dict[str, Any]) -> str:
 
 def steps_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """What a probe found, a type and axis a line."""
-    from amc_mobile.report.tables import render_rows
-
     headers = ["kernel", "type", "channels", "filled up to", "slower unless", "by", "points", "ms", "widest"]
     cells = [
         [
