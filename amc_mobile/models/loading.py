@@ -358,7 +358,8 @@ def expected_input(spec: str, input_size: int | None = None) -> ExpectedInput:
         own = size if isinstance(size, int) else None
         return ExpectedInput(input_size or own, channels if isinstance(channels, int) else None, None)
     if kind == "timm" and name:
-        built = _from_timm(spec, name, DEFAULT_CLASSES, input_size, COLOURS, published=False)
+        sides = (input_size, input_size) if input_size is not None else None
+        built = _from_timm(spec, name, BuildOptions(DEFAULT_CLASSES, 1.0, sides, COLOURS, published=False))
         return ExpectedInput(built.input_shape[-1], None, built.normalisation)
     return ExpectedInput(input_size or DEFAULT_INPUT_SIZE, None, IMAGENET)
 
@@ -397,7 +398,8 @@ def load_model(
         task, input_shapes = task or OBJECTS[spec].task, input_shapes or OBJECTS[spec].input_shapes
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        built = _build(spec, num_classes, width_multiplier, sides, in_channels, published=checkpoint is None)
+        options = BuildOptions(num_classes, width_multiplier, sides, in_channels, published=checkpoint is None)
+        built = _build(spec, options)
     if checkpoint is not None:
         load_checkpoint(built.module, checkpoint)
     built.module.eval()
@@ -416,24 +418,34 @@ def load_model(
     return replace(built, num_classes=classes or num_classes or 0)
 
 
-def _build(
-    spec: str,
-    num_classes: int | None,
-    width_multiplier: float,
-    sides: tuple[int, int] | None,
-    in_channels: int | None,
-    *,
-    published: bool,
-) -> LoadedModel:
+@dataclass(frozen=True)
+class BuildOptions:
+    """What is asked of a network, None: its own. `sides`: height and width. `published`: with the library's weights."""
+
+    num_classes: int | None
+    width_multiplier: float
+    sides: tuple[int, int] | None
+    in_channels: int | None
+    published: bool
+
+    @property
+    def input_size(self) -> int | None:
+        """Of square images."""
+        return self.sides[0] if self.sides is not None else None
+
+
+def _build(spec: str, options: BuildOptions) -> LoadedModel:
     kind, _, name = spec.partition(":")
+    sides, width_multiplier = options.sides, options.width_multiplier
     if names_a_function(spec):
-        return _from_user_file(spec, num_classes, width_multiplier, sides, in_channels)
+        return _from_user_file(spec, options)
     if spec in OBJECTS:
         if width_multiplier != 1.0:
             raise InvalidConfig(f"{spec} is an object, whose width_multiplier cannot be changed")
         _, own_channels, *own_sides = OBJECTS[spec].input_shape
         height, width = sides or own_sides
-        return _loaded(copy.deepcopy(OBJECTS[spec].module), in_channels or own_channels, (height, width), spec, None)
+        channels = options.in_channels or own_channels
+        return _loaded(copy.deepcopy(OBJECTS[spec].module), channels, (height, width), spec, None)
     if re.fullmatch(rf".+@[0-9a-f]{{{OBJECT_DIGITS}}}", spec):
         raise InvalidInput(
             f"{spec} was given as a Python object, in another process", next_step="pass the module again"
@@ -442,44 +454,37 @@ def _build(
         raise InvalidConfig(
             f"{spec} takes square images, not {sides[0]}x{sides[1]}", next_step="pass --input-size: images are resized"
         )
-    input_size, channels = sides and sides[0], in_channels or COLOURS
     if spec in MODELS:
-        entry = MODELS[spec]
-        size = input_size or entry.default_input_size
+        entry, channels = MODELS[spec], options.in_channels or COLOURS
+        size = options.input_size or entry.default_input_size
         if size < entry.smallest_input_size:
             raise InvalidConfig(f"{spec} needs an input of at least {entry.smallest_input_size} pixels, got {size}")
-        module = entry.factory(num_classes or entry.default_classes, width_multiplier, size, channels)
+        module = entry.factory(options.num_classes or entry.default_classes, width_multiplier, size, channels)
         return _loaded(module, channels, (size, size), spec, entry.normalisation)
     if kind in ("torchvision", "timm") and name:
         if width_multiplier != 1.0:
             raise InvalidConfig(f"{spec}: width_multiplier cannot be changed for {kind}'s models")
         build = _from_torchvision if kind == "torchvision" else _from_timm
-        return build(spec, name, num_classes, input_size, channels, published=published)
+        return build(spec, name, options)
     raise InvalidInput(
         f"no model {spec!r}",
         next_step=f"choose one of {', '.join(MODELS)}, path/to/file.py:function, torchvision:NAME, timm:NAME",
     )
 
 
-def _from_user_file(
-    spec: str,
-    num_classes: int | None,
-    width_multiplier: float,
-    sides: tuple[int, int] | None,
-    in_channels: int | None,
-) -> LoadedModel:
-    function = load_function(spec)
-    wanted: dict[str, Any] = {
-        "num_classes": num_classes,
+def _from_user_file(spec: str, options: BuildOptions) -> LoadedModel:
+    function, sides, width_multiplier = load_function(spec), options.sides, options.width_multiplier
+    possible: dict[str, Any] = {
+        "num_classes": options.num_classes,
         "width_multiplier": width_multiplier,
         "input_size": sides[0] if sides is not None and sides[0] == sides[1] else sides,
-        "in_channels": in_channels,
+        "in_channels": options.in_channels,
     }
     taken = inspect.signature(function).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
     if width_multiplier != 1.0 and "width_multiplier" not in taken and not takes_any:
         raise InvalidConfig(f"{spec} takes no width_multiplier, but {width_multiplier} was asked for")
-    arguments = {name: value for name, value in wanted.items() if value is not None and (name in taken or takes_any)}
+    arguments = {name: value for name, value in possible.items() if value is not None and (name in taken or takes_any)}
     module = _called(spec, function, arguments)
     expected = expected_input(spec)
     if sides is None and expected.size is None:
@@ -488,45 +493,41 @@ def _from_user_file(
             next_step="pass --data, whose images tell it, or --input-size; or give the function a default input_size",
         )
     height, width = sides or (expected.size or 0, expected.size or 0)
-    return _loaded(module, in_channels or expected.channels or COLOURS, (height, width), spec, None)
+    return _loaded(module, options.in_channels or expected.channels or COLOURS, (height, width), spec, None)
 
 
-def _from_torchvision(
-    spec: str, name: str, num_classes: int | None, input_size: int | None, in_channels: int, *, published: bool
-) -> LoadedModel:
-    if in_channels != COLOURS:
+def _from_torchvision(spec: str, name: str, options: BuildOptions) -> LoadedModel:
+    if options.in_channels not in (None, COLOURS):
         raise InvalidConfig(
-            f"{spec} takes images of {COLOURS} channels, not of {in_channels}",
+            f"{spec} takes images of {COLOURS} channels, not of {options.in_channels}",
             next_step="give images of three channels, or wrap the network in a function of your own",
         )
     models = _imported("torchvision.models", "torchvision")
     if name not in models.list_models(module=models):
         raise InvalidInput(f"torchvision has no classification model {name!r}")
-    best = getattr(models.get_model_weights(name), "DEFAULT", None) if published else None
-    arguments = {"name": name, "weights": None, "num_classes": num_classes or DEFAULT_CLASSES}
-    if best is not None and num_classes in (None, len(best.meta["categories"])):
+    best = getattr(models.get_model_weights(name), "DEFAULT", None) if options.published else None
+    arguments = {"name": name, "weights": None, "num_classes": options.num_classes or DEFAULT_CLASSES}
+    if best is not None and options.num_classes in (None, len(best.meta["categories"])):
         module = _with_published_weights(spec, models.get_model, arguments, {"name": name, "weights": best})
     else:
         module = _called(spec, models.get_model, arguments)
-    size = input_size or DEFAULT_INPUT_SIZE
-    return _loaded(module, in_channels, (size, size), spec, IMAGENET)
+    size = options.input_size or DEFAULT_INPUT_SIZE
+    return _loaded(module, COLOURS, (size, size), spec, IMAGENET)
 
 
-def _from_timm(
-    spec: str, name: str, num_classes: int | None, input_size: int | None, in_channels: int, *, published: bool
-) -> LoadedModel:
+def _from_timm(spec: str, name: str, options: BuildOptions) -> LoadedModel:
     timm = _imported("timm", "timm")
     if not timm.is_model(name):
         raise InvalidInput(f"timm has no model {name!r}")
-    classes = num_classes or DEFAULT_CLASSES
+    classes, in_channels = options.num_classes or DEFAULT_CLASSES, options.in_channels or COLOURS
     arguments = {"model_name": name, "pretrained": False, "num_classes": classes, "in_chans": in_channels}
     module = _called(spec, timm.create_model, arguments)
     described: dict[str, Any] = getattr(module, "pretrained_cfg", {})
-    if published and in_channels == COLOURS and described.get("num_classes") == classes:
+    if options.published and in_channels == COLOURS and described.get("num_classes") == classes:
         module = _with_published_weights(spec, timm.create_model, arguments, {**arguments, "pretrained": True})
     normalisation = (tuple(described.get("mean", IMAGENET[0])), tuple(described.get("std", IMAGENET[1])))
     own_size = described.get("input_size", (3, DEFAULT_INPUT_SIZE, DEFAULT_INPUT_SIZE))[-1]
-    size = input_size or own_size
+    size = options.input_size or own_size
     return _loaded(module, in_channels, (size, size), spec, normalisation)
 
 
