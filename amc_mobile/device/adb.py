@@ -36,14 +36,14 @@ if TYPE_CHECKING:  # loaded when a phone is asked for: every command imports thi
     from adbutils import AdbConnection
 
 
-NOTICE_S = 4.0  # a wait is reported when it has lasted so long, and again after each such time
+NOTICE_S = 4.0  # a wait is reported after this time, and again after each further one
 OnWait = Callable[[str, float, float], None]  # what is waited for, the seconds waited so far, the limit in seconds
 
 
 class Deadline:
     """`limit_s` seconds from now for everything that is done under it. `what` names the work in the error.
 
-    `on_wait`: told of waits for an answer that last.
+    `on_wait`: called during long waits for an answer.
     """
 
     def __init__(self, what: str, limit_s: float, on_wait: OnWait | None = None) -> None:
@@ -139,7 +139,7 @@ def remedy(state: str) -> str:
 
 def parse_devices(answer: str) -> list[AttachedPhone]:
     """The lines of `adb devices -l`; lines in another form are left out."""
-    found = []
+    phones = []
     for line in answer.splitlines():
         # Serials may hold blanks at the end only as adb prints them, padded: fields are what blanks leave.
         words = line.split()
@@ -147,8 +147,8 @@ def parse_devices(answer: str) -> list[AttachedPhone]:
         if len(words) < 2 or not _TRANSPORT.fullmatch(tags.get("transport_id", "")):
             continue
         path = next((word for word in words[2:] if word.startswith("usb:")), "")
-        found.append(AttachedPhone(words[0], words[1], int(tags["transport_id"]), path))
-    return found
+        phones.append(AttachedPhone(words[0], words[1], int(tags["transport_id"]), path))
+    return phones
 
 
 START_TIMEOUT_S = 20.0  # a cold start of the server scans for emulators first
@@ -166,7 +166,7 @@ INSTALL_ADB = "install Android's platform-tools, or pip install adbutils, which 
 class AdbServer:
     """The adb server at ANDROID_ADB_SERVER_PORT (5037) on this computer. It is started when it does not answer.
 
-    `on_wait`: told what a phone is waited for, wherever that lasts.
+    `on_wait`: called with what a phone is waited for, during every long wait.
     """
 
     def __init__(self, port: int | None = None, on_wait: OnWait | None = None) -> None:
@@ -185,9 +185,9 @@ class AdbServer:
         """As `phones`, after those that are just connecting have had a moment to finish."""
         end = time.monotonic() + SETTLE_S
         while True:
-            found = self.phones()
-            if all(phone.state not in ("authorizing", "connecting") for phone in found) or time.monotonic() > end:
-                return found
+            phones = self.phones()
+            if all(phone.state not in ("authorizing", "connecting") for phone in phones) or time.monotonic() > end:
+                return phones
             time.sleep(0.1)
 
     def features(self, transport_id: int, deadline: Deadline) -> frozenset[str]:
@@ -430,7 +430,7 @@ def run_shell(server: AdbServer, transport_id: int, script: str, deadline: Deadl
 class RunningShell:
     """A script in the phone's shell, and what it printed so far.
 
-    The script's output stands between two marker lines with a token of this call; whatever else reaches stdout is left
+    The script's output is between two marker lines with a token of this call; whatever else reaches stdout is left
     out, and output without its end marker is an error. `stdin`: what the script reads, all of it.
     """
 
@@ -481,7 +481,7 @@ class RunningShell:
         return bytes(self._stdout[self._stdout.index(b"\n", self._stdout.index(self._begin.encode())) + 1 : found])
 
     def is_silent_for(self, seconds: float) -> bool:
-        """Waits for so long that it prints or ends, or that the link breaks; False as soon as that happens."""
+        """Waits until it prints or ends, or the link breaks: then False; True after `seconds` without any of these."""
         return not select.select([self._connection], [], [], seconds)[0]
 
     def close(self) -> None:
@@ -639,9 +639,9 @@ def _header(connection: socket.socket, deadline: Deadline) -> tuple[bytes, int]:
     return answer[:4], int.from_bytes(answer[4:], "little")
 
 
-def _expect(connection: socket.socket, wanted: bytes, path: str, deadline: Deadline) -> None:
+def _expect(connection: socket.socket, expected: bytes, path: str, deadline: Deadline) -> None:
     kind, size = _header(connection, deadline)
-    if kind != wanted:
+    if kind != expected:
         raise _failure(kind, size, connection, path, deadline)
 
 
@@ -787,11 +787,11 @@ class AdbPhone:
         connect_at = began
         seen: AttachedPhone | None = None  # between two attempts to connect, adb lists no phone at all
         while True:
-            found = self._find()
-            if found is not None and found.is_ready:
-                self._attached = found
+            phone = self._find()
+            if phone is not None and phone.is_ready:
+                self._attached = phone
                 return
-            seen = found or seen
+            seen = phone or seen
             waited = time.monotonic() - began
             is_passing = seen is None or seen.state in PASSING_STATES
             if seen is not None and not is_passing and waited > min(UNAUTHORIZED_GRACE_S, timeout_s):

@@ -91,11 +91,11 @@ def _classic(text: str) -> BenchmarkModelResult:
 def _litert(text: str) -> BenchmarkModelResult:
     values = {key: _number(value) for key, value in _LITERT.findall(text)}
     runs = _LITERT_RUNS.search(text)
-    wanted = ("Model initialization", "Warmup (first)", "Inference (avg)", "Inference (min)", "Inference (max)")
-    missing = [key for key in wanted if key not in values]
+    keys = ("Model initialization", "Warmup (first)", "Inference (avg)", "Inference (min)", "Inference (max)")
+    missing = [key for key in keys if key not in values]
     if missing or runs is None:
         raise PhoneOutputInvalid(SOURCE, f"the results lack {', '.join(missing) or 'the number of runs'}")
-    init_ms, first_ms, average_ms, min_ms, max_ms = (values[key] for key in wanted)
+    init_ms, first_ms, average_ms, min_ms, max_ms = (values[key] for key in keys)
     return BenchmarkModelResult(init_ms, first_ms, average_ms, min_ms, max_ms, int(runs[1]), _LITERT_STEP_MS)
 
 

@@ -89,7 +89,7 @@ _STAY_ON = "settings {verb} global stay_on_while_plugged_in"
 
 
 def held_mode(mode: str, sdk: int) -> str:
-    """What `clock_mode` holds of the wanted mode."""
+    """The mode that `clock_mode` holds when asked for `mode`."""
     return FIXED if mode == FIXED and sdk >= FIXED_PERFORMANCE_SDK else UNLOCKED
 
 
@@ -97,7 +97,7 @@ def held_mode(mode: str, sdk: int) -> str:
 def clock_mode(
     adb: AdbPhone, sdk: int, mode: str, *, run: Callable[[str], object] | None = None, at_end: str = ""
 ) -> Iterator[str]:
-    """Holds the wanted mode and keeps the screen on: with it off, Android parks all threads on the small cores.
+    """Holds a clock mode and keeps the screen on: with it off, Android parks all threads on the small cores.
 
     Yields the mode that holds: Androids below 11 have no fixed performance mode and stay unlocked. Both settings are
     given back at the end, also after an error or Ctrl-C; DeviceError when that fails and nothing else has. What is not
@@ -133,7 +133,7 @@ def note_caps(serial: str, caps: Mapping[str, int]) -> None:
 
 
 def noted_caps(serial: str) -> dict[str, int]:
-    """What `note_caps` wrote; empty where it wrote nothing, or the file is damaged: then they are found again."""
+    """What `note_caps` wrote; empty where it wrote nothing, or the file is damaged: then they are measured again."""
     path = _caps_path(serial)
     if path.exists():
         with contextlib.suppress(InvalidInput, CorruptFile):

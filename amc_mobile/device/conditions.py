@@ -28,8 +28,8 @@ class Conditions:
     `library_sha256`: of the runtime's library, since two builds of one version differ by more than 50 %; `cores`: those
     the process may use, as in `0-3,6`; `clock_mode`: the governors of the cores, or "unknown"; on phones also
     the mode held and clocks that are always limited, as in `unlocked schedutil 4-7<=1200MHz`; `layout`: how the
-    runtime rewrites graphs on this processor, as `OnnxLayout.text` gives it, "" where that is not known; `unit`: which
-    phone of its model, "" for computers and where that is not known.
+    runtime rewrites graphs on this processor, as `OnnxLayout.text` gives it, "" where unknown; `unit`: which phone of
+    its model, "" for computers and where unknown.
     """
 
     device: str
@@ -66,13 +66,13 @@ class Conditions:
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Conditions:
         """Raises InvalidInput when a field is missing, unknown or of the wrong type."""
-        wanted = {field.name: int if field.name in ("threads", "protocol_version") else str for field in fields(cls)}
-        if not isinstance(document, Mapping) or set(document) | _LATER != set(wanted):
+        types = {field.name: int if field.name in ("threads", "protocol_version") else str for field in fields(cls)}
+        if not isinstance(document, Mapping) or set(document) | _LATER != set(types):
             raise InvalidInput(f"not the conditions of a measurement: {str(document)[:200]}", next_step=AGAIN)
         for name, value in document.items():
-            if type(value) is not wanted[name]:
+            if type(value) is not types[name]:
                 raise InvalidInput(
-                    f"conditions: {name} = {str(value)[:60]!r} is not of type {wanted[name].__name__}", next_step=AGAIN
+                    f"conditions: {name} = {str(value)[:60]!r} is not of type {types[name].__name__}", next_step=AGAIN
                 )
         OnnxLayout.parse(document.get("layout", ""))
         return cls(**document)
@@ -89,7 +89,7 @@ class Conditions:
 
 
 def unit_of(serial: str) -> str:
-    """What tells the phones of a model apart, without naming the serial."""
+    """A short name for one phone among those of its model, which does not reveal the serial."""
     return hashlib.sha256(serial.encode()).hexdigest()[:8]
 
 

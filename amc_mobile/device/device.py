@@ -67,17 +67,17 @@ class CpuTimes:
 
 def parse_cpu_times(text: str) -> CpuTimes | None:
     """Lines `cpuN ...` of /proc/stat; None where they are missing, doubled or impossible."""
-    found: dict[int, list[int]] = {}
+    counts: dict[int, list[int]] = {}
     for line in text.splitlines():
         if match := _COUNTS.fullmatch(line):
             core = int(match[1])
-            if core >= MAX_CORES or core in found:
+            if core >= MAX_CORES or core in counts:
                 return None
-            found[core] = [int(word) for word in match[2].split()][:_GUEST]
-    if not found:
+            counts[core] = [int(word) for word in match[2].split()][:_GUEST]
+    if not counts:
         return None
-    total = {core: sum(counts) for core, counts in found.items()}
-    return CpuTimes({c: total[c] - sum(found[c][_IDLE : _IOWAIT + 1]) for c in found}, total)
+    total = {core: sum(counts) for core, counts in counts.items()}
+    return CpuTimes({c: total[c] - sum(counts[c][_IDLE : _IOWAIT + 1]) for c in counts}, total)
 
 
 # What a phone prints for `parse_neighbours`. LOOK_BACK is for the shell that has started a runner after SAVE_TIMES,
@@ -89,7 +89,7 @@ LOOK_BACK = """[ -n "$own" ] && cat cpu_times && echo then && grep '^cpu[0-9]' /
 
 
 def parse_neighbours(text: str) -> Neighbours | None:
-    """The output of LOOK or LOOK_BACK; None where it does not tell: kernels may hide the counts."""
+    """The output of LOOK or LOOK_BACK; None where it has no counts: kernels may hide them."""
     before, then, rest = text.replace("\r\n", "\n").partition("\nthen\n")
     after, own, process = rest.partition("\nown\n")
     times = parse_cpu_times(before), parse_cpu_times(after)
@@ -105,8 +105,8 @@ def parse_neighbours(text: str) -> Neighbours | None:
 class Neighbourhood:
     """The neighbours of a device while it is measured.
 
-    `look`: what others take now, over about WINDOW_S; None where that cannot be told. `patience_s`: how long to wait
-    for their end, in all sessions together. `on_wait`: told the neighbours and the seconds waited so far.
+    `look`: what others take now, over about WINDOW_S; None where unknown. `patience_s`: how long to wait for their
+    end, in all sessions together. `on_wait`: called with the neighbours and the seconds waited so far.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Neighbourhood:
     def see(self, now: Neighbours | None) -> None:
         """Takes note of a look at the device, made while or just before measuring."""
         if now is not None and now.is_busy and not now.program and self.now is not None:
-            now = replace(now, program=self.now.program)  # a look back tells how much, not who
+            now = replace(now, program=self.now.program)  # a look back has the amount, not the program
         self.now = now
         self._is_accepted = self._is_accepted and now is not None and now.is_busy
         if now is not None and (self.most is None or now.cores > self.most.cores):
@@ -141,7 +141,7 @@ class Neighbourhood:
         self.see(self._look())
 
     def wait(self) -> None:
-        """Until the device is left alone; at the end of the patience, measuring goes on beside the neighbours."""
+        """Waits until no other program runs; at the end of the patience, measuring goes on all the same."""
         began = time.monotonic()
         while True:
             now = self._look()
@@ -157,13 +157,13 @@ class Neighbourhood:
 
 
 GAIN = 0.02  # a run that is shorter by less than this is as long as before
-REST_S = 0.25  # after so long without a run the clocks may have come down; loading a model takes less
+REST_S = 0.25  # after this time without a run the clocks may have come down; loading a model takes less
 SamplesMs = tuple[float, ...]  # milliseconds per inference, in the order run; warm-up runs are left out
 
 
 @dataclass(frozen=True)
 class PassRecord:
-    """What else is known of a pass; None: the device does not tell.
+    """What a device reports of a pass besides the samples; None: nothing.
 
     `load_ms`: until the session was ready; `first_ms`: its first inference; `peak_rss_kb`: the most memory that the
     process held meanwhile, the runtime's own included; `switches`: involuntary context switches of all threads while
@@ -185,7 +185,7 @@ NOTHING_KNOWN = PassRecord()
 
 @dataclass(frozen=True)
 class Counters:
-    """What a kernel has counted so far; None: it does not tell. As in PassRecord."""
+    """What a kernel has counted so far, as in PassRecord; None: it does not count that."""
 
     switches: int | None = None
     clock_ms: float | None = None
@@ -273,10 +273,10 @@ class Device(Protocol):
         """The other programs on it when it was last looked at: within a session by `is_steady`. None: unknown."""
 
     def most_neighbours(self) -> Neighbours | None:
-        """The most that it was measured beside."""
+        """Highest load of other programs during the passes, in cores."""
 
     def screen(self) -> str:
-        """In a phone's words, e.g. `Awake`, what its screen did; the first that was something else. "": unknown."""
+        """State of the screen in Android's words: the first that was not `Awake`, else `Awake`; "" where unknown."""
 
 
 @runtime_checkable
@@ -312,8 +312,30 @@ class HeatReader(Protocol):
     def heat(self) -> Heat: ...
 
 
-class Session(Protocol):
+class Session:
+    """A loaded model with its inputs filled once. `run()` is one inference; close it, or use it as a context."""
+
     run: Callable[[], object]
+
+    def __init__(self, run: Callable[[], object], *keeps: object) -> None:
+        # The runtime's own function, not a method around it: a call's overhead is part of every sample.
+        self.run = run
+        self._keeps: tuple[object, ...] = keeps  # what must live as long, such as the input buffers
+
+    def close(self) -> None:
+        """Frees the model. Harmless when repeated."""
+        self._keeps = ()
+        self.run = _closed
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _closed() -> object:
+    raise RuntimeError("this session is closed")
 
 
 class SessionDevice(ABC):
@@ -376,7 +398,7 @@ class SessionDevice(ABC):
         return samples
 
     def _opened(self, stack: ExitStack, model: bytes) -> tuple[Session, PassRecord]:
-        """A session that has run once. Its memory cannot be told from the rest of this process."""
+        """A session that has run once. Its memory cannot be separated from the rest of this process."""
         start = time.perf_counter()
         session = stack.enter_context(self.open(model))
         loaded = time.perf_counter()
@@ -400,8 +422,8 @@ class SessionDevice(ABC):
 
 
 def _sum(values: Sequence[int | None]) -> int | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
+    counted = [value for value in values if value is not None]
+    return sum(counted) if len(counted) == len(values) else None
 
 
 @contextmanager

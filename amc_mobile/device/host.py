@@ -9,7 +9,7 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -30,6 +30,7 @@ from amc_mobile.device.device import (
     Neighbourhood,
     Neighbours,
     OnNeighbours,
+    Session,
     SessionDevice,
     parse_cpu_times,
 )
@@ -39,32 +40,6 @@ from amc_mobile.errors import DeviceError, InvalidConfig, InvalidInput, first_li
 from amc_mobile.formats import BY_RUNTIME, FORMATS, ONNX, TFLITE, Format
 
 INPUT_SEED = 0
-
-
-class Session:
-    """A loaded model with its inputs filled once. `run()` is one inference; close it, or use it as a context."""
-
-    run: Callable[[], object]
-
-    def __init__(self, run: Callable[[], object], *keeps: object) -> None:
-        # The runtime's own function, not a method around it: a call's overhead is part of every sample.
-        self.run = run
-        self._keeps: tuple[object, ...] = keeps  # what must live as long, such as the input buffers
-
-    def close(self) -> None:
-        """Frees the model. Harmless when repeated."""
-        self._keeps = ()
-        self.run = _closed
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-
-def _closed() -> object:
-    raise RuntimeError("this session is closed")
 
 
 def random_input(shape: Sequence[int], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -100,7 +75,7 @@ def _onnx_session(model: bytes, threads: int) -> Session:
     values = []
     try:
         for entry in session.get_inputs():
-            shape = [size if isinstance(size, int) else 1 for size in entry.shape]  # names stand for the batch
+            shape = [size if isinstance(size, int) else 1 for size in entry.shape]  # a name is the batch
             values.append(OrtValue.ortvalue_from_numpy(random_input(shape, _onnx_dtype(entry.type))))
             binding.bind_ortvalue_input(entry.name, values[-1])
         for entry in session.get_outputs():
@@ -156,7 +131,7 @@ def layout_here(runtime: str) -> str:
 
 
 def assumed_layout(runtime: str) -> str:
-    """For tables and libraries that do not tell: what is fused on this computer, without its blocks of channels."""
+    """For tables and libraries without a layout: what is fused on this computer, without its blocks of channels."""
     return replace(OnnxLayout.parse(layout_here(runtime)), block=0).text() if runtime == ONNX.runtime else ""
 
 
@@ -171,7 +146,7 @@ NAME_CHARACTERS = 40
 
 
 class HostNeighbours:
-    """Looks at the processor time of all programs but this one. `proc`: where the kernel tells it."""
+    """Looks at the processor time of all programs but this one. `proc`: the kernel's folder with it."""
 
     def __init__(self, proc: Path | None = None) -> None:
         self._proc = proc or PROC
@@ -184,8 +159,8 @@ class HostNeighbours:
         programs = self._programs()
         self._before = self._read()
         time.sleep(WINDOW_S)
-        found = self.since_before()
-        return replace(found, program=self._greediest(programs)) if found and found.is_busy else found
+        others = self.since_before()
+        return replace(others, program=self._greediest(programs)) if others and others.is_busy else others
 
     def since_before(self) -> Neighbours | None:
         """What others took since the last look, while this program worked."""
@@ -211,16 +186,16 @@ class HostNeighbours:
 
     def _programs(self) -> dict[int, tuple[int, str]]:
         """Pid -> its ticks so far, and its name; those that we may see."""
-        found = {}
+        programs = {}
         for folder in self._proc.iterdir():
             if folder.name.isdecimal() and int(folder.name) != os.getpid():
                 try:
                     name, _, counts = (folder / "stat").read_text(errors="replace").rpartition(") ")
                     words = counts.split()
-                    found[int(folder.name)] = (int(words[11]) + int(words[12]), name.partition("(")[2])
+                    programs[int(folder.name)] = (int(words[11]) + int(words[12]), name.partition("(")[2])
                 except (OSError, ValueError, IndexError):
                     continue  # it has ended meanwhile
-        return found
+        return programs
 
     def _greediest(self, before: dict[int, tuple[int, str]]) -> str:
         taken = {pid: (ticks - before.get(pid, (0, ""))[0], name) for pid, (ticks, name) in self._programs().items()}
@@ -334,15 +309,15 @@ class HostDevice(SessionDevice):
 
 
 def processor_name(cpu_info: Path = CPU_INFO) -> str:
-    """The processor's model name as the system tells it, e.g. `AMD EPYC 7B13`."""
+    """The processor's model name as the system gives it, e.g. `AMD EPYC 7B13`."""
     try:
         lines = cpu_info.read_text(errors="replace").splitlines()
     except OSError:
         lines = []
-    for wanted in ("model name", "Hardware", "Processor"):  # Arm kernels have no model name
+    for name in ("model name", "Hardware", "Processor"):  # Arm kernels have no model name
         for line in lines:
             key, _, value = line.partition(":")
-            if key.strip() == wanted and value.strip():
+            if key.strip() == name and value.strip():
                 return value.strip()
     return platform.processor() or platform.machine() or "unknown"
 
@@ -368,7 +343,7 @@ def counters(cores: Collection[int], folder: Path = CPU_FOLDER) -> Counters:
         except (OSError, ValueError):
             clocks.clear()
             break
-    # Of several clusters some rest, and which of them works is not known.
+    # Of several clusters some rest, and the kernel does not say which one works.
     clock_ms, clock_mhz_ms, clock_top_ms = clocks[0] if len(clocks) == 1 else (None, None, None)
     return Counters(usage.ru_nivcsw if usage else None, clock_ms, clock_mhz_ms, clock_top_ms)
 

@@ -77,7 +77,7 @@ class OnnxLayout:
 
     @classmethod
     def parse(cls, text: str) -> OnnxLayout:
-        """Of what `text` wrote; "" is a layout that nothing is known of. Raises InvalidInput."""
+        """Of what `text` wrote; "" is an unknown layout. Raises InvalidInput."""
         if not text:
             return cls()
         try:

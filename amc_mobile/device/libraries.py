@@ -114,7 +114,7 @@ class _Dynamic:
         return frozenset(names)
 
     def _count(self) -> int:
-        """The number of symbols, which only the hash tables tell."""
+        """The number of symbols, which only the hash tables hold."""
         count = 0
         if (place := self._place_of(_HASH)) is not None:
             (count,) = struct.unpack_from("<I", self._content, place + 4)
@@ -134,9 +134,9 @@ class _Dynamic:
             raise ValueError("it has too many symbols")
         return count
 
-    def _place_of(self, wanted: int) -> int | None:
+    def _place_of(self, tag_sought: int) -> int | None:
         """Where in the file the table lies that the entry points to."""
-        address = next((value for tag, value in self._entries if tag == wanted), None)
+        address = next((value for tag, value in self._entries if tag == tag_sought), None)
         if address is None:
             return None
         for virtual, place, size in self._loads:
@@ -181,7 +181,7 @@ class RuntimeLibrary:
 def add_library(source: Path, folder: Path, *, version: str | None = None) -> list[RuntimeLibrary]:
     """Adds the libraries in an .aar, a .whl or an .so file to `folder`, or a benchmark_model; equal ones are replaced.
 
-    `version`: needed where neither the file's name nor a wheel's tells it. Raises InvalidInput for files that hold no
+    `version`: needed where neither the file's name nor a wheel's has it. Raises InvalidInput for files that hold no
     library we can drive, CorruptFile for broken archives.
     """
     if not is_file(source):
@@ -219,8 +219,8 @@ def choose_library(libraries: Sequence[RuntimeLibrary], runtime: str, abis: Sequ
 
     benchmark_model serves TFLite where there is no library. Raises InvalidInput saying what to add.
     """
-    wanted = ((runtime, LITERT), (BENCHMARK_MODEL,)) if runtime == TFLITE.runtime else ((runtime,),)
-    for runtimes, abi in itertools.product(wanted, abis):
+    preferences = ((runtime, LITERT), (BENCHMARK_MODEL,)) if runtime == TFLITE.runtime else ((runtime,),)
+    for runtimes, abi in itertools.product(preferences, abis):
         fitting = [library for library in libraries if library.runtime in runtimes and library.abi == abi]
         if fitting:
             # Libraries for other C libraries do not load on Android; they serve phones imitated by a Linux computer.
@@ -240,10 +240,10 @@ def choose_library(libraries: Sequence[RuntimeLibrary], runtime: str, abis: Sequ
 
 
 def _version_in_name(name: str) -> str:
-    found = _VERSION.findall(name)
-    if len(set(found)) != 1:
+    versions = _VERSION.findall(name)
+    if len(set(versions)) != 1:
         raise InvalidConfig(f"the name {name!r} does not tell the library's version", next_step="pass --version X.Y.Z")
-    return str(found[0])
+    return str(versions[0])
 
 
 def _libraries_in(source: Path) -> Iterator[tuple[str, bytes]]:

@@ -54,7 +54,7 @@ from amc_mobile.errors import (
 from amc_mobile.formats import ONNX, PHONE_RUNTIMES
 
 AWAKE = "Awake"
-LAYOUT = "layout"  # the model and the file that tell it
+LAYOUT = "layout"  # name of the model that asks for it, and of the file that answers
 LAYOUT_FORMAT_VERSION = 1  # 1: the text of an OnnxLayout
 LAYOUT_DEADLINE_S = 60
 TRIAL = "trial"
@@ -124,7 +124,7 @@ class PhoneDevice:
 
     @property
     def cores(self) -> tuple[int, ...]:
-        """The cores the runner is told to use; empty: the phone chooses."""
+        """The cores that the runner is to use; empty: the phone chooses."""
         return self.profile.cores_for(self.threads, self.facts.state.policies)
 
     @contextmanager
@@ -175,7 +175,7 @@ class PhoneDevice:
         warmup_s: float = 0.0,
         labels: Sequence[str] = (),
     ) -> Generator[BenchEvent, None, None]:
-        """Measures models and yields what the runner tells as it comes: start, results, models that failed, end.
+        """Measures models and yields what the runner reports as it comes: start, results, models that failed, end.
 
         `files`: the models, by the paths in `entries`. A path means the same model throughout a session: `files` is not
         asked for one that is on the phone already. `plan`: kept on the phone for `unfinished`. `graph_path`,
@@ -248,9 +248,9 @@ class PhoneDevice:
                 stack.enter_context(phone_lock(self.adb.serial))
                 stack.enter_context(clock_mode(self.adb, self.facts.sdk, UNLOCKED))  # wakes the screen
             state = read_state(self.adb)
-            known = noted_caps(self.adb.serial)
-            if known and phone_state.clock_caps(state, self.cores) == known:
-                return known
+            noted = noted_caps(self.adb.serial)
+            if noted and phone_state.clock_caps(state, self.cores) == noted:
+                return noted
             caps = phone_state.lasting_caps(lambda: read_state(self.adb), self.cores, self.profile, self._on_wait)
         if caps:
             note_caps(self.adb.serial, caps)
@@ -282,8 +282,8 @@ class PhoneDevice:
         assert self._baseline is not None, "only within a session"
         state = self._runner.take_state_at_end() or read_state(self.adb)
         self._see(state)
-        found = phone_state.drift(self._runner.taken_over or self._baseline, state, self.cores, self.profile)
-        phone_state.require_fit(found, self._waived)
+        problems = phone_state.drift(self._runner.taken_over or self._baseline, state, self.cores, self.profile)
+        phone_state.require_fit(problems, self._waived)
 
     def layout(self) -> str:
         """How ONNX Runtime rewrites graphs on this phone, as `OnnxLayout.text` gives it; "" for other runtimes, and
@@ -328,10 +328,10 @@ class PhoneDevice:
         with self.untimed():
             timing = BenchTiming(warmup_runs=0, samples=1, min_samples=1)
             asked = [BenchModel(LAYOUT, LAYOUT)]
-            told = self.bench(
+            events = self.bench(
                 asked, {LAYOUT: questions()}, timing, deadline_s=LAYOUT_DEADLINE_S, graph_path=f"{LAYOUT}{ONNX.suffix}"
             )
-            graphs = [event.file for event in told if isinstance(event, BenchGraph)]
+            graphs = [event.file for event in events if isinstance(event, BenchGraph)]
         return read_layout(graphs[0]).text() if graphs else ""
 
     def conditions(self) -> Conditions:
@@ -478,7 +478,7 @@ def select_phone(
 ) -> AdbPhone:
     """The one attached phone that fits the profile, or the one with `serial`.
 
-    Raises AmbiguousDevice listing the candidates, DeviceUnavailable saying what adb sees and how to mend each.
+    Raises AmbiguousDevice listing the candidates, DeviceUnavailable saying what adb sees and what to do about each.
     """
     server = server or AdbServer()
     attached = server.settled_phones()

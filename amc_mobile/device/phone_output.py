@@ -77,10 +77,10 @@ def visible(text: str) -> str:
 def parse_properties(text: str) -> dict[str, str]:
     """`getprop` without arguments. Values may hold line ends. Raises PhoneOutputInvalid when there is no property."""
     text = text.replace("\r\n", "\n")
-    found = dict(_PROPERTY.findall(text))
-    if not found:
+    properties = dict(_PROPERTY.findall(text))
+    if not properties:
         raise PhoneOutputInvalid("properties (getprop)", f"no line of the form [key]: [value] in {_excerpt(text)}")
-    return found
+    return properties
 
 
 def parse_core_list(text: str) -> tuple[int, ...]:
@@ -118,11 +118,11 @@ def parse_cpu_policies(text: str) -> tuple[CpuPolicy, ...]:
         match = re.fullmatch(r"(?:.*/)?(policy\d{1,4})/(\w{1,40}):(.*)", line.strip(), re.ASCII)
         if match:
             policies.setdefault(match[1], {})[match[2]] = match[3].strip()
-    found = [_policy(name, files) for name, files in policies.items()]
-    cores = [core for policy in found for core in policy.cores]
+    parsed = [_policy(name, files) for name, files in policies.items()]
+    cores = [core for policy in parsed for core in policy.cores]
     if len(set(cores)) != len(cores):
         raise PhoneOutputInvalid("core clocks (cpufreq)", "a core belongs to two policies")
-    return tuple(sorted(found, key=lambda policy: (policy.max_khz, policy.cores)))
+    return tuple(sorted(parsed, key=lambda policy: (policy.max_khz, policy.cores)))
 
 
 def _policy(name: str, files: Mapping[str, str]) -> CpuPolicy:
@@ -170,8 +170,8 @@ def parse_thermal(text: str) -> ThermalState:
 
 def parse_wakefulness(text: str) -> str:
     """Of `dumpsys power`: Awake, Asleep, Dreaming or Dozing; empty where it holds no such line."""
-    found = re.search(r"\bmWakefulness=([A-Za-z]{1,20})\b", text, re.ASCII)
-    return found[1] if found else ""
+    match = re.search(r"\bmWakefulness=([A-Za-z]{1,20})\b", text, re.ASCII)
+    return match[1] if match else ""
 
 
 def parse_battery(text: str) -> BatteryState:

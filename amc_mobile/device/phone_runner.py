@@ -139,10 +139,10 @@ CLEAN_UP = (
 START_TIMEOUT_S = 60.0  # unpacking hundreds of megabytes
 FULL_BYTES = 1 << 20
 POLL_TIMEOUT_S = 20.0
-SILENCE_TIMEOUT_S = 40.0  # a link that is up and carries nothing for so long does not recover by itself
+SILENCE_TIMEOUT_S = 40.0  # a link that is up and carries nothing for this time does not recover by itself
 CLEAN_TIMEOUT_S = 10.0
 # Every question is work that disturbs what the phone measures: some steps, each of this share of the time that passed,
-# lie between two. The runner's end is told by the shell that started it; without that, after a broken link, the phone
+# lie between two. The shell that started the runner reports its end; without that, after a broken link, the phone
 # looks itself at each step whether the runner has ended.
 STEP_SHARE, SHORTEST_STEP_S, LONGEST_STEP_S = 0.01, 0.05, 0.5
 STEPS_PER_ANSWER = 10
@@ -173,7 +173,7 @@ class PhoneBatch:
         removed. Raises PhoneDiskFull.
         """
         token = secrets.token_hex(8)
-        # What stands in a file's way to a second start is there: a link that breaks here makes the command run twice.
+        # A marker keeps it from starting twice: a link that breaks here makes the command run again.
         # All that is sent is read: adbd may drop what a script says that ends before.
         script = (
             f"cd {FOLDER} || {{ cat >/dev/null; exit 9; }}\n"
@@ -358,7 +358,7 @@ HANG_GRACE_S = 10.0
 FREE_VALID_S = 60.0  # the free space is asked again after this long, or when what is left of it would not do
 FREE = {"free": f"[ -d {FOLDER} ] || mkdir -p {FOLDER}; df -k {FOLDER}"}
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_DIGEST = 16  # characters at the start of a batch's token that tell what it measures
+_DIGEST = 16  # characters at the start of a batch's token that identify what it measures
 
 
 @dataclass(frozen=True)
@@ -545,7 +545,7 @@ class PhoneRunner:
         self._began.clear()
 
     def take_state_at_end(self) -> PhoneState | None:
-        """The phone's state when the last batch ended, once; None where that is not known."""
+        """The phone's state when the last batch ended, once; None where unknown."""
         batch, self._batch = self._batch, None
         return state_from(batch.answers) if batch and batch.answers else None
 

@@ -63,12 +63,12 @@ class PhoneState:
     battery: BatteryState
     policies: tuple[CpuPolicy, ...]
     low_power_mode: bool
-    screen: str = ""  # in Android's words, `Awake`, `Dozing` ...; empty where it does not tell
+    screen: str = ""  # in Android's words, `Awake`, `Dozing` ...; empty where unknown
     neighbours: Neighbours | None = None
 
     @property
     def celsius(self) -> float | None:
-        """The warmer of skin and battery; None on a phone that tells neither."""
+        """The warmer of skin and battery; None on a phone that reports neither."""
         known = [self.thermal.hottest_celsius(kind) if self.thermal else None for kind in (SKIN_TYPE, BATTERY_TYPE)]
         return max((value for value in (*known, self.battery.celsius) if value is not None), default=None)
 
@@ -89,7 +89,7 @@ class PhoneFacts:
 
     @property
     def soc(self) -> str:
-        """The chip: many phones tell only their board's platform."""
+        """The chip: many phones give only their board's platform."""
         for key in ("ro.soc.model", "ro.board.platform", "ro.hardware"):
             if value := _one_line(self.properties.get(key, "")):
                 return value
@@ -117,7 +117,7 @@ class PhoneFacts:
 
     @property
     def clusters(self) -> str:
-        """The core clusters as `0-3 at 1700 MHz, 4-7 at 2360 MHz`; empty when the phone does not tell."""
+        """The core clusters as `0-3 at 1700 MHz, 4-7 at 2360 MHz`; empty when the phone hides them."""
         return ", ".join(f"{core_ranges(p.cores)} at {p.max_khz // 1000} MHz" for p in self.state.policies)
 
 
@@ -162,7 +162,7 @@ def asking(questions: Mapping[str, str], token: str) -> str:
 
 
 def answers_in(text: str, questions: Mapping[str, str], token: str) -> dict[str, str]:
-    """What was printed by each question's script; what stands before the first is left out."""
+    """What was printed by each question's script; what comes before the first is left out."""
     answers = dict.fromkeys(questions, "")
     for part in re.split(rf"^{token} ", text.replace("\r\n", "\n"), flags=re.MULTILINE)[1:]:
         name, _, answer = part.partition("\n")
@@ -190,7 +190,7 @@ LOW_POWER_MODE = "LOW_POWER_MODE"
 EMULATOR = "EMULATOR"
 CLOCK_DROPPED = "CLOCK_DROPPED"
 CLOCK_LIMITED = "CLOCK_LIMITED"
-BUSY = "BUSY"  # the only one that is measured beside in any case, and flagged
+BUSY = "BUSY"  # never keeps a phone from being measured; the result is flagged
 WIDE_BAND = "WIDE_BAND"  # of a latency table, on any device: predictions too unsure for a search
 REMEDIES = {
     LOW_BATTERY: "charge the phone",
@@ -211,42 +211,42 @@ OnWait = Callable[[Mapping[str, str], float], None]  # the problems waited for t
 
 def problems(facts: PhoneFacts, state: PhoneState, profile: DeviceProfile) -> dict[str, str]:
     """What speaks against measuring now: name -> what is wrong, with the values."""
-    found = dict(thermal_problems(state, profile))
+    reasons = dict(thermal_problems(state, profile))
     if state.battery.percent < profile.min_battery_percent:
-        found[LOW_BATTERY] = f"battery at {state.battery.percent:.0f} %, below {profile.min_battery_percent:g} %"
+        reasons[LOW_BATTERY] = f"battery at {state.battery.percent:.0f} %, below {profile.min_battery_percent:g} %"
     if state.low_power_mode:
-        found[LOW_POWER_MODE] = "the battery saver is on, which lowers the clocks"
+        reasons[LOW_POWER_MODE] = "the battery saver is on, which lowers the clocks"
     if is_emulator(facts):
-        found[EMULATOR] = f"{facts.model} is an emulator"
-    return found
+        reasons[EMULATOR] = f"{facts.model} is an emulator"
+    return reasons
 
 
 def thermal_problems(state: PhoneState, profile: DeviceProfile, *, cooling: bool = False) -> dict[str, str]:
     """Those that go away with time. `cooling`: the phone was too hot, and is until it is clearly below the limit."""
-    found = {}
+    reasons = {}
     limit = profile.max_celsius - (profile.hysteresis_celsius if cooling else 0.0)
     if state.thermal is not None and state.thermal.status > 0:
-        found[THROTTLED] = f"thermal status {state.thermal.status}: Android slows the phone down"
+        reasons[THROTTLED] = f"thermal status {state.thermal.status}: Android slows the phone down"
     if state.celsius is not None and state.celsius > limit:
-        found[HOT] = f"{state.celsius:.1f} C, above {limit:g} C"
-    return found
+        reasons[HOT] = f"{state.celsius:.1f} C, above {limit:g} C"
+    return reasons
 
 
 def drift(
     before: PhoneState, now: PhoneState, cores: Collection[int], profile: DeviceProfile, *, cooling: bool = False
 ) -> dict[str, str]:
     """What has come over the phone since `before`: heat, or a lower limit of the clocks of `cores` (empty: any)."""
-    found = thermal_problems(now, profile, cooling=cooling)
+    reasons = thermal_problems(now, profile, cooling=cooling)
     limits = {policy.cores: policy.scaling_max_khz for policy in before.policies}
     for policy in now.policies:
         used = not cores or set(cores) & set(policy.cores)
         limit = limits.get(policy.cores)
         if used and limit is not None and policy.scaling_max_khz < limit * (1 - CLOCK_TOLERANCE):
-            found[CLOCK_DROPPED] = (
+            reasons[CLOCK_DROPPED] = (
                 f"cores {core_ranges(policy.cores)} may run at {policy.scaling_max_khz // 1000} MHz, before "
                 f"{limit // 1000} MHz"
             )
-    return found
+    return reasons
 
 
 def clock_caps(state: PhoneState, cores: Collection[int]) -> dict[str, int]:
@@ -296,17 +296,17 @@ def lasting_caps(
             before, since = caps, now
         elif now - since >= profile.cap_wait_s:
             return caps
-        found = clock_limits(state, cores)
+        reasons = clock_limits(state, cores)
         if now - began >= profile.cooldown_s:
-            require_fit(_after(found, now - began), ())
+            require_fit(_after(reasons, now - began), ())
         if on_wait:
-            on_wait(found, now - began)
+            on_wait(reasons, now - began)
         time.sleep(min(CAP_POLL_S, profile.cap_wait_s, profile.cooldown_s))
 
 
-def waiting_stage(found: Mapping[str, str]) -> str:
+def waiting_stage(reasons: Mapping[str, str]) -> str:
     """What a wait for these problems to end is called in progress lines."""
-    return "wait for the phone to cool" if {HOT, THROTTLED} & set(found) else "wait for the phone's clocks"
+    return "wait for the phone to cool" if {HOT, THROTTLED} & set(reasons) else "wait for the phone's clocks"
 
 
 def is_emulator(facts: PhoneFacts) -> bool:
@@ -325,9 +325,9 @@ def check_waivers(waived: Collection[str]) -> None:
         raise InvalidConfig(f"unknown problem {unknown[0]!r}", next_step=f"waive one of {', '.join(REMEDIES)}")
 
 
-def require_fit(found: dict[str, str], waived: Collection[str]) -> None:
+def require_fit(reasons: dict[str, str], waived: Collection[str]) -> None:
     """Raises PhoneUnfit naming the problems that are not waived, and what to do about each."""
-    left = {name: text for name, text in found.items() if name not in waived}
+    left = {name: text for name, text in reasons.items() if name not in waived}
     if left:
         steps = "; ".join(REMEDIES[name] for name in left)
         raise PhoneUnfit(left, next_step=f"{steps}; or measure anyway: {' '.join(f'--waive {name}' for name in left)}")
@@ -343,7 +343,7 @@ def wait_until_cool(
 ) -> PhoneState:
     """Waits until the phone is neither hot nor throttled, at most `profile.cooldown_s`; returns its last state.
 
-    `on_wait`: told what is waited for the end of, and the seconds waited so far. `problems`: what else than heat that
+    `on_wait`: called with the problems and the seconds waited so far. `problems`: what else than heat that
     is, given the state and whether the phone was too hot before. Raises PhoneUnfit when the phone stays as it is.
     """
     began = time.monotonic()
@@ -355,19 +355,19 @@ def wait_until_cool(
             every = problems(state, cooling) if problems else thermal_problems(state, profile, cooling=cooling)
             return {name: text for name, text in every.items() if name not in waived}
 
-        found = left(was_hot)
-        was_hot = was_hot or HOT in found
+        reasons = left(was_hot)
+        was_hot = was_hot or HOT in reasons
         waited = time.monotonic() - began
-        if not found:
+        if not reasons:
             return state
         if waited >= profile.cooldown_s:
-            if not (found := left(False)):  # cool enough, if not as cool as was hoped for
+            if not (reasons := left(False)):  # cool enough, if not as cool as was hoped for
                 return state
-            require_fit(_after(found, waited), waived)
+            require_fit(_after(reasons, waited), waived)
         if on_wait:
-            on_wait(found, waited)
+            on_wait(reasons, waited)
         time.sleep(max(0.0, min(POLL_S, profile.cooldown_s - waited)))
 
 
-def _after(found: Mapping[str, str], waited_s: float) -> dict[str, str]:
-    return {name: f"{text} after {waited_s:.0f} s of waiting" for name, text in found.items()}
+def _after(reasons: Mapping[str, str], waited_s: float) -> dict[str, str]:
+    return {name: f"{text} after {waited_s:.0f} s of waiting" for name, text in reasons.items()}

@@ -66,7 +66,7 @@ class DeviceProfile:
     `priority`: of several profiles that fit a phone the highest is proposed. `cores`: in the kernel's list form, empty:
     derived from the core clusters. `max_celsius`: skin and battery, before and while measuring; a phone above it is
     waited for until it is `hysteresis_celsius` cooler. `cooldown_s`: the longest wait for that, `quiet_wait_s` for
-    other programs to end. `cap_wait_s`: a limit of the clocks that a cool phone keeps for so long is its own.
+    other programs to end. `cap_wait_s`: a limit of the clocks that a cool phone keeps this long is its own.
     """
 
     name: str
@@ -137,13 +137,13 @@ def read_profile(path: Path) -> DeviceProfile:
         raise InvalidConfig(f"{path}: a profile's name has small letters, digits and _ only", next_step="rename it")
     document = read_toml(path)
     rules = document.pop("match", [])
-    known = {field.name: _type(field.default) for field in fields(DeviceProfile) if field.name not in NO_KEYS}
+    types = {field.name: _type(field.default) for field in fields(DeviceProfile) if field.name not in NO_KEYS}
     for key, value in document.items():
-        if key not in known:
-            raise InvalidConfig(f"{path}: unknown key {key!r}", next_step=f"known keys: match, {', '.join(known)}")
-        if type(value) is not known[key] and not (known[key] is float and type(value) is int):
+        if key not in types:
+            raise InvalidConfig(f"{path}: unknown key {key!r}", next_step=f"known keys: match, {', '.join(types)}")
+        if type(value) is not types[key] and not (types[key] is float and type(value) is int):
             raise InvalidConfig(
-                f"{path}: {key} = {str(value)[:60]!r} is not of type {known[key].__name__}", next_step="correct it"
+                f"{path}: {key} = {str(value)[:60]!r} is not of type {types[key].__name__}", next_step="correct it"
             )
     if "summary" not in document:
         raise InvalidConfig(f"{path}: has no summary", next_step='add summary = "..."')
@@ -159,7 +159,7 @@ def _type(default: Any) -> type:
 def _rules(path: Path, rules: Any) -> tuple[Mapping[str, re.Pattern[str]], ...]:
     if not isinstance(rules, list) or not all(isinstance(table, dict) and table for table in rules):
         raise InvalidConfig(f"{path}: match must be tables of properties", next_step="write [[match]] above them")
-    found = []
+    compiled = []
     for table in rules:
         patterns = {}
         for key, value in table.items():
@@ -171,8 +171,8 @@ def _rules(path: Path, rules: Any) -> tuple[Mapping[str, re.Pattern[str]], ...]:
                     patterns[key] = re.compile(value, re.IGNORECASE)
             except (re.error, Warning, OverflowError, RecursionError) as error:
                 raise InvalidConfig(f"{path}: match {key} = {value!r}: {error}", next_step="correct it") from error
-        found.append(patterns)
-    return tuple(found)
+        compiled.append(patterns)
+    return tuple(compiled)
 
 
 def _check(path: Path, profile: DeviceProfile) -> None:

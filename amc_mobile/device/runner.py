@@ -46,7 +46,7 @@ class BenchTiming:
             raise InvalidConfig(f"period_ms = {self.period_ms} must be between 0 and {MOST_PERIOD_MS:g}")
 
     def lines(self, before: BenchTiming | None) -> list[str]:
-        """What the manifest says where `before` held until now. Runners that know no period are not told of none."""
+        """The manifest's lines where `before` held until now; no period where none is set: older runners know none."""
         has_period = self.period_ms > 0 or (before is not None and before.period_ms > 0)
         return [
             f"warmup_runs {self.warmup_runs}",
@@ -101,7 +101,7 @@ class BenchManifest:
 
     `cores`: in the kernel's list form, "" for all; `runtime_version`: needed for litert, whose ABI depends on it;
     `delegate`: xnnpack or none, for tflite only; `graph_path`: where onnxruntime writes the graph that it made of each
-    model, for the runner to send; "": nowhere; `model_deadline_s`: after so long without a result of one model the
+    model, for the runner to send; "": nowhere; `model_deadline_s`: after this time without a result of one model the
     runner ends, twice that for a pair; 0: only at `deadline_s`; `warmup_s`: the least warm-up of the
     first model.
     """
@@ -139,7 +139,7 @@ class BenchManifest:
             raise InvalidConfig(f"runtime_version {self.runtime_version!r} is not a version")
         if self.runtime == LITERT and not self.runtime_version:
             raise InvalidConfig(
-                "litert needs its runtime_version", next_step="its ABI depends on it, and it tells none"
+                "litert needs its runtime_version", next_step="its ABI depends on it, and the library has none inside"
             )
         if self.cores and (len(self.cores) > 255 or not _CORES.fullmatch(self.cores)):
             raise InvalidConfig(f"cores {self.cores!r} is not a list such as 4-5,7")
@@ -153,10 +153,10 @@ class BenchManifest:
     @property
     def models(self) -> tuple[BenchModel, ...]:
         """In the order of the results' index: a pair counts as two."""
-        found: list[BenchModel] = []
+        models: list[BenchModel] = []
         for entry in self.entries:
-            found += [entry.first, entry.second] if isinstance(entry, BenchPair) else [entry]
-        return tuple(found)
+            models += [entry.first, entry.second] if isinstance(entry, BenchPair) else [entry]
+        return tuple(models)
 
     def text(self) -> str:
         """The manifest as the runner reads it."""
@@ -169,10 +169,10 @@ class BenchManifest:
         lines += [f"warmup_s {self.warmup_s:.3f}"] if self.warmup_s else []
         current: BenchTiming | None = None
         for entry in self.entries:
-            wanted = (entry.first if isinstance(entry, BenchPair) else entry).timing or self.timing
-            if wanted != current:
-                lines += wanted.lines(current)
-                current = wanted
+            timing = (entry.first if isinstance(entry, BenchPair) else entry).timing or self.timing
+            if timing != current:
+                lines += timing.lines(current)
+                current = timing
             if isinstance(entry, BenchPair):
                 fields = (entry.first.id, entry.first.path, entry.second.id, entry.second.path)
                 lines.append("pair " + "\t".join(fields))
@@ -213,7 +213,7 @@ class BenchResult:
     warmup_runs: int
     runs_per_sample: int
     samples_ms: tuple[float, ...]
-    peak_rss_kb: int | None = None  # None where the kernel does not tell, as below
+    peak_rss_kb: int | None = None  # None where the kernel does not count it, as below
     switches: int | None = None
     clock_ms: int | None = None
     clock_mhz_ms: int | None = None
@@ -426,7 +426,7 @@ class ResultStream:
             self.start = event
         else:
             if self.start is None:
-                raise _bad("a result stands before the start")
+                raise _bad("a result comes before the start")
             if event.index >= len(self._ids) or event.id != self._ids[event.index]:
                 raise _bad(f"line {event.index} is of {event.id[:80]!r}, which is not the model that was asked for")
             if event.index in self._answered:
