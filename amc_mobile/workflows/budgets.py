@@ -26,7 +26,7 @@ from amc_mobile.search.reward import MeasuredCost
 from amc_mobile.workflows.devices import chosen_runtime, device_of, recorded
 from amc_mobile.workflows.latency import latency_model
 from amc_mobile.workflows.network import Network
-from amc_mobile.workflows.plans import ChannelPlans, Plans
+from amc_mobile.workflows.plans import Plans
 from amc_mobile.workflows.runs import BudgetRecord, MeasuredPlan, MeasuredPlans, ReferenceRecord, Run
 from amc_mobile.workflows.workspace import Progress, Settings, Workspace, silent
 
@@ -40,9 +40,7 @@ class PlanMeasurer:
     rounds: the ratio cancels what changed since.
     """
 
-    def __init__(
-        self, latency: LatencyModel, run: Run, plans: ChannelPlans, reference_ms: float, device: str = ""
-    ) -> None:
+    def __init__(self, latency: LatencyModel, run: Run, plans: Plans, reference_ms: float, device: str) -> None:
         self._latency, self._run, self._plans = latency, run, plans
         self._reference_ms, self._device = reference_ms, device
         self._original = latency.template.model_at({})
@@ -55,7 +53,7 @@ class PlanMeasurer:
         key = _key(widths)
         if key not in self._measured:
             predicted = float(self._latency.p50_ms(widths[None])[0])
-            file = self._latency.template.model_at(self._plans.reconstructor.kept(widths))
+            file = self._latency.template.model_at(self._plans.kept(widths))
             pair = measure_pair(self._latency.device, self._original, file, self._latency.protocol)
             slowest = pair.speedup_interval[0]
             measured = MeasuredPlan(
@@ -92,7 +90,7 @@ def _key(widths: Widths) -> str:
 Measure = Callable[[Widths], MeasuredCost]
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Part:
     """One budget, named as the user put it. `measure`: on its device, None where only the table tells.
 

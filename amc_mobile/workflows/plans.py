@@ -6,13 +6,14 @@ import fnmatch
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from amc_mobile.channels.plan import PruningPlan, WeightPlan
+from amc_mobile.channels.plan import PruningPlan, WeightPlan, multiple_for
 from amc_mobile.channels.structure import CostModel, Ids, Layer
 from amc_mobile.data.images import ImageSet
 from amc_mobile.data.split import DataSplit, few
@@ -131,6 +132,21 @@ class Plans(ABC):
         """What everything keeps in the original."""
         return np.array([grid[-1] for grid in self.grids], dtype=np.int64)
 
+    def prepared(self, collect: Callable[[], Statistics]) -> Plans:
+        """These plans, ready for all that needs images. `collect` is called where their statistics are needed."""
+        del collect
+        return self
+
+    def finer_multiples(self, multiple: int) -> dict[str, int]:
+        """By group: what narrow groups keep multiples of, which would have too few choices with `multiple`."""
+        del multiple
+        return {}
+
+    def kept(self, widths: Widths) -> dict[str, Ids]:
+        """By group, the channels that stay, where whole channels go."""
+        del widths
+        return {}
+
     @abstractmethod
     def facts(self) -> list[GroupFacts]: ...
 
@@ -170,18 +186,32 @@ class Plans(ABC):
 
 
 class ChannelPlans(Plans):
-    """Channels of channel groups go; what reads them is reconstructed. `prepare` before anything is built."""
+    """Channels of channel groups go; what reads them is reconstructed. Those that are `prepared` can be built."""
 
     def __init__(self, network: Network, *, multiple: int, min_keep_ratio: float, keep: str) -> None:
         self._network = network
+        self._statistics: Statistics
+        self.reconstructor: Reconstructor
         self._costs = CostModel(network.module, network.groups)
         self.grids = default_grids(network, multiple=multiple, min_keep_ratio=min_keep_ratio, keep=keep)
 
-    def prepare(self, statistics: Statistics) -> None:
+    def prepared(self, collect: Callable[[], Statistics]) -> ChannelPlans:
+        plans, statistics = copy(self), collect()
         started = time.process_time()
-        self._statistics = statistics
-        self.reconstructor: Reconstructor = statistics.reconstructor(self._network)
-        self.set_up_s = statistics.cpu_s + time.process_time() - started
+        plans._statistics = statistics
+        plans.reconstructor = statistics.reconstructor(self._network)
+        plans.set_up_s = statistics.cpu_s + time.process_time() - started
+        return plans
+
+    def finer_multiples(self, multiple: int) -> dict[str, int]:
+        return {
+            name: used
+            for (name, channels), grid in zip(self._network.groups.channels.items(), self.grids, strict=True)
+            if len(grid) > 1 and (used := multiple_for(channels, multiple)) != multiple
+        }
+
+    def kept(self, widths: Widths) -> dict[str, Ids]:
+        return self.reconstructor.kept(widths)
 
     def facts(self) -> list[GroupFacts]:
         layers = {layer.name: layer for layer in self._network.groups.layers}
@@ -204,7 +234,7 @@ class ChannelPlans(Plans):
         """Refitted layer by layer on the calibration images, from the weights that were scored."""
         scored, used = self.build(widths), list[int]()
         refitted = refit(
-            self._network.module, self._network.groups, self.reconstructor.kept(widths), self._statistics.calibration,
+            self._network.module, self._network.groups, self.kept(widths), self._statistics.calibration,
             start=scored, seed=seed, memory_bytes=memory_bytes, on_images=used.append,
         )  # fmt: skip
         return _better(self._network.module, data, scored, refitted, method="refitted", images=used[0])
@@ -293,12 +323,14 @@ class PlanScorer:
     """Scores plans: builds the pruned network and compares it with the original on the reward images.
 
     Both are computed in bfloat16 where the CPU is fast at it, which leaves the order of plans as it is. `images`: how
-    many of the reward images are used, None: all. `bf16`: None asks the CPU.
+    many of the reward images are used, None: all. `bf16`: None asks the CPU. `cost_of`: of a plan, in `unit`, for
+    rewards that hold the budget's cost; None: its MACs.
     """
 
     def __init__(
         self, network: Network, data: DataSplit, plans: Plans, reward: str,
-        *, images: int | None = None, bf16: bool | None = None,
+        *, images: int | None = None, bf16: bool | None = None, unit: Unit = "macs",
+        cost_of: Callable[[Widths], float] | None = None,
     ) -> None:  # fmt: skip
         self.images = data.reward if images is None else few(data.reward, images)
         self._labels, self._bf16 = self.images.labels, bf16_is_fast() if bf16 is None else bf16
@@ -307,8 +339,8 @@ class PlanScorer:
         self.folding = find_folding(network.module, self.images.normalised(slice(0, 1)))
         self.reference = self._logits(folded(network.module, self.folding))
         self.original_top1 = self._task.accuracy(self.reference, self._labels)
-        self.cost_of: Callable[[Widths], float] = lambda widths: float(plans.macs(widths))
-        self.unit: Unit = "macs"
+        self._cost_of = cost_of or (lambda widths: float(plans.macs(widths)))
+        self._unit: Unit = unit
 
     def __call__(self, widths: Widths) -> Outcome:
         if self._reward == "macs":
@@ -320,9 +352,9 @@ class PlanScorer:
         seconds = {"reconstruction": built - started, "evaluation": time.process_time() - built}
         accuracy, closeness = self._task.accuracy(outputs, self._labels), fidelity(outputs, self.reference)
         macs, parameters = float(self._plans.macs(widths)), float(self._plans.parameters(widths))
-        unit = GUARANTEED.get(self._reward, self.unit)
+        unit = GUARANTEED.get(self._reward, self._unit)
         # The reward's own unit, where it is not the budget's.
-        cost = self.cost_of(widths) if unit == self.unit else {"macs": macs, "parameters": parameters}.get(unit, 0.0)
+        cost = self._cost_of(widths) if unit == self._unit else {"macs": macs, "parameters": parameters}.get(unit, 0.0)
         reward = reward_of(self._reward, top1=accuracy, fidelity=closeness, cost=cost, unit=unit)
         return Outcome(reward, accuracy, closeness, macs, parameters, seconds)
 
@@ -343,6 +375,6 @@ class PlanScorer:
 
     def measured_reward(self, outcome: Outcome, p50_ms: float) -> float:
         """The reward of a scored plan once its latency is measured: only rewards that hold the latency change."""
-        if GUARANTEED.get(self._reward, self.unit) != "ms":
+        if GUARANTEED.get(self._reward, self._unit) != "ms":
             return outcome.reward
         return reward_of(self._reward, top1=outcome.top1, fidelity=outcome.fidelity, cost=p50_ms, unit="ms")

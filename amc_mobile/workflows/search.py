@@ -6,6 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
-from amc_mobile.channels.plan import LEAST_CHOICES, PruningPlan, WeightPlan, multiple_for
+from amc_mobile.channels.plan import LEAST_CHOICES, PruningPlan, WeightPlan
 from amc_mobile.data.split import DataSplit
+from amc_mobile.device.device import Device
 from amc_mobile.errors import AccuracyNotKept, AmcMobileError, CorruptFile, InvalidConfig, InvalidInput, MissingLatency
 from amc_mobile.latency.model import LatencyModel
 from amc_mobile.latency.probe import LEAST_MULTIPLE, stored_steps
@@ -25,7 +28,7 @@ from amc_mobile.pruning.least_squares import Matrices
 from amc_mobile.report.advice import nothing_pruned
 from amc_mobile.search.budget import CostLimit, Unit, format_cost
 from amc_mobile.search.episode_log import CHECK, EpisodeLog, EpisodeRow
-from amc_mobile.search.loop import AccuracyGuarantee, DrawnLimits, run_search
+from amc_mobile.search.loop import AccuracyGuarantee, DrawnLimits, SearchResult, run_search
 from amc_mobile.search.policies import SPREAD_OVER_EPISODES, make_policy
 from amc_mobile.search.policy import Policy
 from amc_mobile.search.reward import HOLDING_COST
@@ -46,12 +49,13 @@ from amc_mobile.workflows.budgets import (
 from amc_mobile.workflows.devices import not_measured, recorded
 from amc_mobile.workflows.latency import latency_model
 from amc_mobile.workflows.network import Network, may_have_seen, require_trained
-from amc_mobile.workflows.plans import ChannelPlans, Plans, PlanScorer, Preparations, WeightPlans
+from amc_mobile.workflows.plans import ChannelPlans, Plans, PlanScorer, Preparations, Statistics, WeightPlans
 from amc_mobile.workflows.report import keep_details
 from amc_mobile.workflows.runs import (
     GridMultiple,
     LimitRecord,
     MultipleRecord,
+    RefitRecord,
     Run,
     SearchedBudget,
     SearchRecord,
@@ -68,7 +72,7 @@ Widths = NDArray[np.int64]
 LOG = logging.getLogger(__name__)
 
 
-def plans_of(network: Network, wanted: SearchConfig) -> ChannelPlans | WeightPlans:
+def plans_of(network: Network, wanted: SearchConfig) -> Plans:
     """The plans that may be proposed, in the granularity asked for."""
     if wanted.granularity == "weight":
         return WeightPlans(network, min_density=wanted.min_keep_ratio, keep=wanted.keep)
@@ -108,20 +112,11 @@ def _unmeasured(multiple: int, latency: LatencyModel | None) -> str:
     return f"; other widths than multiples of {LEAST_MULTIPLE} were never measured"
 
 
-def finer_multiples(network: Network, plans: Plans, multiple: int) -> dict[str, int]:
-    """By group: what narrow groups keep multiples of, which would have too few choices with `multiple`."""
-    return {
-        name: used
-        for (name, channels), grid in zip(network.groups.channels.items(), plans.grids, strict=True)
-        if len(grid) > 1 and (used := multiple_for(channels, multiple)) != multiple
-    }
-
-
 def limit_of(
     run: Run, wanted: SearchConfig, place: str, network: Network, plans: Plans, latency: LatencyModel | None,
     progress: Progress,
-) -> tuple[float, float, float]:  # fmt: skip
-    """(limit in the budget's unit, the original's p50 in ms or 0, the device's drift); fixed when the run starts.
+) -> LimitRecord:  # fmt: skip
+    """The run's own budget, fixed when the run starts.
 
     Raises InvalidInput for a run that began at another `place`: device, runtime and threads, as in a run's name.
     """
@@ -133,7 +128,7 @@ def limit_of(
                 f"run {run.folder.name} has its latency budget on {there}, not on {here}",
                 next_step="pass another name with --run, or that --device, --runtime and --threads",
             )
-        return before.limit, before.reference_ms, before.drift
+        return before
     full = plans.sizes
     reference_ms, drift = 0.0, 1.0
     if latency is not None:
@@ -145,8 +140,9 @@ def limit_of(
         limit = wanted.macs_ratio * float(plans.macs(full))
     else:
         limit = (wanted.params_ratio or 1.0) * float(plans.parameters(full))
-    run.save(LimitRecord(wanted.asked, place, limit, reference_ms, drift))
-    return limit, reference_ms, drift
+    fixed = LimitRecord(wanted.asked, place, limit, reference_ms, drift)
+    run.save(fixed)
+    return fixed
 
 
 def cost_of(unit: Unit, plans: Plans, latency: LatencyModel | None) -> Callable[[Widths], NDArray[np.float64]]:
@@ -321,171 +317,247 @@ def search_plan(
     )  # fmt: skip
     name = run_name(run or "", *(() if run else words))
     folder = Run(space.runs / name)
-    with space.working_on(name):
+    prepared = prepared or Preparations()
+    with space.working_on(name), ExitStack() as opened:
+        network = prepared.network(space, settings)
+        device, used = recorded(space, settings) if settings.offline and wanted.unit == "ms" else (None, settings)
         try:
-            return _searched(
-                space, settings, wanted, folder, progress, prepared or Preparations(), is_compared, untrained
-            )
-        except AmcMobileError:
+            search = _set_up(space, settings, used, device, wanted, folder, network, opened, progress)
+            _require_use(search, untrained=untrained)
+            folder.begin(used, search.config, network)
+            folder.save(SplitRecord(**search.data.document()))
+            if not is_compared:
+                space.remember(settings, run=name)
+            search = search.prepared(
+                lambda: prepared.statistics(
+                    network, search.data, channel_choice=wanted.channel_choice, seed=settings.seed,
+                    matrices=Matrices(settings.memory_bytes, space.folder), progress=progress,
+                )
+            )  # fmt: skip
+            outcome = _episodes(search, progress)
+            final = _final_network(search, outcome, settings.memory_bytes, progress)
+            may_be_seen = may_have_seen(space, settings, network, len(search.data.reward))
+            record = _record(search, outcome, final, may_be_seen=may_be_seen, offline=device is not None)
+            latency = search.own.latency
+            keep_details(folder, network, latency, outcome.result.widths, granularity=wanted.granularity)
+            folder.save(record)
+            return SearchOutcome(name, record)
+        except AmcMobileError as error:
+            if isinstance(error, MissingLatency) and device is not None:
+                command = f"amc-mobile profile --device {used.device} --model {used.model}"
+                error.next_step = f"attach the device and measure: `{command}`; or import a table that has them"
             if not folder.has_begun:
                 shutil.rmtree(folder.folder, ignore_errors=True)
             raise
 
 
-def _searched(
-    space: Workspace, settings: Settings, wanted: SearchConfig, folder: Run, progress: Progress,
-    prepared: Preparations, is_compared: bool, untrained: bool,
-) -> SearchOutcome:  # fmt: skip
-    place = place_part(settings, wanted.unit)
-    network = prepared.network(space, settings)
-    remembered, device = settings, None
-    if settings.offline and wanted.unit == "ms":
-        device, settings = recorded(space, settings)
-    data = network.split(calibration=wanted.calibration_images, reward=wanted.reward_images, seed=settings.seed)
-    plans = plans_of(network, wanted)
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """What the steps of one search share. `parts`: its budgets, the own one first."""
+
+    run: Run
+    config: SearchConfig  # with the multiple that is used
+    seed: int
+    network: Network
+    data: DataSplit
+    plans: Plans
+    multiple: GridMultiple
+    log: EpisodeLog
+    limit: LimitRecord
+    parts: tuple[Part, ...]
+    waived: tuple[str, ...]
+
+    @property
+    def own(self) -> Part:
+        return self.parts[0]
+
+    @property
+    def budget(self) -> CostLimit:
+        """That of all parts together."""
+        return met_together(self.parts)
+
+    def prepared(self, collect: Callable[[], Statistics]) -> _Search:
+        """With plans that can be built, and budgets that are measured where their device is attached."""
+        plans = self.plans.prepared(collect)
+        parts = []
+        for part in self.parts:
+            if part.latency is not None and part.is_attached:
+                name = "" if part is self.own else part.device
+                part = replace(part, measure=PlanMeasurer(part.latency, self.run, plans, part.reference_ms, name))
+            parts.append(part)
+        return replace(self, plans=plans, parts=tuple(parts))
+
+
+def _set_up(
+    space: Workspace, settings: Settings, used: Settings, device: Device | None, config: SearchConfig, run: Run,
+    network: Network, opened: ExitStack, progress: Progress,
+) -> _Search:  # fmt: skip
+    """Plans, log and budgets. `used`: the settings with the conditions that an offline search found; `opened`: closes
+    the latency models."""
+    data = network.split(calibration=config.calibration_images, reward=config.reward_images, seed=settings.seed)
     torch.manual_seed(settings.seed)
     latency = None
-    parts: list[Part] = []
-    if wanted.unit == "ms":
-        latency = latency_model(space, settings, network, list(plans.grids), progress, device=device)
-    try:
-        multiple = multiple_of(folder, wanted, network, latency)
-        wanted = replace(wanted, multiple=multiple.used)
-        plans = plans_of(network, wanted)
-        log = EpisodeLog(folder.folder / "episodes.csv", identity=identity_of(settings, wanted, network, data))
-        check_continues(folder, log, wanted)
-        limit, reference_ms, drift = limit_of(folder, wanted, place, network, plans, latency, progress)
-        if latency is not None:
-            latency = latency.with_grids(list(plans.grids)).with_drift(drift)
-        cost = cost_of(wanted.unit, plans, latency)
-        own = CostLimit(cost, limit, tuple(plans.grids), wanted.unit, wanted.asked_of_model[0])
-        parts.append(Part(own, latency, settings.device if latency else "", reference_ms))
-        parts += further_counts(own, plans, macs=wanted.macs_ratio, parameters=wanted.params_ratio)
-        for further, ms in asked_devices(wanted.also):
-            parts.append(on_device(space, remembered, network, own, further, ms, folder, progress))
-        require_usable(parts, settings.waived)
-        budget = met_together(parts)
-        budget.check()
-        drawn_limits = DrawnLimits(settings.seed) if wanted.reward in HOLDING_COST else None
-        if drawn_limits is None and wanted.max_loss is None and budget.allows(budget.full):
-            costs, allowed = (format_cost(cost, own.unit) for cost in (own.cost_of(own.full), own.limit))
-            raise InvalidInput(
-                f"the original network is within the budget already: it costs {costs} of {allowed}",
-                next_step="lower the budget; or look for cheaper networks below it, with --reward error-log-macs "
-                "(-params, -latency) or --max-loss 0.01",
-            )
-        if not untrained and wanted.reward != "macs":
-            require_trained(network, data.reward)
-        folder.begin(settings, wanted, network)
-        folder.save(SplitRecord(**data.document()))
-        if not is_compared:
-            space.remember(remembered, run=folder.folder.name)
-        if isinstance(plans, ChannelPlans):
-            plans.prepare(
-                prepared.statistics(
-                    network, data, channel_choice=wanted.channel_choice, seed=settings.seed,
-                    matrices=Matrices(settings.memory_bytes, space.folder), progress=progress,
-                )
-            )  # fmt: skip
-            for part in parts:
-                if part.latency is not None and part.is_attached:
-                    named = "" if part.latency is latency else part.device
-                    part.measure = PlanMeasurer(part.latency, folder, plans, part.reference_ms, named)
-        measure = measured_together(parts)
-        started = time.process_time()
-        scorer = PlanScorer(network, data, plans, wanted.reward, images=wanted.scored_images)
-        scorer.unit, scorer.cost_of = wanted.unit, own.cost_of
-        finer = finer_multiples(network, plans, multiple.used) if isinstance(plans, ChannelPlans) else {}
-        policy = policy_of(wanted, budget, plans, seed=settings.seed)
-        set_up_s = plans.set_up_s + time.process_time() - started
-        episodes = min(wanted.episodes, policy.episodes_per_round or wanted.episodes)
+    if config.unit == "ms":
+        grids = plans_of(network, config).grids
+        latency = latency_model(space, used, network, list(grids), progress, device=device)
+        opened.callback(latency.close)
+    multiple = multiple_of(run, config, network, latency)
+    config = replace(config, multiple=multiple.used)
+    plans = plans_of(network, config)
+    log = EpisodeLog(run.folder / "episodes.csv", identity=identity_of(used, config, network, data))
+    check_continues(run, log, config)
+    limit = limit_of(run, config, place_part(settings, config.unit), network, plans, latency, progress)
+    if latency is not None:
+        latency = latency.with_grids(list(plans.grids)).with_drift(limit.drift)
+    cost = cost_of(config.unit, plans, latency)
+    own = CostLimit(cost, limit.limit, tuple(plans.grids), config.unit, config.asked_of_model[0])
+    parts = [Part(own, latency, used.device if latency else "", limit.reference_ms)]
+    parts += further_counts(own, plans, macs=config.macs_ratio, parameters=config.params_ratio)
+    for name, limit_ms in asked_devices(config.also):
+        part = on_device(space, settings, network, own, name, limit_ms, run, progress)
+        if part.latency is not None:
+            opened.callback(part.latency.close)
+        parts.append(part)
+    return _Search(
+        run, config, settings.seed, network, data, plans, multiple, log, limit, tuple(parts), used.waived
+    )  # fmt: skip
 
-        guarantee = None
-        if wanted.max_loss is not None:
-            guarantee = AccuracyGuarantee(max(scorer.original_top1 - wanted.max_loss, 0.0))
 
-        def on_episode(row: EpisodeRow) -> None:
-            shown = f", {measured_text(row.measured_ms)}" if row.measured_ms is not None else ""
-            shown += ", over the budget" if row.ci_high_ms is not None and row.ci_high_ms > limit else ""
-            note = f"reward {row.reward:.4f}, predicted {format_cost(row.predicted_cost, wanted.unit)}{shown}"
-            progress("search", row.episode + 1, episodes, note)
-
-        result = run_search(
-            policy, budget, scorer, episodes=episodes, log=log, on_episode=on_episode, measure=measure,
-            measure_every=wanted.measure_every if measure else 0, measured_reward=scorer.measured_reward,
-            guarantee=guarantee, drawn_limits=drawn_limits if guarantee is None else None,
-        )  # fmt: skip
-        plan = plans.plan(result.widths)
-        before = folder.find(SearchRecord)
-        if before is not None and before.plan == plan:
-            # A finished search, extended without a better plan: its weights stay, and what was made of them.
-            pruned, refit, refit_s = folder.load_pruned(network, "pruned"), before.refit, before.cpu_s["refit"]
-        else:
-            progress("refit", 0, 1)
-            started = time.process_time()
-            finished = plans.finished(result.widths, data, seed=settings.seed, memory_bytes=settings.memory_bytes)
-            pruned, refit = finished.network, finished.record()
-            refit_s = time.process_time() - started
-            progress("refit", 1, 1)
-            folder.remove(SearchRecord)  # never beside the weights of another plan
-            folder.save_weights("pruned", pruned)
-            folder.save_masks(plans.masks(result.widths))
-        budgets = tuple(part.record(result.widths) for part in parts)
-        # What was promised is of the network that is kept, not of the one that the search scored.
-        refitted_top1 = None if guarantee is None else scorer.top1(pruned)
-        record = SearchRecord(
-            budgets=budgets,
-            budget=SearchedBudget(wanted.unit, limit, wanted.asked, reference_ms, drift),
-            conditions=None if latency is None else latency.conditions,
-            multiple=MultipleRecord(multiple.used, multiple.why, finer),
-            offline=device is not None,
-            kernel_sources=_sources(result.widths, latency),
-            policy=wanted.policy,
-            episodes=result.episodes,
-            evaluations=result.evaluations,
-            better_over=result.better_over,
-            measurements=result.measurements,
-            reward=result.reward,
-            episode=result.episode,
-            predicted_cost=budgets[0].predicted_cost,
-            measured_ms=result.measured_ms,
-            ci_high_ms=budgets[0].ci_high_ms,
-            plan=plan,
-            granularity=wanted.granularity,
-            macs=float(plans.macs(result.widths)),
-            original_macs=float(plans.macs(plans.sizes)),
-            parameters=float(plans.parameters(result.widths)),
-            original_parameters=float(plans.parameters(plans.sizes)),
-            cpu_s={"set_up": set_up_s, **log.seconds(), "refit": refit_s},
-            reward_top1=result.top1,
-            original_reward_top1=scorer.original_top1,
-            max_loss=wanted.max_loss,
-            refitted_reward_top1=refitted_top1,
-            reward_images_may_be_seen=may_have_seen(space, remembered, network, len(data.reward)),
-            accuracy_kept=None if guarantee is None else (refitted_top1 or 0.0) >= guarantee.top1,
-            test_images=len(data.test),
-            metric=network.task.metric,
-            accuracy_on=data.accuracy_on,
-            group_kinds=network.groups.kinds,
-            refit=refit,
-            test_top1={
-                "original": evaluate(network.module, data.test, task=network.task),
-                "one-shot": evaluate(plans.build(result.widths), data.test, task=network.task),
-                "refitted": evaluate(pruned, data.test, task=network.task),  # or what was kept instead of it
-            },
+def _require_use(search: _Search, *, untrained: bool) -> None:
+    """Raises InvalidInput or UnreachableBudget where there is nothing to be found."""
+    config, own = search.config, search.own.budget
+    require_usable(search.parts, search.waived)
+    budget = search.budget
+    budget.check()
+    if config.reward not in HOLDING_COST and config.max_loss is None and budget.allows(budget.full):
+        costs, allowed = (format_cost(cost, own.unit) for cost in (own.cost_of(own.full), own.limit))
+        raise InvalidInput(
+            f"the original network is within the budget already: it costs {costs} of {allowed}",
+            next_step="lower the budget; or look for cheaper networks below it, with --reward error-log-macs "
+            "(-params, -latency) or --max-loss 0.01",
         )
-        keep_details(folder, network, latency, result.widths, granularity=wanted.granularity)
-        folder.save(record)
-        return SearchOutcome(folder.folder.name, record)
-    except MissingLatency as error:
-        if device is not None:
-            command = f"amc-mobile profile --device {settings.device} --model {settings.model}"
-            error.next_step = f"attach the device and measure: `{command}`; or import a table that has them"
-        raise
-    finally:
-        for opened in [latency, *(part.latency for part in parts[1:])]:
-            if opened is not None:
-                opened.close()
+    if not untrained and config.reward != "macs":
+        require_trained(search.network, search.data.reward)
+
+
+@dataclass(frozen=True, eq=False)
+class _Episodes:
+    """What the episodes gave. `set_up_s`: CPU seconds before the first one."""
+
+    result: SearchResult
+    scorer: PlanScorer
+    guarantee: AccuracyGuarantee | None
+    set_up_s: float
+
+
+def _episodes(search: _Search, progress: Progress) -> _Episodes:
+    """Figure 1 of the paper: the agent proposes, the budget clips, the plan is pruned and scored; group by group."""
+    config, own, measure = search.config, search.own.budget, measured_together(search.parts)
+    started = time.process_time()
+    scorer = PlanScorer(
+        search.network, search.data, search.plans, config.reward, images=config.scored_images, unit=config.unit,
+        cost_of=own.cost_of,
+    )  # fmt: skip
+    budget = search.budget
+    policy = policy_of(config, budget, search.plans, seed=search.seed)
+    set_up_s = search.plans.set_up_s + time.process_time() - started
+    episodes = min(config.episodes, policy.episodes_per_round or config.episodes)
+    guarantee = None
+    if config.max_loss is not None:
+        guarantee = AccuracyGuarantee(max(scorer.original_top1 - config.max_loss, 0.0))
+
+    def on_episode(row: EpisodeRow) -> None:
+        shown = f", {measured_text(row.measured_ms)}" if row.measured_ms is not None else ""
+        shown += ", over the budget" if row.ci_high_ms is not None and row.ci_high_ms > own.limit else ""
+        note = f"reward {row.reward:.4f}, predicted {format_cost(row.predicted_cost, config.unit)}{shown}"
+        progress("search", row.episode + 1, episodes, note)
+
+    holds_cost = config.reward in HOLDING_COST and guarantee is None
+    result = run_search(
+        policy, budget, scorer, episodes=episodes, log=search.log, on_episode=on_episode, measure=measure,
+        measure_every=config.measure_every if measure else 0, measured_reward=scorer.measured_reward,
+        guarantee=guarantee, drawn_limits=DrawnLimits(search.seed) if holds_cost else None,
+    )  # fmt: skip
+    return _Episodes(result, scorer, guarantee, set_up_s)
+
+
+@dataclass(frozen=True, eq=False)
+class _Final:
+    """The network that a search ends with. `cpu_s`: what refitting it took."""
+
+    module: nn.Module
+    refit: RefitRecord
+    cpu_s: float
+
+
+def _final_network(search: _Search, episodes: _Episodes, memory_bytes: int | None, progress: Progress) -> _Final:
+    """Refits the best plan and saves its weights.
+
+    A finished search that was extended without a better plan keeps its weights, and what was made of them.
+    """
+    run, plans, widths = search.run, search.plans, episodes.result.widths
+    before = run.find(SearchRecord)
+    if before is not None and before.plan == plans.plan(widths):
+        return _Final(run.load_pruned(search.network, "pruned"), before.refit, before.cpu_s["refit"])
+    progress("refit", 0, 1)
+    started = time.process_time()
+    finished = plans.finished(widths, search.data, seed=search.seed, memory_bytes=memory_bytes)
+    cpu_s = time.process_time() - started
+    progress("refit", 1, 1)
+    run.remove(SearchRecord)  # never beside the weights of another plan
+    run.save_weights("pruned", finished.network)
+    run.save_masks(plans.masks(widths))
+    return _Final(finished.network, finished.record(), cpu_s)
+
+
+def _record(search: _Search, episodes: _Episodes, final: _Final, *, may_be_seen: bool, offline: bool) -> SearchRecord:
+    config, data, plans, network, latency = search.config, search.data, search.plans, search.network, search.own.latency
+    result, scorer, guarantee = episodes.result, episodes.scorer, episodes.guarantee
+    budgets = tuple(part.record(result.widths) for part in search.parts)
+    # What was promised is of the network that is kept, not of the one that the search scored.
+    refitted_top1 = None if guarantee is None else scorer.top1(final.module)
+    limit = search.limit
+    stages = {
+        "original": network.module, "one-shot": plans.build(result.widths),
+        "refitted": final.module,  # or what was kept instead of it
+    }  # fmt: skip
+    return SearchRecord(
+        budgets=budgets,
+        budget=SearchedBudget(config.unit, limit.limit, limit.asked, limit.reference_ms, limit.drift),
+        conditions=None if latency is None else latency.conditions,
+        multiple=MultipleRecord(search.multiple.used, search.multiple.why, plans.finer_multiples(search.multiple.used)),
+        offline=offline,
+        kernel_sources=_sources(result.widths, latency),
+        policy=config.policy,
+        episodes=result.episodes,
+        evaluations=result.evaluations,
+        better_over=result.better_over,
+        measurements=result.measurements,
+        reward=result.reward,
+        episode=result.episode,
+        predicted_cost=budgets[0].predicted_cost,
+        measured_ms=result.measured_ms,
+        ci_high_ms=budgets[0].ci_high_ms,
+        plan=plans.plan(result.widths),
+        granularity=config.granularity,
+        macs=float(plans.macs(result.widths)),
+        original_macs=float(plans.macs(plans.sizes)),
+        parameters=float(plans.parameters(result.widths)),
+        original_parameters=float(plans.parameters(plans.sizes)),
+        cpu_s={"set_up": episodes.set_up_s, **search.log.seconds(), "refit": final.cpu_s},
+        reward_top1=result.top1,
+        original_reward_top1=scorer.original_top1,
+        max_loss=config.max_loss,
+        refitted_reward_top1=refitted_top1,
+        reward_images_may_be_seen=may_be_seen,
+        accuracy_kept=None if guarantee is None else (refitted_top1 or 0.0) >= guarantee.top1,
+        test_images=len(data.test),
+        metric=network.task.metric,
+        accuracy_on=data.accuracy_on,
+        group_kinds=network.groups.kinds,
+        refit=final.refit,
+        test_top1={name: evaluate(module, data.test, task=network.task) for name, module in stages.items()},
+    )
 
 
 def _sources(widths: Widths, latency: LatencyModel | None) -> dict[str, tuple[str, ...]]:

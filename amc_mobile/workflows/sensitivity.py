@@ -118,8 +118,8 @@ def _sensitivity(
         if not untrained:
             require_trained(network, data.reward)
         scored = ChannelPlans(network, multiple=wanted.multiple, min_keep_ratio=1.0, keep="")
-        scored.prepare(
-            Preparations().statistics(
+        scored = scored.prepared(
+            lambda: Preparations().statistics(
                 network, data, channel_choice=wanted.channel_choice, seed=settings.seed,
                 matrices=Matrices(settings.memory_bytes, space.folder), progress=progress,
             )

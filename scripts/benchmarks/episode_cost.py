@@ -88,7 +88,7 @@ def episode_cost(
     )
     started = time.process_time()
     plans = ChannelPlans(network, multiple=8, min_keep_ratio=0.2, keep="")
-    plans.prepare(known)
+    plans = plans.prepared(lambda: known)
     scorer = PlanScorer(network, data, plans, reward, bf16=bf16)
     cost = TimedCost(CostModel(network.module, network.groups))
     full = network.groups.sizes

@@ -12,6 +12,7 @@ from torch import nn
 from amc_mobile.models.task import logits
 from amc_mobile.pruning.least_squares import Matrices
 from amc_mobile.pruning.reconstruction import Reconstructor
+from amc_mobile.search.budget import Unit
 from amc_mobile.search.reward import Outcome, fidelity
 from amc_mobile.workflows.network import load_network
 from amc_mobile.workflows.plans import ChannelPlans, PlanScorer, Preparations
@@ -39,14 +40,15 @@ def net(num_classes=10, width_multiplier=1.0, input_size=32, in_channels=3):
 
 
 def scored(
-    model: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *, reward: str = "fidelity"
+    model: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *, reward: str = "fidelity", unit: Unit = "macs"
 ) -> tuple[PlanScorer, Reconstructor, list[int]]:
     """A scorer, and the number of batch norms in every network that it evaluates."""
     network = load_network(Workspace(folder / "space"), Settings(model=model, data="digits", input_size=32))
     data = network.split(calibration=60, reward=40, seed=0)
-    plans = ChannelPlans(network, multiple=8, min_keep_ratio=0.2, keep="")
-    plans.prepare(
-        Preparations().statistics(network, data, channel_choice="l1", seed=0, matrices=Matrices(), progress=silent)
+    plans = ChannelPlans(network, multiple=8, min_keep_ratio=0.2, keep="").prepared(
+        lambda: Preparations().statistics(
+            network, data, channel_choice="l1", seed=0, matrices=Matrices(), progress=silent
+        )
     )
     norms: list[int] = []
 
@@ -55,7 +57,7 @@ def scored(
         return logits(net, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr("amc_mobile.workflows.plans.logits", watched)
-    return PlanScorer(network, data, plans, reward), plans.reconstructor, norms
+    return PlanScorer(network, data, plans, reward, unit=unit), plans.reconstructor, norms
 
 
 def test_a_residual_network_is_scored_folded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,9 +82,10 @@ def test_the_fidelity_looks_at_few_images_unless_told_or_accuracy_counts() -> No
 def test_few_images_hold_every_class_alike_and_score_like_all_of_them(tmp_path: Path) -> None:
     network = load_network(Workspace(tmp_path), Settings(model="resnet20", data="digits", input_size=32))
     data = network.split(calibration=60, reward=140, seed=0)
-    plans = ChannelPlans(network, multiple=8, min_keep_ratio=0.2, keep="")
-    plans.prepare(
-        Preparations().statistics(network, data, channel_choice="l1", seed=0, matrices=Matrices(), progress=silent)
+    plans = ChannelPlans(network, multiple=8, min_keep_ratio=0.2, keep="").prepared(
+        lambda: Preparations().statistics(
+            network, data, channel_choice="l1", seed=0, matrices=Matrices(), progress=silent
+        )
     )
     part, whole = (PlanScorer(network, data, plans, "fidelity", images=n, bf16=False) for n in (40, None))
     counts = torch.bincount(part.images.labels)
@@ -112,8 +115,7 @@ def test_only_rewards_that_hold_the_latency_change_when_it_is_measured(
 ) -> None:
     file = tmp_path / "net.py"
     file.write_text(VIEWING)
-    scorer, _, _ = scored(f"{file}:net", tmp_path, monkeypatch, reward=reward)
-    scorer.unit = "ms"
+    scorer, _, _ = scored(f"{file}:net", tmp_path, monkeypatch, reward=reward, unit="ms")
     before = {"fidelity": 0.7, "top1": 0.6}.get(reward, -1.0)
     outcome = Outcome(before, top1=0.6, fidelity=0.7)
     assert scorer.measured_reward(outcome, 2.0) == pytest.approx(measured)

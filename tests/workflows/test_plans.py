@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def test_the_final_network_is_refitted_unless_that_loses_fidelity(tmp_path: Path
     widths = np.full_like(plans.sizes, 8)
     found = {}
     for name, calibration in (("like", data.calibration), ("unlike", unlike)):
-        plans.prepare(replace(known, calibration=calibration))
+        plans = plans.prepared(partial(replace, known, calibration=calibration))
         found[name] = plans.finished(widths, data, seed=0)
     wanted = logits(network.module, data.reward)
     scored = fidelity(logits(plans.build(widths), data.reward), wanted)
