@@ -55,7 +55,7 @@ def _run_file(path: Path) -> ModuleType:
         del sys.modules[name]
         raise InvalidInput(
             f"running {path} failed: {type(error).__name__}: {error}",
-            next_step=f"try `python {path}` and mend the file",
+            next_step=f"try `python {path}` and fix the file",
         ) from error
     finally:
         sys.path.remove(str(path.parent))

@@ -41,7 +41,7 @@ def find_groups(module: nn.Module, example_input: Tensor) -> ChannelGroups:
 
 def _traced(model: nn.Module, program: torch.export.ExportedProgram, *, rigid: bool) -> TraceRecord:
     signature = program.graph_signature
-    # A tensor that two modules share has two names; the first stands for both.
+    # A tensor that two modules share has two names; the first is used for both.
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     first_name: dict[int, str] = {}
     canonical = {name: first_name.setdefault(id(tensor), name) for name, tensor in tensors}

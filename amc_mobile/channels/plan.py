@@ -142,7 +142,7 @@ LEAST_CHOICES = 4  # multiples that a group's width is chosen from
 
 
 def multiple_for(channels: int, multiple: int) -> int:
-    """What a group of so many channels keeps multiples of: `multiple`, halved while it leaves too few choices."""
+    """What a group's widths are multiples of: `multiple`, halved while it leaves the group too few choices."""
     while multiple > 2 and channels // multiple < LEAST_CHOICES:
         multiple //= 2
     return multiple

@@ -172,7 +172,7 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class ChannelGroups:
-    """The groups in order of first use, and where their channels stand in every parameter.
+    """The groups in order of first use, and where every parameter holds their channels.
 
     `parameters`: per parameter or buffer that holds channels, the channels along each of its dimensions (None for
     dimensions without, such as a kernel's height). `layers`: in order of execution. `input_shape`: (N, C, H, W).

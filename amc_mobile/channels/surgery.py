@@ -47,8 +47,8 @@ def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
     `memo`: by id, what is put in place of a module or tensor.
     """
-    if (known := memo.get(id(model))) is not None:
-        return known  # type: ignore[no-any-return]
+    if (replacement := memo.get(id(model))) is not None:
+        return replacement  # type: ignore[no-any-return]
     kind = type(model)
     if hasattr(kind, "__deepcopy__") or any(getattr(kind, name) is not getattr(nn.Module, name) for name in _PICKLING):
         return copy.deepcopy(model, memo)

@@ -196,7 +196,7 @@ def module_path(node: Node) -> str:
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter, buffer or constant of the network: its name and shape stand in for its values."""
+    """A parameter, buffer or constant of the network: its name and shape in place of its values."""
 
     name: str
     shape: tuple[int, ...]
@@ -271,8 +271,8 @@ class TraceRecord:
     def outputs_of(self, weight: Parameter, dimension: int, count: int) -> Ids:
         """Fresh ids, or those of the first call where a module is called again."""
         earlier = self.parameters.get(weight.name)
-        known = earlier[dimension] if earlier else None
-        return known if known is not None else self.ids.fresh(count)
+        ids = earlier[dimension] if earlier else None
+        return ids if ids is not None else self.ids.fresh(count)
 
     def note(self, parameter: Parameter, dims: tuple[Ids | None, ...]) -> None:
         """`dims`: per dimension of the parameter the ids along it, None where it holds no channels."""

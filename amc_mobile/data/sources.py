@@ -44,7 +44,7 @@ COLOURS = 3
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What is known of the network that the images are for; None where the source decides.
+    """How a network wants its images; None where the source decides.
 
     `image_size`: side in pixels. `normalisation`: the mean and the deviation per channel that it was trained with.
     `workers`: threads that decode image folders whenever images are used; 0: all are held in memory.
@@ -200,7 +200,7 @@ SHAPES_SIZE = 64
 TRAINING_IMAGES, TEST_IMAGES = 2000, 400
 MOST_OBJECTS = 3
 SMALLEST, LARGEST = 0.2, 0.6  # of the image's side
-MOST_HIDDEN = 0.15  # of a box's area by another one, so that every shape can be told
+MOST_HIDDEN = 0.15  # of a box's area by another one, so that every shape can be recognised
 
 
 def load_shapes(spec: str, location: str, options: ReadOptions) -> Dataset:
@@ -379,10 +379,10 @@ def _find_parts(path: Path, names: Sequence[str]) -> tuple[list[PurePosixPath], 
         if file.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith((".", "__MACOSX")) for part in file.parts)
     )
     parts: list[list[PurePosixPath]] = []
-    for wanted in (TRAIN_NAMES, TEST_NAMES):
+    for names_of_part in (TRAIN_NAMES, TEST_NAMES):
         # One folder around everything is common in archives.
         chosen: list[PurePosixPath] = []
-        for name in wanted:
+        for name in names_of_part:
             chosen = [file for file in images if len(file.parts) in (3, 4) and file.parts[-3].lower() == name]
             if chosen:
                 break

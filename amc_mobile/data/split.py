@@ -58,7 +58,7 @@ class DataSplit:
 
 
 def held_out_count(training_images: int) -> int:
-    """Images that training leaves out, and that searches score plans on unless told another number."""
+    """How many images training leaves out; searches score plans on them by default."""
     return max(1, min(256, training_images // 10))
 
 

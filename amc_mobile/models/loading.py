@@ -80,7 +80,7 @@ def _kept_weights(path: Path) -> list[tuple[str, dict[str, Tensor]]]:
 
 
 def _content(path: Path) -> Any:
-    """What a checkpoint holds. Its form is told by its content: names lie."""
+    """What a checkpoint holds. Its form follows from its content, not from its name."""
     if not store.is_file(path):
         raise InvalidInput(f"no checkpoint file {path}", next_step="check --checkpoint")
     try:
@@ -143,8 +143,8 @@ def _sets_in(content: Mapping[Any, Any], depth: int, place: str = "") -> Iterato
 
 
 def _rank(name: str) -> tuple[bool, int]:
-    known = WRAPPERS.index(name) if name in WRAPPERS else len(WRAPPERS)
-    return any(word in name.lower() for word in AVERAGED), known
+    place = WRAPPERS.index(name) if name in WRAPPERS else len(WRAPPERS)
+    return any(word in name.lower() for word in AVERAGED), place
 
 
 def _fitting(
@@ -380,8 +380,8 @@ def load_model(
 
     `spec`: a name of the registry; one that `name_module` gave; `path/to/file.py:function`, called with those of
     num_classes, width_multiplier, input_size and in_channels that it takes; `torchvision:NAME`; `timm:NAME`. These two
-    have their published weights, where there are any for so many classes and no `checkpoint` is given.
-    `input_size`: pixels, of both sides or (height, width). None stands for the network's own default.
+    have their published weights, where there are any for this number of classes and no `checkpoint` is given.
+    `input_size`: pixels, of both sides or (height, width). None: the network's own default.
     `task`: of the user's own, in place of the network's. `input_shapes`: of several inputs, (C, H, W) each; the module
     then takes them behind each other, see `amc_mobile.packing`.
     One image is run to see that what the task reads comes out; a softmax at the end of a classifier is warned of.

@@ -88,7 +88,7 @@ class Task(Protocol):
 
     @property
     def learning_rate(self) -> float:
-        """That training from scratch does well with, at its highest, unless told otherwise."""
+        """Default for training from scratch, at its highest."""
 
     def num_classes(self, outputs: Tensor) -> int | None:
         """None where outputs do not tell it. Raises InvalidInput when they have not the shape that the task reads."""
@@ -117,7 +117,7 @@ class Task(Protocol):
         """int64, one or several an image: what has to agree between two runtimes."""
 
     def is_guessing(self, outputs: Tensor, labels: Tensor) -> bool:
-        """Whether the outputs are no better than those of random weights. False where that cannot be told."""
+        """Whether the outputs are no better than those of random weights. False where that is unknown."""
 
 
 class Classification:
@@ -163,7 +163,7 @@ class Classification:
         return outputs.argmax(1)
 
     def is_guessing(self, outputs: Tensor, labels: Tensor) -> bool:
-        """At most three standard errors above one in so many classes."""
+        """At most three standard errors above the share that guessing gets right."""
         images, chance = len(labels), 1 / outputs.shape[1]
         return float(self.right(outputs, labels).sum()) <= images * chance + 3 * math.sqrt(
             images * chance * (1 - chance)
@@ -204,13 +204,13 @@ class OwnTask:
     def distillation_loss(self, outputs: Tensor, targets: Tensor, temperature: float) -> Tensor:
         """The squared error of each output in terms of its variance, averaged over the outputs."""
         pairs = zip(self._parts(outputs), self._parts(targets), strict=True)
-        errors = [(found - wanted).square().mean() / wanted.var().clamp_min(1e-6) for found, wanted in pairs]
+        errors = [(output - target).square().mean() / target.var().clamp_min(1e-6) for output, target in pairs]
         return torch.stack(errors).mean()
 
     def augmented(
         self, pixels: Tensor, labels: Tensor, generator: torch.Generator, *, mirrors: bool
     ) -> tuple[Tensor, Tensor]:
-        """As they are: what a shift does to the labels is not known."""
+        """As they are: a shift may change the labels in any way."""
         return pixels, labels
 
     def accuracy(self, outputs: Tensor, labels: Tensor) -> float:
@@ -377,7 +377,7 @@ def mean_average_precision(found: Sequence[Detections], objects: Sequence[Tensor
     return sum(precisions) / max(len(precisions), 1)
 
 
-MATCHING_OVERLAP = 0.5  # from here on an anchor stands for an object
+MATCHING_OVERLAP = 0.5  # from here on an anchor is matched to an object
 NEGATIVES = 3  # background anchors in the loss for each matched one: the hardest
 SUPPRESSING_OVERLAP = 0.45
 CHANCE = 0.005  # mean average precision of random weights
@@ -402,9 +402,9 @@ class Detection:
     learning_rate = 0.01  # the loss adds up an image's anchors: three times as much already learns far less
 
     def num_classes(self, outputs: Tensor) -> int:
-        wanted = (1, len(self.anchors), 1 + self.classes + 4)
-        if tuple(outputs.shape) != wanted:
-            raise InvalidInput(f"the detector gives {tuple(outputs.shape)}, its anchors and classes ask for {wanted}")
+        expected = (1, len(self.anchors), 1 + self.classes + 4)
+        if tuple(outputs.shape) != expected:
+            raise InvalidInput(f"the detector gives {tuple(outputs.shape)}, its anchors and classes ask for {expected}")
         return self.classes
 
     def check_labels(self, labels: Tensor) -> None:
@@ -422,10 +422,10 @@ class Detection:
     def loss(self, outputs: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
         """Cross entropy of matched anchors and of the hardest others, plus smooth L1 of the matched ones' offsets."""
         logits, offsets = outputs[..., : 1 + self.classes], outputs[..., 1 + self.classes :]
-        wanted, boxes = self.matching(labels)
-        is_matched = wanted > 0
+        classes, boxes = self.matching(labels)
+        is_matched = classes > 0
         entropy = functional.cross_entropy(
-            logits.transpose(1, 2), wanted, label_smoothing=label_smoothing, reduction="none"
+            logits.transpose(1, 2), classes, label_smoothing=label_smoothing, reduction="none"
         )
         hardness = entropy.detach().masked_fill(is_matched, -1.0)
         rank = hardness.argsort(dim=1, descending=True).argsort(dim=1)
@@ -439,8 +439,8 @@ class Detection:
     def matching(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """For each anchor its class, (N, anchors) int64 with 0 for background, and its object's box.
 
-        An anchor stands for the object that it overlaps most, by at least one half. The anchor that overlaps an object
-        most stands for it however little that is; where it is the best of two objects, for the one it overlaps more.
+        An anchor is matched to the object that it overlaps most, by at least one half. The anchor that overlaps an
+        object most is matched to it however little that is; of two such objects, to the one it overlaps more.
         """
         images, objects = labels.shape[:2]
         anchors = corners(self.anchors.to(labels.device))
@@ -565,7 +565,7 @@ def runs_channels_last(model: nn.Module, example: Tensor) -> bool:
 
 
 def evaluate(model: nn.Module, images: LabelledImages, *, task: Task = CLASSIFICATION) -> float:
-    """The task's accuracy in [0, 1]: top-1 unless told."""
+    """The task's accuracy in [0, 1]."""
     return task.accuracy(logits(model, images), images.labels)
 
 

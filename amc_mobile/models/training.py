@@ -333,22 +333,22 @@ def _run_epoch(
                 pixels, labels = task.augmented(pixels, labels, generator, mirrors=images.mirrors)
             parts = -(-len(index) // part_size)
             optimizer.zero_grad(set_to_none=True)
-            for part, wanted in zip(torch.tensor_split(pixels, parts), torch.tensor_split(labels, parts), strict=True):
+            for part, targets in zip(torch.tensor_split(pixels, parts), torch.tensor_split(labels, parts), strict=True):
                 batch = images.normalise(part.to(device))
                 with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
                     outputs = model(batch)
                 outputs = outputs.float()
-                loss = task.loss(outputs, wanted, config.label_smoothing)
+                loss = task.loss(outputs, targets, config.label_smoothing)
                 if tutor is not None:
                     with torch.no_grad():
-                        targets = tutor(batch)
-                    soft = task.distillation_loss(outputs, targets, config.temperature)
+                        taught = tutor(batch)
+                    soft = task.distillation_loss(outputs, taught, config.temperature)
                     loss = (1 - config.distill_weight) * loss + config.distill_weight * soft
                 share = len(part) / len(index)
                 (loss * share if parts > 1 else loss).backward()  # type: ignore[no-untyped-call]
                 total_loss += loss.detach() * len(part)
                 if task.of_single_images:
-                    correct += task.right(outputs.detach(), wanted).sum()
+                    correct += task.right(outputs.detach(), targets).sum()
             optimizer.step()
             if average is not None:
                 average.update(model, epoch * batches + step + 1)

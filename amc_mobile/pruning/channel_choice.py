@@ -20,7 +20,7 @@ from amc_mobile.pruning.gram import GramStatistics, LayerGram, as_columns, as_we
 from amc_mobile.pruning.least_squares import DEFAULT_RIDGE, factorised, ridged
 
 Floats = NDArray[np.float64]
-Reader = tuple[str, LayerGram, Ids]  # a layer, its matrix, and where the group's channels stand along its inputs
+Reader = tuple[str, LayerGram, Ids]  # a layer, its matrix, and the places of the group's channels along its inputs
 
 # A layer with more columns takes over 10 CPU seconds and 0.5 GB: its groups are ordered by L1.
 MAX_ELIMINATION_COLUMNS = 4608
@@ -103,7 +103,7 @@ class Contributions:
 
 
 def contributions(readers: Sequence[tuple[LayerGram, Ids]]) -> Contributions:
-    """`readers`: layers and where each channel stands along their inputs, (channels, times).
+    """`readers`: layers with the places of each channel along their inputs, (channels, times).
 
     Every reader counts relative to the variance of its output, behind its batch norm.
     """
@@ -272,10 +272,10 @@ def l1_rms(groups: ChannelGroups, model: nn.Module, gram: GramStatistics, group:
     def scaled(name: str) -> Tensor:
         weight = _weight(model, name).abs().double()
         if name in gram.layers:
-            known = gram.layers[name]
-            columns = as_columns(weight, transposed=known.transposed)
-            columns = columns * known.moment.diagonal().clamp_min(0).sqrt()[:, None]
-            weight = as_weight(columns, weight.shape, transposed=known.transposed)
+            layer = gram.layers[name]
+            columns = as_columns(weight, transposed=layer.transposed)
+            columns = columns * layer.moment.diagonal().clamp_min(0).sqrt()[:, None]
+            weight = as_weight(columns, weight.shape, transposed=layer.transposed)
         return weight
 
     return _sum_over_readers(groups, group, scaled)
@@ -306,10 +306,10 @@ def taylor(groups: ChannelGroups, model: nn.Module, images: Tensor, labels: Tens
     """
     net = copy.deepcopy(model).eval().requires_grad_(True)
     totals = [np.zeros(group.channels) for group in groups.groups]
-    for batch, wanted in zip(torch.split(images, TAYLOR_BATCH), torch.split(labels, TAYLOR_BATCH), strict=True):
+    for batch, targets in zip(torch.split(images, TAYLOR_BATCH), torch.split(labels, TAYLOR_BATCH), strict=True):
         net.zero_grad(set_to_none=True)
         with torch.enable_grad():
-            functional.cross_entropy(net(batch), wanted).backward()  # type: ignore[no-untyped-call]
+            functional.cross_entropy(net(batch), targets).backward()  # type: ignore[no-untyped-call]
         for group, total in enumerate(totals):
             gate = np.zeros(len(total))
             for ids, axis, name in _places(groups, group, read=True):

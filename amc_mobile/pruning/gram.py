@@ -19,7 +19,7 @@ from amc_mobile.models.task import LabelledImages
 from amc_mobile.pruning.least_squares import Matrices, check_finite
 from amc_mobile.pruning.program import Execution, LayerStep, Program, arguments, batches_within
 
-MAX_COLUMNS = 8192  # one matrix of so many takes 0.5 GB, and one elimination about a minute
+MAX_COLUMNS = 8192  # one matrix of this size takes 0.5 GB, and one elimination about a minute
 ROWS_PER_COLUMN = 8  # with fewer rows per unknown the weights follow the sample instead of the layer
 Pair = tuple[int, int]
 
@@ -177,15 +177,15 @@ def collect_gram(
 
     Memory: 8 bytes x columns^2 for each layer, and as much again once it is factorised for the search (MobileNet-V1:
     0.05 GB in all; VGG-16 and ResNet-50: 2 to 3 GB, a 3 x 3 convolution of 512 channels alone 0.17 GB). All of them
-    are kept in `matrices`, which spills to a file what is over its limit. In memory beside them: the activations of
+    are kept in `matrices`, which spills to a file what is over its limit. Also in memory: the activations of
     one batch, at most BATCH_SIZE images and about ACTIVATION_BYTES, and up to four matrices of the largest layer
     while that layer is worked on.
     """
     batches, program = batches_within(model, images)
     matrices = matrices or Matrices()
-    wanted = readable_layers(groups)
+    layers = readable_layers(groups)
     steps = {
-        step.node: step for step in program.steps if step.layer in wanted and columns_of(program, step) <= MAX_COLUMNS
+        step.node: step for step in program.steps if step.layer in layers and columns_of(program, step) <= MAX_COLUMNS
     }
     sums = {step.layer: _Sums(program, step, matrices) for step in steps.values()}
     generator = torch.Generator().manual_seed(seed)
@@ -198,7 +198,7 @@ def collect_gram(
                 drawn = sample_positions(len(batch), output_positions(node), per_image, generator)
                 sums[steps[node].layer].add(read_at(node, run.value(steps[node].input), drawn))
             run.step()
-    return GramStatistics({name: total.result(wanted[name]) for name, total in sums.items()}, matrices)
+    return GramStatistics({name: total.result(layers[name]) for name, total in sums.items()}, matrices)
 
 
 class _Sums:
@@ -248,7 +248,7 @@ def output_scale(program: Program, step: LayerStep) -> Tensor:
 
 
 def group_channels(ids: DimensionIds, group: int, channels: int) -> Ids | None:
-    """(channels, times): where each channel of a group stands along a dimension; None if not equally often."""
+    """(channels, times): the places of each channel of a group along a dimension; None if not equally often."""
     inside = np.flatnonzero(ids.group == group)
     if len(inside) == 0 or len(inside) % channels:
         return None

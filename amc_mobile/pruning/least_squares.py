@@ -160,7 +160,7 @@ class Moments:
 
 
 class WideRows(Moments):
-    """For layers of so many columns that X'X would not fit: keeps the rows, of which there have to be few.
+    """For layers whose X'X would not fit in memory: keeps the rows, of which there have to be few.
 
     The ridge solution is a combination of the rows: change = X' (X X' / rows + ridge)^-1 R / rows.
     """

@@ -1,4 +1,4 @@
-"""Runs a program node by node on one batch, and remembers where a run stands on each of several batches."""
+"""Runs a program node by node on one batch, and remembers how far it is on each of several batches."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ class Execution:
             self._finished.setdefault(index, []).append(node)
 
     def branch(self) -> Execution:
-        """Another run that stands where this one does, with the same values; this one stays where it is."""
+        """A second execution that continues from here with the same values; this one stays where it is."""
         other = copy.copy(self)
         other._values = dict(self._values)
         return other
@@ -221,7 +221,7 @@ class Execution:
             self.step()
 
     def run_before(self, node: Node) -> None:
-        """Executes all that stands before `node`."""
+        """Executes everything before `node`."""
         while self._next < self._place[node]:
             self.step()
 

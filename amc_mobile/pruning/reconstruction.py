@@ -269,9 +269,9 @@ class Reconstructor:
     def _columns(self, layer: str, kept_inputs: Ids) -> Tensor:
         """(kept columns, outputs), float32."""
         key = (layer, kept_inputs.tobytes())
-        if (known := self._solved.get(key)) is not None:
+        if (solution := self._solved.get(key)) is not None:
             self._solved.move_to_end(key)
-            return known
+            return solution
         if (nested := self._nested.get(layer)) is not None:
             result = nested.solve(len(kept_inputs))
         else:
@@ -318,18 +318,18 @@ class _Cuts:
         self._sizes = groups.sizes
         self._dimensions: list[tuple[Ids, Ids]] = []  # the group of each position, its rank in the group's order
         self.axes: dict[str, list[tuple[int, int]]] = {}  # by parameter: (axis, index of the dimension)
-        known: dict[bytes, int] = {}
+        index: dict[bytes, int] = {}
 
         def index_of(ids: DimensionIds) -> int:
             key = ids.group.tobytes() + ids.position.tobytes()
-            if key not in known:
-                known[key] = len(self._dimensions)
+            if key not in index:
+                index[key] = len(self._dimensions)
                 rank = np.full(len(ids), -1, dtype=np.int64)
                 for group in np.unique(ids.group[ids.group >= 0]):
                     inside = ids.group == group
                     rank[inside] = ranks[group][ids.position[inside]]
                 self._dimensions.append((ids.group, rank))
-            return known[key]
+            return index[key]
 
         for name, dims in groups.parameters.items():
             self.axes[name] = [(axis, index_of(ids)) for axis, ids in enumerate(dims) if ids is not None]
@@ -547,8 +547,8 @@ class _Fitter:
         kind = Moments if columns <= MAX_COLUMNS else WideRows
         parts: list[Moments] = [kind(columns, outputs) for _ in range(2)]
         for original, pruned in self._runs.at(task.target, step.node):
-            rows, wanted, per_image = self._rows(task, original, pruned, columns)
-            residuals = wanted - rows @ current
+            rows, targets, per_image = self._rows(task, original, pruned, columns)
+            residuals = targets - rows @ current
             split = max(1, round(len(rows) // per_image * (1 - HELD_OUT))) * per_image  # between images
             parts[0].add(rows[:split], residuals[:split])
             parts[1].add(rows[split:], residuals[split:])
@@ -580,18 +580,18 @@ class _Fitter:
             per_image = max(1, WIDE_ROWS // total)
         drawn = sample_positions(len(images), output_positions(step.node), per_image, self._generator)
         linear = operator_name(step.node.target) == "linear"
-        wanted = written_at(original.value(task.target), drawn, channels_last=linear)[:, task.channels]
+        targets = written_at(original.value(task.target), drawn, channels_last=linear)[:, task.channels]
         if task.residual:
             assert step.other is not None
-            wanted = wanted - written_at(pruned.value(step.other), drawn, channels_last=linear)
+            targets = targets - written_at(pruned.value(step.other), drawn, channels_last=linear)
             if step.norm is not None:
                 scale = _scale(state, step.norm)
                 shift = state[step.norm.bias] if step.norm.bias else torch.zeros_like(scale)
                 scale = torch.where(scale.abs() > SMALLEST_SCALE, scale, 1.0)
-                wanted = (wanted - shift) / scale + state[step.norm.mean]
+                targets = (targets - shift) / scale + state[step.norm.mean]
         if step.bias is not None:
-            wanted = wanted - state[step.bias]
-        return read_at(step.node, images, drawn), wanted, drawn.shape[1]
+            targets = targets - state[step.bias]
+        return read_at(step.node, images, drawn), targets, drawn.shape[1]
 
 
 def _scale(state: Mapping[str, Tensor], norm: NormStep) -> Tensor:

@@ -158,7 +158,7 @@ def load_network(space: Workspace, settings: Settings) -> Network:
 
 
 def may_have_seen(space: Workspace, settings: Settings, network: Network, reward_images: int) -> bool:
-    """Whether the checkpoint may have been trained on some of so many reward images.
+    """Whether the checkpoint may have been trained on some of the reward images.
 
     Not where `train` made it from the start in this workspace, which leaves `held_out_count` of them out.
     """
