@@ -93,14 +93,14 @@ def not_delegated(model: bytes) -> list[str] | None:
     delegates = [entry for entry in details if entry["op_name"] == "DELEGATE"]
     made = {int(value) for entry in delegates for value in entry["outputs"]}
     # What delegates read, and the file's outputs, must be made outside or handed out by a delegate.
-    wanted = {int(value) for entry in delegates for value in entry["inputs"]}
-    wanted |= {int(entry["index"]) for entry in interpreter.get_output_details()}
-    found = []
+    needed = {int(value) for entry in delegates for value in entry["inputs"]}
+    needed |= {int(entry["index"]) for entry in interpreter.get_output_details()}
+    names = []
     for entry in reversed([entry for entry in details if entry["op_name"] != "DELEGATE"]):
-        if {int(value) for value in entry["outputs"]} & (wanted - made):
-            wanted |= {int(value) for value in entry["inputs"]}
-            found.append(str(entry["op_name"]))
-    return found[::-1]
+        if {int(value) for value in entry["outputs"]} & (needed - made):
+            needed |= {int(value) for value in entry["inputs"]}
+            names.append(str(entry["op_name"]))
+    return names[::-1]
 
 
 def _to_file(array: Floats, details: dict[str, Any]) -> NDArray[Any]:
@@ -146,8 +146,8 @@ def file_logits(path: Path, images: Floats) -> Floats:
 
 def first_class(outputs: Floats) -> Classes:
     """(N,) of logits (N, classes)."""
-    found: Classes = outputs.argmax(axis=1)
-    return found
+    classes: Classes = outputs.argmax(axis=1)
+    return classes
 
 
 def parity(outputs: Floats, reference: Floats, classes: Callable[[Floats], Classes] = first_class) -> Parity:

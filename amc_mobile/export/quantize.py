@@ -98,8 +98,8 @@ def _ranges(source: bytes, static: Any, images: Floats) -> dict[str, Any]:
     manager.load_quantization_recipe(static)
     calibrator = Calibrator(source, num_threads=1, qsv_update_func=min_max_update)
     calibrator.calibrate(_samples(source, images), manager)
-    found: dict[str, Any] = calibrator.get_model_qsvs()
-    return found
+    ranges: dict[str, Any] = calibrator.get_model_qsvs()
+    return ranges
 
 
 def _samples(source: bytes, images: Floats) -> dict[str, list[dict[str, Any]]]:

@@ -153,8 +153,8 @@ class Operator:
     @property
     def data(self) -> Shape:
         """The shape of the first input that is an activation (of a transposed convolution: the third slot)."""
-        found = [s for s, constant in zip(self.inputs, self.constants, strict=True) if s is not None and not constant]
-        return found[0] if found else ()
+        shapes = [s for s, constant in zip(self.inputs, self.constants, strict=True) if s is not None and not constant]
+        return shapes[0] if shapes else ()
 
     @property
     def in_channels(self) -> int:
@@ -279,12 +279,12 @@ class Graph:
 
     def consumers(self) -> dict[Value, list[int]]:
         """The nodes that read each value, in order; a node that reads it twice stands twice."""
-        found: dict[Value, list[int]] = {}
+        readers: dict[Value, list[int]] = {}
         for index, node in enumerate(self.nodes):
             for value in node.inputs:
                 if value is not None:
-                    found.setdefault(value, []).append(index)
-        return found
+                    readers.setdefault(value, []).append(index)
+        return readers
 
     def borders(self, nodes: Sequence[int]) -> tuple[tuple[Value, ...], tuple[Value, ...]]:
         """What `nodes` read from outside and what they make that none of them reads."""
@@ -308,16 +308,16 @@ class Graph:
 
 def differences(a: Graph, b: Graph) -> list[str]:
     """What tells two graphs apart besides their weights and names: operators, shapes, types, attributes, integers."""
-    found = []
+    lines = []
     for index, (one, other) in enumerate(zip_longest(a.nodes, b.nodes)):
         if one is None or other is None:
-            found.append(f"{len(a.nodes)} operators against {len(b.nodes)}")
+            lines.append(f"{len(a.nodes)} operators against {len(b.nodes)}")
             break
         left, right = _facts(a, index), _facts(b, index)
-        found += [
+        lines += [
             f"{a.describe(index)} {key}: {left[key]} against {right[key]}" for key in left if left[key] != right[key]
         ]
-    return found
+    return lines
 
 
 def _facts(graph: Graph, index: int) -> dict[str, object]:

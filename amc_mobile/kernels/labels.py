@@ -80,22 +80,24 @@ class WidthCode:
             for count in range(1, min(len(local), MAX_SUMMANDS) + 1)
             for chosen in combinations(local[:MAX_SUMMANDS], count)
         ]
-        found = {self._bases[i].times(int(values[0]) // int(self._signatures[i, 0])) for i in self._dividing(values)}
+        expressions = {
+            self._bases[i].times(int(values[0]) // int(self._signatures[i, 0])) for i in self._dividing(values)
+        }
         for expression in sums:
             signature = expression.evaluate(self.widths)
             if _multiples(signature[None], values)[0]:
-                found.add(expression.times(int(values[0]) // int(signature[0])))
-        if not found:
+                expressions.add(expression.times(int(values[0]) // int(signature[0])))
+        if not expressions:
             candidates = [*sums, *(self._bases if self.traces > 1 else [])]
             for expression in candidates:
                 rest = values - expression.evaluate(self.widths)
                 if (rest == rest[0]).all():
-                    found.add(expression.plus(int(rest[0])))
-        if len(found) > 1:
-            raise AmbiguousError(f"the sizes {values.tolist()} have {len(found)} explanations")
-        if not found:
+                    expressions.add(expression.plus(int(rest[0])))
+        if len(expressions) > 1:
+            raise AmbiguousError(f"the sizes {values.tolist()} have {len(expressions)} explanations")
+        if not expressions:
             raise UndecodableError(f"no channel group explains the sizes {values.tolist()}")
-        return found.pop()
+        return expressions.pop()
 
     def _dividing(self, values: Widths) -> list[int]:
         return [int(i) for i in np.flatnonzero(_multiples(self._signatures, values))]

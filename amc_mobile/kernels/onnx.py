@@ -36,16 +36,16 @@ def _with_conversions(graph: Graph, units: list[list[int]]) -> list[list[int]]:
     makers = {value: index for index, node in enumerate(graph.nodes) for value in node.outputs}
     readers = graph.consumers()
     working = [unit for unit in units if any(graph.nodes[index].operator not in CONVERSIONS for index in unit)]
-    found = []
+    merged = []
     for unit in working:
         before = {makers[v] for index in unit for v in graph.nodes[index].inputs if v is not None and v in makers}
         after = {reader for index in unit for v in graph.nodes[index].outputs for reader in readers.get(v, [])}
         added = {index for index in before if graph.nodes[index].operator == "DequantizeLinear"}
         added |= {index for index in after if graph.nodes[index].operator == "QuantizeLinear"}
-        found.append(sorted({*unit, *added}))
-    taken = {index for unit in found for index in unit}
+        merged.append(sorted({*unit, *added}))
+    taken = {index for unit in merged for index in unit}
     alone = [unit for unit in units if unit not in working and not taken & set(unit)]  # at the network's ends
-    return sorted([*found, *alone], key=lambda unit: unit[-1])
+    return sorted([*merged, *alone], key=lambda unit: unit[-1])
 
 
 class _Fusion:
@@ -84,10 +84,10 @@ class _Fusion:
     def _only_reader(self, index: int) -> tuple[int, str] | tuple[None, str]:
         """The node that alone reads what `index` makes, and its operator."""
         value = self._graph.nodes[index].outputs[0]
-        found = self._readers.get(value, [])
-        if len(found) != 1 or value in self._graph.outputs:
+        readers = self._readers.get(value, [])
+        if len(readers) != 1 or value in self._graph.outputs:
             return None, ""
-        return found[0], self._graph.nodes[found[0]].operator
+        return readers[0], self._graph.nodes[readers[0]].operator
 
     def _fused_after(self, index: int) -> list[int]:
         node = self._graph.nodes[index]
@@ -152,8 +152,8 @@ def parse(content: bytes) -> Any:
 
 
 def _unknown(model: Any) -> list[str]:
-    known = {v.name for v in _values(model) if all(d.HasField("dim_value") for d in v.type.tensor_type.shape.dim)}
-    return [name for node in model.graph.node for name in node.output if name and name not in known]
+    shaped = {v.name for v in _values(model) if all(d.HasField("dim_value") for d in v.type.tensor_type.shape.dim)}
+    return [name for node in model.graph.node for name in node.output if name and name not in shaped]
 
 
 def _values(model: Any) -> list[Any]:
@@ -204,14 +204,14 @@ QDQ_SUFFIX = "_QuantizeLinear_Input"  # of a network's output, which is converte
 def partners(graph: Graph, quantised: Graph) -> list[int | None]:
     """For each node of `quantised` the node of `graph` it comes from: they are sorted anew, but keep what they make."""
     makers = {value: index for index, node in enumerate(graph.nodes) for value in node.outputs}
-    found: list[int | None] = []
+    sources: list[int | None] = []
     for node in quantised.nodes:
         index = None if node.operator in CONVERSIONS else makers.get(str(node.outputs[0]).removesuffix(QDQ_SUFFIX))
         while index is not None and graph.nodes[index].operator in set(ABSORBED) - {node.operator}:
             value = graph.nodes[index].inputs[0]
             index = None if value is None else makers.get(value)
-        found.append(index)
-    return found
+        sources.append(index)
+    return sources
 
 
 class OnnxTemplate(Template):
@@ -228,19 +228,19 @@ class OnnxTemplate(Template):
 
     def other_code_from(self, nodes: Sequence[int], axes: Sequence[Expression]) -> dict[int, int]:
         """Convolutions in float read blocks of channels where there are enough to fill one, else plain channels."""
-        found = dict[int, int]()
+        starts = dict[int, int]()
         if not self._layout.block:
-            return found
+            return starts
         for index in nodes:
             node = self._graph.nodes[index]
             if node.operator == "Conv" and node.attributes.get("group", 1) == 1 and not self._graph.quantised:
                 channels = self._labels.of_input(self._graph, index, 0)
-                found |= {
+                starts |= {
                     place: self._layout.dense_from
                     for place, axis in enumerate(axes)
                     if channels and axis == channels[1]
                 }
-        return found
+        return starts
 
     @property
     def converts_layouts(self) -> bool:

@@ -138,8 +138,8 @@ class _Layouts:
             taken, given = self._demands(index, node)
             self._taken.append(taken)
             self._given |= dict.fromkeys(node.outputs, given)
-        found = [self._border(value) for value in (*self._graph.inputs, *self._makers) if self._is_image(value)]
-        return tuple(border for border in found if border is not None)
+        every = [self._border(value) for value in (*self._graph.inputs, *self._makers) if self._is_image(value)]
+        return tuple(border for border in every if border is not None)
 
     def _is_image(self, value: Value) -> bool:
         return len(self._graph.shapes[value]) == 4 and self._graph.types[value] == "float32"
@@ -171,15 +171,15 @@ class _Layouts:
 
     def _readers(self, value: Value) -> list[int]:
         """The nodes that read a value, each once; a convolution reads what is padded for it."""
-        found = list[int]()
+        readers = list[int]()
         for index in dict.fromkeys(self._graph.consumers().get(value, [])):
             node = self._graph.nodes[index]
             into = self._graph.consumers().get(node.outputs[0], [])
             if node.operator == "Pad" and into and self._unit_of[into[0]] == self._unit_of[index]:
-                found += into
+                readers += into
             else:
-                found.append(index)
-        return found
+                readers.append(index)
+        return readers
 
     def _alone(self, index: int) -> tuple[Demands, Demands]:
         """What a node takes and gives in blocks where everything around it is plain."""

@@ -182,12 +182,12 @@ class Template(ABC):
         node, labels = self._graph.nodes[index], self._labels
         shapes = [labels.of_input(self._graph, index, slot) for slot in range(len(node.inputs))]
         shapes += [labels.shapes[value] for value in node.outputs]
-        found = [e for shape in shapes if shape is not None for e in shape]
+        sizes = [e for shape in shapes if shape is not None for e in shape]
         for slot in node.constants:
-            found += labels.constants[index, slot].values or ()
+            sizes += labels.constants[index, slot].values or ()
         for label in labels.attributes.get(index, {}).values():
-            found += [label] if isinstance(label, Expression) else label
-        return found
+            sizes += [label] if isinstance(label, Expression) else label
+        return sizes
 
     def _operator(self, index: int) -> Callable[[Sequence[int]], Operator]:
         """The operator of a node as a function of the widths; what does not change is worked out once."""

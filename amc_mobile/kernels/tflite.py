@@ -89,20 +89,20 @@ def _constant(model: Any, tensor: Any) -> Array | None:
 
 
 def _attributes(operator: Any) -> dict[str, Attribute]:
-    found: dict[str, Attribute] = {}
+    attributes: dict[str, Attribute] = {}
     for options in (operator.builtinOptions, operator.builtinOptions2):
         for name, value in vars(options).items() if options is not None else ():
-            found[name] = tuple(value.tolist()) if isinstance(value, np.ndarray) else value
-    return found
+            attributes[name] = tuple(value.tolist()) if isinstance(value, np.ndarray) else value
+    return attributes
 
 
 def partners(graph: Graph, quantised: Graph) -> list[int | None]:
     """For each node of `quantised` the node of `graph` it comes from, None for conversions."""
     left = iter(range(len(graph.nodes)))
-    found = [None if node.operator in CONVERSIONS else next(left, None) for node in quantised.nodes]
+    sources = [None if node.operator in CONVERSIONS else next(left, None) for node in quantised.nodes]
     if next(left, None) is not None:
         raise UnsupportedLayer("", "the quantised file has fewer operators than the float32 file", next_step=NEXT_STEP)
-    return found
+    return sources
 
 
 class TfliteTemplate(Template):

@@ -193,7 +193,7 @@ def fit(models: Sequence[WholeModel], *, least_band: float = BAND_FLOOR) -> Cali
     if hinged:
         steepest = min(hinged, key=_Fit.score)
         # More weights never make a model faster: a falling hinge has fitted noise.
-        rising = [found for found in hinged if found.coefficients[2] >= 0]
+        rising = [candidate for candidate in hinged if candidate.coefficients[2] >= 0]
         chosen = min(rising, key=_Fit.score, default=best)
         kept = chosen.score() * TERM_PENALTY < best.score()
         terms.append(Term(HINGE, kept, (chosen if rising else steepest).score(), best.score()))
@@ -336,10 +336,10 @@ def _with_boundary(data: _Data, hinge_mb: float, terms: list[Term]) -> _Fit:
     plain = _Fit(data, hinge_mb, False)
     if not data.boundary_mb.any() or _terms(data) < 1 + (hinge_mb > 0):
         return plain
-    found = _Fit(data, hinge_mb, True)
-    kept = found.coefficients[3] < 0 and found.score() < plain.score()
-    terms.append(Term(BOUNDARY, kept, found.score(), plain.score()))
-    return found if kept else plain
+    with_boundary = _Fit(data, hinge_mb, True)
+    kept = with_boundary.coefficients[3] < 0 and with_boundary.score() < plain.score()
+    terms.append(Term(BOUNDARY, kept, with_boundary.score(), plain.score()))
+    return with_boundary if kept else plain
 
 
 def _terms(data: _Data) -> int:

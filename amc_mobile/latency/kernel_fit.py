@@ -216,12 +216,12 @@ def kernel_points(
 def _kernel_points(
     template: Template, grids: Sequence[Widths], count: int, *, quick: bool = False
 ) -> dict[str, tuple[int, Widths, str]]:
-    found: dict[str, tuple[int, Widths, str]] = {}
+    points: dict[str, tuple[int, Widths, str]] = {}
     for site in template.sites:
         for widths in site_points(site, template.sizes, grids, count, quick=quick):
             kernel = template.kernel_at(site.index, widths)
-            found.setdefault(kernel.key, (site.index, widths, kernel.label))
-    return found
+            points.setdefault(kernel.key, (site.index, widths, kernel.label))
+    return points
 
 
 def _width_at(axis: Expression, value: int | None) -> int:
@@ -321,15 +321,15 @@ class SiteModel:
             predicted = residual.copy()
         else:
             predicted = self.points.terms(values, self.scale, self.steps) @ self.coefficients * np.exp(residual)
-        for known, measured_ms in self.exact.items():
-            predicted[(values == known).all(axis=1)] = measured_ms
+        for values_measured, measured_ms in self.exact.items():
+            predicted[(values == values_measured).all(axis=1)] = measured_ms
         return np.asarray(predicted)
 
     @property
     def largest_error(self) -> float:
         """Relative, of the fit alone at the measured points: how far it may be off at others."""
-        known = np.array(list(self.exact)).reshape(len(self.exact), -1)
-        fitted = replace(self, exact={}).predict_at(known)
+        measured = np.array(list(self.exact)).reshape(len(self.exact), -1)
+        fitted = replace(self, exact={}).predict_at(measured)
         return float(np.abs(fitted / np.array(list(self.exact.values())) - 1).max())
 
     def is_inside(self, values: Floats) -> NDArray[np.bool_]:
@@ -339,8 +339,8 @@ class SiteModel:
 
     def _residual(self, filled: Floats) -> Floats:
         if self.corners is None:
-            known = self.points.filled(self.points.values, self.steps) / self.scale
-            distances = ((filled[:, None] / self.scale - known[None]) ** 2).sum(-1)
+            centres = self.points.filled(self.points.values, self.steps) / self.scale
+            distances = ((filled[:, None] / self.scale - centres[None]) ** 2).sum(-1)
             weights = 1.0 / (distances + 1e-9) ** 2
             return np.asarray((weights * self.residuals).sum(1) / weights.sum(1))
         residual = np.broadcast_to(self.residuals, (len(filled), *self.residuals.shape))
@@ -363,18 +363,18 @@ def choose_steps(sites: Sequence[SitePoints]) -> dict[str, Steps]:
         if points.values.shape[1] and len(points.values) > 2:
             probed.setdefault(kind, []).append(np.arange(len(points.all_ms)) >= len(points.measured_ms))
             for steps in STEPS:
-                found = _left_out_errors(points, steps)
-                errors.setdefault((kind, steps), []).append(found)
+                left_out = _left_out_errors(points, steps)
+                errors.setdefault((kind, steps), []).append(left_out)
                 if kind in splitting:
                     split = replace(steps, split=True)
                     if points.site.other_code_from:
-                        found = _left_out_errors(points, split)
-                    errors.setdefault((kind, split), []).append(found)
+                        left_out = _left_out_errors(points, split)
+                    errors.setdefault((kind, split), []).append(left_out)
     chosen = {points.site.operator_type: NO_STEPS for points in sites}
     for kind in chosen:
         means = {
-            steps: _mean_error(np.concatenate(found), np.concatenate(probed[kind]))
-            for (k, steps), found in errors.items()
+            steps: _mean_error(np.concatenate(left_out), np.concatenate(probed[kind]))
+            for (k, steps), left_out in errors.items()
             if k == kind
         }
         if means:

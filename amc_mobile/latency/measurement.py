@@ -171,8 +171,8 @@ class KernelMeasurement(_Timed):
 
     @cached_property
     def flags(self) -> tuple[str, ...]:
-        found = [] if lowest_two_agree(self.samples_ms, NOISY_TOLERANCE) else [NOISY]
-        return tuple([*found, BUSY] if self.is_busy else found)
+        flags = [] if lowest_two_agree(self.samples_ms, NOISY_TOLERANCE) else [NOISY]
+        return tuple([*flags, BUSY] if self.is_busy else flags)
 
 
 @dataclass(frozen=True)
@@ -227,14 +227,14 @@ class ModelMeasurement(_Timed):
 
     @cached_property
     def flags(self) -> tuple[str, ...]:
-        found = []
+        flags = []
         if not lowest_two_agree(self.samples_ms, NOISY_TOLERANCE):
-            found.append(NOISY)
+            flags.append(NOISY)
         if self.p50_ratio > BUSY_RATIO or self.is_busy:
-            found.append(BUSY)
+            flags.append(BUSY)
         if len(self._all_ms) < FEW_SAMPLES:
-            found.append(FEW_RUNS)
-        return tuple(found)
+            flags.append(FEW_RUNS)
+        return tuple(flags)
 
     @property
     def load_ms(self) -> float | None:
@@ -254,8 +254,8 @@ class ModelMeasurement(_Timed):
     @property
     def switches_per_sample(self) -> float | None:
         """Involuntary context switches, the mean over all samples: above 0, something took the core away."""
-        known = [(one.record.switches, len(one.samples_ms)) for one in self.passes if one.record.switches is not None]
-        return sum(n for n, _ in known) / sum(samples for _, samples in known) if known else None
+        counted = [(one.record.switches, len(one.samples_ms)) for one in self.passes if one.record.switches is not None]
+        return sum(n for n, _ in counted) / sum(samples for _, samples in counted) if counted else None
 
     @property
     def mean_mhz(self) -> float | None:
@@ -268,8 +268,8 @@ class ModelMeasurement(_Timed):
         return self._by_clock_time("clock_top_ms")
 
     def _by_clock_time(self, name: str) -> float | None:
-        known = [(getattr(one.record, name), one.record.clock_ms) for one in self.passes if one.record.clock_ms]
-        return sum(value or 0.0 for value, _ in known) / sum(ms for _, ms in known) if known else None
+        clocked = [(getattr(one.record, name), one.record.clock_ms) for one in self.passes if one.record.clock_ms]
+        return sum(value or 0.0 for value, _ in clocked) / sum(ms for _, ms in clocked) if clocked else None
 
     def to_document(self) -> dict[str, Any]:
         """The derived numbers are for readers; `from_document` takes samples, records and conditions alone."""
@@ -319,8 +319,8 @@ def _record(document: Mapping[str, Any]) -> PassRecord:
 
 
 def _median(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.median(known)) if known else None
+    numbers = [value for value in values if value is not None]
+    return float(np.median(numbers)) if numbers else None
 
 
 @dataclass(frozen=True)

@@ -66,15 +66,15 @@ class Grid:
     def positions(self, widths: Widths) -> Indices:
         """(N, groups) -> (groups, N): the position of each width in its grid."""
         columns = np.ascontiguousarray(widths.T)
-        found = np.empty(columns.shape, dtype=np.intp)
+        rows = np.empty(columns.shape, dtype=np.intp)
         for group, column in enumerate(columns):
-            np.take(self._positions[group], column, out=found[group], mode="clip")
-        return found
+            np.take(self._positions[group], column, out=rows[group], mode="clip")
+        return rows
 
     def position(self, widths: Widths) -> Indices:
         """As `positions`, for few plans."""
-        found: Indices = self._positions[self._rows[:, None], widths.T.clip(0, self._positions.shape[1] - 1)]
-        return found
+        rows: Indices = self._positions[self._rows[:, None], widths.T.clip(0, self._positions.shape[1] - 1)]
+        return rows
 
     def snapped(self, widths: Widths) -> Widths:
         """(N, groups): every width raised to its grid, or lowered to the grid's end."""
@@ -166,13 +166,13 @@ class PlanSums:
 
     def _block(self, widths: Widths, total: Floats) -> None:
         positions = self._with_axes(self._grid.positions(widths))
-        cells, found = np.empty(len(widths), dtype=np.intp), np.empty(len(widths))
+        cells, looked_up = np.empty(len(widths), dtype=np.intp), np.empty(len(widths))
         total[:] = self._constant
         for table in self._tables:
             np.multiply(positions[table.first], table.stride, out=cells)
             cells += positions[table.second]
-            np.take(table.cells, cells, out=found, mode="clip")
-            total += found
+            np.take(table.cells, cells, out=looked_up, mode="clip")
+            total += looked_up
 
     def _with_axes(self, positions: Indices) -> Indices:
         if not self._axes:
@@ -325,21 +325,21 @@ class LatencyPredictor(Predictor):
         asked = np.asarray(widths, dtype=np.int64)[None]
         snapped = self._grid.snapped(asked)
         raised = (snapped != asked)[0]
-        found = {}
+        predictions = {}
         for index, model in self.sites.items():
             ms = float(model.predict(snapped)[0])
             values = axis_values(model.site, snapped)
             if not model.is_inside(axis_values(model.site, asked))[0]:
-                found[index] = Prediction(ms, "extrapolated", model.sigma * EXTRAPOLATION)
+                predictions[index] = Prediction(ms, "extrapolated", model.sigma * EXTRAPOLATION)
             elif raised[list(model.site.group_indices)].any():
                 # The truth lies between this and what the widths asked for would cost without steps.
                 off = abs(1 - float(model.predict(asked)[0]) / ms)
-                found[index] = Prediction(ms, "ceil", float(np.hypot(model.sigma, off)))
+                predictions[index] = Prediction(ms, "ceil", float(np.hypot(model.sigma, off)))
             elif tuple(values[0].tolist()) in model.exact:
-                found[index] = Prediction(ms, "exact", EXACT_SIGMA)
+                predictions[index] = Prediction(ms, "exact", EXACT_SIGMA)
             else:
-                found[index] = Prediction(ms, "aligned", model.sigma)
-        return found
+                predictions[index] = Prediction(ms, "aligned", model.sigma)
+        return predictions
 
     def weight_mb(self, widths: Widths) -> Floats:
         """(N, groups) -> (N,): the weights of the whole model."""
@@ -368,8 +368,8 @@ class LatencyPredictor(Predictor):
 
     def _bytes(self, amounts: Sequence[Sequence[int]]) -> PlanSums:
         sites, models = [m.site for m in self.sites.values()], self.sites.values()
-        found = [bilinear(m.points, np.array(a, np.float64) / MEGABYTE) for m, a in zip(models, amounts, strict=True)]
-        return PlanSums(self._grid, sites, [partial(_evaluate, coefficients) for coefficients in found])
+        factors = [bilinear(m.points, np.array(a, np.float64) / MEGABYTE) for m, a in zip(models, amounts, strict=True)]
+        return PlanSums(self._grid, sites, [partial(_evaluate, coefficients) for coefficients in factors])
 
 
 def _evaluate(coefficients: Floats, values: Floats) -> Floats:
@@ -381,7 +381,7 @@ def _collect(
 ) -> list[SitePoints]:
     count = points_per_axis(template, grids)
     missing: dict[str, str] = {}
-    found = []
+    collected = []
     for site in template.sites:
         widths = site_points(site, template.sizes, grids, count, quick=quick)
         kernels = [template.kernel_at(site.index, row) for row in widths]
@@ -389,36 +389,36 @@ def _collect(
         missing |= lacking
         if not lacking:
             measured = np.array([lows_ms[kernel.key] for kernel in kernels])
-            found.append(SitePoints.collect(site, np.array(widths), kernels, measured))
+            collected.append(SitePoints.collect(site, np.array(widths), kernels, measured))
     if missing:
         raise MissingLatency(sorted(missing.values()))
-    return found
+    return collected
 
 
 def _around_tiles(
     points: SitePoints, template: Template, exact_ms: Mapping[str, float]
 ) -> dict[tuple[float, ...], float]:
     """Axis values -> ms, of what the table has of a site around tiles, where the profile has nothing."""
-    site, known = points.site, {tuple(values) for values in points.values.tolist()}
-    found = {}
+    site, profiled = points.site, {tuple(values) for values in points.values.tolist()}
+    around = {}
     for widths in widths_around_tiles(site, template.sizes) if have_own_groups(site) else ():
         values = _values_of(site, widths)
-        if values not in known and (ms := exact_ms.get(template.kernel_at(site.index, widths).key)) is not None:
-            found[values] = ms
-    return found
+        if values not in profiled and (ms := exact_ms.get(template.kernel_at(site.index, widths).key)) is not None:
+            around[values] = ms
+    return around
 
 
 def _also_measured(
     template: Template, plans: Sequence[Widths], exact_ms: Mapping[str, float]
 ) -> dict[int, dict[tuple[float, ...], float]]:
     """Site index -> axis values -> ms, of the kernels of whole plans."""
-    found: dict[int, dict[tuple[float, ...], float]] = {site.index: {} for site in template.sites}
+    measured: dict[int, dict[tuple[float, ...], float]] = {site.index: {} for site in template.sites}
     for plan in plans:
         for site in template.sites:
             low = exact_ms.get(template.kernel_at(site.index, plan).key)
             if low is not None:
-                found[site.index][_values_of(site, plan)] = low
-    return found
+                measured[site.index][_values_of(site, plan)] = low
+    return measured
 
 
 def _values_of(site: KernelSite, widths: Widths) -> tuple[float, ...]:
@@ -479,10 +479,10 @@ class ShapeFit:
         """(N, 2) -> ms (N,). Timed kernels are what they are."""
         ms = self._rooflines[place.operator](place, channels)
         if place in self._places:
-            known, residuals = self._places[place]
-            distances = np.abs(np.log(channels)[:, None] - np.log(known)[None]).sum(axis=2)
+            timed, residuals = self._places[place]
+            distances = np.abs(np.log(channels)[:, None] - np.log(timed)[None]).sum(axis=2)
             weights = 1 / (distances + SMOOTHING)
-            same = (channels[:, None] == known[None]).all(axis=2)
+            same = (channels[:, None] == timed[None]).all(axis=2)
             # A kernel that was timed is what it was.
             weights = np.where(same.any(axis=1)[:, None], same, weights)
             ms = ms * np.exp((weights * residuals).sum(axis=1) / weights.sum(axis=1))
@@ -498,13 +498,13 @@ class ShapeFit:
         """(N, 2) -> (N,): whether the channels are within, or close to, what was timed at that place."""
         if place not in self._places:
             return np.zeros(len(channels), dtype=bool)
-        known = self._places[place][0]
-        low, high = known.min(axis=0) / NEARBY, known.max(axis=0) * NEARBY
+        timed = self._places[place][0]
+        low, high = timed.min(axis=0) / NEARBY, timed.max(axis=0) * NEARBY
         return np.asarray(((channels >= low) & (channels <= high)).all(axis=1))
 
     def sigmas(self) -> dict[str, float]:
         """Operator -> relative error to expect of a kernel not timed: each timed one left out in turn."""
-        found = {}
+        sigmas = {}
         for operator in self._rooflines:
             rows = [row for row in self.rows if row.shape.operator == operator]
             errors = []
@@ -513,8 +513,8 @@ class ShapeFit:
                 if any(row.shape.place == shape.place for row in rest):
                     predicted = ShapeFit(rest).predict(shape.place, np.array([shape.channels]))[0]
                     errors.append(float(predicted) / self.known[shape] - 1)
-            found[operator] = float(np.sqrt(np.mean(np.square(errors)))) if errors else UNKNOWN_ERROR
-        return found
+            sigmas[operator] = float(np.sqrt(np.mean(np.square(errors)))) if errors else UNKNOWN_ERROR
+        return sigmas
 
     def calibration(self) -> Calibration:
         """A whole model is the sum of its kernels; the band is how well models left out in turn are predicted.
@@ -595,19 +595,19 @@ def timed_shapes(
     measured: Mapping[str, KernelMeasurement], documents: Mapping[str, Mapping[str, Any]]
 ) -> list[TimedShape]:
     """The kernels whose shapes an imported table has; the median over their passes. `documents`: of the table."""
-    found = []
+    shapes = []
     for key, kernel in measured.items():
         document = documents[key]
         if document.get("shape"):
             ms = float(np.median([np.mean(samples) for samples in kernel.samples_ms]))
             shape = KernelShape.from_document(document["shape"])
-            found.append(TimedShape(shape, ms, str(document.get("network", ""))))
-    if not found:
+            shapes.append(TimedShape(shape, ms, str(document.get("network", ""))))
+    if not shapes:
         raise InvalidInput(
             "the imported table does not tell the shapes of its kernels",
             next_step="import it again with `amc-mobile table import --csv --shape ...`; see its --help",
         )
-    return found
+    return shapes
 
 
 class ShapePredictor(Predictor):
@@ -652,7 +652,7 @@ class ShapePredictor(Predictor):
 
     def explain(self, widths: Widths) -> dict[int, Prediction]:
         asked = np.asarray(widths, dtype=np.int64)[None]
-        found = {}
+        predictions = {}
         for site in self._template.sites:
             place, channels = self._places[site.index], self._channels[site.index](axis_values(site, asked))
             ms, sigma = float(self.fit.predict(place, channels)[0]), self._sigmas[place.operator]
@@ -661,8 +661,8 @@ class ShapePredictor(Predictor):
                 source, sigma = "exact", EXACT_SIGMA
             elif not self.fit.is_nearby(place, channels)[0]:
                 source, sigma = "extrapolated", sigma * EXTRAPOLATION
-            found[site.index] = Prediction(ms, source, sigma)
-        return found
+            predictions[site.index] = Prediction(ms, source, sigma)
+        return predictions
 
     def _site_ms(self, site: KernelSite, values: Floats) -> Floats:
         return self.fit.predict(self._places[site.index], self._channels[site.index](values))
@@ -687,7 +687,7 @@ def _channels_of(site: KernelSite, template: Template, grids: Sequence[Widths]) 
     factors = np.linalg.lstsq(design, channels, rcond=None)[0]
 
     def at(asked: Floats) -> Channels:
-        found = np.concatenate([np.ones((len(asked), 1)), asked], axis=1) @ factors
-        return np.asarray(np.rint(found), dtype=np.int64)
+        channels_at = np.concatenate([np.ones((len(asked), 1)), asked], axis=1) @ factors
+        return np.asarray(np.rint(channels_at), dtype=np.int64)
 
     return at

@@ -118,8 +118,8 @@ def stored_steps(table: LatencyTable, conditions: Conditions) -> list[ChannelSte
     if conditions.is_foreign:
         return []
     documents, measured = table.kernel_documents(), table.kernels(conditions)
-    known = [key for key in measured if "operators" in documents[key]]  # imported kernels may tell less
-    return find_steps((Kernel.from_document(documents[key]), measured[key].low_ms) for key in known)
+    described = [key for key in measured if "operators" in documents[key]]  # imported kernels may tell less
+    return find_steps((Kernel.from_document(documents[key]), measured[key].low_ms) for key in described)
 
 
 def find_steps(measured: Iterable[tuple[Kernel, float]]) -> list[ChannelSteps]:
@@ -134,13 +134,13 @@ def find_steps(measured: Iterable[tuple[Kernel, float]]) -> list[ChannelSteps]:
             if width <= WIDEST:
                 line = lines.setdefault((KernelType.of(kernel), axis), {}).setdefault((_place(kernel), other), {})
                 line[width] = (kernel, ms)
-    found = []
+    steps = []
     for (kernel_type, axis), of_type in sorted(lines.items(), key=lambda item: (item[0][0].name, item[0][1])):
         probed = [line for line in of_type.values() if len(_tiles_among(line)) >= FEWEST_TILES]
         line = max(probed, key=lambda line: (len(_tiles_among(line)), line[max(line)][1]), default={})
         if line and line[max(line)][1] >= SHORTEST_MS:
-            found.append(_judged(kernel_type, axis, line))
-    return found
+            steps.append(_judged(kernel_type, axis, line))
+    return steps
 
 
 def _judged(kernel_type: KernelType, axis: Axis, line: Line) -> ChannelSteps:
@@ -190,8 +190,8 @@ def _neighbours(widths: Widths, ms: Floats, step: int, offset: int) -> float:
 
 def _tiles_among(widths: Iterable[int]) -> list[int]:
     """The tiles that `widths` surround."""
-    known = set(widths)
-    return [tile for tile in TILES if {tile - 1, tile, tile + 1} <= known]
+    present = set(widths)
+    return [tile for tile in TILES if {tile - 1, tile, tile + 1} <= present]
 
 
 def _place(kernel: Kernel) -> tuple[tuple[str, str, Shape, str], ...]:

@@ -276,9 +276,9 @@ def is_busy(device: Device) -> bool:
 
 
 def _mean_mhz(timed: Sequence[TimedPass]) -> float | None:
-    known = [(one.record.clock_mhz_ms or 0.0, one.record.clock_ms) for one in timed if one.record.clock_ms]
-    total_ms = sum(ms for _, ms in known)
-    return sum(mhz_ms for mhz_ms, _ in known) / total_ms if total_ms >= SHORTEST_CLOCK_MS else None
+    clocked = [(one.record.clock_mhz_ms or 0.0, one.record.clock_ms) for one in timed if one.record.clock_ms]
+    total_ms = sum(ms for _, ms in clocked)
+    return sum(mhz_ms for mhz_ms, _ in clocked) / total_ms if total_ms >= SHORTEST_CLOCK_MS else None
 
 
 class StretchMaker:
@@ -624,11 +624,11 @@ class _Run:
             quiet = {key: [one for one in made if not one.busy] for key, made in self._passes.items()}
             proven = {key: made for key, made in quiet.items() if len(made) >= self._config.min_passes}
             request = self._requests[plan.anchor if plan else best_anchor(proven) or todo[len(todo) // 2]]
-        known: Sequence[Pass] = self._passes.get(request.key, ())
-        if not known and self._table is not None:
-            known = self._table.passes(self._conditions, [request.key]).get(request.key, ())
+        passes: Sequence[Pass] = self._passes.get(request.key, ())
+        if not passes and self._table is not None:
+            passes = self._table.passes(self._conditions, [request.key]).get(request.key, ())
         # More samples than a kernel's pass takes: one reading judges a whole stretch.
         timing = replace(self._config.kernel_timing, samples=8)
-        lowest_ms = plan.lowest_ms if plan else min((pass_low_ms(one.samples_ms) for one in known), default=math.inf)
+        lowest_ms = plan.lowest_ms if plan else min((pass_low_ms(one.samples_ms) for one in passes), default=math.inf)
         job = Job(request.key, "the anchor", request.model, timing)
         return Anchor(job, lowest_ms=lowest_ms)

@@ -168,8 +168,8 @@ def sharing_phones(devices: Mapping[str, Device], given_up: threading.Event) -> 
     common = device.conditions()
     phones = [SharingPhone(first, device, common, given_up)]
     for serial, other in others:
-        found = other.conditions()
-        if differences := replace(common, unit=found.unit).differences(found):
+        own_conditions = other.conditions()
+        if differences := replace(common, unit=own_conditions.unit).differences(own_conditions):
             unlike = "; ".join(
                 f"{name} {own} on {first}, {its} on {serial}" for name, (own, its) in differences.items()
             )
@@ -177,9 +177,9 @@ def sharing_phones(devices: Mapping[str, Device], given_up: threading.Event) -> 
                 f"the phones cannot share the work: {unlike}",
                 next_step=f"bring them to the same state, or measure on one: --serial {first}",
             )
-        if found.unit in {phone.conditions().unit for phone in phones}:  # clones that answer with one serial
-            found = replace(found, unit=unit_of(serial))
-        phones.append(SharingPhone(serial, other, found, given_up))
+        if own_conditions.unit in {phone.conditions().unit for phone in phones}:  # clones that answer with one serial
+            own_conditions = replace(own_conditions, unit=unit_of(serial))
+        phones.append(SharingPhone(serial, other, own_conditions, given_up))
     return phones
 
 
@@ -276,12 +276,12 @@ class _Sharing:
             if self._on_progress and phone is self._first:
                 self._on_progress("compare the phones", done, total)
 
-        wanted = {key: self._requests[key] for key in keys}
+        requests = {key: self._requests[key] for key in keys}
         before = self._finished(phone, keys)
-        found = measure_kernels(phone, wanted, table=self._table, on_result=tell, config=self._config)
+        measured = measure_kernels(phone, requests, table=self._table, on_result=tell, config=self._config)
         if phone is self._first:
             phone.share.kernels = len(keys) - len(before)
-        return found
+        return measured
 
     def _judge(
         self, phone: SharingPhone, own: Mapping[str, KernelMeasurement], others: Mapping[str, KernelMeasurement]
@@ -359,10 +359,10 @@ class _Sharing:
             held = self._table.passes(self._conditions, share)
             share = [key for key in share if key not in held]
         before = self._finished(phone, share)
-        wanted = {key: self._requests[key] for key in (*share, *([guard] if guard else []))}
+        requests = {key: self._requests[key] for key in (*share, *([guard] if guard else []))}
         try:
             measure_kernels(
-                phone, wanted, table=self._table, anchor=self._requests[guard] if guard else None,
+                phone, requests, table=self._table, anchor=self._requests[guard] if guard else None,
                 on_result=lambda _, __, ___: self._tell(), config=self._config_of(phone),
             )  # fmt: skip
         finally:

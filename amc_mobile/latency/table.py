@@ -392,13 +392,13 @@ class LatencyTable:
 
     def passes(self, conditions: Conditions, keys: Iterable[str]) -> dict[str, tuple[Pass, ...]]:
         """The passes under exactly these conditions, in the order made; keys without any are left out."""
-        wanted = list(dict.fromkeys(keys))
+        subjects = list(dict.fromkeys(keys))
         found: dict[str, list[Pass]] = {}
         with self._storage.transaction() as connection:
-            for start in range(0, len(wanted), KEYS_PER_QUERY):
+            for start in range(0, len(subjects), KEYS_PER_QUERY):
                 query = sa.select(SAMPLE.c.subject, SAMPLE.c.samples_ms, SAMPLE.c.busy).where(
                     SAMPLE.c.conditions == conditions.key,
-                    SAMPLE.c.subject.in_(wanted[start : start + KEYS_PER_QUERY]),
+                    SAMPLE.c.subject.in_(subjects[start : start + KEYS_PER_QUERY]),
                 )
                 for subject, samples, busy in connection.execute(query.order_by(SAMPLE.c.id)):
                     found.setdefault(subject, []).append(read_pass(self._storage, samples, busy))
@@ -412,11 +412,13 @@ class LatencyTable:
             .where(SAMPLE.c.conditions == conditions.key)
             .order_by(SAMPLE.c.id)
         )
-        found: dict[str, tuple[str, list[Pass]]] = {}
+        measured: dict[str, tuple[str, list[Pass]]] = {}
         with self._storage.transaction() as connection:
             for key, label, samples, busy in connection.execute(query):
-                found.setdefault(key, (label, []))[1].append(read_pass(self._storage, samples, busy))
-        return {key: KernelMeasurement(key, label, tuple(passes), conditions) for key, (label, passes) in found.items()}
+                measured.setdefault(key, (label, []))[1].append(read_pass(self._storage, samples, busy))
+        return {
+            key: KernelMeasurement(key, label, tuple(passes), conditions) for key, (label, passes) in measured.items()
+        }
 
     def to_frame(self, conditions: Conditions) -> pd.DataFrame:
         """A row per kernel measured under exactly these conditions, the slowest first.
@@ -457,13 +459,13 @@ class LatencyTable:
             .where(SAMPLE.c.conditions == conditions.key, MODEL.c.template == template)
             .order_by(SAMPLE.c.id)
         )
-        found: dict[str, tuple[int, list[Pass]]] = {}
+        measured: dict[str, tuple[int, list[Pass]]] = {}
         with self._storage.transaction() as connection:
             for widths, samples, busy, warmup_runs in connection.execute(query):
-                found.setdefault(widths, (warmup_runs, []))[1].append(read_pass(self._storage, samples, busy))
+                measured.setdefault(widths, (warmup_runs, []))[1].append(read_pass(self._storage, samples, busy))
         return [
             (read_widths(self._storage, widths), ModelMeasurement(tuple(passes), conditions, warmup_runs))
-            for widths, (warmup_runs, passes) in found.items()
+            for widths, (warmup_runs, passes) in measured.items()
         ]
 
     def conditions(self) -> list[Conditions]:
@@ -479,8 +481,8 @@ class LatencyTable:
 
     def nothing_under(self, conditions: Conditions) -> MissingLatency:
         """The error for conditions that nothing was measured under: tells how the nearest ones in the table differ."""
-        known = [other.differences(conditions) for other in self.conditions()]
-        nearest = min(known, key=len, default={})
+        differences = [other.differences(conditions) for other in self.conditions()]
+        nearest = min(differences, key=len, default={})
         because = ", ".join(
             f"{name} was {before or 'unknown'}, is {now or 'unknown'}" for name, (before, now) in nearest.items()
         )

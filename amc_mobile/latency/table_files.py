@@ -285,8 +285,8 @@ def from_csv(
     seen: dict[tuple[str, str], int] = {}
     try:
         shape = shape or {}
-        wanted = dict.fromkeys((*kernel, ms, *shape.values(), *(name for name in (run, network) if name)))
-        missing = [name for name in wanted if name not in (reader.fieldnames or [])]
+        columns = dict.fromkeys((*kernel, ms, *shape.values(), *(name for name in (run, network) if name)))
+        missing = [name for name in columns if name not in (reader.fieldnames or [])]
         if missing:
             have = ", ".join(reader.fieldnames or [])
             raise CorruptFile(path, f"has no column {', '.join(missing)}", next_step=f"its columns are: {have}")
@@ -298,10 +298,10 @@ def from_csv(
             document: dict[str, Any] = {"foreign": named}
             if shape:
                 try:
-                    told = KernelShape.from_row({name: row[column] or "" for name, column in shape.items()})
+                    described = KernelShape.from_row({name: row[column] or "" for name, column in shape.items()})
                 except InvalidInput as error:
                     raise CorruptFile(path, f"line {number}: {error.message}") from error
-                document["shape"] = told.to_document()
+                document["shape"] = described.to_document()
             if network:
                 document["network"] = row[network] or ""
             key = hashlib.sha256(json.dumps(document, allow_nan=False).encode()).hexdigest()

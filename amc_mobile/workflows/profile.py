@@ -30,8 +30,8 @@ class MeasuredUnderLoad:
     models: int
 
     def document(self) -> dict[str, Any]:
-        known = self.neighbours.to_document() if self.neighbours else None
-        return {"neighbours": known, "kernels": self.kernels, "models": self.models}
+        seen = self.neighbours.to_document() if self.neighbours else None
+        return {"neighbours": seen, "kernels": self.kernels, "models": self.models}
 
     def lines(self) -> list[str]:
         if not self.kernels and not self.models:
@@ -141,8 +141,8 @@ class ProfileResult:
         return [f"Warning: {self.calibration.problem} [{WIDE_BAND}]", f"next: {REMEDIES[WIDE_BAND]}"]
 
     def _layout(self) -> str:
-        known = readable(self.conditions)
-        layout, unit = known.get("layout"), known.get("unit")
+        shown = readable(self.conditions)
+        layout, unit = shown.get("layout"), shown.get("unit")
         return (f", {layout}" if layout else "") + (f", unit {unit}" if unit else "")
 
 

@@ -200,14 +200,14 @@ def probe_device(space: Workspace, settings: Settings, *, progress: Progress) ->
             raise InvalidInput(
                 "no kernel of this network has channels enough to be probed", next_step="probe with a wider network"
             )
-        known = latency.table.kernels(latency.conditions)
+        before = latency.table.kernels(latency.conditions)
         latency.measure_kernels_at(points, progress)
         steps = stored_steps(latency.table, latency.conditions)
         result = ProbeResult(
             latency.conditions.to_document(),
             [one.to_document() for one in steps],
             len(points),
-            len(latency.table.kernels(latency.conditions).keys() - known.keys()),
+            len(latency.table.kernels(latency.conditions).keys() - before.keys()),
             time.monotonic() - started,
             time.process_time() - cpu_started,
             probed_multiple(latency),
@@ -220,15 +220,15 @@ def probed_multiple(latency: LatencyModel) -> GridMultiple:
     """The multiple that the table's kernels of the network's types ask for."""
     template = latency.template
     types = {KernelType.of(kernel) for kernel in template.kernels(template.sizes)}
-    found = [steps for steps in stored_steps(latency.table, latency.conditions) if steps.kernel_type in types]
-    if not found:
+    probed = [steps for steps in stored_steps(latency.table, latency.conditions) if steps.kernel_type in types]
+    if not probed:
         return GridMultiple(LEAST_MULTIPLE, "the default; `amc-mobile table probe` finds what the device prefers")
-    multiple = aligned_multiple(found)
+    multiple = aligned_multiple(probed)
     if multiple == LEAST_MULTIPLE:
         return GridMultiple(multiple, "the probe found no kernel that is slower at other multiples of it")
     reasons = ", ".join(
         f"{steps.kernel_type.name} ({steps.axis}) is {steps.slowdown:.0%} slower outside multiples of {steps.aligned}"
-        for steps in found
+        for steps in probed
         if LEAST_MULTIPLE % steps.aligned
     )
     if template.sizes.max() < 2 * multiple:
@@ -314,10 +314,10 @@ def merge_table(space: Workspace, other: Path) -> TableResult:
 def verify_table(space: Workspace, settings: Settings, *, progress: Progress) -> TableResult:
     """Measures a few kernels again under the same conditions. Raises DeviceError where they no longer agree."""
     with _latency(space, settings, progress) as latency:
-        known = latency.table.kernels(latency.conditions)
-        if not known:
+        measured = latency.table.kernels(latency.conditions)
+        if not measured:
             raise latency.table.nothing_under(latency.conditions)
-        verdict = _judged(latency, list(known.values()), progress)
+        verdict = _judged(latency, list(measured.values()), progress)
     if verdict.action != "accept":
         raise DeviceError(
             f"the table no longer fits this device: {verdict.text()}",
@@ -333,13 +333,13 @@ def adopt_table(space: Workspace, settings: Settings, *, progress: Progress) -> 
         if table.kernels(now):
             raise InvalidInput("kernels were already measured under these conditions", next_step="nothing to adopt")
         source = _adoptable(table, now)
-        known = table.kernels(source)
-        verdict = _judged(latency, list(known.values()), progress)
+        measured = table.kernels(source)
+        verdict = _judged(latency, list(measured.values()), progress)
         if verdict.action == "rebuild":
             sentence = "the old kernels do not tell the new ones: run `amc-mobile profile`\n" + verdict.text()
             return TableResult(sentence, verdict.to_document() | {"adopted": 0})
         ratio = 1.0 if verdict.action == "accept" else verdict.ratio
-        steady = [key for key, kernel in known.items() if not kernel.flags]
+        steady = [key for key, kernel in measured.items() if not kernel.flags]
         adopted = table.adopt(now, source, steady, ratio)
     changed = ", ".join(f"{name}: {old} -> {new}" for name, (old, new) in source.differences(now).items())
     sentence = f"adopted {len(steady)} kernels times {ratio:.3f} ({changed}); `amc-mobile profile` measures the rest\n"
