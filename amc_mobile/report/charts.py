@@ -12,7 +12,7 @@ from functools import cache
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
-from amc_mobile.report.content import TOP1, Budget, EpisodePoint, EpochAccuracy, LayerRow, Predictions
+from amc_mobile.report.content import TOP1, AskedBudget, EpisodePoint, EpochAccuracy, LayerRow, Predictions
 from amc_mobile.report.tables import number, printable
 
 if TYPE_CHECKING:  # half a second, which `amc-mobile --help` does not need
@@ -187,7 +187,7 @@ def _bars(
     return _finished(chart.properties(width="container", padding=_padding(80)), description)
 
 
-def search_curve(episodes: Sequence[EpisodePoint], budget: Budget | None) -> Spec | None:
+def search_curve(episodes: Sequence[EpisodePoint], budget: AskedBudget | None) -> Spec | None:
     """Above: reward of each episode and the best so far. Below: predicted and measured cost with the budget."""
     import altair as alt
 
@@ -559,7 +559,7 @@ def _thinned(points: Sequence[T]) -> Sequence[T]:
     return points[:: -(-len(points) // MOST_DOTS) or 1]
 
 
-def _is_measured_over(point: EpisodePoint, budget: Budget | None) -> bool:
+def _is_measured_over(point: EpisodePoint, budget: AskedBudget | None) -> bool:
     """Such a plan scored well by being too slow: it counts for nothing."""
     return budget is not None and budget.unit == "ms" and (point.measured_ms or 0) > budget.limit_of_search
 

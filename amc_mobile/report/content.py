@@ -183,7 +183,7 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class Budget:
+class AskedBudget:
     """What was asked for. `limit` is in `unit`: ms of p50, MACs for one image, or parameters.
 
     A share of the original is another number of ms whenever the original is measured: `limit` is that of the gate,
@@ -219,7 +219,7 @@ class FurtherBudget:
 
 
 @dataclass(frozen=True)
-class Parity:
+class Agreement:
     """An exported file against torch on the same images."""
 
     max_abs: float  # largest difference of a logit
@@ -233,7 +233,7 @@ class Stage:
 
     name: str
     accuracy: Accuracy | None = None
-    parity: Parity | None = None  # of exported files
+    parity: Agreement | None = None  # of exported files
     note: str = ""
 
 
@@ -262,7 +262,7 @@ class DataFacts:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ReportVerdict:
     """Of all budgets and --max-loss together; `cost` and `limit` are those of the first one's gate."""
 
     status: Status
@@ -278,7 +278,7 @@ class Report:
     run: str = ""
     created: str = ""  # ISO 8601
     program_version: str = ""
-    budget: Budget | None = None
+    budget: AskedBudget | None = None
     original: ModelColumn = ModelColumn()
     pruned: ModelColumn | None = None  # None before a search
     speedup: Ratio | None = None
@@ -303,14 +303,14 @@ class Report:
         return self.original.accuracy.metric if self.original.accuracy else TOP1
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> ReportVerdict:
         """All budgets must be passed, and the accuracy kept; cost and limit are those of the first budget."""
         if self.budget is None or self.pruned is None:
-            return Verdict("NO PLAN", None, self.budget.limit if self.budget else None)
+            return ReportVerdict("NO PLAN", None, self.budget.limit if self.budget else None)
         gate = self.budget.gate
         own = STATUS_OF[gate.passed]
         if gate.passed is None and not self.offline:
             own = "NOT MEASURED"
         order: tuple[Status, ...] = ("FAIL", "NOT MEASURED", "PREDICTED, NOT MEASURED", "PASS")
         status = min([own, *(further.status for further in self.further_budgets)], key=order.index)
-        return Verdict("FAIL" if self.accuracy_kept is False else status, gate.cost, self.budget.limit)
+        return ReportVerdict("FAIL" if self.accuracy_kept is False else status, gate.cost, self.budget.limit)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,24 @@ from amc_mobile.latency.measurement import BUSY, ModelMeasurement, PairMeasureme
 from amc_mobile.latency.protocol import ProtocolConfig, measure_model, measure_pair, measure_sustained
 from amc_mobile.models.task import Task, logits
 from amc_mobile.packing import PackedModule
-from amc_mobile.report.content import TOP1
+from amc_mobile.report.content import STATUS_OF, TOP1, Attempt, Gate
 from amc_mobile.report.tables import NOTHING, kilobytes, megahertz, number, percent
 from amc_mobile.search.budget import format_cost
-from amc_mobile.store import write_bytes
+from amc_mobile.store import to_document, write_bytes
 from amc_mobile.workflows.budgets import attached, settings_of
 from amc_mobile.workflows.devices import chosen_runtime, device_of
 from amc_mobile.workflows.network import Network
-from amc_mobile.workflows.runs import Run
+from amc_mobile.workflows.runs import (
+    BudgetRecord,
+    ExportedFile,
+    ExportGate,
+    ExportRecord,
+    Float32File,
+    FurtherGate,
+    OutputParity,
+    Run,
+    SearchRecord,
+)
 from amc_mobile.workflows.workspace import Progress, Settings, Workspace, check_settings
 
 ERROR_SHARES = (0.0108, 0.0060, 0.0081)  # one per attempt
@@ -63,40 +73,9 @@ class Limit:
         return self.ms if self.ratio is None else self.ratio * original_p50_ms
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """What is known after one more attempt. `rounds` count, `within` of them meet the budget, `needed` must.
-
-    `needed` is None where no number of them would do. `why`: the reason that it was made.
-    """
-
-    why: str
-    rounds: int
-    within: int
-    needed: int | None
-    flags: tuple[str, ...]  # of either file, all attempts together
-    passed: bool
-    problem: str = ""  # why not passed
-
-
-@dataclass(frozen=True)
-class Decision:
-    """`cost` was held against `limit`, both in ms: the upper end of the p50's interval, or for a ratio the original's
-    p50 over the lower end of the speed-up's interval. Both ends hold with 97.5 % confidence over all attempts."""
-
-    passed: bool
-    cost: float
-    limit: float
-    text: str
-    attempts: tuple[Attempt, ...]
-
-    def to_document(self) -> dict[str, Any]:
-        return asdict(self)
-
-
 def measured_pair(
     device: Device | None, original: Path | None, pruned: Path, limit: Limit | None, *, waived: Collection[str] = ()
-) -> tuple[PairMeasurement, Decision | None] | None:
+) -> tuple[PairMeasurement, Gate | None] | None:
     """Original and pruned file in alternating blocks, and whether they meet `limit`; None without a device."""
     if device is None or original is None:
         return None
@@ -108,7 +87,7 @@ def measured_pair(
 
 def decided(
     measure: Callable[[], PairMeasurement], limit: Limit, *, waived: Collection[str] = ()
-) -> tuple[PairMeasurement, Decision]:
+) -> tuple[PairMeasurement, Gate]:
     """Measures until the budget is passed, can no longer be passed, or GATE_ATTEMPTS were made; all rounds, and the
     decision. `waived`: with BUSY, other programs do not matter."""
     pairs: list[PairMeasurement] = []
@@ -157,7 +136,7 @@ def _is_hopeless(pair: PairMeasurement, attempts: list[Attempt]) -> bool:
     )
 
 
-def _decision(pair: PairMeasurement, limit: Limit, attempts: tuple[Attempt, ...]) -> Decision:
+def _decision(pair: PairMeasurement, limit: Limit, attempts: tuple[Attempt, ...]) -> Gate:
     last = attempts[-1]
     values, _ = _values(pair, limit)
     bound, limit_ms = values[(last.needed or len(values)) - 1], limit.of(pair.before.p50_ms)
@@ -170,74 +149,52 @@ def _decision(pair: PairMeasurement, limit: Limit, attempts: tuple[Attempt, ...]
         text = f"p50 at most {bound:.3f} ms with {CONFIDENCE} ({made}), budget {limit.ms:.3f} ms"
     if last.problem.startswith(BUSY):
         text += f"; {last.problem}"
-    return Decision(last.passed, cost, limit_ms, text, attempts)
+    return Gate(last.passed, cost, limit_ms, text, attempts)
 
 
-def count_gate(budget: Mapping[str, Any], search: Mapping[str, Any]) -> dict[str, Any]:
-    """The gate of a budget of MACs or parameters, which needs no measurement. `budget`: with `unit` and `limit`."""
-    unit, limit = budget["unit"], float(budget["limit"])
-    cost = float(search["macs" if unit == "macs" else "parameters"])
-    text = f"{format_cost(cost, unit)} of {format_cost(limit, unit)}"
-    return {"passed": cost <= limit, "cost": cost, "limit": limit, "text": text, "attempts": []}
-
-
-def own_limit(search: Mapping[str, Any], latency_ratio: float | None) -> Limit | None:
-    """The search's own latency budget; None where it has another one."""
-    budget = search["budget"]
-    return Limit(float(budget["limit"]), latency_ratio) if budget["unit"] == "ms" else None
-
-
-def own_gate(
-    search: dict[str, Any], files: list[dict[str, Any]], settings: Settings, *, offline: bool
-) -> dict[str, Any]:
-    """The gate of the search's own budget: `passed` (None: not measured), what it was held against, and a text."""
-    unit, limit = search["budget"]["unit"], float(search["budget"]["limit"])
+def own_gate(search: SearchRecord, files: Sequence[ExportedFile], runtime: str, *, offline: bool) -> Gate:
+    """The gate of the search's own budget; `passed` is None where nothing was measured. `runtime`: of the search."""
+    unit, limit = search.budget.unit, search.budget.limit
     if unit != "ms":
-        return count_gate(search["budget"], search)
+        return search.budgets[0].count_gate()
     if offline:
-        text = f"predicted {format_cost(search['predicted_cost'], unit)} of {format_cost(limit, unit)}"
-        return {"passed": None, "cost": None, "limit": limit, "text": text, "attempts": []}
-    judged = [f for f in files if f["runtime"] == chosen_runtime(settings) and f["decision"]]
-    if not judged:
-        text = f"no file for {chosen_runtime(settings)}, the runtime of the search, was measured"
-        return {"passed": False, "cost": None, "limit": limit, "text": text, "attempts": []}
-    return dict(judged[0]["decision"])
+        return Gate(
+            None, None, limit, f"predicted {format_cost(search.predicted_cost, unit)} of {format_cost(limit, unit)}"
+        )
+    decisions = [file.decision for file in files if file.runtime == runtime and file.decision]
+    missing = Gate(False, None, limit, f"no file for {runtime}, the runtime of the search, was measured")
+    return decisions[0] if decisions else missing
 
 
 def further_gate(
-    row: dict[str, Any], search: dict[str, Any], files: list[dict[str, Any]], settings: Settings, progress: Progress,
+    budget: BudgetRecord, files: Sequence[ExportedFile], settings: Settings, progress: Progress,
     *, original: Callable[[str], Path],
-) -> dict[str, Any]:  # fmt: skip
-    """The gate of one more budget of the search, `row`: as `own_gate`, with the pair that was measured."""
-    asked, unit, limit = row["asked"], row["unit"], float(row["limit"])
-    if unit != "ms":
-        gate = count_gate(row, search)
-        return {"asked": asked, **gate, "text": f"{asked}: {gate['text']}", "pair": None}
-    file = next((file for file in files if file["runtime"] == row["runtime"]), None)
-    why = "the device is not attached" if file else f"no file for {row['runtime']} was exported"
-    other = settings_of(settings, row["device"])
-    device = attached(other, progress, runtime=row["runtime"]) if file else None
-    pair, decision = None, None
-    if file and device:
-        pair, decision = measured_pair(
-            device, original(file["format"]), Path(file["path"]), Limit(limit), waived=other.waived
-        ) or (None, None)
-    if pair is None or decision is None:
-        text = f"{asked}: predicted {row['predicted_cost']:.3f} ms of {limit:.3f} ms, not measured: {why}"
-        return {
-            "asked": asked, "passed": None, "cost": None, "limit": limit, "text": text, "attempts": [], "pair": None,
-        }  # fmt: skip
-    gate = decision.to_document()
-    return {"asked": asked, **gate, "text": f"{asked}: {gate['text']}", "pair": pair.to_document()}
+) -> FurtherGate:  # fmt: skip
+    """The gate of one more budget of the search, with the pair that was measured."""
+    pair = None
+    if budget.unit != "ms":
+        gate = budget.count_gate()
+    else:
+        file = next((file for file in files if file.runtime == budget.runtime), None)
+        why = "the device is not attached" if file else f"no file for {budget.runtime} was exported"
+        gate = Gate(
+            None, None, budget.limit,
+            f"predicted {budget.predicted_cost:.3f} ms of {budget.limit:.3f} ms, not measured: {why}",
+        )  # fmt: skip
+        other = settings_of(settings, budget.device)
+        if file and (device := attached(other, progress, runtime=budget.runtime)):
+            before, after = original(file.format).read_bytes(), Path(file.path).read_bytes()
+            pair, gate = decided(lambda: measure_pair(device, before, after), Limit(budget.limit), waived=other.waived)
+    text = f"{budget.asked}: {gate.text}"
+    return FurtherGate(budget.asked, gate.passed, gate.cost, budget.limit, text, gate.attempts, pair)
 
 
-def all_of(gate: dict[str, Any], further: list[dict[str, Any]]) -> dict[str, Any]:
+def all_of(gate: Gate, further: tuple[FurtherGate, ...]) -> ExportGate:
     """Passed when every budget is; open, with None, where one was not measured and none is missed."""
-    passed = [gate["passed"], *(one["passed"] for one in further)]
+    passed = [gate.passed, *(other.passed for other in further)]
     verdict = False if False in passed else None if None in passed else True
-    text = "; ".join([gate["text"], *(one["text"] for one in further)])
-    return {**gate, "passed": verdict, "own_passed": gate["passed"], "own_text": gate["text"], "text": text,
-            "further": further}  # fmt: skip
+    text = "; ".join([gate.text, *(other.text for other in further)])
+    return ExportGate(verdict, gate.cost, gate.limit, text, gate.attempts, gate.passed, gate.text, further)
 
 
 SHORTEST_S, LONGEST_S = 1.0, 3600.0  # of a sustained measurement
@@ -427,78 +384,77 @@ def _measure_sustained(
 @dataclass(frozen=True)
 class ExportResult:
     run: str
-    result: dict[str, Any]
+    record: ExportRecord
 
     def document(self) -> dict[str, Any]:
-        return {"run": self.run, **self.result}
+        return {"run": self.run, **to_document(self.record)}
 
     def text(self) -> str:
-        lines = [f"run {self.run}: exported the {self.result['stage']} network"]
-        metric = self.result["metric"]
-        compared = "" if metric == TOP1 else " of the anchors"
-        for file in self.result["files"]:
-            lines.append(
-                f"  {file['path']}  {file['bytes'] / 1e6:.3f} MB  {metric} {file['test_top1']:.1%} "
-                f"on {self.result['accuracy_on']}  parity: "
-                f"max difference {file['parity']['max_abs']:.1e}, "
-                f"same class {file['parity']['top1_agreement']:.1%}{compared}"
-            )
-            for part in file["output_parity"]:
-                shape = " x ".join(map(str, part["shape"]))
-                lines.append(
-                    f"    output {part['output']} ({shape}): max difference {part['max_abs']:.1e} "
-                    f"of values up to {part['largest']:.3g}"
-                )
-            if file["float32"]:
-                lines.append(
-                    f"    {file['precision']}, SQNR {file['sqnr_db']:.1f} dB; before: "
-                    f"{file['float32']['bytes'] / 1e6:.3f} MB  {metric} {file['float32']['test_top1']:.1%}"
-                )
-            if file["problem"]:
-                lines += [f"    warning: {file['problem']}", f"    next: {REMEDY}"]
-            if file["not_delegated"]:
-                lines.append(f"    not taken by XNNPACK: {', '.join(file['not_delegated'])}")
-            if file["pair"]:
-                after, before = file["pair"]["after"], file["pair"]["before"]
-                lines.append(
-                    f"    p50 {after['p50_ms']:.3f} ms (95 % CI {after['ci_low_ms']:.3f}-{after['ci_high_ms']:.3f}), "
-                    f"original {before['p50_ms']:.3f} ms: {file['pair']['speedup']:.2f}x"
-                    + (f"   flags: {', '.join(file['pair']['flags'])}" if file["pair"]["flags"] else "")
-                )
-        if self.result["granularity"] == "weight":
+        record = self.record
+        lines = [f"run {self.run}: exported the {record.stage} network"]
+        for file in record.files:
+            lines += _file_lines(file, record.metric, record.accuracy_on)
+        if record.granularity == "weight":
             lines.append(
                 "  zeros are stored and multiplied like any other weight: size and latency do not follow the density"
             )
-        gate = self.result["gate"]
-        said = {True: "PASS", False: "FAIL", None: "PREDICTED, NOT MEASURED"}
-        lines.append(f"  {said[gate['passed']]}: {gate['text']}")
-        lines += [
-            f"  measured again{asked}: {attempt['why']}"
-            for asked, one in (("", gate), *((f" ({one['asked']})", one) for one in gate["further"]))
-            for attempt in one["attempts"][1:]
-        ]
-        if self.result["accuracy_kept"] is False:
+        gate = record.gate
+        lines.append(f"  {STATUS_OF[gate.passed]}: {gate.text}")
+        gates = [("", gate.attempts), *((f" ({other.asked})", other.attempts) for other in gate.further)]
+        lines += [f"  measured again{asked}: {a.why}" for asked, attempts in gates for a in attempts[1:]]
+        if record.accuracy_kept is False:
             lines.append("  FAIL: the accuracy that --max-loss asks for is not kept")
         return "\n".join(lines)
 
     def raise_if_not_passed(self) -> None:
         """Raises BudgetNotMet (exit 3) when the gate says so, BudgetNotVerified (exit 4) when nothing was measured,
         AccuracyNotKept (exit 3) when --max-loss is not kept."""
-        if self.result["gate"]["passed"] is None:
+        gate = self.record.gate
+        if gate.passed is None:
             raise BudgetNotVerified(
-                f"the budget was not verified on the device: {self.result['gate']['text']}",
+                f"the budget was not verified on the device: {gate.text}",
                 next_step="attach the device and run `amc-mobile export` without --offline",
             )
-        if not self.result["gate"]["passed"]:
+        if not gate.passed:
             raise BudgetNotMet(
-                f"the budget is not met: {self.result['gate']['text']}",
+                f"the budget is not met: {gate.text}",
                 next_step="search with a lower budget, or measure on a quiet device and export again",
             )
-        if self.result["accuracy_kept"] is False:
+        if self.record.accuracy_kept is False:
             raise AccuracyNotKept(
                 "the exported network loses more accuracy than --max-loss allows",
                 next_step="fine-tune and export again, or search with a larger budget or --max-loss",
             )
+
+
+def _file_lines(file: ExportedFile, metric: str, accuracy_on: str) -> list[str]:
+    compared = "" if metric == TOP1 else " of the anchors"
+    lines = [
+        f"  {file.path}  {file.bytes / 1e6:.3f} MB  {metric} {file.test_top1:.1%} on {accuracy_on}  parity: max "
+        f"difference {file.parity.max_abs:.1e}, same class {file.parity.top1_agreement:.1%}{compared}"
+    ]
+    for part in file.output_parity:
+        shape = " x ".join(map(str, part.shape))
+        lines.append(
+            f"    output {part.output} ({shape}): max difference {part.max_abs:.1e} of values up to {part.largest:.3g}"
+        )
+    if file.float32:
+        lines.append(
+            f"    {file.precision}, SQNR {file.sqnr_db:.1f} dB; before: {file.float32.bytes / 1e6:.3f} MB  "
+            f"{metric} {file.float32.test_top1:.1%}"
+        )
+    if file.problem:
+        lines += [f"    warning: {file.problem}", f"    next: {REMEDY}"]
+    if file.not_delegated:
+        lines.append(f"    not taken by XNNPACK: {', '.join(file.not_delegated)}")
+    if file.pair:
+        after = file.pair.after
+        lines.append(
+            f"    p50 {after.p50_ms:.3f} ms (95 % CI {after.ci_low_ms:.3f}-{after.ci_high_ms:.3f}), "
+            f"original {file.pair.before.p50_ms:.3f} ms: {file.pair.speedup:.2f}x"
+            + (f"   flags: {', '.join(file.pair.flags)}" if file.pair.flags else "")
+        )
+    return lines
 
 
 def export_run(
@@ -530,77 +486,65 @@ def _exported(
     space: Workspace, folder: Run, formats: list[str], settings: Settings, progress: Progress, *, offline: bool
 ) -> ExportResult:
     check_quantizers(settings, formats)
-    wanted, search = folder.read("settings")["search"], folder.read("search")
+    config, search = folder.search_config(), folder.search()
     network = folder.original(space, settings)
-    data = network.split(calibration=wanted["calibration_images"], reward=wanted["reward_images"], seed=settings.seed)
+    data = network.split(calibration=config.calibration_images, reward=config.reward_images, seed=settings.seed)
     stage = folder.best_stage()
     model = folder.load_pruned(network, stage)
     images = data.test.normalised().numpy()
     reference = logits(model, data.test)
-    limit = own_limit(search, wanted["latency_ratio"])
+    limit = Limit(search.budget.limit, config.latency_ratio) if search.budget.unit == "ms" else None
+    runtime = chosen_runtime(settings)  # of the search
     chosen = data.calibration.subset(calibration_choice(len(data.calibration)))
     calibration = chosen.normalised().numpy()
     # Before the exports: a phone that is not there should not take minutes to be missed.
     devices = {form: None if offline else _device(settings, form, progress) for form in formats}
-    files = []
+    files: list[ExportedFile] = []
     for position, form in enumerate(formats):
         progress("export", position, len(formats), form)
         plain, path = (_file(folder, "model", form, p) for p in (FLOAT32, settings.precision))
         EXPORTERS[form](model, network.input_shape, plain)
-        before: dict[str, Any] | None = None
+        before = None
         if path != plain:
             _quantize(plain, path, form, settings, calibration)
-            before = {
-                "path": str(plain), "bytes": plain.stat().st_size,
-                "test_top1": _accuracy(network, file_logits(plain, images), data),
-            }  # fmt: skip
+            before = Float32File(str(plain), plain.stat().st_size, _accuracy(network, file_logits(plain, images), data))
         outputs = file_logits(path, images)
         accuracy, sqnr = _accuracy(network, outputs, data), sqnr_db(outputs, reference.numpy())
         original = _original(network, folder, form, settings, calibration) if devices[form] else None
         # Files for another runtime than the search's are measured, and no budget speaks of them.
-        held = limit if limit is not None and FORMATS[form].runtime == chosen_runtime(settings) else None
+        held = limit if FORMATS[form].runtime == runtime else None
         pair, decision = measured_pair(devices[form], original, path, held, waived=settings.waived) or (None, None)
+        left_out = not_delegated(path.read_bytes()) if form == TFLITE.name else None
+        problem = precision_problem(
+            settings.precision, network.task.metric, before.test_top1, accuracy, len(data.test), sqnr
+        ) if before else ""  # fmt: skip
         files.append(
-            {
-                "format": form, "precision": settings.precision, "runtime": FORMATS[form].runtime,
-                "path": str(path), "bytes": path.stat().st_size,
-                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-                "test_top1": accuracy,
-                "parity": parity(outputs, reference.numpy(), _classes_by(network.task)).to_document(),
-                "output_parity": _by_output(network.module, outputs, reference),
-                "sqnr_db": sqnr if before else None, "float32": before,
-                "problem": precision_problem(
-                    settings.precision, network.task.metric, before["test_top1"], accuracy, len(data.test), sqnr
-                ) if before else "",
-                "not_delegated": not_delegated(path.read_bytes()) if form == TFLITE.name else None,
-                "pair": pair.to_document() if pair else None,
-                "decision": decision.to_document() if decision else None,
-                "original_bytes": original.stat().st_size if original else None,
-            }
+            ExportedFile(
+                form, settings.precision, FORMATS[form].runtime, str(path), path.stat().st_size,
+                hashlib.sha256(path.read_bytes()).hexdigest(), accuracy,
+                parity(outputs, reference.numpy(), _classes_by(network.task)),
+                _by_output(network.module, outputs, reference),
+                sqnr_db=sqnr if before else None, float32=before, problem=problem,
+                not_delegated=tuple(left_out) if left_out is not None else None,
+                pair=pair, decision=decision, original_bytes=original.stat().st_size if original else None,
+            )
         )  # fmt: skip
     progress("export", len(formats), len(formats))
-    gate = own_gate(search, files, settings, offline=offline)
+
+    def original_file(form: str) -> Path:
+        return _original(network, folder, form, settings, calibration)
+
     further = [
-        further_gate(
-            row,
-            search,
-            files,
-            replace(settings, offline=offline),
-            progress,
-            original=lambda form: _original(network, folder, form, settings, calibration),
-        )
-        for row in search.get("budgets", [])[1:]
+        further_gate(budget, files, replace(settings, offline=offline), progress, original=original_file)
+        for budget in search.budgets[1:]
     ]
-    document = {
-        "stage": stage, "weights_sha256": folder.stage_sha256(stage),
-        "runtime": chosen_runtime(settings),  # of the search
-        "precision": settings.precision, "granularity": wanted.get("granularity", "channel"),
-        "test_top1": network.task.accuracy(reference, data.test.labels), "metric": network.task.metric,
-        "accuracy_on": data.accuracy_on, "files": files, "gate": all_of(gate, further),
-        "accuracy_kept": folder.accuracy_kept(),
-    }  # fmt: skip
-    folder.write("export", document)
-    return ExportResult(folder.folder.name, document)
+    record = ExportRecord(
+        stage, folder.stage_sha256(stage), runtime, settings.precision, config.granularity,
+        network.task.accuracy(reference, data.test.labels), network.task.metric, data.accuracy_on, tuple(files),
+        all_of(own_gate(search, files, runtime, offline=offline), tuple(further)), folder.accuracy_kept(),
+    )  # fmt: skip
+    folder.save(record)
+    return ExportResult(folder.folder.name, record)
 
 
 def check_quantizers(settings: Settings, formats: list[str]) -> None:
@@ -638,19 +582,15 @@ def _original(network: Network, run: Run, form: str, settings: Settings, calibra
     return path
 
 
-def _by_output(module: nn.Module, outputs: Floats, reference: Tensor) -> list[dict[str, Any]]:
+def _by_output(module: nn.Module, outputs: Floats, reference: Tensor) -> tuple[OutputParity, ...]:
     """Of a network with several outputs, the parity of each."""
     if not isinstance(module, PackedModule) or len(module.packing.output_shapes) < 2:
-        return []
-    sides = (torch.from_numpy(outputs), reference)
-    pairs = zip(*(module.packing.outputs(side) for side in sides), strict=True)
-    return [
-        {
-            "output": index, "shape": list(wanted.shape[1:]), "max_abs": float((found - wanted).abs().max()),
-            "largest": float(wanted.abs().max()),
-        }
-        for index, (found, wanted) in enumerate(pairs)
-    ]  # fmt: skip
+        return ()
+    sides = (module.packing.outputs(side) for side in (torch.from_numpy(outputs), reference))
+    return tuple(
+        OutputParity(index, tuple(ours.shape[1:]), float((ours - torchs).abs().max()), float(torchs.abs().max()))
+        for index, (ours, torchs) in enumerate(zip(*sides, strict=True))
+    )
 
 
 def _device(settings: Settings, form: str, progress: Progress) -> Device | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -16,13 +16,12 @@ from amc_mobile import __version__
 from amc_mobile.device.phone_state import WIDE_BAND
 from amc_mobile.formats import BY_RUNTIME, FLOAT32
 from amc_mobile.latency.calibration import USABLE_BAND
-from amc_mobile.latency.measurement import ModelMeasurement
+from amc_mobile.latency.measurement import ModelMeasurement, PairMeasurement
 from amc_mobile.latency.model import LatencyModel
 from amc_mobile.report.content import (
-    TOP1,
     Accuracy,
-    Attempt,
-    Budget,
+    Agreement,
+    AskedBudget,
     DataFacts,
     EpisodePoint,
     EpochAccuracy,
@@ -32,7 +31,6 @@ from amc_mobile.report.content import (
     Latency,
     LayerRow,
     ModelColumn,
-    Parity,
     PredictionPoint,
     Predictions,
     Ratio,
@@ -41,9 +39,16 @@ from amc_mobile.report.content import (
 )
 from amc_mobile.report.pages import render_text, report_document, write_report
 from amc_mobile.search.episode_log import EpisodeLog
-from amc_mobile.workflows.export import count_gate
 from amc_mobile.workflows.network import Network
-from amc_mobile.workflows.runs import ExportRecord, Run, SearchDetails
+from amc_mobile.workflows.runs import (
+    BudgetRecord,
+    ExportedFile,
+    ExportRecord,
+    Run,
+    SearchDetails,
+    SearchRecord,
+    SplitRecord,
+)
 from amc_mobile.workflows.workspace import Settings, Workspace
 
 
@@ -62,12 +67,12 @@ def keep_details(
     run.save(details)
 
 
-def episodes(run: Run, search: dict[str, Any]) -> tuple[EpisodePoint, ...]:
-    """`search`: what the search step left."""
+def episodes(run: Run, chosen: int) -> tuple[EpisodePoint, ...]:
+    """`chosen`: the episode that found the plan."""
     return tuple(
         EpisodePoint(
             row.episode, row.reward, row.predicted_cost, row.measured_ms, row.policy,
-            is_best=row.episode == search["episode"],
+            is_best=row.episode == chosen,
         )
         for row in EpisodeLog(run.folder / "episodes.csv").rows
     )  # fmt: skip
@@ -136,118 +141,108 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
     Reads the run's records alone: network, images, latency table and device may be gone.
     """
     folder = Run(space.run_folder(run))
-    settings, search = folder.settings(), folder.read("search")
-    wanted = folder.read("settings")["search"]
-    known = folder.load(SearchDetails)
-    written = folder.read("export") if folder.has("export") else None
-    outdated = written is not None and folder.is_outdated(folder.load(ExportRecord))
+    settings, search, details, split = (
+        folder.settings(), folder.search(), folder.load(SearchDetails), folder.load(SplitRecord)
+    )  # fmt: skip
+    written = folder.find(ExportRecord)
+    outdated = written is not None and folder.is_outdated(written)
     export = None if outdated else written  # files of other weights prove nothing of the network as it is
-    split = folder.read("split")
-    judged = _judged(export)
-    exported = export.get("precision", FLOAT32) if export else None
-    predictions = replace(known.predictions, drift=_drift(known, search, export, settings))
-    split_name = search.get("accuracy_on", "test images").removesuffix(" images")
-    seen = partial(Accuracy, images=int(search["test_images"]), split=split_name, metric=search.get("metric", TOP1))
-    budget = search["budget"]
-    budgets = search.get("budgets", [])
-    limit = float(export["gate"]["limit"] if export and budget["unit"] == "ms" else budget["limit"])
-    pair = judged["pair"] if judged else None
-    offline = pair is None and bool(search.get("offline"))
+    file = _judged_file(export)
+    pair = file.pair if file else None
+    exported = export.precision if export else None
+    predictions = replace(details.predictions, drift=_drift(details, search, file, settings))
+    split_name = search.accuracy_on.removesuffix(" images")
+    seen = partial(Accuracy, images=search.test_images, split=split_name, metric=search.metric)
+    unit, searched_limit = search.budget.unit, search.budget.limit
+    limit = export.gate.limit if export and unit == "ms" and export.gate.limit is not None else searched_limit
+    offline = pair is None and search.offline
+    if pair:
+        conditions = pair.after.conditions.to_document()
+    else:
+        conditions = search.conditions.to_document() if offline and search.conditions else {}
     report = Report(
         model=_described(replace(settings, precision=exported or settings.precision)),
         run=folder.folder.name,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         program_version=__version__,
-        budget=Budget(
-            budget["unit"],
+        budget=AskedBudget(
+            unit,
             limit,
-            f"--{budgets[0]['asked'] if budgets else budget['asked']}",
+            f"--{search.budgets[0].asked}",
             _own_gate(search, export),
-            searched_limit=float(budget["limit"]) if float(budget["limit"]) != limit else None,
+            searched_limit=searched_limit if searched_limit != limit else None,
         ),
         original=ModelColumn(
-            latency=_latency(pair["before"]) if pair else None,
-            macs=int(search["original_macs"]),
-            parameters=int(search["original_parameters"]),
-            file_bytes=judged["original_bytes"] if judged else None,
-            accuracy=seen(search["test_top1"]["original"]),
+            latency=_latency(pair.before) if pair else None,
+            macs=int(search.original_macs),
+            parameters=int(search.original_parameters),
+            file_bytes=file.original_bytes if file else None,
+            accuracy=seen(search.test_top1["original"]),
         ),
         pruned=ModelColumn(
-            latency=_latency(pair["after"]) if pair else None,
+            latency=_latency(pair.after) if pair else None,
             # Of another precision than the search's nothing was predicted.
-            predicted_ms=search["predicted_cost"]
-            if budget["unit"] == "ms" and exported in (None, settings.precision)
-            else None,
-            macs=int(search["macs"]),
-            parameters=int(search["parameters"]),
-            file_bytes=judged["bytes"] if judged else None,
-            accuracy=seen(_pruned_top1(folder, search, export, judged)),
+            predicted_ms=search.predicted_cost if unit == "ms" and exported in (None, settings.precision) else None,
+            macs=int(search.macs),
+            parameters=int(search.parameters),
+            file_bytes=file.bytes if file else None,
+            accuracy=seen(_pruned_top1(folder, search, export, file)),
         ),
-        speedup=Ratio(pair["speedup"], pair["speedup_ci_low"], pair["speedup_ci_high"]) if pair else None,
+        speedup=Ratio(pair.speedup, *pair.speedup_interval) if pair else None,
         stages=_stages(folder, search, written, seen, outdated=outdated),
-        layers=known.layers,
-        episodes=episodes(folder, search),
+        layers=details.layers,
+        episodes=episodes(folder, search.episode),
         finetuning=finetuning(folder),
         predictions=predictions,
-        conditions=pair["after"]["conditions"] if pair else search["conditions"] if offline else {},
+        conditions=conditions,
         flags=(*_flags(pair, export), *((WIDE_BAND,) if (predictions.band or 0.0) > USABLE_BAND else ())),
-        data=DataFacts(split["source"], split["sizes"]),
-        kept_groups=known.kept_groups,
+        data=DataFacts(split.source, split.sizes),
+        kept_groups=details.kept_groups,
         files=_files(written, outdated=outdated),
         offline=offline,
         accuracy_kept=folder.accuracy_kept(),
-        further_budgets=_further_budgets(budgets[1:], search, export),
-        settings={**asdict(settings), **{k: v for k, v in wanted.items() if v is not None}},
-    )
+        further_budgets=_further_budgets(search, export),
+        settings={
+            **asdict(settings), **{k: v for k, v in asdict(folder.search_config()).items() if v is not None}
+        },
+    )  # fmt: skip
     return ReportResult(report, write_report(report, folder.folder))
 
 
-def _drift(
-    known: SearchDetails, search: dict[str, Any], export: dict[str, Any] | None, settings: Settings
-) -> float | None:
+def _drift(details: SearchDetails, search: SearchRecord, file: ExportedFile | None, settings: Settings) -> float | None:
     """How many times as long as at the profile the original takes, as last seen; None where it was not measured."""
-    judged = _judged(export)
-    is_alike = export is not None and export.get("precision", FLOAT32) == settings.precision
-    rows = search.get("budgets", [])
-    if judged and is_alike and known.profiled_p50_ms and rows and judged["runtime"] == rows[0]["runtime"]:
-        return float(judged["pair"]["before"]["p50_ms"]) / known.profiled_p50_ms
-    seen = rows[0].get("drift_at_plan") if rows else None
-    return float(seen) if seen is not None else None
+    first = search.budgets[0]
+    is_alike = file is not None and (file.precision, file.runtime) == (settings.precision, first.runtime)
+    if is_alike and file and file.pair and details.profiled_p50_ms:
+        return file.pair.before.p50_ms / details.profiled_p50_ms
+    return first.drift_at_plan
 
 
-def _own_gate(search: dict[str, Any], export: dict[str, Any] | None) -> Gate:
+def _own_gate(search: SearchRecord, export: ExportRecord | None) -> Gate:
     """As the export stored it; counts need no export."""
     if export is not None:
-        gate = export["gate"]
-        return _gate({**gate, "passed": gate["own_passed"], "text": gate.get("own_text", gate["text"])})
-    return _gate(count_gate(search["budget"], search)) if search["budget"]["unit"] != "ms" else Gate()
+        gate = export.gate
+        return Gate(gate.own_passed, gate.cost, gate.limit, gate.own_text, gate.attempts)
+    return search.budgets[0].count_gate() if search.budget.unit != "ms" else Gate()
 
 
-def _further_budgets(
-    rows: list[dict[str, Any]], search: dict[str, Any], export: dict[str, Any] | None
-) -> tuple[FurtherBudget, ...]:
-    stored = {gate["asked"]: _gate(gate) for gate in (export or {}).get("gate", {}).get("further", [])}
+def _further_budgets(search: SearchRecord, export: ExportRecord | None) -> tuple[FurtherBudget, ...]:
+    stored = {gate.asked: gate for gate in (export.gate.further if export else ())}
+
+    def gate(budget: BudgetRecord) -> Gate:
+        if found := stored.get(budget.asked):
+            return Gate(found.passed, found.cost, found.limit, found.text, found.attempts)
+        return Gate() if budget.unit == "ms" else budget.count_gate()
+
     return tuple(
-        FurtherBudget(
-            f"--{row['asked']}", row["unit"], float(row["limit"]), row["device"], row["predicted_cost"],
-            stored.get(row["asked"], Gate() if row["unit"] == "ms" else _gate(count_gate(row, search))),
-        )
-        for row in rows
-    )  # fmt: skip
-
-
-def _gate(document: Mapping[str, Any]) -> Gate:
-    attempts = tuple(
-        Attempt(**{**attempt, "flags": tuple(attempt["flags"])}) for attempt in document.get("attempts", ())
+        FurtherBudget(f"--{b.asked}", b.unit, b.limit, b.device, b.predicted_cost, gate(b)) for b in search.budgets[1:]
     )
-    return Gate(document["passed"], document["cost"], document["limit"], document["text"], attempts)
 
 
-def _flags(pair: dict[str, Any] | None, export: dict[str, Any] | None) -> tuple[str, ...]:
+def _flags(pair: PairMeasurement | None, export: ExportRecord | None) -> tuple[str, ...]:
     """Of both files of every pair that a budget was held against."""
-    further = [gate["pair"] for gate in (export or {}).get("gate", {}).get("further", [])]
-    files = [one[which] for one in (pair, *further) if one for which in ("before", "after")]
-    return tuple(dict.fromkeys(flag for file in files for flag in file["flags"]))
+    pairs = [pair, *(gate.pair for gate in (export.gate.further if export else ()))]
+    return tuple(dict.fromkeys(flag for p in pairs if p for model in (p.before, p.after) for flag in model.flags))
 
 
 def _described(settings: Settings) -> str:
@@ -256,26 +251,21 @@ def _described(settings: Settings) -> str:
     return f"{settings.model} (width {settings.width_multiplier:g}{size}{precision})"
 
 
-def _pruned_top1(
-    run: Run, search: dict[str, Any], export: dict[str, Any] | None, judged: dict[str, Any] | None
-) -> float:
+def _pruned_top1(run: Run, search: SearchRecord, export: ExportRecord | None, file: ExportedFile | None) -> float:
     """Of a quantised file the file's own: quantising costs accuracy. Before an export, of the weights it would take."""
     if export is None:
         tuned = run.finetuned()
-        return tuned.test_top1 if tuned is not None and tuned.kept else float(search["test_top1"]["refitted"])
-    quantised = judged is not None and judged.get("float32")
-    return float(judged["test_top1"] if judged and quantised else export["test_top1"])
+        return tuned.test_top1 if tuned is not None and tuned.kept else search.test_top1["refitted"]
+    return file.test_top1 if file and file.float32 else export.test_top1
 
 
-def _judged(export: dict[str, Any] | None) -> dict[str, Any] | None:
+def _judged_file(export: ExportRecord | None) -> ExportedFile | None:
     """The exported file that the budget speaks of, else any that was measured."""
-    measured = [file for file in (export or {}).get("files", []) if file["pair"]]
-    searched_for = (export or {}).get("runtime")
-    return next((f for f in measured if f["runtime"] == searched_for), measured[0] if measured else None)
+    measured = [file for file in (export.files if export else ()) if file.pair]
+    return next((file for file in measured if export and file.runtime == export.runtime), next(iter(measured), None))
 
 
-def _latency(document: dict[str, Any]) -> Latency:
-    m = ModelMeasurement.from_document(document)
+def _latency(m: ModelMeasurement) -> Latency:
     runs = sum(len(samples) for samples in m.samples_ms)
     return Latency(
         m.p50_ms, m.p90_ms, m.ci_low_ms, m.ci_high_ms, runs, len(m.passes), m.load_ms, m.first_ms, m.peak_rss_kb,
@@ -283,64 +273,49 @@ def _latency(document: dict[str, Any]) -> Latency:
     )  # fmt: skip
 
 
-def _kept_as_scored(search: dict[str, Any]) -> str:
-    refitted = search.get("refit", {}).get("kept", "refitted") == "refitted"
-    return "" if refitted else "not kept: it lost fidelity on the reward images; the one-shot network is"
-
-
 def _stages(
-    run: Run,
-    search: dict[str, Any],
-    export: dict[str, Any] | None,
-    seen: Callable[[float], Accuracy],
-    *,
-    outdated: bool,
+    run: Run, search: SearchRecord, export: ExportRecord | None, seen: Callable[[float], Accuracy], *, outdated: bool
 ) -> tuple[Stage, ...]:
-    top1 = search["test_top1"]
+    notes = []
+    if search.refit.kept != "refitted":
+        notes.append("not kept: it lost fidelity on the reward images; the one-shot network is")
     stages = [
-        Stage("original", seen(top1["original"])),
-        Stage("pruned, one shot", seen(top1["one-shot"])),
-        Stage(
-            "refitted",
-            seen(top1["refitted"]),
-            note="; ".join(filter(None, (_kept_as_scored(search), _promise(search)))),
-        ),
+        Stage("original", seen(search.test_top1["original"])),
+        Stage("pruned, one shot", seen(search.test_top1["one-shot"])),
+        Stage("refitted", seen(search.test_top1["refitted"]), note="; ".join([*notes, *_promise(search)])),
     ]
     if (tuned := run.finetuned()) is not None:
         note = f"{tuned.epochs} epochs, distilled" + ("" if tuned.kept else "; not kept")
         stages.append(Stage("fine-tuned", seen(tuned.test_top1), note=note))
     age = "outdated: written before the present weights" if outdated else ""
-    for file in (export or {}).get("files", []):
-        p = file["parity"]
-        check = Parity(p["max_abs"], p["top1_agreement"], p["images"])
-        name = file["format"]
-        if file.get("float32"):
-            stages.append(Stage(f"{name} {FLOAT32}", seen(file["float32"]["test_top1"]), note=age))
-            name = f"{name} {file['precision']}"
-        stages.append(Stage(name, seen(file["test_top1"]), check, note=age))
+    for file in export.files if export else ():
+        check = Agreement(file.parity.max_abs, file.parity.top1_agreement, file.parity.images)
+        name = file.format
+        if file.float32:
+            stages.append(Stage(f"{name} {FLOAT32}", seen(file.float32.test_top1), note=age))
+            name = f"{name} {file.precision}"
+        stages.append(Stage(name, seen(file.test_top1), check, note=age))
     return tuple(stages)
 
 
-def _promise(search: dict[str, Any]) -> str:
-    """What became of --max-loss."""
-    if search.get("accuracy_kept") is None:
-        return ""
-    kept = "kept" if search["accuracy_kept"] else "NOT KEPT"
-    seen = ", which the checkpoint may have been trained on" if search.get("reward_images_may_be_seen") else ""
-    return (
-        f"--max-loss {search['max_loss']:g} {kept}: {search['refitted_reward_top1']:.1%} of the reward images{seen}; "
-        f"original {search['original_reward_top1']:.1%}"
-    )
+def _promise(search: SearchRecord) -> list[str]:
+    """What became of --max-loss; empty where it was not asked for."""
+    if search.accuracy_kept is None:
+        return []
+    kept = "kept" if search.accuracy_kept else "NOT KEPT"
+    seen = ", which the checkpoint may have been trained on" if search.reward_images_may_be_seen else ""
+    return [
+        f"--max-loss {search.max_loss:g} {kept}: {search.refitted_reward_top1:.1%} of the reward images{seen}; "
+        f"original {search.original_reward_top1:.1%}"
+    ]
 
 
-def _files(export: dict[str, Any] | None, *, outdated: bool) -> tuple[FileRow, ...]:
+def _files(export: ExportRecord | None, *, outdated: bool) -> tuple[FileRow, ...]:
     return tuple(
         FileRow(
-            Path(file["path"]).name, file["sha256"], file["bytes"], file["runtime"],
-            _latency(file["pair"]["after"]) if file["pair"] else None,
-            file.get("precision", FLOAT32), file.get("sqnr_db"),
-            None if file.get("not_delegated") is None else tuple(file["not_delegated"]), outdated,
-            file.get("problem", ""),
+            Path(file.path).name, file.sha256, file.bytes, file.runtime,
+            _latency(file.pair.after) if file.pair else None, file.precision,
+            file.sqnr_db, file.not_delegated, outdated, file.problem,
         )
-        for file in (export or {}).get("files", [])
+        for file in (export.files if export else ())
     )  # fmt: skip

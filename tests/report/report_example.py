@@ -8,8 +8,9 @@ from amc_mobile.channels.structure import KeptGroup
 from amc_mobile.latency.calibration import Term
 from amc_mobile.report.content import (
     Accuracy,
+    Agreement,
+    AskedBudget,
     Attempt,
-    Budget,
     DataFacts,
     EpisodePoint,
     EpochAccuracy,
@@ -18,7 +19,6 @@ from amc_mobile.report.content import (
     Latency,
     LayerRow,
     ModelColumn,
-    Parity,
     PredictionPoint,
     Predictions,
     Ratio,
@@ -123,7 +123,7 @@ def finished_report() -> Report:
         run="digits-half",
         created="2025-03-14T09:26:53+00:00",
         program_version="0.1.0",
-        budget=Budget("ms", 1.2, "--latency-ratio 0.5", gate()),
+        budget=AskedBudget("ms", 1.2, "--latency-ratio 0.5", gate()),
         original=ModelColumn(
             Latency(2.4, 2.519, 2.388, 2.421, 180, 12, load_ms=14.2, first_ms=4.4, peak_rss_kb=21_760,
             mean_mhz=2360.4, top_clock_share=0.979, switches_per_sample=0.1022, screen="Awake"), 2.412,
@@ -136,8 +136,8 @@ def finished_report() -> Report:
             Stage("pruned, one shot", Accuracy(0.8917, TEST_IMAGES)),
             Stage("refitted", Accuracy(0.9472, TEST_IMAGES)),
             Stage("fine-tuned", pruned, note="3 epochs, distilled"),
-            Stage("tflite", pruned, Parity(3.1e-5, 1.0, 256)),
-            Stage("onnx", pruned, Parity(1.9e-6, 1.0, 256)),
+            Stage("tflite", pruned, Agreement(3.1e-5, 1.0, 256)),
+            Stage("onnx", pruned, Agreement(1.9e-6, 1.0, 256)),
         ),
         layers=layers,
         episodes=episodes(),

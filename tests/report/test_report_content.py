@@ -11,12 +11,12 @@ from amc_mobile.errors import InvalidInput
 from amc_mobile.report.advice import advice
 from amc_mobile.report.content import (
     Accuracy,
-    Budget,
+    Agreement,
+    AskedBudget,
     FurtherBudget,
     Gate,
     Latency,
     ModelColumn,
-    Parity,
     PredictionPoint,
     Predictions,
     Report,
@@ -63,7 +63,7 @@ def test_every_attempt_of_the_gate_is_shown_with_its_reason() -> None:
 
 def test_a_prediction_alone_does_not_pass_a_latency_budget() -> None:
     assert REPORT.pruned is not None
-    guessed = replace(REPORT, pruned=replace(REPORT.pruned, latency=None), speedup=None, budget=Budget("ms", 1.2))
+    guessed = replace(REPORT, pruned=replace(REPORT.pruned, latency=None), speedup=None, budget=AskedBudget("ms", 1.2))
     assert guessed.verdict.status == "NOT MEASURED"
     assert any("amc-mobile export" in remark for remark in advice(guessed))
 
@@ -87,7 +87,7 @@ def test_one_plan_passes_only_when_every_budget_does(gate: Gate, status: str) ->
 def test_a_search_without_the_device_is_predicted_not_measured() -> None:
     assert REPORT.pruned is not None
     unmeasured = replace(REPORT.pruned, latency=None)
-    report = replace(REPORT, pruned=unmeasured, speedup=None, offline=True, budget=Budget("ms", 1.2))
+    report = replace(REPORT, pruned=unmeasured, speedup=None, offline=True, budget=AskedBudget("ms", 1.2))
     assert verdict_line(report).startswith("PREDICTED, NOT MEASURED  budget")
     assert any("without --offline" in remark for remark in advice(report))
 
@@ -95,15 +95,17 @@ def test_a_search_without_the_device_is_predicted_not_measured() -> None:
 def test_a_budget_of_macs_needs_no_measurement() -> None:
     pruned = ModelColumn(macs=500, parameters=70)
     original = ModelColumn(macs=1000, parameters=100)
-    report = Report("net", budget=Budget("macs", 500.0, gate=Gate(True, 500, 500)), original=original, pruned=pruned)
+    report = Report(
+        "net", budget=AskedBudget("macs", 500.0, gate=Gate(True, 500, 500)), original=original, pruned=pruned
+    )
     assert report.verdict.status == "PASS"
     assert verdict_line(report).startswith("PASS  MACs 500 (50.0 % of 1.00 k; budget 500)")
-    over = replace(report, budget=Budget("parameters", 69.0, gate=Gate(False, 70, 69)))
+    over = replace(report, budget=AskedBudget("parameters", 69.0, gate=Gate(False, 70, 69)))
     assert over.verdict.status == "FAIL" and "70.00 parameters are over the budget of 69.00" in advice(over)[0]
 
 
 def test_a_budget_of_macs_sends_nobody_to_profile_or_search_for_what_it_does_not_have() -> None:
-    budget, stages = Budget("macs", 500.0, gate=Gate(True, 500, 500)), (Stage("refitted", Accuracy(0.9)),)
+    budget, stages = AskedBudget("macs", 500.0, gate=Gate(True, 500, 500)), (Stage("refitted", Accuracy(0.9)),)
     text = render_text(Report("net", budget=budget, pruned=ModelColumn(macs=500), stages=stages))
     assert "amc-mobile search" not in text and "amc-mobile profile" not in text
     assert "the plan is in search.json" in text and "Only searches for a latency predict one" in text
@@ -128,7 +130,7 @@ def test_a_failed_budget_advises_a_tighter_one() -> None:
 )
 def test_a_search_that_prunes_nothing_says_what_to_do(settings: dict[str, float], cause: str) -> None:
     whole = ModelColumn(macs=1000, parameters=100)
-    budget = Budget("macs", 1000.0, gate=Gate(True, 1000, 1000))
+    budget = AskedBudget("macs", 1000.0, gate=Gate(True, 1000, 1000))
     report = Report("net", budget=budget, original=whole, pruned=whole, settings=settings)
     assert cause in advice(report)[0] and "--" in advice(report)[0]
     cut = replace(report, pruned=ModelColumn(macs=1000, parameters=90))
@@ -153,7 +155,7 @@ def test_every_flag_gets_a_next_step() -> None:
 
 
 def test_an_export_that_decides_otherwise_is_named() -> None:
-    stage = Stage("tflite", Accuracy(0.9, 100), Parity(0.4, 0.93, 200))
+    stage = Stage("tflite", Accuracy(0.9, 100), Agreement(0.4, 0.93, 200))
     assert "tflite names another class than torch on 7.0 % of 200 images" in advice(replace(REPORT, stages=(stage,)))[0]
     detector = ModelColumn(accuracy=Accuracy(0.9, 100, metric="mAP@0.5"))
     remark = advice(replace(REPORT, stages=(stage,), original=detector))[0]
@@ -163,7 +165,7 @@ def test_an_export_that_decides_otherwise_is_named() -> None:
 def test_macs_saved_without_time_saved_are_pointed_out() -> None:
     report = Report(
         "net",
-        budget=Budget("macs", 500.0),
+        budget=AskedBudget("macs", 500.0),
         original=ModelColumn(Latency(10.0, 11.0, 9.9, 10.1), macs=1000),
         pruned=ModelColumn(Latency(9.0, 11.0, 8.9, 9.1), macs=500),
     )

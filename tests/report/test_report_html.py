@@ -18,7 +18,7 @@ from amc_mobile.channels.structure import KeptGroup
 from amc_mobile.report import charts
 from amc_mobile.report.content import (
     Accuracy,
-    Budget,
+    AskedBudget,
     DataFacts,
     EpisodePoint,
     EpochAccuracy,
@@ -75,7 +75,8 @@ def rows(chart: Any, *columns: str) -> list[dict[str, Any]]:
 
 def evil_report() -> Report:
     return replace(
-        finished_report(), model=EVIL, run=EVIL, created=EVIL, program_version=EVIL, budget=Budget("ms", 1.2, EVIL),
+        finished_report(), model=EVIL, run=EVIL, created=EVIL, program_version=EVIL,
+        budget=AskedBudget("ms", 1.2, EVIL),
         stages=(Stage(EVIL, note=EVIL),), layers=(LayerRow(EVIL, EVIL, EVIL, 8, 4, 1.0, 0.5),),
         episodes=(EpisodePoint(0, 0.5, 1.0, policy=EVIL),), conditions={EVIL: EVIL, "device": EVIL}, flags=(EVIL,),
         data=DataFacts(EVIL, {EVIL: 1}), kept_groups=(KeptGroup(EVIL, 1, EVIL),), files=(FileRow(EVIL, EVIL, 1, EVIL),),
@@ -147,7 +148,7 @@ def test_an_empty_report_draws_nothing_and_says_what_to_run() -> None:
 
 
 def test_a_failed_budget_is_told_in_words_and_colour() -> None:
-    source = render_html(replace(finished_report(), budget=Budget("ms", 1.0, gate=Gate(False, 1.18, 1.0))))
+    source = render_html(replace(finished_report(), budget=AskedBudget("ms", 1.0, gate=Gate(False, 1.18, 1.0))))
     assert 'class="verdict fail"' in source and "over its budget" in source
 
 
@@ -168,7 +169,7 @@ def test_a_plan_measured_over_the_budget_is_not_the_best_so_far() -> None:
     episodes = [EpisodePoint(0, 0.5, 1.0), EpisodePoint(1, 0.9, 1.0, measured_ms=1.5), EpisodePoint(2, 0.6, 1.0)]
 
     def best(points: list[EpisodePoint]) -> list[tuple[int, float]]:
-        every = charts.search_curve(points, Budget("ms", 1.2))["datasets"].values()
+        every = charts.search_curve(points, AskedBudget("ms", 1.2))["datasets"].values()
         return [(row["episode"], row["reward"]) for rows in every for row in rows if row.get("what") == "best so far"]
 
     assert best(episodes) == [(0, 0.5), (2, 0.6), (2, 0.6)]
@@ -185,7 +186,7 @@ def test_episodes_without_numbers_are_not_drawn() -> None:
 @pytest.mark.parametrize("unit", ["ms", "macs", "parameters"])
 def test_the_curve_speaks_the_budgets_unit(unit: str) -> None:
     title = {"ms": "ms", "macs": "million MACs", "parameters": "thousand parameters"}[unit]
-    picture = charts.search_curve([EpisodePoint(0, 0.5, 2e6), EpisodePoint(1, 0.6, 3e6)], Budget(unit, 2.5e6))  # type: ignore[arg-type]
+    picture = charts.search_curve([EpisodePoint(0, 0.5, 2e6), EpisodePoint(1, 0.6, 3e6)], AskedBudget(unit, 2.5e6))  # type: ignore[arg-type]
     assert f'"title": "{title}"' in json.dumps(picture)
 
 

@@ -7,7 +7,7 @@ import pytest
 from report_example import finished_report
 
 from amc_mobile.channels.structure import KeptGroup
-from amc_mobile.report.content import Budget, DataFacts, Gate, LayerRow, ModelColumn, Report
+from amc_mobile.report.content import AskedBudget, DataFacts, Gate, LayerRow, ModelColumn, Report
 from amc_mobile.report.pages import render_text
 from amc_mobile.report.tables import against_limit, count, number, printable, render_rows, shortened, size
 
@@ -21,7 +21,7 @@ def test_the_text_of_a_finished_run_is_as_expected(golden: Golden) -> None:
 def test_the_text_of_a_run_that_only_searched_is_as_expected(golden: Golden) -> None:
     report = replace(
         finished_report(),
-        budget=Budget("macs", 8_000_000, "--macs-ratio 0.3", Gate(True, 7_900_000, 8_000_000)),
+        budget=AskedBudget("macs", 8_000_000, "--macs-ratio 0.3", Gate(True, 7_900_000, 8_000_000)),
         original=ModelColumn(macs=27_400_000, parameters=1_326_000),
         pruned=ModelColumn(macs=7_900_000, parameters=468_210),
         speedup=None,
@@ -67,7 +67,7 @@ def test_names_cannot_send_control_codes_to_the_terminal() -> None:
     report = Report(
         evil, run=evil, layers=(LayerRow(evil),), kept_groups=(KeptGroup(evil, 1, evil),),
         data=DataFacts(evil, {evil: 1}),
-        conditions={evil: evil}, flags=(evil,), budget=Budget("ms", 1.0, evil), pruned=ModelColumn(),
+        conditions={evil: evil}, flags=(evil,), budget=AskedBudget("ms", 1.0, evil), pruned=ModelColumn(),
         settings={evil: evil},
     )  # fmt: skip
     text = render_text(report)
