@@ -85,7 +85,7 @@ def tflite_inputs(image: Floats, sources: Sequence[dict[str, Any]]) -> list[Floa
 
 
 def not_delegated(model: bytes) -> list[str] | None:
-    """The operators of a .tflite file that XNNPACK leaves to LiteRT's own kernels; None where that is not told."""
+    """The operators of a .tflite file that XNNPACK leaves to LiteRT's own kernels; None where LiteRT does not say."""
     interpreter = open_tflite(model)
     if not hasattr(interpreter, "_get_ops_details"):  # not part of its public interface
         return None

@@ -278,7 +278,7 @@ class Graph:
         return f"operator {index} ({self.nodes[index].operator})"
 
     def consumers(self) -> dict[Value, list[int]]:
-        """The nodes that read each value, in order; a node that reads it twice stands twice."""
+        """The nodes that read each value, in order; a node that reads it twice is there twice."""
         readers: dict[Value, list[int]] = {}
         for index, node in enumerate(self.nodes):
             for value in node.inputs:
@@ -307,7 +307,7 @@ class Graph:
 
 
 def differences(a: Graph, b: Graph) -> list[str]:
-    """What tells two graphs apart besides their weights and names: operators, shapes, types, attributes, integers."""
+    """How two graphs differ besides their weights and names: operators, shapes, types, attributes, integers."""
     lines = []
     for index, (one, other) in enumerate(zip_longest(a.nodes, b.nodes)):
         if one is None or other is None:

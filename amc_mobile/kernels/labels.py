@@ -33,7 +33,7 @@ class UndecodableError(Exception):
 
 
 class AmbiguousError(UndecodableError):
-    """Several do: one more trace tells them apart."""
+    """Several expressions fit: one more trace can separate them."""
 
 
 class WidthCode:
@@ -137,7 +137,7 @@ def _draw(sizes: Widths, traces: int, rng: np.random.Generator) -> Widths | None
         for attempt in range(40):
             # At least half stays while there is room: far from zero, fewer sums coincide.
             low = min(max(MIN_CHANNELS, size // 2), size - 1) if attempt < 10 else MIN_CHANNELS
-            # The full width tells nothing alone; among several traces it makes room for small groups.
+            # The full width alone identifies nothing; among several traces it makes room for small groups.
             high = size if traces == 1 or attempt < 10 else size + 1
             row = [int(w) for w in rng.integers(low, high, traces)]
             share = tuple(w / size for w in row)

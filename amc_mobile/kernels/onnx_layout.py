@@ -27,7 +27,7 @@ MOST_GROUPS = 2  # that a table of plans is looked up by
 
 
 class Demand(NamedTuple):
-    """That there are at least so many channels, and a multiple of that."""
+    """A condition on a number of channels: at least `at_least`, and a multiple of `multiple`."""
 
     channels: Expression
     at_least: int = 1

@@ -14,10 +14,10 @@ from amc_mobile.latency.measurement import BUSY, NOISY, ModelMeasurement
 Floats = NDArray[np.float64]
 BAND_FLOOR = 0.02
 # A search holds a prediction with the band on top against the budget, so that from here on more than a third of the
-# budget is given away, and plans that differ by half cannot be told apart: random plans would do as well.
+# budget is given away, and plans that differ by half look alike: random plans would do as well.
 USABLE_BAND = 0.5
 COVERAGE = 0.9  # of new plans lie within the band
-FEW_FACTOR = 1.5  # of the largest leave-one-out error, where there are too few of them to tell the band
+FEW_FACTOR = 1.5  # of the largest leave-one-out error, where there are too few for a quantile
 UNKNOWN_ERROR = 0.1  # where nothing can be left out
 
 

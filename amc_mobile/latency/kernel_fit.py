@@ -140,7 +140,7 @@ def have_own_groups(site: KernelSite) -> bool:
 
 
 def _role(values: Floats, kernels: Sequence[Kernel]) -> tuple[Role, float]:
-    """What an axis stands for, and how many channels one unit of it is."""
+    """Whether an axis counts input or output channels, and how many channels one unit of it is."""
     roles: tuple[Role, Role] = ("out", "in")
     for role in roles:
         channels = np.array([getattr(kernel.main, f"{role}_channels") for kernel in kernels], dtype=np.float64)
@@ -158,7 +158,7 @@ QUICK_PLANS = (0, 2, 4, 6, 7, 8)  # of `calibration_widths`: full, smallest, hal
 
 def axis_points(grid: Widths, count: int = MOST_POINTS, *, other_code_from: int = 0) -> Widths:
     """`count` geometrically spaced widths of an ascending grid, its ends included; and the widths on both sides of
-    `other_code_from`: nothing measured on one side tells of the other."""
+    `other_code_from`: measurements on one side say nothing about the other."""
     if len(grid) <= count:
         return grid
     spaced = np.geomspace(grid[0], grid[-1], count)
@@ -206,21 +206,19 @@ def site_points(
     return points
 
 
-def kernel_points(
-    template: Template, grids: Sequence[Widths], *, quick: bool = False
-) -> dict[str, tuple[int, Widths, str]]:
-    """Kernel key -> (site, widths, label) for every kernel to measure, equal kernels once. `quick`: some of them."""
+def kernel_points(template: Template, grids: Sequence[Widths], *, quick: bool = False) -> dict[str, tuple[int, Widths]]:
+    """Kernel key -> (site, widths) of every kernel to measure, equal kernels once. `quick`: some of them."""
     return _kernel_points(template, grids, points_per_axis(template, grids), quick=quick)
 
 
 def _kernel_points(
     template: Template, grids: Sequence[Widths], count: int, *, quick: bool = False
-) -> dict[str, tuple[int, Widths, str]]:
-    points: dict[str, tuple[int, Widths, str]] = {}
+) -> dict[str, tuple[int, Widths]]:
+    points: dict[str, tuple[int, Widths]] = {}
     for site in template.sites:
         for widths in site_points(site, template.sizes, grids, count, quick=quick):
             kernel = template.kernel_at(site.index, widths)
-            points.setdefault(kernel.key, (site.index, widths, kernel.label))
+            points.setdefault(kernel.key, (site.index, widths))
     return points
 
 
@@ -278,7 +276,7 @@ S = TypeVar("S")
 
 STEPS = (
     *itertools.starmap(Steps, itertools.product((1, 8, 16), (1, 8, 16, 32))),
-    *(Steps(1, 1, aligned) for aligned in (4, 8, 16, 32)),  # of 4 and 8 only a probe's points tell
+    *(Steps(1, 1, aligned) for aligned in (4, 8, 16, 32)),  # only a probe has points that show 4 and 8
 )
 OTHER_CODE_GAIN = 0.75  # other code for some widths must lower it so much against filling up to tiles
 FEWEST_PROBED = 4  # points around two tiles
@@ -384,7 +382,7 @@ def choose_steps(sites: Sequence[SitePoints]) -> dict[str, Steps]:
 
 def _mean_error(errors: Floats, probed: NDArray[np.bool_]) -> float:
     """The points of a profile and those of a probe count as much: the first are many, and where they are multiples of
-    8 they do not tell filling up to 16 from slower code. A few stray points decide nothing."""
+    8 they cannot separate filling up to 16 from slower code. A few stray points decide nothing."""
     if probed.sum() < FEWEST_PROBED:
         return float(errors.mean())
     return float(errors[probed].mean() + errors[~probed].mean()) / 2

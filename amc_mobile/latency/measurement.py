@@ -108,7 +108,7 @@ FEW_RUNS = "FEW_RUNS"  # too few samples for a 95 % interval
 NOISY_TOLERANCE = 0.05
 BUSY_RATIO = 1.25
 FEW_SAMPLES = 30
-FEW_PASSES = 3  # fewer do not tell how passes differ
+FEW_PASSES = 3  # fewer do not show how passes differ
 
 Samples = tuple[tuple[float, ...], ...]  # one tuple of milliseconds per pass, in the order run
 

@@ -290,8 +290,7 @@ class LatencyModel:
 
     def kernel_places(self) -> dict[str, tuple[int, Widths]]:
         """Kernel key -> (site, widths) of every kernel that a profile measures."""
-        points = kernel_points(self.template, self.sampled, quick=self.quick)
-        return {key: (site, widths) for key, (site, widths, _) in points.items()}
+        return kernel_points(self.template, self.sampled, quick=self.quick)
 
     def kernel_requests(self, places: Iterable[tuple[int, Widths]]) -> dict[str, KernelRequest]:
         """By key. `places`: (site, widths of a plan)."""

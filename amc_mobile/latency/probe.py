@@ -1,6 +1,6 @@
 """How kernels of a type climb with their channels on a device, read from widths around powers of two.
 
-Kernels of t-1, t and t+1 channels tell whether channels are filled up to multiples of t, and whether widths that are no
+Kernels of t-1, t and t+1 channels show whether channels are filled up to multiples of t, and whether widths that are no
 multiple of t run other, slower code. What is found is worked out anew from the table's kernels whenever it is asked
 for.
 """
@@ -36,7 +36,7 @@ WIDEST = TILES[-1] + 1
 FEWEST_TILES = 2  # that a line of kernels must be measured around
 SLOWER = 0.05  # relative; a width that costs so much more than the next multiple runs other code
 RISE = 0.05  # relative; what filling up to a tile costs at least: less may be noise
-SHORTEST_MS = 0.003  # of the widest kernel; the clock cannot tell steps of shorter ones
+SHORTEST_MS = 0.003  # of the widest kernel; the clock cannot resolve steps of shorter ones
 LEAST_MULTIPLE = 8  # of kept channels: what a search takes where nothing was probed
 
 
@@ -77,7 +77,7 @@ class ChannelSteps:
 
 
 def probe_widths(size: int) -> list[int]:
-    """The widths around each tile, none above `size`; empty where those would tell nothing."""
+    """The widths around each tile, none above `size`; empty where those are too few to judge by."""
     widths = [width for tile in TILES for width in (tile - 1, tile, tile + 1) if width <= size]
     return widths if len(_tiles_among(widths)) >= FEWEST_TILES else []
 
@@ -114,11 +114,11 @@ def probe_points(template: Template) -> list[tuple[int, Widths]]:
 
 
 def stored_steps(table: LatencyTable, conditions: Conditions) -> list[ChannelSteps]:
-    """What the table's kernels under `conditions` tell; empty where none were probed."""
+    """What the table's kernels under `conditions` show; empty where none were probed."""
     if conditions.is_foreign:
         return []
     documents, measured = table.kernel_documents(), table.kernels(conditions)
-    described = [key for key in measured if "operators" in documents[key]]  # imported kernels may tell less
+    described = [key for key in measured if "operators" in documents[key]]  # imported kernels may have less
     return find_steps((Kernel.from_document(documents[key]), measured[key].low_ms) for key in described)
 
 

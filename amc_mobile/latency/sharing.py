@@ -63,7 +63,7 @@ def judge(ratios: Mapping[str, float]) -> Agreement:
 
 
 def anchors(kernels: Sequence[KernelMeasurement], types: Mapping[str, str]) -> list[KernelMeasurement]:
-    """Up to eight kernels without flags and long enough to tell, spread over their types and latencies.
+    """Up to eight kernels without flags and of LEAST_MS or more, spread over their types and latencies.
 
     `types`: kernel key -> operator type. Where fewer than eight are long enough, the longest.
     """
@@ -272,13 +272,13 @@ class _Sharing:
                 phone.share.problem = error.message
 
     def _measure(self, phone: SharingPhone, keys: Sequence[str]) -> dict[str, KernelMeasurement]:
-        def tell(done: int, total: int, _: str) -> None:
+        def report(done: int, total: int, _: str) -> None:
             if self._on_progress and phone is self._first:
                 self._on_progress("compare the phones", done, total)
 
         requests = {key: self._requests[key] for key in keys}
         before = self._finished(phone, keys)
-        measured = measure_kernels(phone, requests, table=self._table, on_result=tell, config=self._config)
+        measured = measure_kernels(phone, requests, table=self._table, on_result=report, config=self._config)
         if phone is self._first:
             phone.share.kernels = len(keys) - len(before)
         return measured

@@ -441,7 +441,7 @@ class LatencyTable:
         return pd.DataFrame(rows, columns=columns).sort_values("p20_ms", ascending=False, kind="stable")
 
     def kernel_documents(self) -> dict[str, dict[str, Any]]:
-        """Key -> what is known of each kernel; of imported ones, what their table told."""
+        """Key -> what is known of each kernel; of imported ones, what their table has."""
         with self._storage.transaction() as connection:
             return self._documents(connection.execute(sa.select(KERNEL.c.key, KERNEL.c.document)).all())
 
@@ -480,7 +480,7 @@ class LatencyTable:
             raise self._storage.corrupt(f"unreadable conditions ({error})", next_step=DELETE_IT) from error
 
     def nothing_under(self, conditions: Conditions) -> MissingLatency:
-        """The error for conditions that nothing was measured under: tells how the nearest ones in the table differ."""
+        """The error for conditions that nothing was measured under: how the nearest ones in the table differ."""
         differences = [other.differences(conditions) for other in self.conditions()]
         nearest = min(differences, key=len, default={})
         because = ", ".join(

@@ -43,8 +43,8 @@ _OPERATOR_OF = {word: name for name, words in OPERATORS.items() for word in (nam
 class KernelShape:
     """What decides a kernel's latency besides the device. Maps and windows are square: their height counts.
 
-    `operator`: a key of OPERATORS, or the tool's own word in small letters without signs. `window`: 0 where it is not
-    told; a window of 1 makes a "conv" a "conv1x1".
+    `operator`: a key of OPERATORS, or the tool's own word in small letters without signs. `window`: 0 where it is
+    unknown; a window of 1 makes a "conv" a "conv1x1".
     """
 
     operator: str
@@ -218,7 +218,7 @@ def from_lines(path: Path, lines: Sequence[str]) -> Contents:
 
 def _once(known: Mapping[str, object], key: str, fits: bool) -> None:
     if key in known:
-        raise ValueError(f"key {key[:12]} stands there twice")
+        raise ValueError(f"key {key[:12]} is there twice")
     if not fits:
         raise ValueError(f"key {key[:12]!r} does not belong to its document")
 

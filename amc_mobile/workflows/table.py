@@ -190,7 +190,7 @@ class ProbeResult:
 def probe_device(space: Workspace, settings: Settings, *, progress: Progress) -> ProbeResult:
     """Measures what the table lacks of the network's kernels around tiles, and judges them.
 
-    Raises InvalidInput where the network's groups are too narrow to tell anything.
+    Raises InvalidInput where the network's groups are too narrow to be probed.
     """
     started, cpu_started = time.monotonic(), time.process_time()
     network = load_network(space, settings)
@@ -417,7 +417,7 @@ def _adoptable(table: LatencyTable, now: Conditions) -> Conditions:
     """The newest conditions of the same device, runtime and threads."""
     same = ("device", "soc", "runtime", "delegate", "threads", "protocol_version")
     for conditions in reversed(table.conditions()):
-        # Older tables do not tell their layout.
+        # Older tables have no layout.
         other_layout = conditions.layout not in ("", now.layout)
         if not other_layout and not set(same) & set(now.differences(conditions)):
             return conditions

@@ -46,7 +46,7 @@ def main() -> None:
         template = load_or_build(model, groups, "onnxruntime", Path(folder), layout=layout_here("onnxruntime"))
     grids = [grid(int(channels)) for channels in groups.sizes]
     points = kernel_points(template, grids)
-    lows = {key: roofline_ms(template.kernel_at(site, widths)) for key, (site, widths, _) in points.items()}
+    lows = {key: roofline_ms(template.kernel_at(site, widths)) for key, (site, widths) in points.items()}
     start = time.process_time()
     predictor = LatencyPredictor(template, grids, lows)
     build_s = time.process_time() - start

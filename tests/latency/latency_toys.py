@@ -35,7 +35,7 @@ class ToyDevice(SessionDevice):
     jobs_per_batch: int = 1
     held: list[str] = field(default_factory=list)  # "taken", "given back", "settled"
     hot: Callable[[int], bool] = lambda opens: False
-    beside: Callable[[int], Neighbours | None] = lambda opens: None
+    load_at: Callable[[int], Neighbours | None] = lambda opens: None
     mhz: Callable[[int], float] | None = None  # of the only cluster, by opens so far
     mhz_ms: float = 0.0
 
@@ -72,7 +72,7 @@ class ToyDevice(SessionDevice):
         self.held.append("settled")
 
     def neighbours(self) -> Neighbours | None:
-        return self.beside(len(self.opened))
+        return self.load_at(len(self.opened))
 
     def clock(self) -> SimpleNamespace:
         """Stands in for the module `time` of the code that times sessions."""

@@ -1,4 +1,4 @@
-"""A device beside whose programs nothing else shows: what was measured there is flagged, and made again later."""
+"""A device under load of other programs: what is measured then is flagged, and made again later."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def busy_at(opens: int) -> Neighbours:
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> ToyDevice:
-    made = ToyDevice(MS, beside=busy_at)
+    made = ToyDevice(MS, load_at=busy_at)
     monkeypatch.setattr(timing_module, "time", made.clock())
     return made
 
@@ -60,7 +60,7 @@ def test_single_models_and_pairs_are_flagged_too(device: ToyDevice) -> None:
     assert BUSY in measure_model(device, b"a", CONFIG).flags
     pair = measure_pair(device, b"b", b"a", CONFIG)
     assert (BUSY in pair.before.flags, BUSY in pair.after.flags) == (True, True)
-    device.beside = lambda opens: QUIET_NOW
+    device.load_at = lambda opens: QUIET_NOW
     assert BUSY not in measure_model(device, b"a", CONFIG).flags
 
 
@@ -78,17 +78,17 @@ def test_a_device_left_alone_later_is_measured_anew_once(device: ToyDevice, tmp_
 
         assert measure() == dict.fromkeys("abcd", 9)
         assert measure() == {}  # still busy: as good as it gets
-        device.beside = lambda opens: None
+        device.load_at = lambda opens: None
         assert measure() == {}  # unknown
-        device.beside, device.slowdown = lambda opens: QUIET_NOW, lambda opens: 1.0
+        device.load_at, device.slowdown = lambda opens: QUIET_NOW, lambda opens: 1.0
         assert measure() == dict.fromkeys("abcd", 3)
         assert {kernel.flags for kernel in table.kernels(CONDITIONS).values()} == {()}
-        device.beside = busy_at
+        device.load_at = busy_at
         assert measure() == {}
 
 
 def test_passes_are_made_again_as_soon_as_the_neighbour_has_gone(device: ToyDevice) -> None:
-    device.beside = lambda opens: BUSY_NOW if opens <= READINGS + 8 else QUIET_NOW
+    device.load_at = lambda opens: BUSY_NOW if opens <= READINGS + 8 else QUIET_NOW
     done: list[int] = []
     found = measure_kernels(
         device, kernel_requests("abcd"), anchor=request("anchor"), config=CONFIG,
@@ -107,7 +107,7 @@ def test_a_neighbour_that_comes_and_goes_does_not_take_for_ever(device: ToyDevic
         looks[0] += 1
         return BUSY_NOW if device.opened and device.opened[-1] == "anchor" and looks[0] % 4 else QUIET_NOW
 
-    device.beside = flicker
+    device.load_at = flicker
     config = ProtocolConfig(anchor_every=4, anchor_total_repeats=2)
     found = measure_kernels(device, kernel_requests("abcd"), anchor=request("anchor"), config=config)
     assert all(len(kernel.passes) >= 3 for kernel in found.values())
@@ -121,13 +121,13 @@ def test_models_beside_a_neighbour_are_measured_more_often_until_it_has_gone(dev
     assert {len(model.passes) for model in found.values()} == {3 * 3}
     assert [model.low_ms for model in found.values()] == pytest.approx([0.101, 0.202])
 
-    device.beside = lambda opens: QUIET_NOW
+    device.load_at = lambda opens: QUIET_NOW
     again = measure_models(device, models, config=CONFIG)
     assert {len(model.passes) for model in again.values()} == {3}
 
 
 def test_the_drift_of_an_anchor_alone_does_not_start_over(device: ToyDevice) -> None:
-    device.beside = lambda opens: QUIET_NOW
+    device.load_at = lambda opens: QUIET_NOW
     device.slowdown = lambda opens: 1.0 if opens <= READINGS else 2.0
     config = ProtocolConfig(anchor_every=4, anchor_repeats=0)
     found = measure_kernels(device, kernel_requests("abcd"), anchor=request("anchor"), config=config)
@@ -139,7 +139,7 @@ def test_the_drift_of_an_anchor_alone_does_not_start_over(device: ToyDevice) -> 
 
 
 def test_what_the_table_knows_is_the_level_from_the_first_reading_on(device: ToyDevice, tmp_path: Path) -> None:
-    device.beside = lambda opens: None
+    device.load_at = lambda opens: None
     with LatencyTable(tmp_path / "t.sqlite") as table:
         measure_kernels(device, kernel_requests("abcd"), table=table, config=CONFIG)
         device.slowdown = lambda opens: 1.2  # from before the first reading of the next session
@@ -152,7 +152,7 @@ def test_what_the_table_knows_is_the_level_from_the_first_reading_on(device: Toy
 
 
 def test_models_are_held_against_a_kernel_of_the_table(device: ToyDevice, tmp_path: Path) -> None:
-    device.beside = lambda opens: None
+    device.load_at = lambda opens: None
     kernels = kernel_requests("a")
     models = {r.key: r for r in (ModelRequest("net", (8 * n,), name.encode) for n, name in enumerate("bcd", 1))}
     with LatencyTable(tmp_path / "t.sqlite") as table:

@@ -27,7 +27,7 @@ COSTS = [smooth_ms, stepped_ms]
 
 def lows(cost: Callable[[Kernel], float]) -> dict[str, float]:
     return {
-        key: cost(TEMPLATE.kernel_at(site, widths)) for key, (site, widths, _) in kernel_points(TEMPLATE, GRIDS).items()
+        key: cost(TEMPLATE.kernel_at(site, widths)) for key, (site, widths) in kernel_points(TEMPLATE, GRIDS).items()
     }
 
 
@@ -262,7 +262,7 @@ def test_a_tile_does_not_merge_measured_points_that_differ() -> None:
 
 def test_a_quick_profile_predicts_a_roofline_everywhere_and_says_what_lacks() -> None:
     few = kernel_points(TEMPLATE, GRIDS, quick=True)
-    lows_ms = {key: smooth_ms(TEMPLATE.kernel_at(site, widths)) for key, (site, widths, _) in few.items()}
+    lows_ms = {key: smooth_ms(TEMPLATE.kernel_at(site, widths)) for key, (site, widths) in few.items()}
     plans = all_plans()
     for plain in (False, True):
         made = LatencyPredictor(TEMPLATE, GRIDS, lows_ms, quick=True, plain=plain)

@@ -86,7 +86,7 @@ def test_types_of_data_stay_apart() -> None:
 
 def test_a_profile_alone_says_nothing() -> None:
     points = kernel_points(TEMPLATE, GRIDS).values()  # type: ignore[arg-type]
-    kernels = [TEMPLATE.kernel_at(site, widths) for site, widths, _ in points]
+    kernels = [TEMPLATE.kernel_at(site, widths) for site, widths in points]
     assert find_steps((kernel, smooth_ms(kernel)) for kernel in kernels) == []
 
 

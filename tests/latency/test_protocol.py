@@ -485,5 +485,5 @@ def test_a_sustained_measurement_may_keep_a_cadence(device: ToyDevice) -> None:
 
 
 def test_a_sustained_measurement_under_load_is_flagged(device: ToyDevice) -> None:
-    device.beside = lambda opens: Neighbours(1.0, "compiler")
+    device.load_at = lambda opens: Neighbours(1.0, "compiler")
     assert measure_sustained(device, b"a", 1.0).to_document()["flags"] == [BUSY]
