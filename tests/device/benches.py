@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from phone_fake import fake_runner_source
@@ -66,3 +67,10 @@ def results(events: Iterable[BenchEvent]) -> list[tuple[str, float]]:
     measured = [event for event in middle if isinstance(event, BenchResult)]
     assert measured == middle
     return [(event.id, event.samples_ms[0]) for event in measured]
+
+
+def wait_for(condition: Callable[[], bool], limit_s: float = 20) -> None:
+    end = time.monotonic() + limit_s
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.02)
+    assert condition()

@@ -139,9 +139,7 @@ def test_a_library_for_linux_computers_is_not_taken_for_androids(
     assert names(document) == ["FOREIGN_RUNTIME"]
 
 
-def test_without_adb_this_computer_is_still_listed(
-    amc: CommandLine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_without_adb_this_computer_is_still_listed(amc: CommandLine, tmp_path: Path) -> None:
     done = CommandLine(tmp_path, ADBUTILS_ADB_PATH=str(tmp_path / "none"), ANDROID_ADB_SERVER_PORT="9")("devices")
     assert done.returncode == 0, done.stderr
     assert "host" in done.stdout

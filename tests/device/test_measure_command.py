@@ -11,11 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from benches import wait_for
 from command_line import Command, CommandLine
 from host_runner import build_host_runner, locate_library
 from onnx_files import convolution
 from phone_fake.phone import FakePhone, PrivateAdbServer
 
+from amc_mobile.device.adb import AdbServer
 from amc_mobile.device.libraries import add_library
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler (cc)")
@@ -138,6 +140,8 @@ def test_a_fault_is_survived_or_named_and_mended(
     patient = (ROOT / "device_profiles" / "pixel.toml").read_text()
     (profiles / "pixel.toml").write_text("cooldown_s = 0.1\n" + patient)
     strike(phone)
+    if fault == "an unauthorized phone":  # which adb calls offline until it has asked again
+        wait_for(lambda: (phone.serial, "unauthorized") in [(seen.serial, seen.state) for seen in AdbServer().phones()])
     if fault == "no shell v2":  # adb asks for the features when it connects, and is done before the command begins
         adb_server.detach(phone)
         adb_server.attach(phone)

@@ -1,7 +1,9 @@
-"""The phone as a device: a whole session, its conditions, and phones that are not fit."""
+"""The phone as a device: sessions, conditions, phones that are not fit or busy, and the real runner on it."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -10,23 +12,28 @@ from typing import Any
 
 import pytest
 from benches import fake_runner
+from host_runner import build_host_runner, locate_library
+from onnx_files import convolution
 from phone_fake.phone import FakePhone
 from waiting_clock import WaitingClock
 
+from amc_mobile.device import device as neighbours
 from amc_mobile.device import phone_runner, phone_state
 from amc_mobile.device.adb import AdbPhone
 from amc_mobile.device.clock_mode import FIXED
 from amc_mobile.device.conditions import Conditions, unit_of
-from amc_mobile.device.device import Job, Timing
+from amc_mobile.device.device import Job, Neighbours, Timing
 from amc_mobile.device.layout import questions, read
 from amc_mobile.device.libraries import RuntimeLibrary
 from amc_mobile.device.phone import PhoneDevice
 from amc_mobile.device.phone_runner import FOLDER
+from amc_mobile.device.phone_state import BUSY, read_neighbours
 from amc_mobile.device.profiles import load_profiles
-from amc_mobile.device.runner import BenchModel, BenchResult, BenchStart, BenchTiming
-from amc_mobile.errors import DeadlineExceeded, InvalidConfig, PhoneBusy, PhoneUnfit
-from amc_mobile.latency.measurement import ModelMeasurement
-from amc_mobile.latency.protocol import ProtocolConfig, measure_model, measure_pair
+from amc_mobile.device.runner import BenchEnd, BenchError, BenchModel, BenchPair, BenchResult, BenchStart, BenchTiming
+from amc_mobile.errors import DeadlineExceeded, DeviceError, InvalidConfig, PhoneBusy, PhoneUnfit, RunnerFailed
+from amc_mobile.latency.measurement import BUSY as FLAG
+from amc_mobile.latency.measurement import ModelMeasurement, ModelRequest
+from amc_mobile.latency.protocol import ProtocolConfig, measure_model, measure_models, measure_pair
 
 PROFILES = load_profiles()
 
@@ -39,8 +46,7 @@ def library(tmp_path: Path) -> RuntimeLibrary:
 
 
 @pytest.fixture
-def device(adb: AdbPhone, library: RuntimeLibrary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PhoneDevice:
-    monkeypatch.setenv("AMC_MOBILE_HOME", str(tmp_path / "home"))
+def device(adb: AdbPhone, library: RuntimeLibrary, tmp_path: Path) -> PhoneDevice:
     return PhoneDevice(adb, PROFILES["pixel_8"], library, fake_runner(tmp_path), mode=FIXED)
 
 
@@ -104,9 +110,8 @@ def onnx_phone(adb: AdbPhone, library: RuntimeLibrary, folder: Path) -> PhoneDev
 
 
 def test_the_layout_is_asked_of_each_build_once(
-    adb: AdbPhone, library: RuntimeLibrary, phone: FakePhone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    adb: AdbPhone, library: RuntimeLibrary, phone: FakePhone, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("AMC_MOBILE_HOME", str(tmp_path / "home"))
     (phone.sandbox.state / "graph").write_bytes(questions())
     first = onnx_phone(adb, library, tmp_path)
     assert first.conditions().layout == read(questions()).text()
@@ -119,9 +124,8 @@ def test_the_layout_is_asked_of_each_build_once(
 
 
 def test_the_layout_can_be_asked_within_a_session(
-    adb: AdbPhone, library: RuntimeLibrary, phone: FakePhone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    adb: AdbPhone, library: RuntimeLibrary, phone: FakePhone, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("AMC_MOBILE_HOME", str(tmp_path / "home"))
     (phone.sandbox.state / "graph").write_bytes(questions())
     device = onnx_phone(adb, library, tmp_path)
     with device.session():
@@ -315,3 +319,183 @@ def test_a_model_is_built_only_while_it_is_not_on_the_phone(
         assert built == ["k1", "k2", "k3", "k4", "k3"]
         assert measure("k1") == [("k1", 1.0)]
     assert built == ["k1", "k2", "k3", "k4", "k3", "k1"]
+
+
+TIMING = Timing(samples=4, min_sample_ms=0.1, warmup_runs=1, max_s=1.0)
+
+
+@pytest.fixture
+def passes(adb: AdbPhone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., PhoneDevice]:
+    monkeypatch.setattr(neighbours, "POLL_S", 0.01)
+    path = tmp_path / "libtensorflowlite_jni.so"
+    path.write_bytes(b"\x7fELF not loaded by the stand-in")
+    library = RuntimeLibrary("tflite", "2.17.0", "arm64-v8a", "bionic", path, "ab" * 32)
+
+    def make(quiet_wait_s: float = 0.1, **settings: Any) -> PhoneDevice:
+        profile = replace(load_profiles()["pixel_8"], quiet_wait_s=quiet_wait_s)
+        return PhoneDevice(adb, profile, library, fake_runner(tmp_path), **settings)
+
+    return make
+
+
+def jobs(*models: str) -> list[Job]:
+    return [Job(text, text, text.encode, TIMING) for text in models]
+
+
+def test_a_phone_whose_other_program_ends_is_waited_for(passes: Callable[..., PhoneDevice], phone: FakePhone) -> None:
+    phone.sandbox.set_neighbours(80)
+    told: list[str] = []
+
+    def on_neighbours(found: Neighbours, waited_s: float) -> None:
+        told.append(found.text())
+        phone.sandbox.set_neighbours(3)
+
+    device = passes(60, on_neighbours=on_neighbours)
+    with device.session():
+        assert device.neighbours() == Neighbours(0.03)
+    assert told == ["other programs take 0.80 processor cores"]
+
+
+def test_a_phone_that_stays_busy_is_measured_and_flagged(passes: Callable[..., PhoneDevice], phone: FakePhone) -> None:
+    phone.sandbox.set_neighbours(80)
+    device = passes()
+    models = {r.key: r for r in (ModelRequest("net", (n,), f"ms={n}.5".encode) for n in (1, 2))}
+    found = measure_models(device, models, config=ProtocolConfig(model_passes=3))
+    assert {FLAG in model.flags for model in found.values()} == {True}
+    assert {model.low_ms for model in found.values()} == {1.5, 2.5}
+    assert device.most_neighbours() == Neighbours(0.8)
+    phone.sandbox.set_neighbours(3)
+    found = measure_models(device, models, config=ProtocolConfig(model_passes=3))
+    assert {FLAG in model.flags for model in found.values()} == {False}
+
+
+def test_a_waived_neighbour_is_neither_waited_for_nor_flagged(
+    passes: Callable[..., PhoneDevice], phone: FakePhone
+) -> None:
+    phone.sandbox.set_neighbours(80)
+    device = passes(60, waived=[BUSY], on_neighbours=lambda found, waited_s: pytest.fail("waited"))
+    with device.session():
+        assert device.neighbours() is None
+
+
+def test_a_program_that_comes_while_a_batch_is_measured_is_told_from_the_runner(
+    passes: Callable[..., PhoneDevice], phone: FakePhone
+) -> None:
+    phone.sandbox.set_neighbours(3)
+    device = passes()
+    stat = phone.sandbox.local("/proc/stat")
+    with device.session():
+        assert device.is_steady()
+        phone.sandbox.write("proc/stat", "cpu0 0 0 0 1000 0\ncpu1 0 0 0 1000 0\n")
+        made = device.passes(jobs("ms=1.5", "ms=2.5"))
+        pause_at = phone.sandbox.state / "pause_at"
+        pause_at.write_text("1")  # without it, the phone might tell of both only when the runner has ended
+        first = next(made)
+        stat.write_text("cpu0 0 0 0 11000 0\ncpu1 4000 0 0 7000 0\n")
+        pause_at.unlink()
+        assert [one.samples_ms[0] for one in (first, *made)] == [1.5, 2.5]
+        assert not device.is_steady()
+        found = device.neighbours()
+        assert found is not None
+        assert 0.38 < found.cores < 0.4  # what the stand-in for the runner took, a few of 10000 ticks, is its own
+        phone.sandbox.set_neighbours(3)
+        device.settle()
+        assert device.is_steady()
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        "",
+        "Permission denied\n",
+        "cpu0 1 2\n",
+        "cpu0 1 2 3 4\ncpu0 1 2 3 4\n",
+        f"cpu0 {'9' * 500} 1 1 1\n",
+        "then\nown\n",
+    ],
+)
+def test_a_phone_that_hides_its_counts_is_measured_as_unknown(
+    passes: Callable[..., PhoneDevice], phone: FakePhone, counts: str
+) -> None:
+    phone.sandbox.write("proc/stat", counts)
+    device = passes(60, on_neighbours=lambda found, waited_s: pytest.fail("waited"))
+    with device.session():
+        assert [one.samples_ms[0] for one in device.passes(jobs("ms=1.5"))] == [1.5]
+        assert device.is_steady()
+    assert (device.neighbours(), device.most_neighbours()) == (None, None)
+
+
+def test_a_phone_without_counts_is_unknown(adb: AdbPhone) -> None:
+    assert read_neighbours(adb) is None
+
+
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler (cc)")
+BENCH_TIMING = BenchTiming(warmup_runs=1, samples=5)
+
+
+def real_device(adb: AdbPhone, phone: FakePhone, monkeypatch: pytest.MonkeyPatch) -> PhoneDevice:
+    monkeypatch.setenv("AMC_MOBILE_HOME", str(phone.sandbox.folder / "home"))
+    phone.sandbox.set_clusters({tuple(sorted(os.sched_getaffinity(0))): 2000000})
+    return PhoneDevice(adb, load_profiles()["pixel"], locate_library("onnxruntime"), build_host_runner())
+
+
+@needs_compiler
+def test_models_are_measured_through_the_cable(
+    adb: AdbPhone, phone: FakePhone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = real_device(adb, phone, monkeypatch)
+    models = {"small.onnx": convolution(8), "large.onnx": convolution(64), "broken.onnx": b"no model"}
+    small, large = BenchModel("small", "small.onnx"), BenchModel("large", "large.onnx")
+    entries = [small, BenchModel("broken", "broken.onnx"), large, BenchPair(small, large)]
+    with device.session():
+        start, *middle, end = device.bench(entries, models, BENCH_TIMING, deadline_s=60)
+    assert isinstance(start, BenchStart)
+    assert (start.runtime, start.runtime_version) == ("onnxruntime", device.library.version)
+    assert start.cores_seen == device.conditions().cores
+    assert isinstance(end, BenchEnd)
+    assert [(type(event), event.id) for event in middle] == [  # type: ignore[union-attr]
+        (BenchResult, "small"), (BenchError, "broken"), (BenchResult, "large"), (BenchResult, "small"),
+        (BenchResult, "large"),
+    ]  # fmt: skip
+    assert {len(event.samples_ms) for event in middle if isinstance(event, BenchResult)} <= {4, 5, 6}
+
+
+@needs_compiler
+def test_a_cable_pulled_in_the_middle_loses_no_row(
+    adb: AdbPhone, phone: FakePhone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = real_device(adb, phone, monkeypatch)
+    entries = [BenchModel(f"m{n}", "a.onnx") for n in range(60)]
+    with device.session():
+        got = []
+        faults = [phone.faults.add("disconnect", "sleep.*tail -c", after_bytes=after) for after in (150, 400)]
+        timing = BenchTiming(warmup_runs=1, samples=20, min_sample_ms=1.0)
+        for event in device.bench(entries, {"a.onnx": convolution(64)}, timing, deadline_s=60):
+            got.append(event)
+    assert [fault.struck for fault in faults] == [1, 1]
+    assert [event.id for event in got if isinstance(event, BenchResult)] == [entry.id for entry in entries]
+
+
+@needs_compiler
+def test_a_library_that_does_not_load_is_told(
+    adb: AdbPhone, phone: FakePhone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = real_device(adb, phone, monkeypatch)
+    bad = tmp_path / "libonnxruntime.so"
+    bad.write_bytes(b"\x7fELF and no more")
+    library = RuntimeLibrary("onnxruntime", "1.0.0", "x86_64", "glibc", bad, "cd" * 32)
+    device = PhoneDevice(adb, device.profile, library, build_host_runner())
+    with device.session(), pytest.raises((RunnerFailed, DeviceError), match="libonnxruntime"):
+        list(device.bench([BenchModel("a", "a.onnx")], {"a.onnx": b""}, BENCH_TIMING, deadline_s=60))
+
+
+def test_cores_that_the_kernel_does_not_grant_are_told(adb: AdbPhone, phone: FakePhone, tmp_path: Path) -> None:
+    runner = fake_runner(tmp_path)
+    runner.write_text(runner.read_text().replace('cores_seen=values.get("cores", "")', 'cores_seen="0-8"'))
+    file = tmp_path / "lib.so"
+    file.write_bytes(b"library")
+    library = RuntimeLibrary("tflite", "2.17.0", "arm64-v8a", "bionic", file, "ef" * 32)
+    device = PhoneDevice(adb, load_profiles()["pixel_8"], library, runner)
+    with device.session(), pytest.raises(DeviceError, match="on cores 0-8, not on 4-7"):
+        list(device.bench([BenchModel("a", "a.tflite")], {"a.tflite": b"ms=1"}, BENCH_TIMING, deadline_s=60))
+    assert phone.sandbox.wait_until_idle() == []

@@ -1,16 +1,20 @@
-"""Each fault: no hang beyond the deadline, an error that names the cause, and the same call works after mending."""
+"""adb: quoting, commands and files on a phone that behaves, and each fault, which is named within its deadline."""
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from phone_fake.phone import FakePhone, PrivateAdbServer
 
-from amc_mobile.device.adb import AdbPhone, AdbServer, choose_phone
+from amc_mobile.device.adb import AdbPhone, AdbServer, choose_phone, command_line, quote
 from amc_mobile.errors import (
     AmbiguousDevice,
     DeadlineExceeded,
@@ -18,8 +22,89 @@ from amc_mobile.errors import (
     DeviceError,
     DeviceUnauthorized,
     DeviceUnavailable,
+    InvalidInput,
+    PhoneCommandFailed,
     PhoneDiskFull,
 )
+
+SHELLS = [shell for shell in ("sh", "mksh", "bash", "busybox") if shutil.which(shell)]
+HOSTILE = [
+    "",
+    " ",
+    "a b",
+    "it's",
+    '"',
+    ";id",
+    "$(id)",
+    "`id`",
+    "~",
+    "~root",
+    "=cat",
+    "a\nb",
+    "\\",
+    "*",
+    "-n",
+    "%1",
+    "{a,b}",
+    "é",
+]
+WORDS = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20), min_size=1, max_size=40)
+
+
+def words_seen_by(shell: str, line: str) -> list[str]:
+    """What a shell makes of `line`, as the arguments of a program."""
+    program = [shell, "sh", "-c"] if shell == "busybox" else [shell, "-c"]
+    done = subprocess.run([*program, f"printf '%s\\0' {line}"], capture_output=True, check=True)
+    return done.stdout.decode().split("\0")[:-1]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_hostile_words_arrive_as_they_are(shell: str) -> None:
+    assert words_seen_by(shell, command_line(*HOSTILE)) == HOSTILE
+
+
+@settings(max_examples=1000, deadline=None)
+@given(WORDS)
+def test_any_words_arrive_as_they_are(words: list[str]) -> None:
+    assert words_seen_by("sh", command_line(*words)) == words
+
+
+def test_plain_words_stay_readable() -> None:
+    assert command_line("getprop", "ro.product.model", "a b") == "getprop ro.product.model 'a b'"
+
+
+def test_a_nul_cannot_be_quoted() -> None:
+    with pytest.raises(InvalidInput, match="NUL"):
+        quote("a\0b")
+
+
+def test_a_command_gives_its_output(adb: AdbPhone) -> None:
+    assert adb.run("echo", "two  blanks", "$(id)", "it's") == "two  blanks $(id) it's\n"
+
+
+def test_streams_and_exit_code_are_kept_apart(adb: AdbPhone) -> None:
+    output = adb.shell("printf out; echo err >&2; exit 7", what="a failing script", check=False)
+    assert (output.stdout, output.stderr, output.exit_code) == (b"out", "err\n", 7)
+
+
+def test_a_failing_command_names_itself_and_its_reason(adb: AdbPhone) -> None:
+    with pytest.raises(PhoneCommandFailed, match=r"`cat /nowhere` ended with exit code 1: .*No such file"):
+        adb.run("cat", "/nowhere")
+
+
+def test_output_of_megabytes_arrives_whole(adb: AdbPhone) -> None:
+    output = adb.shell("seq 1 400000", what="counting")
+    assert output.text == "".join(f"{n}\n" for n in range(1, 400001))
+
+
+def test_a_file_arrives_whole(adb: AdbPhone, phone: FakePhone, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(bytes(range(256)) * 9999)
+    path = "/data/local/tmp/amc mobile/it's $(here)"
+    assert adb.push(source, path, mode=0o755) == source.stat().st_size
+    assert phone.sandbox.local(path).stat().st_mode & 0o777 == 0o755
+    assert phone.sandbox.local(path).read_bytes() == source.read_bytes()
+
 
 GRACE_S = 15.0  # far above what is needed, far below a hang: for busy machines
 

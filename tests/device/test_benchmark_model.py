@@ -1,4 +1,4 @@
-"""TFLite's benchmark_model instead of our runner: added as a user would, and started on the fake phone."""
+"""benchmark_model on the phone."""
 
 from __future__ import annotations
 
@@ -33,9 +33,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def library(program: Path, tmp_path: Path, phone: FakePhone, monkeypatch: pytest.MonkeyPatch) -> RuntimeLibrary:
+def library(program: Path, tmp_path: Path, phone: FakePhone) -> RuntimeLibrary:
     """The program in a user's folder, and a phone that has this computer's processor and cores."""
-    monkeypatch.setenv("AMC_MOBILE_HOME", str(tmp_path / "home"))
     phone.sandbox.set_clusters({tuple(sorted(os.sched_getaffinity(0))): 2_000_000})
     (added,) = add_library(program, tmp_path / "home" / "runtimes", version="2.18.0")
     phone.sandbox.edit("getprop.txt", "[arm64-v8a]", f"[{added.abi}]")
