@@ -18,7 +18,6 @@ import pytest
 import typer
 from device.benchmark_model_texts import CLASSIC, LITERT
 from device.elf_files import ARM64, shared_library
-from report.report_example import finished_report
 
 from amc_mobile.channels.plan import PruningPlan
 from amc_mobile.cli import app
@@ -40,7 +39,6 @@ from amc_mobile.latency.measurement import ModelRequest, Pass
 from amc_mobile.latency.protocol import StretchPlan
 from amc_mobile.latency.table import LatencyTable, open_storage, read_pass, read_widths
 from amc_mobile.latency.table_files import foreign_conditions, from_csv
-from amc_mobile.report.pages import read_report, write_report
 from amc_mobile.search.episode_log import EpisodeLog, EpisodeRow, Pending
 from amc_mobile.store import parse_json, read_json, read_lines, write_json
 from amc_mobile.workflows.workspace import Settings, Workspace
@@ -192,16 +190,6 @@ def episode_log_header(folder: Path) -> Input:
         assert isinstance(again.policy_document, dict)
 
     return of_file(log.header_path, parse, CorruptFile)
-
-
-@enters
-def report(folder: Path) -> Input:
-    _, path, _ = write_report(finished_report(), folder)
-    document = json.loads(path.read_text())
-    for name in ("layers", "episodes", "finetuning", "kept_groups", "stages"):  # a row is as good as hundreds
-        document[name] = document[name][:1]
-    path.write_text(json.dumps(document))
-    return of_file(path, partial(read_report, path), CorruptFile)
 
 
 @enters

@@ -14,12 +14,8 @@ FLAG_ADVICE = {
     "NOISY": "passes disagree: close other programs and measure again",
     "BUSY": "other programs took time: end them and measure again",
     "FEW_RUNS": "too few runs for a narrow interval: measure longer",
-    "CLOCK_CHANGED": "the clock changed between passes: fix the clock frequency or measure again",
-    "THERMAL": "the device throttled: let it cool and measure again",
     "EMULATOR": "an emulator's latency says nothing about a phone: measure on a phone",
-    "PARTIAL_DELEGATE": "some operators ran outside the delegate: see the conditions",
     WIDE_BAND: f"the latency table predicts too badly to tell plans apart: {REMEDIES[WIDE_BAND]}",
-    "LUT_STALE": "the latency table was measured under other conditions: run `amc-mobile profile` again",
 }
 
 

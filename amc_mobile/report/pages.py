@@ -15,7 +15,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from amc_mobile.errors import CorruptFile, InvalidInput
 from amc_mobile.report import charts, tables
 from amc_mobile.report.advice import advice
 from amc_mobile.report.content import FORMAT_VERSION, LayerRow, Report
@@ -30,7 +29,7 @@ from amc_mobile.report.tables import (
     validity,
     verdict_line,
 )
-from amc_mobile.store import from_document, read_json, to_document, write_json, write_text
+from amc_mobile.store import to_document, write_json, write_text
 
 MOST_LAYERS = 60  # rows; more belong into a file
 
@@ -192,20 +191,6 @@ def report_document(report: Report) -> dict[str, Any]:
     return {"verdict": verdict, **to_document(report)}
 
 
-def report_from_document(document: dict[str, Any]) -> Report:
-    """The verdict is derived anew. Raises InvalidInput for missing, unknown and wrong values."""
-    kept = {key: value for key, value in document.items() if key not in ("verdict", "format_version")}
-    return from_document(Report, kept, "report")
-
-
-def read_report(path: Path) -> Report:
-    """Raises CorruptFile."""
-    try:
-        return report_from_document(read_json(path, format_version=FORMAT_VERSION))
-    except InvalidInput as error:
-        raise CorruptFile(path, error.message, next_step=error.next_step) from error
-
-
 def layers_csv(report: Report) -> str:
     """One line per layer under LAYER_COLUMNS; an empty cell where a value is not known."""
     out = io.StringIO()
@@ -243,7 +228,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class SeriesPage:
-    """`notes` stand under the title, the tables behind the pictures."""
+    """`notes` come under the title, the tables after the pictures."""
 
     title: str
     notes: tuple[str, ...]

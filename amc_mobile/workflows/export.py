@@ -210,14 +210,14 @@ def measurement_text(measurement: ModelMeasurement) -> str:
 
 
 def session_lines(measurement: ModelMeasurement) -> list[str]:
-    """What is known of the sessions besides their latency, and what the device did meanwhile."""
-    told = [
+    """Load, first inference and memory of the sessions; clocks and screen of the device during them."""
+    sessions = [
         f"load {number(measurement.load_ms)} ms" if measurement.load_ms is not None else "",
         f"first inference {number(measurement.first_ms)} ms" if measurement.first_ms is not None else "",
         f"peak memory {kilobytes(measurement.peak_rss_kb)}" if measurement.peak_rss_kb is not None else "",
     ]
     top = percent(measurement.top_clock_share)
-    did = [
+    device = [
         f"clock {megahertz(measurement.mean_mhz)} on average, {top} of the time at the highest"
         if top != NOTHING
         else "",
@@ -226,7 +226,7 @@ def session_lines(measurement: ModelMeasurement) -> list[str]:
         else "",
         f"screen {measurement.screen}" if measurement.screen else "",
     ]
-    return ["   ".join(one for one in line if one) for line in (told, did) if any(line)]
+    return ["   ".join(filter(None, line)) for line in (sessions, device) if any(line)]
 
 
 @dataclass(frozen=True)
@@ -252,13 +252,13 @@ class Cadence:
 class MeasureResult:
     file: str
     measurement: ModelMeasurement
-    neighbours: Neighbours | None  # the most that it was measured beside
+    neighbours: Neighbours | None  # highest load of other programs during the passes
     cadence: Cadence | None = None
 
     def document(self) -> dict[str, Any]:
-        known = self.neighbours.to_document() if self.neighbours else None
+        neighbours = self.neighbours.to_document() if self.neighbours else None
         paced = self.cadence.document(self._runs_ms) if self.cadence else {}
-        return {"file": self.file, **self.measurement.to_document(), "neighbours": known, **paced}
+        return {"file": self.file, **self.measurement.to_document(), "neighbours": neighbours, **paced}
 
     def text(self) -> str:
         lines = [self.file, measurement_text(self.measurement), *session_lines(self.measurement)]
@@ -278,9 +278,9 @@ class SustainedResult:
     cadence: Cadence | None = None
 
     def document(self) -> dict[str, Any]:
-        known = self.neighbours.to_document() if self.neighbours else None
+        neighbours = self.neighbours.to_document() if self.neighbours else None
         paced = self.cadence.document(self.measurement.samples_ms) if self.cadence else {}
-        return {"file": self.file, "sustained": self.measurement.to_document(), "neighbours": known, **paced}
+        return {"file": self.file, "sustained": self.measurement.to_document(), "neighbours": neighbours, **paced}
 
     def text(self) -> str:
         measured = self.measurement
