@@ -56,13 +56,13 @@ def interval(statistics: Floats) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def p50_interval_ms(passes: Passes, *, seed: int = 0) -> tuple[float, float]:
+def p50_interval_ms(passes: Passes) -> tuple[float, float]:
     """95 % bootstrap interval of the median over all samples.
 
     Passes are resampled first and samples inside them second (Davison and Hinkley 1997, section 3.8): samples of one
     pass share the state of the machine, and an interval from single samples alone would be too narrow.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     count, longest = len(passes), max(len(samples) for samples in passes)
     if all(len(samples) == longest for samples in passes):
         values = np.asarray(passes, dtype=np.float64)

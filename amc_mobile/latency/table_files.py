@@ -132,18 +132,13 @@ def to_lines(contents: Contents) -> list[str]:
     body = [_line(kind="conditions", key=k, document=c.to_document()) for k, c in contents.conditions.items()]
     body += [_line(kind="kernel", key=k, label=v[0], document=v[1]) for k, v in contents.kernels.items()]
     body += [_line(kind="model", key=k, template=v[0], widths=v[1]) for k, v in contents.models.items()]
-    for one in contents.passes:
-        body.append(
-            _line(
-                kind="pass",
-                conditions=one.conditions,
-                subject=one.subject,
-                samples_ms=one.one.samples_ms,
-                busy=one.one.busy,
-                warmup_runs=one.warmup_runs,
-                created=one.created,
-            )
+    body += [
+        _line(
+            kind="pass", conditions=p.conditions, subject=p.subject, samples_ms=p.one.samples_ms, busy=p.one.busy,
+            warmup_runs=p.warmup_runs, created=p.created,
         )
+        for p in contents.passes
+    ]  # fmt: skip
     body += [_line(kind="adoption", **asdict(adopted)) for adopted in contents.adoptions]
     head = _line(format=FORMAT, format_version=FORMAT_VERSION, lines=len(body), passes=len(contents.passes))
     return [head, *body, _line(kind="end", sha256=_digest(body))]

@@ -317,13 +317,13 @@ def verify_table(space: Workspace, settings: Settings, *, progress: Progress) ->
         measured = latency.table.kernels(latency.conditions)
         if not measured:
             raise latency.table.nothing_under(latency.conditions)
-        verdict = _judged(latency, list(measured.values()), progress)
-    if verdict.action != "accept":
+        agreement = _judged(latency, list(measured.values()), progress)
+    if agreement.action != "accept":
         raise DeviceError(
-            f"the table no longer fits this device: {verdict.text()}",
+            f"the table no longer fits this device: {agreement.text()}",
             next_step="see that nothing else runs and measure again; if it stays, profile in a new workspace",
         )
-    return TableResult(f"the table still fits\n{verdict.text()}", verdict.to_document())
+    return TableResult(f"the table still fits\n{agreement.text()}", agreement.to_document())
 
 
 def adopt_table(space: Workspace, settings: Settings, *, progress: Progress) -> TableResult:
@@ -334,17 +334,17 @@ def adopt_table(space: Workspace, settings: Settings, *, progress: Progress) -> 
             raise InvalidInput("kernels were already measured under these conditions", next_step="nothing to adopt")
         source = _adoptable(table, now)
         measured = table.kernels(source)
-        verdict = _judged(latency, list(measured.values()), progress)
-        if verdict.action == "rebuild":
-            sentence = "the old kernels do not tell the new ones: run `amc-mobile profile`\n" + verdict.text()
-            return TableResult(sentence, verdict.to_document() | {"adopted": 0})
-        ratio = 1.0 if verdict.action == "accept" else verdict.ratio
+        agreement = _judged(latency, list(measured.values()), progress)
+        if agreement.action == "rebuild":
+            sentence = "the old kernels do not tell the new ones: run `amc-mobile profile`\n" + agreement.text()
+            return TableResult(sentence, agreement.to_document() | {"adopted": 0})
+        ratio = 1.0 if agreement.action == "accept" else agreement.ratio
         steady = [key for key, kernel in measured.items() if not kernel.flags]
         adopted = table.adopt(now, source, steady, ratio)
     changed = ", ".join(f"{name}: {old} -> {new}" for name, (old, new) in source.differences(now).items())
     sentence = f"adopted {len(steady)} kernels times {ratio:.3f} ({changed}); `amc-mobile profile` measures the rest\n"
-    facts = verdict.to_document() | {"adopted": len(steady), "passes": adopted, "source": source.key}
-    return TableResult(sentence + verdict.text(), facts)
+    facts = agreement.to_document() | {"adopted": len(steady), "passes": adopted, "source": source.key}
+    return TableResult(sentence + agreement.text(), facts)
 
 
 def plot_kernel(space: Workspace, settings: Settings, kernel: str, path: Path, *, progress: Progress) -> TableResult:
