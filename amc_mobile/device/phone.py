@@ -1,4 +1,4 @@
-"""Which attached phone `--device NAME` and `--serial` mean."""
+"""An attached phone as a device: chosen by profile and serial, held for a session, measured on in batches."""
 
 from __future__ import annotations
 

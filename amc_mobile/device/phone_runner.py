@@ -390,7 +390,7 @@ def remove_all(adb: AdbPhone) -> int:
 class PhoneRunner:
     """Runs batches on a phone with one runner and one runtime library.
 
-    Everything goes to a folder of ours on the phone. `open` before use; CLEAN_UP of `batch_scripts` ends it.
+    Everything goes to a folder of ours on the phone. `open` before use; CLEAN_UP ends it.
     """
 
     def __init__(self, adb: AdbPhone, runner: InstalledFile, library: InstalledFile) -> None:
