@@ -43,7 +43,7 @@ CONFIG: Spec = {
     "axis": {"labelColor": SOFT, "titleColor": INK, "gridColor": HAIR, "domainColor": SOFT, "tickColor": SOFT,
              "titleFontWeight": "normal", "labelFontSize": 11, "titleFontSize": 11},
     "legend": {"orient": "top", "offset": 20, "symbolOpacity": 1, "labelColor": INK, "labelFontSize": 11,
-               "columns": 4, "labelLimit": 220},
+               "columns": 4, "columnPadding": 26, "labelLimit": 220},
     "title": {"color": INK, "fontSize": 12, "anchor": "start"},
     "text": {"color": SOFT, "fontSize": 10.5},
     "view": {"stroke": None},
