@@ -40,7 +40,6 @@ SAID_BY: dict[str, tuple[str, ...] | dict[str, tuple[str, ...]]] = {
     "latency/sharing.py": ("profile",),
     "latency/table.py": {"workspace": (*NETWORKS, "export", "report"), "table": ("profile",)},
     "latency/table_files.py": ("table import",),
-    "models/detection.py": ("train", *SEARCHES),
     "models/loading.py": ("train", *SEARCHES),
     "models/task.py": ("train", *SEARCHES),
     "report/advice.py": {"offline": ("export",), "*": ("search",)},
