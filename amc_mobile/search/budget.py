@@ -96,18 +96,13 @@ class CostLimit:
         plans[:, position] = grid
         fits = self.cost(plans) <= self.limit
         if not fits.any():
-            return grid[:1]  # a cost that is not monotone: `fit` mends the finished plan
+            return grid[:1]  # a cost that is not monotone: `fit` corrects the finished plan
         plans[:, position + 1 :] = self.full[position + 1 :]
         uses_all = self.cost(plans) >= self.limit
         high = int(np.flatnonzero(fits)[-1])
         low = min(int(np.argmax(uses_all)), high) if uses_all.any() else high
         kept: Widths = grid[low : high + 1][fits[low : high + 1]]
         return kept
-
-    def bounds(self, decided: Sequence[int]) -> tuple[int, int]:
-        """The smallest and the largest of `allowed`."""
-        allowed = self.allowed(decided)
-        return int(allowed[0]), int(allowed[-1])
 
     def scale(self, ratios: npt.ArrayLike) -> Widths:
         """The largest plan within the limit whose keep ratios are one common factor times `ratios`, (G,).

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,36 +13,31 @@ from scipy.special import ndtr, ndtri
 from torch import Tensor, nn
 from torch.nn import functional
 
-from amc_mobile.errors import InvalidInput
 from amc_mobile.search.budget import CostLimit, Floats, Widths
 from amc_mobile.search.policy import FEATURES, Knowledge, Policy
 
 ArrayF32 = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class DdpgConfig:
-    hidden: int = 300  # two layers of this width, in actor and critic
-    actor_learning_rate: float = 1e-4
-    critic_learning_rate: float = 1e-3
-    discount: float = 1.0  # an episode is one pass over the groups, so none
-    tau: float = 0.01  # target networks move by tau towards the trained ones at each update
-    batch_size: int = 64
-    replay_episodes: int = 100  # older episodes are forgotten
-    warmup_episodes: int = 100  # random actions, no updates
-    noise: float = 0.5  # standard deviation of the first episode after the warm-up ...
-    noise_decay: float = 0.95  # ... and its factor from one episode to the next
-    baseline_decay: float = 0.5  # of the moving average, over updates, that is subtracted from rewards
-    standardise_rewards: bool = False  # over the replay buffer, before the baseline
+# As in the paper and its code, where nothing else is said.
+HIDDEN = 300  # two layers of this width, in actor and critic
+ACTOR_LEARNING_RATE = 1e-4
+CRITIC_LEARNING_RATE = 1e-3
+DISCOUNT = 1.0  # an episode is one pass over the groups, so none
+TAU = 0.01  # target networks move by tau towards the trained ones at each update
+BATCH_SIZE = 64
+REPLAY_EPISODES = 100  # older episodes are forgotten
+NOISE = 0.5  # standard deviation of the first episode after the warm-up
+BASELINE_DECAY = 0.5  # of the moving average, over updates, that is subtracted from rewards
 
 
 class Actor(nn.Module):
     """Observation (N, features) -> keep ratio (N, 1) in (0, 1)."""
 
-    def __init__(self, features: int, hidden: int) -> None:
+    def __init__(self, features: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(features, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1)
+            nn.Linear(features, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1)
         )
         _start_small(self.layers[-1])
 
@@ -54,11 +48,11 @@ class Actor(nn.Module):
 class Critic(nn.Module):
     """Observation (N, features), keep ratio (N, 1) -> expected reward (N, 1)."""
 
-    def __init__(self, features: int, hidden: int) -> None:
+    def __init__(self, features: int) -> None:
         super().__init__()
-        self.observation = nn.Linear(features, hidden)
-        self.action = nn.Linear(1, hidden, bias=False)
-        self.layers = nn.Sequential(nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        self.observation = nn.Linear(features, HIDDEN)
+        self.action = nn.Linear(1, HIDDEN, bias=False)
+        self.layers = nn.Sequential(nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1))
         _start_small(self.layers[-1])
 
     def forward(self, observation: Tensor, action: Tensor) -> Tensor:
@@ -110,16 +104,15 @@ class ReplayBuffer:
 class DdpgAgent:
     """Actor and critic, their targets and the moving baseline. Deterministic given `seed` and what it is given."""
 
-    def __init__(self, features: int, config: DdpgConfig, seed: int) -> None:
-        self.config = config
+    def __init__(self, features: int, seed: int) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.actor = Actor(features, config.hidden)
-            self.critic = Critic(features, config.hidden)
+            self.actor = Actor(features)
+            self.critic = Critic(features)
         self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self._actor_optimiser = torch.optim.Adam(self.actor.parameters(), config.actor_learning_rate, fused=True)
-        self._critic_optimiser = torch.optim.Adam(self.critic.parameters(), config.critic_learning_rate, fused=True)
+        self._actor_optimiser = torch.optim.Adam(self.actor.parameters(), ACTOR_LEARNING_RATE, fused=True)
+        self._critic_optimiser = torch.optim.Adam(self.critic.parameters(), CRITIC_LEARNING_RATE, fused=True)
         self._trained_actor = list(self.actor.parameters())
         self._trained_critic = list(self.critic.parameters())
         self._slow_actor = list(self.target_actor.parameters())
@@ -132,31 +125,26 @@ class DdpgAgent:
             mean = float(self.actor(torch.from_numpy(observation)[None]))
         return truncated_normal(mean, noise, rng)
 
-    def learn(self, buffer: ReplayBuffer, updates: int, rng: np.random.Generator) -> tuple[float, float]:
-        """Does `updates` updates; returns the mean loss of the critic and of the actor."""
-        everything = buffer.transitions(standardise=self.config.standardise_rewards)
-        losses = []
+    def learn(self, transitions: Batch, updates: int, rng: np.random.Generator) -> None:
+        """Does `updates` updates, each on a batch drawn from `transitions`."""
         for _ in range(updates):
-            drawn = torch.from_numpy(rng.integers(len(everything.action), size=self.config.batch_size))
-            losses.append(self.update(Batch(*(column[drawn] for column in everything))))
-        critic_loss, actor_loss = np.mean(losses, axis=0)
-        return float(critic_loss), float(actor_loss)
+            drawn = torch.from_numpy(rng.integers(len(transitions.action), size=BATCH_SIZE))
+            self.update(Batch(*(column[drawn] for column in transitions)))
 
-    def update(self, batch: Batch) -> tuple[float, float]:
-        config = self.config
+    def update(self, batch: Batch) -> None:
+        """One step of critic and actor: equations 7 and 8 of the paper, with its moving baseline."""
         mean = float(batch.reward.mean())
         previous = mean if self._baseline is None else self._baseline
-        self._baseline = config.baseline_decay * previous + (1 - config.baseline_decay) * mean
+        self._baseline = BASELINE_DECAY * previous + (1 - BASELINE_DECAY) * mean
         with torch.no_grad():
             next_value = self.target_critic(batch.next_observation, self.target_actor(batch.next_observation))
-            target = batch.reward - self._baseline + config.discount * batch.continues * next_value
+            target = batch.reward - self._baseline + DISCOUNT * batch.continues * next_value
         critic_loss = functional.mse_loss(self.critic(batch.observation, batch.action), target)
         _step(self._critic_optimiser, critic_loss, self._trained_critic)
         actor_loss = -self.critic(batch.observation, self.actor(batch.observation)).mean()
         _step(self._actor_optimiser, actor_loss, self._trained_actor)
-        _follow(self._slow_actor, self._trained_actor, config.tau)
-        _follow(self._slow_critic, self._trained_critic, config.tau)
-        return float(critic_loss.detach()), float(actor_loss.detach())
+        _follow(self._slow_actor, self._trained_actor, TAU)
+        _follow(self._slow_critic, self._trained_critic, TAU)
 
 
 def truncated_normal(mean: float, deviation: float, rng: np.random.Generator) -> float:
@@ -188,16 +176,19 @@ def _start_small(layer: nn.Module) -> None:
     nn.init.zeros_(layer.bias)
 
 
-PROFILE_CONFIG = DdpgConfig(warmup_episodes=60, noise_decay=0.98, standardise_rewards=True)
-SEQUENTIAL_CONFIG = DdpgConfig()
-
-
 class DdpgPolicy(Policy):
-    def __init__(self, knowledge: Knowledge, config: DdpgConfig) -> None:
+    """`full_warmup_episodes`: random ones before the first update, at most a third of all. `noise_decay`: factor of the
+    noise from one episode to the next. `standardises_rewards`: over the replay buffer, before the baseline."""
+
+    full_warmup_episodes: int
+    noise_decay: float
+    standardises_rewards: bool
+
+    def __init__(self, knowledge: Knowledge) -> None:
         super().__init__(knowledge)
-        self.config = replace(config, warmup_episodes=min(config.warmup_episodes, knowledge.episodes // 3))
-        self.agent = DdpgAgent(len(FEATURES), self.config, knowledge.seed)
-        self.buffer = ReplayBuffer(self.config.replay_episodes)
+        self.warmup_episodes = min(self.full_warmup_episodes, knowledge.episodes // 3)
+        self.agent = DdpgAgent(len(FEATURES), knowledge.seed)
+        self.buffer = ReplayBuffer(REPLAY_EPISODES)
 
     @property
     def label(self) -> str:
@@ -207,34 +198,32 @@ class DdpgPolicy(Policy):
     @property
     def noise(self) -> float | None:
         """The exploration noise of the next episode; None while warming up."""
-        trained = self.episode - self.config.warmup_episodes
-        return None if trained < 0 else self.config.noise * self.config.noise_decay**trained
+        trained = self.episode - self.warmup_episodes
+        return None if trained < 0 else NOISE * self.noise_decay**trained
 
     def state_document(self) -> dict[str, Any]:
-        return {**super().state_document(), "config": asdict(self.config)}
+        return {**super().state_document(), "config": {"warmup_episodes": self.warmup_episodes}}
 
     def restore(self, document: Mapping[str, Any]) -> None:
         super().restore(document)
-        # A search continued with more episodes keeps the warm-up it had; the rest must be the same.
-        config = replace(self.config, warmup_episodes=int(document["config"]["warmup_episodes"]))
-        if asdict(config) != document["config"]:
-            raise InvalidInput(
-                f"the search was started with the agent's settings {document['config']}, not {asdict(config)}",
-                next_step="pass what it was begun with, or `amc-mobile search --run NAME`, or another --workspace",
-            )
-        self.config = config
+        # A search continued with more episodes keeps the warm-up it had.
+        self.warmup_episodes = int(document["config"]["warmup_episodes"])
 
     def _observe(self, widths: Widths, reward: float, rng: np.random.Generator) -> None:
         executed = widths / self.features.full
         self.buffer.add(self.features.episode(widths), executed.astype(np.float32), reward)
         if self.noise is not None:
-            self.agent.learn(self.buffer, self.features.groups, rng)
+            transitions = self.buffer.transitions(standardise=self.standardises_rewards)
+            self.agent.learn(transitions, self.features.groups, rng)
 
 
 class DdpgSequential(DdpgPolicy):
     """The paper's agent: group after group, each action clipped to what the budget allows at that moment."""
 
     name = "ddpg-sequential"
+    full_warmup_episodes = 100
+    noise_decay = 0.95
+    standardises_rewards = False
 
     def _propose(self, budget: CostLimit, rng: np.random.Generator) -> Widths:
         decided: list[int] = []
@@ -256,6 +245,9 @@ class DdpgProfile(DdpgPolicy):
     """
 
     name = "ddpg"
+    full_warmup_episodes = 60
+    noise_decay = 0.98
+    standardises_rewards = True
 
     def _propose(self, budget: CostLimit, rng: np.random.Generator) -> Widths:
         noise = self.noise

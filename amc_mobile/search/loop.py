@@ -23,6 +23,10 @@ Plan = tuple[int, ...]
 Rank = Callable[[EpisodeRow], tuple[float, ...]]
 
 
+def by_reward(row: EpisodeRow) -> tuple[float, ...]:
+    return (row.reward,)
+
+
 @dataclass
 class Standings:
     """Built by `take` from log lines alone, so that a search that goes on knows what it knew."""
@@ -34,7 +38,7 @@ class Standings:
     checks: int = 0  # since the last tightening
     overs: int = 0  # measurements over the budget in a row, since the last tightening
     plans: dict[Plan, EpisodeRow] = field(default_factory=dict)  # the latest line of each plan, best known
-    rank: Rank = field(default=lambda row: (row.reward,), repr=False)  # what "best" means: the highest
+    rank: Rank = field(default=by_reward, repr=False)  # what "best" means: the highest
 
     def __post_init__(self) -> None:
         self.search_limit = min(self.search_limit, self.budget_limit)
@@ -310,15 +314,12 @@ class EpisodeRunner:
         self.on_episode(row)
 
 
-@dataclass(frozen=True)
-class CheckConfig:
-    """What happens when the plans that scored best have not been measured, or were measured over the budget."""
-
-    max_checks: int = 8  # plans measured after the last episode, and again after each tightening
-    max_overs: int = 5  # measurements over the budget in a row, after which the limit is tightened at once
-    max_tightenings: int = 4
-    extra_episodes: int = 40  # searched under each tightened limit
-    smallest_tightening: float = 0.01  # of the limit; keeps a hopeless search from standing still
+# What happens when the plans that scored best have not been measured, or were measured over the budget.
+MAX_CHECKS = 8  # plans measured after the last episode, and again after each tightening
+MAX_OVERS = 5  # measurements over the budget in a row, after which the limit is tightened at once
+MAX_TIGHTENINGS = 4
+EXTRA_EPISODES = 40  # searched under each tightened limit
+SMALLEST_TIGHTENING = 0.01  # of the limit; keeps a hopeless search from standing still
 
 
 @dataclass(frozen=True)
@@ -363,10 +364,8 @@ def run_search(
     measure: Measure | None = None,
     measure_every: int = 0,
     measured_reward: Callable[[Outcome, float], float] | None = None,
-    checks: CheckConfig | None = None,
     guarantee: AccuracyGuarantee | None = None,
     drawn_limits: DrawnLimits | None = None,
-    resume: bool = True,
 ) -> SearchResult:
     """Searches for `episodes` episodes and returns the plan of the highest reward within the budget.
 
@@ -376,24 +375,17 @@ def run_search(
     If no plan is measured within the budget, the limit is tightened by the ratio observed and the search goes on
     for some episodes, a few times. With `guarantee` the best plan is the cheapest one that keeps the accuracy, each
     episode is held to less than that costs, and the search ends early when nothing cheaper is found. `drawn_limits`,
-    of no use with a guarantee: episodes are held to these. `policy` must be new, and the one the log was started with
-    if `resume`.
+    of no use with a guarantee: episodes are held to these. `policy` must be new, and the one the log was started with.
 
     Raises UnreachableBudget before the first episode; BudgetNotMet, with the fastest plan measured, at the end;
-    InvalidInput when the log is of another search, or holds episodes and `resume` is False.
+    InvalidInput when the log is of another search.
     """
     if measure is not None and budget.unit != "ms":
         raise InvalidConfig(f"plans are measured in ms, but the budget is in {budget.unit}")
     if episodes < 1:
         raise InvalidConfig(f"a search needs at least 1 episode, not {episodes}")
-    if log.rows and not resume:
-        raise InvalidInput(
-            f"{log.path} already holds {len(log.rows)} episodes", next_step="resume it or name a new run"
-        )
-    standings = Standings(budget.limit)
     ranking = guarantee or drawn_limits
-    if ranking is not None:
-        standings.rank = ranking.rank
+    standings = Standings(budget.limit, rank=ranking.rank if ranking is not None else by_reward)
     runner = EpisodeRunner(
         policy=policy,
         budget=budget,
@@ -405,7 +397,7 @@ def run_search(
         measured_reward=measured_reward,
         on_episode=on_episode or (lambda _: None),
     )
-    search = _Search(policy, budget, log, standings, runner, checks or CheckConfig(), guarantee, drawn_limits)
+    search = _Search(policy, budget, log, standings, runner, guarantee, drawn_limits)
     search.start()
     return search.finish(episodes)
 
@@ -417,7 +409,6 @@ class _Search:
     log: EpisodeLog
     standings: Standings
     runner: EpisodeRunner
-    checks: CheckConfig
     guarantee: AccuracyGuarantee | None
     drawn_limits: DrawnLimits | None
 
@@ -453,7 +444,7 @@ class _Search:
         standings = self.standings
         while True:
             if standings.episodes < self._episodes_wanted(episodes) and not self._is_over():
-                if standings.overs >= self.checks.max_overs and standings.tightenings + 1 < self.checks.max_tightenings:
+                if standings.overs >= MAX_OVERS and standings.tightenings + 1 < MAX_TIGHTENINGS:
                     standings.tighten(self._tighter())  # one is left for the end
                 try:
                     started = time.process_time()
@@ -471,15 +462,15 @@ class _Search:
                 return self._result(best)
             else:
                 candidate = standings.candidate(standings.tightened(self.budget))
-                if candidate is not None and standings.checks < self.checks.max_checks:
+                if candidate is not None and standings.checks < MAX_CHECKS:
                     self.runner.check(self.runner.begin(CHECK, candidate.widths, measuring=True))
-                elif standings.best_measured() is None and standings.tightenings < self.checks.max_tightenings:
+                elif standings.best_measured() is None and standings.tightenings < MAX_TIGHTENINGS:
                     standings.tighten(self._tighter())
                 else:
                     return self._best_measured()
 
     def _episodes_wanted(self, episodes: int) -> int:
-        extra, most = self.checks.extra_episodes, self.policy.episodes_per_round
+        extra, most = EXTRA_EPISODES, self.policy.episodes_per_round
         if most is not None:
             episodes, extra = min(episodes, most), min(extra, most)
         return episodes + extra * self.standings.tightenings
@@ -508,7 +499,7 @@ class _Search:
     def _tighter(self) -> float:
         """The next limit: the budget over the observed ratio, and below the last one, but not below every plan."""
         ratio = self.standings.observed_ratio(self.budget)
-        wanted = min(self.standings.search_limit * (1 - self.checks.smallest_tightening), self.budget.limit / ratio)
+        wanted = min(self.standings.search_limit * (1 - SMALLEST_TIGHTENING), self.budget.limit / ratio)
         smallest = self.budget.cost_of(self.budget.smallest())
         if smallest <= self.budget.limit:
             wanted = max(wanted, smallest)

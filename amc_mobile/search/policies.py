@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from amc_mobile.errors import InvalidConfig
 from amc_mobile.search.budget import CostLimit, Floats, Widths
 from amc_mobile.search.critic import CriticPolicy
-from amc_mobile.search.ddpg import PROFILE_CONFIG, SEQUENTIAL_CONFIG, DdpgConfig, DdpgProfile, DdpgSequential
+from amc_mobile.search.ddpg import DdpgProfile, DdpgSequential
 from amc_mobile.search.evolution import CmaPolicy, EvolutionPolicy
 from amc_mobile.search.policy import (
     POLICIES,
@@ -143,21 +143,13 @@ class RandomPolicy(Policy):
         return budget.scale(rng.uniform(self.features.min_ratios, 1))
 
 
-Make = Callable[[Knowledge, DdpgConfig | None], Policy]
-_MAKERS: dict[str, Make] = {
-    "ddpg": lambda known, config: DdpgProfile(known, config or PROFILE_CONFIG),
-    "ddpg-sequential": lambda known, config: DdpgSequential(known, config or SEQUENTIAL_CONFIG),
-    "critic": lambda known, _: CriticPolicy(known),
-    "evolution": lambda known, _: EvolutionPolicy(known),
-    "cma": lambda known, _: CmaPolicy(known),
-    "netadapt": lambda known, _: NetAdaptPolicy(known),
-    "random": lambda known, _: RandomPolicy(known),
-    "uniform": lambda known, _: UniformPolicy(known),
-    "shallow": lambda known, _: ShallowPolicy(known),
-    "deep": lambda known, _: DeepPolicy(known),
-    "dp": lambda known, _: DynamicProgrammingPolicy(known),
-    "from-file": lambda known, _: GivenPolicy(known),
-}
+REGISTRY: dict[str, type[Policy]] = {
+    policy.name: policy
+    for policy in (
+        DdpgProfile, DdpgSequential, CriticPolicy, EvolutionPolicy, CmaPolicy, NetAdaptPolicy, RandomPolicy,
+        UniformPolicy, ShallowPolicy, DeepPolicy, DynamicProgrammingPolicy, GivenPolicy,
+    )
+}  # fmt: skip
 SPREAD_OVER_EPISODES = (NetAdaptPolicy.name,)  # whose steps are laid out over all episodes: not to be extended
 
 
@@ -170,15 +162,13 @@ def make_policy(
     episodes: int = 300,
     errors: Sequence[Floats] | None = None,
     given: Sequence[Widths] = (),
-    config: DdpgConfig | None = None,
 ) -> Policy:
     """The policy `name` for a search of `episodes` episodes.
 
-    `errors` and `given`: as in Knowledge. `config`: for the DDPG agents, instead of PROFILE_CONFIG or
-    SEQUENTIAL_CONFIG; its warm-up is cut to a third of the episodes. Raises InvalidConfig for an unknown name.
+    `errors` and `given`: as in Knowledge. Raises InvalidConfig for an unknown name.
     """
-    if name not in _MAKERS:
+    if name not in REGISTRY:
         raise InvalidConfig(f"no search policy {name!r}", next_step=f"use one of: {', '.join(POLICIES)}")
     tables = None if errors is None else tuple(np.asarray(row, dtype=np.float64) for row in errors)
     known = Knowledge(Features.of(facts, budget), seed, episodes, tables, tuple(np.asarray(plan) for plan in given))
-    return _MAKERS[name](known, config)
+    return REGISTRY[name](known)

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from amc_mobile.search.ddpg import DdpgAgent, DdpgConfig, DdpgProfile, DdpgSequential, ReplayBuffer, truncated_normal
+from amc_mobile.search import ddpg
+from amc_mobile.search.ddpg import DdpgAgent, DdpgProfile, DdpgSequential, ReplayBuffer, truncated_normal
 from tests.search import toy
 
 
@@ -27,14 +28,15 @@ def test_the_first_step_of_every_episode_is_among_the_transitions():
     assert torch.equal(batch.next_observation[0], batch.observation[1])
 
 
-def test_the_first_step_is_trained_on():
+def test_the_first_step_is_trained_on(monkeypatch):
     """A buffer of one-step episodes holds nothing else; the critic must come to value it."""
     buffer = ReplayBuffer(episodes=10)
     for episode in range(10):
         action = np.array([episode / 9], dtype=np.float32)
         buffer.add(np.zeros((2, 3), dtype=np.float32), action, reward=float(action[0]))
-    agent = DdpgAgent(3, DdpgConfig(hidden=32, critic_learning_rate=3e-2), seed=0)
-    agent.learn(buffer, 80, np.random.default_rng(0))
+    monkeypatch.setattr(ddpg, "CRITIC_LEARNING_RATE", 3e-2)
+    agent = DdpgAgent(3, seed=0)
+    agent.learn(buffer.transitions(standardise=False), 80, np.random.default_rng(0))
     with torch.no_grad():
         low, high = agent.critic(torch.zeros(2, 3), torch.tensor([[0.0], [1.0]]))
     assert high - low > 0.5
@@ -52,15 +54,16 @@ def test_rewards_are_standardised_over_the_buffer():
 
 
 def test_the_baseline_moves_by_half_towards_each_batch_mean():
-    agent = DdpgAgent(2, DdpgConfig(hidden=8), seed=0)
+    agent = DdpgAgent(2, seed=0)
     batch = filled_buffer().transitions(standardise=False)
     agent.update(batch._replace(reward=torch.full_like(batch.reward, 2.0)))
     agent.update(batch._replace(reward=torch.full_like(batch.reward, 4.0)))
     assert agent._baseline == pytest.approx(3.0)
 
 
-def test_targets_follow_the_trained_networks_by_tau():
-    agent = DdpgAgent(2, DdpgConfig(hidden=8, tau=0.25), seed=0)
+def test_targets_follow_the_trained_networks_by_tau(monkeypatch):
+    monkeypatch.setattr(ddpg, "TAU", 0.25)
+    agent = DdpgAgent(2, seed=0)
     before = [p.clone() for p in agent.target_actor.parameters()]
     agent.update(filled_buffer().transitions(standardise=False))
     for old, slow, fast in zip(before, agent.target_actor.parameters(), agent.actor.parameters(), strict=True):
@@ -92,7 +95,7 @@ def test_agents_with_the_same_seed_start_equal_and_leave_the_global_generator_al
     torch.manual_seed(7)
     expected = torch.rand(1)
     torch.manual_seed(7)
-    first, second, third = (DdpgAgent(4, DdpgConfig(hidden=8), seed=seed) for seed in (1, 1, 2))
+    first, second, third = (DdpgAgent(4, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(torch.rand(1), expected)
     weights = [agent.actor.layers[0].weight for agent in (first, second, third)]
     assert torch.equal(weights[0], weights[1])

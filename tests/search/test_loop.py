@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from amc_mobile.errors import BudgetNotMet, InvalidConfig, InvalidInput, UnreachableBudget
+from amc_mobile.search import loop
 from amc_mobile.search.budget import CostLimit
 from amc_mobile.search.episode_log import CHECK, EpisodeLog
-from amc_mobile.search.loop import CheckConfig, SearchResult, run_search
+from amc_mobile.search.loop import SearchResult, run_search
 from amc_mobile.search.policy import POLICIES
 from amc_mobile.search.reward import MeasuredCost, Outcome, reward_of
 from tests.search import toy
@@ -164,16 +165,21 @@ def test_each_kth_episode_is_measured(tmp_path):
     assert all(row.measured_ms is not None for row in rows[3::4])
 
 
+def few_checks(monkeypatch, extra_episodes):
+    monkeypatch.setattr(loop, "MAX_OVERS", 3)
+    monkeypatch.setattr(loop, "EXTRA_EPISODES", extra_episodes)
+
+
 @pytest.mark.parametrize("corrects", [True, False])
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("part", ["score", "measure"])
-def test_a_killed_search_with_measurements_goes_on_to_the_same_result(tmp_path, part, after, corrects):
-    checks = CheckConfig(max_overs=3, extra_episodes=4)
+def test_a_killed_search_with_measurements_goes_on_to_the_same_result(tmp_path, part, after, corrects, monkeypatch):
+    few_checks(monkeypatch, 4)
 
     def phone(folder):
         return toy.Phone(tmp_path / f"{folder}-records", slower=1.25, corrects=corrects)
 
-    whole = measured_search(tmp_path / "whole", phone("whole"), measure_every=5, checks=checks)
+    whole = measured_search(tmp_path / "whole", phone("whole"), measure_every=5)
     for at in (1, 2, 3, 2):
         device = phone("killed")
         wrapped = {"score": toy.score, "measure": device.measure}
@@ -183,18 +189,18 @@ def test_a_killed_search_with_measurements_goes_on_to_the_same_result(tmp_path, 
                 tmp_path / "killed",
                 device,
                 measure_every=5,
-                checks=checks,
                 score=wrapped["score"],
                 measure=wrapped["measure"],
             )
-    resumed = measured_search(tmp_path / "killed", phone("killed"), measure_every=5, checks=checks)
+    resumed = measured_search(tmp_path / "killed", phone("killed"), measure_every=5)
     assert same(resumed, whole)
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
 
 
-def test_a_phone_slower_than_predicted_tightens_the_limit_by_the_observed_ratio(tmp_path):
+def test_a_phone_slower_than_predicted_tightens_the_limit_by_the_observed_ratio(tmp_path, monkeypatch):
+    few_checks(monkeypatch, 6)
     phone = toy.Phone(tmp_path / "records", slower=1.3, corrects=False)
-    result = measured_search(tmp_path, phone, checks=CheckConfig(max_overs=3, extra_episodes=6))
+    result = measured_search(tmp_path, phone)
     assert result.ci_high_ms is not None
     assert result.ci_high_ms <= 7.0
     assert 7.0 / 1.35 < result.search_limit < 7.0 / 1.25
@@ -209,15 +215,17 @@ def test_the_uniform_policy_too_is_tightened_until_it_is_measured_within_the_bud
     assert 2 <= result.episodes <= 3
 
 
-def test_a_phone_that_never_fits_ends_in_an_error_with_the_fastest_plan_measured(tmp_path):
+def test_a_phone_that_never_fits_ends_in_an_error_with_the_fastest_plan_measured(tmp_path, monkeypatch):
+    few_checks(monkeypatch, 3)
+
     def measure(widths):
         return MeasuredCost(5.0, 90 + float(np.sum(widths)) / 1000, 95 + float(np.sum(widths)) / 1000)
 
     with pytest.raises(BudgetNotMet, match=r"within the budget of 7 ms; the fastest took 90\.\d+ ms") as caught:
-        search(tmp_path, measure=measure, checks=CheckConfig(max_overs=3, extra_episodes=3))
+        search(tmp_path, measure=measure)
     assert "raise the budget to 95." in caught.value.next_step
     with pytest.raises(BudgetNotMet, match="the fastest took"):  # the same again, from the log
-        search(tmp_path, measure=measure, checks=CheckConfig(max_overs=3, extra_episodes=3))
+        search(tmp_path, measure=measure)
 
 
 def test_a_best_plan_that_a_correction_makes_too_slow_gives_way_to_one_measured_within(tmp_path):
@@ -266,8 +274,6 @@ def test_a_log_of_another_budget_or_policy_is_refused(tmp_path):
         search(tmp_path, "random", episodes=4, limit=6.0)
     with pytest.raises(InvalidInput, match="policy 'random', not 'ddpg'"):
         search(tmp_path, "ddpg", episodes=4)
-    with pytest.raises(InvalidInput, match="already holds 4"):
-        search(tmp_path, "random", episodes=4, resume=False)
 
 
 def test_measuring_needs_a_budget_in_milliseconds(tmp_path):

@@ -64,7 +64,7 @@ def test_asking_twice_gives_the_same_proposal(name):
 def test_the_warm_up_is_at_most_a_third_of_the_episodes(episodes, warmup):
     policy = toy.policy("ddpg", episodes=episodes)
     assert isinstance(policy, DdpgProfile)
-    assert policy.config.warmup_episodes == warmup
+    assert policy.warmup_episodes == warmup
 
 
 def test_the_noise_decays_from_one_half_after_the_warm_up():
@@ -112,9 +112,3 @@ def test_an_unknown_policy_is_refused_with_the_names_there_are():
     with pytest.raises(InvalidConfig) as caught:
         toy.policy("annealing", episodes=3)
     assert "ddpg-sequential" in caught.value.next_step
-
-
-def test_a_policy_is_not_restored_with_other_settings_of_the_agent():
-    document = make_policy("ddpg", toy.facts(), toy.budget(), episodes=24).state_document()
-    with pytest.raises(InvalidInput, match="'hidden': 300"):
-        toy.policy("ddpg", episodes=24).restore(document)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from amc_mobile.search.budget import CostLimit, Floats, Widths
-from amc_mobile.search.ddpg import PROFILE_CONFIG, SEQUENTIAL_CONFIG
 from amc_mobile.search.policies import make_policy
 from amc_mobile.search.policy import GroupFacts, Policy
 from amc_mobile.search.reward import MeasuredCost, Outcome
@@ -52,11 +50,8 @@ def policy(name: str, *, episodes: int, seed: int = 0, limit: float = 7.0) -> Po
 
 
 def policy_for(budget: CostLimit, name: str, *, episodes: int, seed: int = 0) -> Policy:
-    """As the product makes it, but for the size of the agent's networks, and so the time."""
-    config = {"ddpg": PROFILE_CONFIG, "ddpg-sequential": SEQUENTIAL_CONFIG}.get(name)
-    small = None if config is None else replace(config, hidden=16, batch_size=16)
     given = [FULL // 2] if name == "from-file" else []
-    return make_policy(name, facts(), budget, seed=seed, episodes=episodes, errors=ERRORS, given=given, config=small)
+    return make_policy(name, facts(), budget, seed=seed, episodes=episodes, errors=ERRORS, given=given)
 
 
 class Phone:
