@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from amc_mobile.channels.plan import CHANNEL_CHOICES
 from amc_mobile.errors import InvalidConfig
@@ -19,13 +19,62 @@ GRANULARITIES = ("channel", "weight")
 
 
 @dataclass(frozen=True)
-class SearchConfig:
-    """Budgets and how to search within them; `amc-mobile search --help` explains the fields."""
+class Budget:
+    """What a plan may cost at most; several at once must all be met, and a plan's cost is counted in the first one.
+
+    `latency_ms`: p50, measured; the ratios are shares of the original's latency, MACs and parameters, in (0, 1].
+    Raises InvalidConfig for none at all, for two of one latency, and for values that cannot be.
+
+        amc.Budget(latency_ms=30), amc.Budget(latency_ratio=0.5, params_ratio=0.7)
+    """
 
     latency_ms: float | None = None
     latency_ratio: float | None = None
     macs_ratio: float | None = None
     params_ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        limits = self.limits
+        if not limits:
+            flags = ", ".join(f"--{field.name.replace('_', '-')}" for field in fields(Budget))
+            raise InvalidConfig("no budget was given", next_step=f"pass one or more of {flags}")
+        if "latency-ms" in limits and "latency-ratio" in limits:
+            raise InvalidConfig("--latency-ms and --latency-ratio both limit one latency", next_step="pass one of them")
+        for name, value in limits.items():
+            if name == "latency-ms" and not 0 < value < math.inf:
+                raise InvalidConfig(
+                    f"--latency-ms {value:g}: a latency is above 0 ms",
+                    next_step="pass milliseconds, e.g. --latency-ms 5",
+                )
+            if name != "latency-ms" and not 0 < value <= 1:
+                raise InvalidConfig(
+                    f"--{name} {value:g}: a share of the original is above 0 and at most 1",
+                    next_step=f"for half of the original: --{name} 0.5",
+                )
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """Those that are asked for, by the names of their flags."""
+        values = {field.name.replace("_", "-"): getattr(self, field.name) for field in fields(Budget)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    @property
+    def asked_of_model(self) -> list[str]:
+        """As the user put them, e.g. `latency-ratio 0.5`; the first is the one that costs are counted in."""
+        return [f"{name} {value:g}" for name, value in self.limits.items()]
+
+    @property
+    def unit(self) -> Unit:
+        """Of a plan's cost."""
+        if self.latency_ms is not None or self.latency_ratio is not None:
+            return "ms"
+        return "macs" if self.macs_ratio is not None else "parameters"
+
+
+@dataclass(frozen=True)
+class SearchConfig(Budget):
+    """A budget and how to search within it; `amc-mobile search --help` explains the fields."""
+
     policy: str = "critic"
     reward: str = "fidelity"
     episodes: int = 300
@@ -48,27 +97,11 @@ class SearchConfig:
         check_choice("--reward", self.reward, REWARDS)
         check_choice("--channel-choice", self.channel_choice, CHANNEL_CHOICES)
         check_choice("--granularity", self.granularity, GRANULARITIES)
-        if self.reward in GUARANTEED and not any(v is not None for v in self._budgets().values()):
+        if self.reward in GUARANTEED and not self.limits:
             # These rewards need no budget: all of the original's cost is allowed, in the reward's unit.
             flag = {"macs": "macs_ratio", "parameters": "params_ratio", "ms": "latency_ratio"}[GUARANTEED[self.reward]]
             object.__setattr__(self, flag, 1.0)
-        given = {k: v for k, v in self._budgets().items() if v is not None}
-        if not given:
-            flags = ", ".join(f"--{name}" for name in self._budgets())
-            raise InvalidConfig("no budget was given", next_step=f"pass one or more of {flags}")
-        if "latency-ms" in given and "latency-ratio" in given:
-            raise InvalidConfig("--latency-ms and --latency-ratio both limit one latency", next_step="pass one of them")
-        for name, value in given.items():
-            if name == "latency-ms" and not 0 < value < math.inf:
-                raise InvalidConfig(
-                    f"--latency-ms {value:g}: a latency is above 0 ms",
-                    next_step="pass milliseconds, e.g. --latency-ms 5",
-                )
-            if name != "latency-ms" and not 0 < value <= 1:
-                raise InvalidConfig(
-                    f"--{name} {value:g}: a share of the original is above 0 and at most 1",
-                    next_step=f"for half of the original: --{name} 0.5",
-                )
+        super().__post_init__()
         if asked_devices(self.also) and self.unit != "ms":
             raise InvalidConfig(
                 "--also is a further latency budget, and there is none for --device",
@@ -98,12 +131,6 @@ class SearchConfig:
         if GUARANTEED.get(self.reward) == "ms" and self.unit != "ms":
             raise InvalidConfig(f"the reward {self.reward} needs a latency budget", next_step="pass --latency-ratio 1")
 
-    def _budgets(self) -> dict[str, float | None]:
-        return {
-            "latency-ms": self.latency_ms, "latency-ratio": self.latency_ratio, "macs-ratio": self.macs_ratio,
-            "params-ratio": self.params_ratio,
-        }  # fmt: skip
-
     @property
     def scored_images(self) -> int | None:
         """How many of the reward images plans are scored on; None: all, as where the accuracy on them counts."""
@@ -114,17 +141,6 @@ class SearchConfig:
     def asked(self) -> str:
         """The budgets as the user put them, e.g. `latency-ratio 0.5`, `latency-ms 30 macs-ratio 0.6 also galaxy:35`."""
         return " ".join([*self.asked_of_model, *(f"also {device}:{ms:g}" for device, ms in asked_devices(self.also))])
-
-    @property
-    def asked_of_model(self) -> list[str]:
-        """Those of the device and of the network alone; the first is the one that costs are counted in."""
-        return [f"{name} {value:g}" for name, value in self._budgets().items() if value is not None]
-
-    @property
-    def unit(self) -> Unit:
-        if self.latency_ms is not None or self.latency_ratio is not None:
-            return "ms"
-        return "macs" if self.macs_ratio is not None else "parameters"
 
 
 @dataclass(frozen=True)
