@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -405,19 +405,6 @@ class Run:
 
     def search(self) -> SearchRecord:
         return self.load(SearchRecord)
-
-    def write(self, name: str, document: Mapping[str, Any]) -> None:
-        write_json(self.folder / f"{name}.json", dict(document), format_version=FORMAT_VERSION)
-
-    def read(self, name: str) -> dict[str, Any]:
-        """The document of a step. Raises InvalidInput naming the step when it has not run."""
-        path = self.folder / f"{name}.json"
-        if not path.exists():
-            raise InvalidInput(f"run {self.folder.name} has no {name} yet", next_step=f"run `amc-mobile {name}` first")
-        return read_json(path, format_version=FORMAT_VERSION)
-
-    def has(self, name: str) -> bool:
-        return (self.folder / f"{name}.json").exists()
 
     @property
     def has_begun(self) -> bool:

@@ -193,7 +193,7 @@ def check_continues(run: Run, log: EpisodeLog, wanted: SearchConfig) -> None:
     Comes before anything of the run is changed.
     """
     log.check_identity()
-    if not log.started or not run.has("settings"):
+    if not log.started or not run.has_begun:
         return
     before = run.search_config().episodes
     tried = sum(row.policy != CHECK for row in log.rows)
