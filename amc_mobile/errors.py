@@ -119,11 +119,11 @@ class MissingDependency(AmcMobileError):
 
 def _of_extra(extra: str) -> list[str]:
     """The requirements of an extra of the installed amc-mobile; empty for "" and where it runs without installation."""
-    import importlib.metadata  # takes a tenth of the start-up
+    from importlib.metadata import PackageNotFoundError, requires  # here: it takes a tenth of the start-up
 
     try:
-        every = importlib.metadata.requires("amc-mobile") or []
-    except importlib.metadata.PackageNotFoundError:
+        every = requires("amc-mobile") or []
+    except PackageNotFoundError:
         return []
     found = [requirement.partition(";") for requirement in every]
     return [name.strip() for name, _, marker in found if re.search(rf"extra == ['\"]{extra}['\"]", marker)]

@@ -6,7 +6,7 @@ import base64
 import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ from amc_mobile.device.runner import runner_program
 from amc_mobile.errors import AmcMobileError, DeviceError, InvalidConfig, InvalidInput
 from amc_mobile.formats import BENCHMARK_MODEL, BY_RUNTIME, MAVEN, ONNX, PHONE_RUNTIMES, TFLITE
 from amc_mobile.latency.table import LatencyTable, RecordedDevice
-from amc_mobile.workflows.workspace import Progress, Settings, Workspace
+from amc_mobile.workflows.workspace import Progress, Settings, Workspace, check_settings, silent
 
 
 def profile_of(settings: Settings) -> DeviceProfile:
@@ -126,6 +126,53 @@ def device_of(settings: Settings, runtime: str, progress: Progress) -> Device:
         on_wait=on_wait,
         on_neighbours=on_neighbours,
     )
+
+
+@dataclass(frozen=True)
+class OpenedDevice:
+    """A device that measures, with its runtime, threads and state. `settings`: those of its fields that speak of it."""
+
+    settings: Settings
+
+    def conditions(self) -> Conditions:
+        """Under what its measurements are made: phone, processor, system, runtime and its version, threads, cores."""
+        return device_of(self.settings, chosen_runtime(self.settings), silent).conditions()
+
+
+def open_device(
+    name: str = HOST,
+    *,
+    serial: str | Sequence[str] = "",
+    runtime: str = "",
+    threads: int = 1,
+    waive: Sequence[str] = (),
+    clock_mode: str = "unlocked",
+    offline: bool = False,
+    conditions: Sequence[str] = (),
+    progress: Progress = silent,
+) -> OpenedDevice:
+    """The device to measure on: "host", this computer, or a phone by its profile, e.g. "pixel".
+
+    `serial`: which phone, where several fit; a list of phones of one model that share the work of a profile.
+    `runtime`: "tflite", "onnxruntime", or "benchmark_model" for averages on phones; empty: TFLite where installed.
+    `waive`: problems that do not matter, e.g. "HOT". `clock_mode`: "unlocked" or "fixed_performance". `offline`: the
+    device is never asked: its latency table predicts, and `conditions` says which one of several, by its first digits.
+
+    Raises DeviceUnavailable saying what adb sees, InvalidConfig for an unknown name or runtime, MissingDependency.
+
+        device = amc.open_device("pixel", threads=4)
+        device.conditions().soc
+    """
+    serials = (serial,) if isinstance(serial, str) else serial
+    settings = Settings(
+        device=name, serial=",".join(serials), runtime=runtime, threads=threads, waive=",".join(waive),
+        clock_mode=clock_mode, offline=offline, conditions=",".join(conditions),
+    )  # fmt: skip
+    check_settings(settings)
+    if not offline:
+        first = replace(settings, serial=serials[0] if serials else "")
+        device_of(first, chosen_runtime(first), progress)
+    return OpenedDevice(settings)
 
 
 SHOWN_KEY = 8  # digits of a key that tell conditions apart

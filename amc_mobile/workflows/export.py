@@ -32,8 +32,9 @@ from amc_mobile.export.converters import EXPORTERS
 from amc_mobile.export.parity import Floats, file_logits, not_delegated, parity, sqnr_db
 from amc_mobile.export.quantize import QUANTIZERS, calibration_choice
 from amc_mobile.formats import BY_SUFFIX, FLOAT32, FORMATS, REMEDY, TFLITE, precision_problem
+from amc_mobile.latency import protocol
 from amc_mobile.latency.measurement import BUSY, ModelMeasurement, PairMeasurement, SustainedMeasurement, fewest_within
-from amc_mobile.latency.protocol import ProtocolConfig, measure_model, measure_pair, measure_sustained
+from amc_mobile.latency.protocol import ProtocolConfig, measure_model, measure_pair
 from amc_mobile.models.task import Task, logits
 from amc_mobile.packing import PackedModule
 from amc_mobile.report.content import STATUS_OF, TOP1, Attempt, Gate
@@ -41,7 +42,7 @@ from amc_mobile.report.tables import NOTHING, kilobytes, megahertz, number, perc
 from amc_mobile.search.budget import format_cost
 from amc_mobile.store import to_document, write_bytes
 from amc_mobile.workflows.budgets import attached, settings_of
-from amc_mobile.workflows.devices import chosen_runtime, device_of
+from amc_mobile.workflows.devices import OpenedDevice, chosen_runtime, device_of
 from amc_mobile.workflows.network import Network
 from amc_mobile.workflows.runs import (
     BudgetRecord,
@@ -54,7 +55,7 @@ from amc_mobile.workflows.runs import (
     Run,
     SearchRecord,
 )
-from amc_mobile.workflows.workspace import Progress, Settings, Workspace, check_settings
+from amc_mobile.workflows.workspace import Progress, Settings, Workspace, check_settings, silent
 
 ERROR_SHARES = (0.0108, 0.0060, 0.0081)  # one per attempt
 GATE_ATTEMPTS = len(ERROR_SHARES)
@@ -266,6 +267,10 @@ class MeasureResult:
         return "\n  ".join(lines + _busy_lines(self.neighbours))
 
     @property
+    def p50_ms(self) -> float:
+        return self.measurement.p50_ms
+
+    @property
     def _runs_ms(self) -> list[float]:
         return [value for samples in self.measurement.samples_ms for value in samples]
 
@@ -312,6 +317,42 @@ def _busy_lines(neighbours: Neighbours | None) -> list[str]:
     if neighbours is None or not neighbours.is_busy:
         return []
     return [f"Warning: {neighbours.text()} [{BUSY}]", f"next: {REMEDIES[BUSY]}"]
+
+
+def measure(
+    path: Path | str, device: OpenedDevice | str = "host", *, cadence_fps: float | None = None,
+    progress: Progress = silent,
+) -> MeasureResult:  # fmt: skip
+    """Measures the latency of one .tflite or .onnx file in ten passes. `cadence_fps`: runs a second, as an app makes
+    them; None: back to back. Raises InvalidInput, InvalidConfig, DeviceError.
+
+        amc.measure("model.tflite", amc.open_device("pixel", threads=2)).p50_ms
+    """
+    result = measure_file(Path(path), _opened(device).settings, cadence_fps=cadence_fps, progress=progress)
+    assert isinstance(result, MeasureResult)
+    return result
+
+
+def measure_sustained(
+    path: Path | str, device: OpenedDevice | str = "host", *, seconds: float = 60.0, cadence_fps: float | None = None,
+    progress: Progress = silent,
+) -> SustainedResult:  # fmt: skip
+    """As `measure`, for so many seconds without letting the device cool: p50 and p90 over time as it heats up.
+
+    amc.measure_sustained("model.tflite", "pixel", seconds=120).measurement.slowdowns
+    """
+    settings = _opened(device).settings
+    result = measure_file(Path(path), settings, sustained_s=seconds, cadence_fps=cadence_fps, progress=progress)
+    assert isinstance(result, SustainedResult)
+    return result
+
+
+def _opened(device: OpenedDevice | str) -> OpenedDevice:
+    if isinstance(device, OpenedDevice):
+        return device
+    settings = Settings(device=device)
+    check_settings(settings)
+    return OpenedDevice(settings)
 
 
 def measure_file(
@@ -370,7 +411,7 @@ def _measure_sustained(
     stage, total = "measure over time, s", math.ceil(seconds)
     progress(stage, 0, total)
     device = device_of(settings, runtime, progress)
-    measured = measure_sustained(
+    measured = protocol.measure_sustained(
         device,
         file.read_bytes(),
         seconds,
@@ -405,6 +446,15 @@ class ExportResult:
         if record.accuracy_kept is False:
             lines.append("  FAIL: the accuracy that --max-loss asks for is not kept")
         return "\n".join(lines)
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether every budget is met, by measurement; None where one was not measured."""
+        return self.record.gate.passed
+
+    def __getitem__(self, form: str) -> ExportedFile:
+        """The file of a format, "tflite" or "onnx". Raises KeyError for one that was not exported."""
+        return {file.format: file for file in self.record.files}[form]
 
     def raise_if_not_passed(self) -> None:
         """Raises BudgetNotMet (exit 3) when the gate says so, BudgetNotVerified (exit 4) when nothing was measured,

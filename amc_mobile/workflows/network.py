@@ -113,11 +113,12 @@ def _say_enlarged(dataset: Dataset, spec: str) -> None:
 
 @dataclass(frozen=True)
 class Network:
-    """The original network in evaluation mode, proven to be prunable by `groups`."""
+    """The original network in evaluation mode, proven to be prunable by `groups`; `settings`: what it was loaded by."""
 
     loaded: LoadedModel
     dataset: Dataset | None
     groups: ChannelGroups
+    settings: Settings
 
     @property
     def module(self) -> nn.Module:
@@ -154,7 +155,7 @@ def load_network(space: Workspace, settings: Settings) -> Network:
     example = torch.randn(loaded.input_shape, generator=torch.Generator().manual_seed(0))
     groups = find_groups(loaded.module, example)
     prove(loaded.module, groups, example)
-    return Network(loaded, dataset, groups)
+    return Network(loaded, dataset, groups, settings)
 
 
 def may_have_seen(space: Workspace, settings: Settings, network: Network, reward_images: int) -> bool:

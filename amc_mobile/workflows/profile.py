@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from amc_mobile.device.conditions import readable
+from amc_mobile.channels.plan import PruningPlan
+from amc_mobile.device.conditions import Conditions, readable
 from amc_mobile.device.device import Neighbours
 from amc_mobile.device.phone_state import BUSY, REMEDIES, WIDE_BAND
 from amc_mobile.errors import DeviceError, InvalidConfig
@@ -17,8 +19,8 @@ from amc_mobile.latency.model import LatencyModel
 from amc_mobile.latency.sharing import ANCHORS, RESIDUAL, PhoneShare, judge, share_kernels
 from amc_mobile.workflows.devices import chosen_runtime, device_of, profile_of
 from amc_mobile.workflows.latency import latency_model
-from amc_mobile.workflows.network import default_grids, load_network
-from amc_mobile.workflows.workspace import Progress, Settings, Workspace
+from amc_mobile.workflows.network import Network, default_grids, load_network
+from amc_mobile.workflows.workspace import Progress, Settings, Workspace, silent
 
 
 @dataclass(frozen=True)
@@ -251,3 +253,46 @@ def _share(latency: LatencyModel, settings: Settings, progress: Progress) -> lis
         on_progress=progress,
         config=latency.protocol,
     )
+
+
+@dataclass(frozen=True)
+class ProfiledLatency:
+    """The latency that the workspace's table predicts for the plans of one network on one device.
+
+    `result`: what the last profile left. The device is opened when something is asked first.
+    """
+
+    space: Workspace
+    network: Network
+    settings: Settings
+    result: ProfileResult
+
+    @cached_property
+    def _model(self) -> LatencyModel:
+        return latency_model(self.space, self.settings, self.network, default_grids(self.network), silent)
+
+    def p50_ms(self, plan: PruningPlan | None = None) -> float:
+        """Predicted p50 of the whole network at a plan, in ms; None: of the original."""
+        widths = plan.widths if plan is not None else self.network.groups.sizes
+        return float(self._model.p50_ms(widths[None])[0])
+
+    @property
+    def band(self) -> float:
+        """How far a prediction may be off, as a share of it, e.g. 0.05."""
+        return self._model.calibration.band
+
+    @property
+    def conditions(self) -> Conditions:
+        """Device, runtime, threads and all else that the measurements hold for."""
+        return self._model.conditions
+
+    def to_frame(self) -> Any:
+        """The measured kernels as a pandas DataFrame: label, low_ms (the lowest 20th percentile), passes, flags."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            [
+                {"label": k.label, "low_ms": k.low_ms, "passes": len(k.passes), "flags": " ".join(k.flags)}
+                for k in self._model.table.kernels(self._model.conditions).values()
+            ]
+        )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -19,17 +19,23 @@ from amc_mobile.device.conditions import Conditions
 from amc_mobile.errors import AmcMobileError, CorruptFile, InvalidInput
 from amc_mobile.export.parity import Parity
 from amc_mobile.formats import FLOAT32, TFLITE
-from amc_mobile.latency.measurement import PairMeasurement
+from amc_mobile.latency.measurement import ModelMeasurement, PairMeasurement
 from amc_mobile.models.loading import load_checkpoint, save_checkpoint, weights_sha256, write_tensors
 from amc_mobile.models.training import EpochReport
 from amc_mobile.pruning.magnitude import hold_masks
 from amc_mobile.report.content import Attempt, Gate, LayerRow, Predictions
 from amc_mobile.search.budget import Unit, format_cost
+from amc_mobile.search.episode_log import EpisodeLog
 from amc_mobile.search.loop import OverBudget
 from amc_mobile.store import from_document, read_json, to_document, write_json
 from amc_mobile.workflows.network import Network, load_network
 from amc_mobile.workflows.search_config import SearchConfig
-from amc_mobile.workflows.workspace import BEGUN, Settings, Workspace, safe_name
+from amc_mobile.workflows.workspace import BEGUN, Progress, Settings, Workspace, safe_name, silent
+
+if TYPE_CHECKING:
+    from amc_mobile.workflows.export import ExportResult
+    from amc_mobile.workflows.report import ReportResult
+    from amc_mobile.workflows.training import FinetuneResult
 
 FORMAT_VERSION = 1
 
@@ -297,6 +303,16 @@ class ExportedFile:
     decision: Gate | None
     original_bytes: int | None
 
+    @property
+    def accuracy(self) -> float:
+        """Of the file itself on the test images, in [0, 1]."""
+        return self.test_top1
+
+    @property
+    def latency(self) -> ModelMeasurement | None:
+        """Of the file, measured next to the original; None where it was not measured."""
+        return self.pair.after if self.pair is not None else None
+
 
 @dataclass(frozen=True)
 class FurtherGate:
@@ -492,3 +508,106 @@ class Run:
         """Whether the exported files hold other weights than those that an export would take now."""
         stage = self.best_stage()
         return (export.stage, export.weights_sha256) != (stage, self.stage_sha256(stage))
+
+    def finetune(
+        self,
+        *,
+        epochs: int = 10,
+        learning_rate: float | None = None,
+        batch_size: int = 64,
+        ema_decay: float = 0.0,
+        bf16: bool = False,
+        workers: int | None = None,
+        progress: Progress = silent,
+    ) -> FinetuneResult:
+        """Trains the pruned network on, distilled from the original; goes on where it was stopped.
+
+        `learning_rate`: the peak of a cosine schedule; None: 0.02, of detectors 0.002. `ema_decay`: keeps a moving
+        average of the weights, e.g. 0.999; 0: the last ones. The weights are kept unless clearly worse.
+
+            run.finetune(epochs=20).result.test_top1
+        """
+        from amc_mobile.workflows.training import finetune_run
+
+        return finetune_run(
+            self.space, run=self.folder.name, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size,
+            bf16=bf16, ema_decay=ema_decay, workers=workers, progress=progress,
+        )  # fmt: skip
+
+    def export(
+        self,
+        *formats: str,
+        precision: str | None = None,
+        offline: bool = False,
+        serial: str | None = None,
+        waive: Sequence[str] = (),
+        clock_mode: str | None = None,
+        progress: Progress = silent,
+    ) -> ExportResult:
+        """Writes the pruned network as "tflite", "onnx" or both, checks the files against torch and measures them.
+
+        `precision`: "float32", "int8" or "float16"; None, as for the others: as the run was searched. `offline`: the
+        files are not measured, and a latency budget stays open. Raises DeviceUnavailable for a phone that is not there.
+
+            files = run.export("tflite", "onnx")
+            files.passed, files["tflite"].latency.p50_ms, files["tflite"].accuracy
+        """
+        from amc_mobile.workflows.export import export_run
+
+        changed = {
+            "precision": precision, "serial": serial, "waive": ",".join(waive) or None, "clock_mode": clock_mode,
+        }  # fmt: skip
+        return export_run(
+            self.space, run=self.folder.name, formats=list(formats), changed=changed, offline=offline, progress=progress
+        )
+
+    def report(self) -> ReportResult:
+        """Writes report.html, report.json and layers.csv into the run's folder; `paths` of the result names them.
+
+        print(run.report().text())
+        """
+        from amc_mobile.workflows.report import report_run
+
+        return report_run(self.space, run=self.folder.name)
+
+    def module(self, stage: str | None = None) -> nn.Module:
+        """The pruned network with its weights, in evaluation mode. `stage`: "pruned" or "finetuned"; None: the best."""
+        network = self.original(self.space, self.settings())
+        return self.load_pruned(network, stage or self.best_stage())
+
+    def episodes(self) -> Any:
+        """A pandas DataFrame, one row per plan tried: episode, policy, reward, predicted_cost, measured_ms ..."""
+        import pandas as pd
+
+        return pd.DataFrame([asdict(row) for row in EpisodeLog(self.folder / "episodes.csv").rows])
+
+    def layers(self) -> Any:
+        """A pandas DataFrame, one row per kernel of the network: channels, ms and MACs before and after pruning.
+
+        Empty where the budget is not a latency.
+        """
+        import pandas as pd
+
+        return pd.DataFrame([asdict(row) for row in self.load(SearchDetails).layers])
+
+    def plan(self) -> PruningPlan | WeightPlan:
+        """The plan that the network was pruned by. Raises InvalidInput before the search has ended."""
+        return self.search().plan
+
+    @property
+    def space(self) -> Workspace:
+        """The workspace that the run is in."""
+        return Workspace(self.folder.parents[1])
+
+
+def load_pruned(run: Path | str) -> nn.Module:
+    """The pruned network of a run's folder, a torch module with its weights, in evaluation mode.
+
+    The fine-tuned weights where there are any and they were kept. The network itself is built by what the run was made
+    with: a file of yours has to be where it was, and a network that was given as a module must have been opened in this
+    process, by `Workspace.network`. Raises InvalidInput where it cannot be.
+
+        module = amc.load_pruned("amc-workspace/runs/NAME")
+    """
+    folder = Path(run)
+    return Workspace(folder.parents[1]).run(folder.name).module()

@@ -1,8 +1,9 @@
-"""The workspace folder: what was chosen last time, the latency table, the templates and the runs."""
+"""The workspace folder, which the Python API starts from: what was chosen last time, the latency table and the runs."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -14,7 +15,18 @@ from amc_mobile.latency.database_url import take_password
 from amc_mobile.store import held, is_file_name, read_json, write_json
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from amc_mobile.models.training import EpochReport
+    from amc_mobile.workflows.budgets import Budget
+    from amc_mobile.workflows.compare import Comparison
+    from amc_mobile.workflows.devices import OpenedDevice
+    from amc_mobile.workflows.network import Network
+    from amc_mobile.workflows.profile import ProfiledLatency
+    from amc_mobile.workflows.runs import Run
+    from amc_mobile.workflows.sensitivity import Sensitivity
+    from amc_mobile.workflows.table import ProbeResult, TableResult
+    from amc_mobile.workflows.training import TrainResult
 
 
 class Progress(Protocol):
@@ -169,11 +181,29 @@ def safe_name(text: str) -> str:
 BEGUN = "settings.json"  # of a run's folder; a search that no plan can satisfy ends before it is written
 
 
-@dataclass(frozen=True)
 class Workspace:
-    """Paths of one workspace and what it remembers between commands."""
+    """A folder with the latency table and the runs, and all that can be done with them: the front door.
 
-    folder: Path
+        import amc_mobile as amc
+
+        space = amc.Workspace("amc-workspace")
+        network = space.network("mobilenet_v1", width=0.25, data="digits")
+        latency = space.profile(network, amc.open_device("host"))
+        run = space.search(network, amc.Budget(latency_ratio=0.5), latency, episodes=300)
+        run.finetune(epochs=10)
+        files = run.export("tflite", "onnx")
+        run.report()
+
+    Everything that is measured or searched is kept in the folder, so that a script which is stopped goes on where it
+    was when it is started again; the commands of `amc-mobile --workspace FOLDER` work on the same folder.
+    `progress`, a parameter of all that takes long: called as `progress(stage, done, total, note)`; silent by default.
+    """
+
+    def __init__(self, folder: Path | str = "amc-workspace") -> None:
+        self.folder = Path(folder)
+
+    def __repr__(self) -> str:
+        return f"Workspace({str(self.folder)!r})"
 
     @property
     def table_path(self) -> Path:
@@ -277,3 +307,321 @@ class Workspace:
                 next_step=f"pass --run with one of: {', '.join(known)}" if known else "run `amc-mobile search` first",
             )
         return folder
+
+    def network(
+        self,
+        model: str | nn.Module,
+        *,
+        width: float = 1.0,
+        checkpoint: Path | str = "",
+        data: Any = "",
+        input_size: int = 0,
+        example_input: Tensor | Sequence[Any] | None = None,
+        accuracy: str | Callable[..., float] = "",
+        loss: str | Callable[..., Tensor] = "",
+        seed: int = 0,
+        workers: int = 0,
+    ) -> Network:
+        """A trained network with its images and its channel groups, proven to be prunable.
+
+        `model`: a name that `amc-mobile models` lists, `torchvision:NAME`, `timm:NAME`, `file.py:function`, or a module
+        of yours, which needs `example_input`: a tensor (N, C, H, W), its shape, or a tensor for each of several inputs.
+        `width`: width multiplier. `checkpoint`: its weights; without, those of `train` in this workspace, else random
+        ones drawn by `seed`. `data`: `digits`, `shapes`, `cifar10:PATH`, `imagefolder:PATH`, `file.py:function`, or the
+        data themselves: (train, test), each a torch Dataset or a pair (images, labels) of arrays, images uint8
+        (N, C, H, W) or (N, H, W, C), labels (N,); profiling needs none. `input_size`: pixels; 0: the network's own.
+        `accuracy`, `loss`: (outputs, labels) -> number, of networks that do not classify. `workers`: threads that
+        decode image folders as they are used; 0: the images are held in memory.
+
+        A network that was given as a module is found again by its weights: open it in each process before its runs
+        are worked on.
+
+        Raises InvalidInput for files and data that do not fit, UnsupportedLayer naming a layer that cannot be traced.
+
+            network = space.network(my_resnet, example_input=torch.zeros(1, 3, 32, 32), data=(train, test))
+            network.groups.channels  # {"conv1": 16, "layer1": 16, ...}
+        """
+        from amc_mobile.workflows.network import load_network
+
+        model_name, data_name, of_task = _named(model, example_input, data, accuracy, loss)
+        settings = Settings(
+            model=model_name, data=data_name, checkpoint=str(checkpoint), width_multiplier=width,
+            input_size=input_size, seed=seed, workers=workers, table=self._remembered_settings().table, **of_task,
+        )  # fmt: skip
+        check_settings(settings)
+        return load_network(self, settings)
+
+    def train(
+        self,
+        model: str,
+        *,
+        epochs: int = 30,
+        learning_rate: float | None = None,
+        batch_size: int = 64,
+        bf16: bool = False,
+        progress: Progress = silent,
+        **network: Any,
+    ) -> TrainResult:
+        """Trains a built-in network or one of `file.py:function`; `network` then opens it with the trained weights.
+
+        `network`: `width`, `data` and the other parameters of `network`; a `checkpoint` is where the training starts.
+        `learning_rate`: the peak of a cosine schedule; None: 0.1, of detectors 0.01. Goes on where it was stopped.
+
+            space.train("mobilenet_v1", width=0.25, data="digits", epochs=10).top1  # in [0, 1], on the test images
+        """
+        from amc_mobile.workflows.training import train_network
+
+        network["width_multiplier"] = network.pop("width", 1.0)
+        settings = Settings(model=model, **network)
+        check_settings(settings)
+        return train_network(
+            self, settings, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, bf16=bf16,
+            progress=progress,
+        )  # fmt: skip
+
+    def profile(
+        self,
+        network: Network,
+        device: OpenedDevice | str = "host",
+        *,
+        precision: str = FLOAT32,
+        quick: bool = False,
+        table: str = "",
+        progress: Progress = silent,
+    ) -> ProfiledLatency:
+        """Measures the kernels of a network on a device, as far as the latency table lacks them.
+
+        `precision`: of the files that are measured: "float32", "int8" or "float16". `quick`: fewer kernels, whole
+        models and passes, and a wider error band. `table`: URL of a PostgreSQL database in place of the workspace's
+        file. Raises DeviceError when the device fails; what was measured until then is kept.
+
+            latency = space.profile(network, amc.open_device("pixel"))
+            latency.p50_ms(plan), latency.band  # ms, and its relative error
+        """
+        from amc_mobile.workflows.profile import ProfiledLatency, profile_device
+
+        settings = _on(device, network, precision=precision, table=table or network.settings.table)
+        result = profile_device(self, settings, quick=quick, progress=progress)
+        return ProfiledLatency(self, network, settings, result)
+
+    def search(
+        self,
+        network: Network,
+        budget: Budget,
+        latency: ProfiledLatency | OpenedDevice | None = None,
+        *,
+        episodes: int = 300,
+        policy: str = "critic",
+        seed: int = 0,
+        name: str | None = None,
+        untrained: bool = False,
+        memory_mb: int = 0,
+        progress: Progress = silent,
+        **options: Any,
+    ) -> Run:
+        """Finds the most accurate plan within the budget and prunes the network by it; goes on where it was stopped.
+
+        `latency`: what `profile` returned, or a device whose table is there already; budgets of MACs and parameters
+        need none. `episodes`: plans to try. `policy`: one of `amc.POLICIES`, e.g. "ddpg", the paper's agent. `name`: of
+        the run; None: made of what was asked for. `untrained`: goes on with a network that is no better than guessing.
+        `memory_mb`: for the matrices, the rest goes to a file; 0: half of what is free. `options`: the other fields of
+        `amc.SearchConfig`, e.g. reward, multiple, min_keep_ratio, max_loss, keep, granularity.
+
+        Raises UnreachableBudget before the search where no plan can meet the budget, MissingLatency for a device that
+        was not profiled, BudgetNotMet, InvalidConfig for options that are not allowed.
+
+            run = space.search(network, amc.Budget(macs_ratio=0.5), policy="ddpg", seed=1)
+            run.plan().kept_channels
+        """
+        from amc_mobile.workflows.runs import Run
+        from amc_mobile.workflows.search import search_plan
+        from amc_mobile.workflows.search_config import SearchConfig
+
+        config = SearchConfig(**asdict(budget), episodes=episodes, policy=policy, **options)
+        settings = _on(latency, network, seed=seed, memory_mb=memory_mb)
+        found = search_plan(self, settings, config, run=name, progress=progress, untrained=untrained)
+        return Run(self.runs / found.run)
+
+    def run(self, name: str | None = None) -> Run:
+        """The run of that name, or the last one. Raises InvalidConfig, listing all runs, where there is none."""
+        from amc_mobile.workflows.runs import Run
+
+        return Run(self.run_folder(name))
+
+    def compare(
+        self,
+        network: Network,
+        budget: Budget,
+        latency: ProfiledLatency | OpenedDevice | None = None,
+        *,
+        policies: Sequence[str] = ("uniform", "random", "ddpg", "evolution", "critic", "dp"),
+        seeds: Sequence[int] = (0, 1, 2),
+        ratios: Sequence[float] = (),
+        episodes: int = 300,
+        finetune_epochs: int = 0,
+        untrained: bool = False,
+        progress: Progress = silent,
+        **options: Any,
+    ) -> Comparison:
+        """Searches by several policies at equal numbers of plans, and writes compare.html, .json, .csv and charts.
+
+        `ratios`: in place of the budget's own, for a front. `finetune_epochs`: of every plan; 0: none. `options`: as
+        in `search`. Runs that are there already are not made again.
+
+            print(space.compare(network, amc.Budget(macs_ratio=0.5), policies=["uniform", "critic"]).text())
+        """
+        from amc_mobile.workflows.compare import compare_policies
+        from amc_mobile.workflows.search_config import CompareConfig, SearchConfig
+
+        search = SearchConfig(**asdict(budget), episodes=episodes, **options)
+        config = CompareConfig(search, tuple(policies), tuple(seeds), tuple(ratios), finetune_epochs)
+        return compare_policies(self, _on(latency, network), config, progress=progress, untrained=untrained)
+
+    def sensitivity(
+        self,
+        network: Network,
+        *,
+        ratios: Sequence[float] = (0.25, 0.5, 0.75),
+        seed: int = 0,
+        untrained: bool = False,
+        progress: Progress = silent,
+        **options: Any,
+    ) -> Sensitivity:
+        """Accuracy with one channel group cut to each of `ratios` and all others whole; writes sensitivity.html.
+
+        `options`: the other fields of SensitivityConfig: multiple, channel_choice, calibration_images, reward_images.
+
+            space.sensitivity(network, ratios=[0.5]).most_sensitive()
+        """
+        from amc_mobile.workflows.search_config import SensitivityConfig
+        from amc_mobile.workflows.sensitivity import sensitivity
+
+        config = SensitivityConfig(ratios=tuple(ratios), **options)
+        return sensitivity(self, _on(None, network, seed=seed), config, progress=progress, untrained=untrained)
+
+    def status(self) -> dict[str, Any]:
+        """What the workspace remembers, its tables and runs, and the next step."""
+        from amc_mobile.workflows.table import show_status
+
+        return show_status(self)
+
+    def table(self) -> dict[str, Any]:
+        """What the latency table holds: `conditions`, each with its kernels (label, low_ms, passes, flags)."""
+        from amc_mobile.workflows.table import show_table
+
+        return show_table(self)
+
+    def export_table(self, path: Path | str) -> TableResult:
+        """Writes the latency table as a `.jsonl` bundle, which `import_table` takes, or as `.csv` for reading."""
+        from amc_mobile.workflows.table import export_table
+
+        return export_table(self, Path(path))
+
+    def import_table(self, path: Path | str) -> TableResult:
+        """Adds a bundle to the latency table. Other conditions stay apart."""
+        from amc_mobile.workflows.table import import_table
+
+        return import_table(self, Path(path))
+
+    def import_csv(
+        self,
+        path: Path | str,
+        *,
+        device: str,
+        kernel: Sequence[str] = ("kernel",),
+        ms: str = "ms",
+        run: str | None = None,
+        shape: Mapping[str, str] | None = None,
+        network: str | None = None,
+        soc: str | None = None,
+        runtime: str | None = None,
+        threads: int | None = None,
+    ) -> TableResult:
+        """Adds the table of another tool, one kernel per line: `kernel`, `ms`, `run` and `network` name its columns.
+
+        `shape`: FIELD -> column of operator, in_channels, out_channels, out_size, stride, window; with it a search can
+        use the table without the device. `network`: says which whole model a kernel is part of.
+        """
+        from amc_mobile.workflows.table import import_csv
+
+        return import_csv(
+            self, Path(path), device=device, kernel=kernel, ms=ms, run=run, shape=shape or {}, network=network, soc=soc,
+            runtime=runtime, threads=threads,
+        )  # fmt: skip
+
+    def merge_table(self, other: Path | str) -> TableResult:
+        """Adds the table.sqlite of another workspace."""
+        from amc_mobile.workflows.table import merge_table
+
+        return merge_table(self, Path(other))
+
+    def verify_table(
+        self, network: Network, device: OpenedDevice | str = "host", *, progress: Progress = silent
+    ) -> TableResult:
+        """Measures eight kernels again. Raises AmcMobileError when they no longer agree with the table."""
+        from amc_mobile.workflows.table import verify_table
+
+        return verify_table(self, _on(device, network), progress=progress)
+
+    def adopt_table(
+        self, network: Network, device: OpenedDevice | str = "host", *, progress: Progress = silent
+    ) -> TableResult:
+        """After an update of the system or runtime: takes the old kernels over where eight of them still agree."""
+        from amc_mobile.workflows.table import adopt_table
+
+        return adopt_table(self, _on(device, network), progress=progress)
+
+    def probe(
+        self, network: Network, device: OpenedDevice | str = "host", *, progress: Progress = silent
+    ) -> ProbeResult:
+        """Measures which multiples of channels the device prefers; a search then keeps such multiples."""
+        from amc_mobile.workflows.table import probe_device
+
+        return probe_device(self, _on(device, network), progress=progress)
+
+    def plot_kernel(
+        self,
+        network: Network,
+        kernel: str,
+        path: Path | str = "kernel.svg",
+        device: OpenedDevice | str = "host",
+        *,
+        progress: Progress = silent,
+    ) -> TableResult:
+        """Draws a kernel's latency over its channels: measured points and prediction. `kernel`: a layer's path."""
+        from amc_mobile.workflows.table import plot_kernel
+
+        return plot_kernel(self, _on(device, network), kernel, Path(path), progress=progress)
+
+
+def _on(device: ProfiledLatency | OpenedDevice | str | None, network: Network, **changed: Any) -> Settings:
+    """The settings of a step on a network and a device; None: a step that measures nothing."""
+    known = network.settings
+    if device is not None:
+        if isinstance(device, str):
+            from amc_mobile.workflows.devices import open_device
+
+            device = open_device(device)
+        of_device = asdict(device.settings)
+        names = ("device", "serial", "waive", "clock_mode", "runtime", "precision", "threads", "offline", "conditions")
+        known = replace(known, **{name: of_device[name] for name in names})
+    settings = replace(known, **changed)
+    check_settings(settings)
+    return settings
+
+
+def _named(
+    model: str | nn.Module, example_input: Any, data: Any, accuracy: Any, loss: Any
+) -> tuple[str, str, dict[str, Any]]:
+    """Objects by the names that every later step finds them by; what is a name already stays."""
+    from amc_mobile.data.sources import name_data
+    from amc_mobile.models.loading import name_module
+    from amc_mobile.models.task import OwnTask
+
+    data_name = data if isinstance(data, str) else name_data(data)
+    if isinstance(model, str):
+        return model, data_name, {"accuracy": accuracy, "loss": loss}
+    if example_input is None:
+        raise InvalidConfig("a module needs an example input", next_step="pass example_input=torch.zeros(1, 3, 32, 32)")
+    task = OwnTask(accuracy, loss or None) if accuracy else None
+    return name_module(model, example_input, task=task), data_name, {}

@@ -43,7 +43,7 @@ from amc_mobile.search.reward import fidelity
 from amc_mobile.workflows.network import Network, default_grids, load_network
 from amc_mobile.workflows.plans import ChannelPlans, PlanScorer, Preparations
 from amc_mobile.workflows.search_config import FIDELITY_IMAGES, SearchConfig
-from amc_mobile.workflows.workspace import Workspace, silent
+from amc_mobile.workflows.workspace import Settings, Workspace, silent
 
 # CPU seconds per episode of the public implementations for this network, 3000 images and reward, on a like machine.
 OFFICIAL = {"official_amc": 16.7, "nni": 14.4, "nni_speedup": 63.0}
@@ -76,7 +76,7 @@ def synthetic_network(images: int) -> Network:
         return ImageSet(pixels, labels, torch.full((3,), 0.5), torch.full((3,), 0.5))
 
     classes = tuple(str(number) for number in range(10))
-    return Network(loaded, Dataset(image_set(images), image_set(10), classes, "synthetic"), groups)
+    return Network(loaded, Dataset(image_set(images), image_set(10), classes, "synthetic"), groups, Settings())
 
 
 def episode_cost(
