@@ -219,7 +219,7 @@ class FurtherBudget:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class ParityRow:
     """An exported file against torch on the same images."""
 
     max_abs: float  # largest difference of a logit
@@ -233,7 +233,7 @@ class Stage:
 
     name: str
     accuracy: Accuracy | None = None
-    parity: Agreement | None = None  # of exported files
+    parity: ParityRow | None = None  # of exported files
     note: str = ""
 
 

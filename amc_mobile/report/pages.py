@@ -16,11 +16,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from amc_mobile.report import charts, tables
-from amc_mobile.report.advice import advice
 from amc_mobile.report.content import FORMAT_VERSION, LayerRow, Report
 from amc_mobile.report.tables import (
     NOTHING,
     Section,
+    advice,
     clauses,
     device_line,
     is_numeric_column,

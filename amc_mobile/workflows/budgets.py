@@ -24,9 +24,9 @@ from amc_mobile.latency.protocol import measure_pair
 from amc_mobile.search.budget import CostLimit, Unit, format_cost, joined, rescaled
 from amc_mobile.search.reward import MeasuredCost
 from amc_mobile.workflows.devices import chosen_runtime, device_of, recorded
-from amc_mobile.workflows.latency import latency_model
 from amc_mobile.workflows.network import Network
 from amc_mobile.workflows.plans import Plans
+from amc_mobile.workflows.profile import latency_model
 from amc_mobile.workflows.runs import BudgetRecord, MeasuredPlan, MeasuredPlans, ReferenceRecord, Run
 from amc_mobile.workflows.workspace import Progress, Settings, Workspace, silent
 

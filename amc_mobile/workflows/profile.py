@@ -1,4 +1,4 @@
-"""Build the latency table of a network on a device."""
+"""Build the latency table of a network on a device, and the latency model on it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,67 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from amc_mobile.channels.plan import PruningPlan
 from amc_mobile.device.conditions import Conditions, readable
-from amc_mobile.device.device import Neighbours
+from amc_mobile.device.device import Device, Neighbours
+from amc_mobile.device.host import assumed_layout
 from amc_mobile.device.phone_state import BUSY, REMEDIES, WIDE_BAND
 from amc_mobile.errors import DeviceError, InvalidConfig
+from amc_mobile.formats import FLOAT32
+from amc_mobile.kernels.template import load_or_build
 from amc_mobile.latency.calibration import Calibration
+from amc_mobile.latency.kernel_fit import can_be_quick
 from amc_mobile.latency.model import LatencyModel
+from amc_mobile.latency.protocol import QUICK, ProtocolConfig
 from amc_mobile.latency.sharing import ANCHORS, RESIDUAL, PhoneShare, judge, share_kernels
+from amc_mobile.latency.table import LatencyTable
 from amc_mobile.workflows.devices import chosen_runtime, device_of, profile_of
-from amc_mobile.workflows.latency import latency_model
 from amc_mobile.workflows.network import Network, default_grids, load_network
 from amc_mobile.workflows.workspace import Progress, Settings, Workspace, silent
+
+
+def latency_model(
+    space: Workspace,
+    settings: Settings,
+    network: Network,
+    grids: Sequence[NDArray[np.int64]],
+    progress: Progress,
+    *,
+    device: Device | None = None,
+    quick: bool = False,
+) -> LatencyModel:
+    """Loads or builds the template and opens the table. The caller closes it. `device`: else that of the settings.
+
+    `quick`: see LatencyModel.
+    """
+    runtime = chosen_runtime(settings)
+    # Before the template: a phone that is not there should not take a minute to be missed.
+    device = device or device_of(settings, runtime, progress)
+    conditions = device.conditions()
+    template = load_or_build(
+        network.module,
+        network.groups,
+        runtime,
+        space.templates,
+        precision=settings.precision,
+        layout=conditions.layout or assumed_layout(runtime),
+        progress=progress,
+    )
+    sampled = default_grids(network)
+    quick = quick and can_be_quick(template.sizes, sampled)
+    identity = f"{settings.model} x{settings.width_multiplier} {network.input_shape}"
+    return LatencyModel(
+        template=template,
+        device=device,
+        table=LatencyTable(space.table_location(settings)),
+        grids=grids,
+        sampled=sampled,
+        quick=quick,
+        protocol=QUICK if quick else ProtocolConfig(),
+        identity=identity if settings.precision == FLOAT32 else f"{identity} {settings.precision}",
+    )
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from amc_mobile.latency.measurement import ModelMeasurement, PairMeasurement
 from amc_mobile.latency.model import LatencyModel
 from amc_mobile.report.content import (
     Accuracy,
-    Agreement,
     AskedBudget,
     DataFacts,
     EpisodePoint,
@@ -31,6 +30,7 @@ from amc_mobile.report.content import (
     Latency,
     LayerRow,
     ModelColumn,
+    ParityRow,
     PredictionPoint,
     Predictions,
     Ratio,
@@ -289,7 +289,7 @@ def _stages(
         stages.append(Stage("fine-tuned", seen(tuned.test_top1), note=note))
     age = "outdated: written before the present weights" if outdated else ""
     for file in export.files if export else ():
-        check = Agreement(file.parity.max_abs, file.parity.top1_agreement, file.parity.images)
+        check = ParityRow(file.parity.max_abs, file.parity.top1_agreement, file.parity.images)
         name = file.format
         if file.float32:
             stages.append(Stage(f"{name} {FLOAT32}", seen(file.float32.test_top1), note=age))

@@ -25,7 +25,7 @@ from amc_mobile.latency.probe import LEAST_MULTIPLE, stored_steps
 from amc_mobile.models.loading import weights_sha256
 from amc_mobile.models.task import evaluate
 from amc_mobile.pruning.least_squares import Matrices
-from amc_mobile.report.advice import nothing_pruned
+from amc_mobile.report.tables import nothing_pruned
 from amc_mobile.search.budget import CostLimit, Unit, format_cost
 from amc_mobile.search.episode_log import CHECK, EpisodeLog, EpisodeRow
 from amc_mobile.search.loop import AccuracyGuarantee, DrawnLimits, SearchResult, run_search
@@ -47,9 +47,9 @@ from amc_mobile.workflows.budgets import (
     require_usable,
 )
 from amc_mobile.workflows.devices import not_measured, recorded
-from amc_mobile.workflows.latency import latency_model
 from amc_mobile.workflows.network import Network, may_have_seen, require_trained
 from amc_mobile.workflows.plans import ChannelPlans, Plans, PlanScorer, Preparations, Statistics, WeightPlans
+from amc_mobile.workflows.profile import latency_model
 from amc_mobile.workflows.report import keep_details
 from amc_mobile.workflows.runs import (
     GridMultiple,

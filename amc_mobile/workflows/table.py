@@ -30,8 +30,8 @@ from amc_mobile.latency.sharing import Agreement, judge
 from amc_mobile.latency.table import Contents, LatencyTable
 from amc_mobile.report.charts import staircase, svg
 from amc_mobile.report.tables import render_rows
-from amc_mobile.workflows.latency import latency_model
 from amc_mobile.workflows.network import default_grids, load_network
+from amc_mobile.workflows.profile import latency_model
 from amc_mobile.workflows.runs import GridMultiple
 from amc_mobile.workflows.workspace import BEGUN, Progress, Settings, Workspace, safe_name
 

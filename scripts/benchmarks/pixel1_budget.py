@@ -30,9 +30,9 @@ from amc_mobile.search.loop import run_search
 from amc_mobile.search.policies import make_policy
 from amc_mobile.search.reward import Outcome
 from amc_mobile.workflows.devices import recorded
-from amc_mobile.workflows.latency import latency_model
 from amc_mobile.workflows.network import Network, default_grids, load_network
 from amc_mobile.workflows.plans import ChannelPlans
+from amc_mobile.workflows.profile import latency_model
 from amc_mobile.workflows.table import import_csv
 from amc_mobile.workflows.workspace import Settings, Workspace, silent
 

@@ -17,7 +17,7 @@ from benches import NETWORK, fake_runner, installed, manifest, results, runners,
 from command_line import CommandLine
 from host_runner import build_host_runner, locate_library
 from phone_fake.phone import FakePhone
-from stored_passes import stored_passes
+from stored_passes import stored_passes, stored_rows
 
 from amc_mobile.device import adb as adb_module
 from amc_mobile.device import phone_runner
@@ -501,4 +501,5 @@ def test_a_killed_profile_takes_what_the_phone_went_on_to_measure(
     assert max(after.values()) == 1  # no pass is stored twice
     from_phone = sum(samples in alone for samples in (json.dumps(json.loads(text)) for text in after))
     assert from_phone > len(before)
-    assert max(Counter(subject for _, subject, _ in stored_passes(table)).values()) <= 10
+    # The protocol's most; passes made under load do not count: a busy computer has them made again.
+    assert max(Counter(subject for _, subject, _, busy in stored_rows(table) if not busy).values(), default=0) <= 10

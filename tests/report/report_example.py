@@ -8,7 +8,6 @@ from amc_mobile.channels.structure import KeptGroup
 from amc_mobile.latency.calibration import Term
 from amc_mobile.report.content import (
     Accuracy,
-    Agreement,
     AskedBudget,
     Attempt,
     DataFacts,
@@ -19,6 +18,7 @@ from amc_mobile.report.content import (
     Latency,
     LayerRow,
     ModelColumn,
+    ParityRow,
     PredictionPoint,
     Predictions,
     Ratio,
@@ -136,8 +136,8 @@ def finished_report() -> Report:
             Stage("pruned, one shot", Accuracy(0.8917, TEST_IMAGES)),
             Stage("refitted", Accuracy(0.9472, TEST_IMAGES)),
             Stage("fine-tuned", pruned, note="3 epochs, distilled"),
-            Stage("tflite", pruned, Agreement(3.1e-5, 1.0, 256)),
-            Stage("onnx", pruned, Agreement(1.9e-6, 1.0, 256)),
+            Stage("tflite", pruned, ParityRow(3.1e-5, 1.0, 256)),
+            Stage("onnx", pruned, ParityRow(1.9e-6, 1.0, 256)),
         ),
         layers=layers,
         episodes=episodes(),

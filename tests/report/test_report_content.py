@@ -8,22 +8,21 @@ from report_example import finished_report
 
 from amc_mobile.channels.structure import KeptGroup
 from amc_mobile.errors import InvalidInput
-from amc_mobile.report.advice import advice
 from amc_mobile.report.content import (
     Accuracy,
-    Agreement,
     AskedBudget,
     FurtherBudget,
     Gate,
     Latency,
     ModelColumn,
+    ParityRow,
     PredictionPoint,
     Predictions,
     Report,
     Stage,
 )
 from amc_mobile.report.pages import render_html, render_text
-from amc_mobile.report.tables import prediction_quality, verdict_line
+from amc_mobile.report.tables import advice, prediction_quality, verdict_line
 
 REPORT = finished_report()
 
@@ -155,7 +154,7 @@ def test_every_flag_gets_a_next_step() -> None:
 
 
 def test_an_export_that_decides_otherwise_is_named() -> None:
-    stage = Stage("tflite", Accuracy(0.9, 100), Agreement(0.4, 0.93, 200))
+    stage = Stage("tflite", Accuracy(0.9, 100), ParityRow(0.4, 0.93, 200))
     assert "tflite names another class than torch on 7.0 % of 200 images" in advice(replace(REPORT, stages=(stage,)))[0]
     detector = ModelColumn(accuracy=Accuracy(0.9, 100, metric="mAP@0.5"))
     remark = advice(replace(REPORT, stages=(stage,), original=detector))[0]

@@ -31,7 +31,7 @@ def amc(
     (tmp_path / "net.py").write_text(NETWORK)
     (tmp_path / "amc-workspace").mkdir()
     (tmp_path / "amc-workspace/templates").symlink_to(exports, target_is_directory=True)
-    monkeypatch.setattr("amc_mobile.workflows.latency.device_of", lambda *_: bench)
+    monkeypatch.setattr("amc_mobile.workflows.profile.device_of", lambda *_: bench)
     monkeypatch.setattr("amc_mobile.workflows.export.device_of", lambda *_: bench)
 
     run = CommandLine(tmp_path, monkeypatch, capsys)

@@ -10,8 +10,8 @@ from amc_mobile.kernels.kernel import Kernel
 from amc_mobile.latency.measurement import Pass
 from amc_mobile.latency.model import LatencyModel
 from amc_mobile.latency.table import LatencyTable, RecordedDevice
-from amc_mobile.workflows.latency import latency_model
 from amc_mobile.workflows.network import default_grids, load_network
+from amc_mobile.workflows.profile import latency_model
 from amc_mobile.workflows.workspace import Settings, Workspace, silent
 
 SMALL_NET = """

@@ -59,7 +59,7 @@ def test_a_detector_goes_through_every_command(tmp_path: Path, command: Callable
 def test_a_detector_is_searched_in_int8(
     tmp_path: Path, command: Callable[..., str], bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("latency", "export"):
+    for module in ("profile", "export"):
         monkeypatch.setattr(f"amc_mobile.workflows.{module}.device_of", lambda *_: bench)
     (tmp_path / "boxes.py").write_text(LOADER)
     command("train", *NETWORK, "--data", "boxes.py:few", "--epochs", "1", "--batch-size", "30")

@@ -103,7 +103,7 @@ def test_a_further_device_that_became_slower_is_held_to_its_budget(
     slowdown, original_ms = 1.25, 2 * ORIGINAL_MS - 0.05
     other = Bench(replace(CONDITIONS, device="another bench"), cost=lambda *channels: 2 * conv_ms(*channels))
     benches = {"host": bench, "onnx_phone": other}
-    for module in ("latency", "budgets", "export"):
+    for module in ("profile", "budgets", "export"):
         monkeypatch.setattr(f"amc_mobile.workflows.{module}.device_of", lambda settings, *_: benches[settings.device])
     code, _, err = amc("profile", "--device", "onnx_phone", "--quiet")
     assert code == 0, err

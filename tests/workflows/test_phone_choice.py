@@ -23,7 +23,7 @@ def asked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
         found.append(settings)
         return bench
 
-    for module in ("latency", "export"):
+    for module in ("profile", "export"):
         monkeypatch.setattr(f"amc_mobile.workflows.{module}.device_of", device_of)
     return found
 
