@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from amc_mobile.pruning.reconstruction import prune as prune
     from amc_mobile.search.policy import POLICIES as POLICIES
     from amc_mobile.search.reward import REWARDS as REWARDS
-    from amc_mobile.workflows.budgets import Budget as Budget
     from amc_mobile.workflows.devices import OpenedDevice as OpenedDevice
     from amc_mobile.workflows.devices import add_runtime as add_runtime
     from amc_mobile.workflows.devices import doctor as doctor
@@ -62,6 +61,7 @@ if TYPE_CHECKING:
     from amc_mobile.workflows.network import Network as Network
     from amc_mobile.workflows.runs import Run as Run
     from amc_mobile.workflows.runs import load_pruned as load_pruned
+    from amc_mobile.workflows.search_config import Budget as Budget
     from amc_mobile.workflows.search_config import SearchConfig as SearchConfig
     from amc_mobile.workflows.workspace import Workspace as Workspace
 
@@ -79,14 +79,13 @@ _PLACES = {
     "pruning.reconstruction": ("prune",),
     "search.policy": ("POLICIES",),
     "search.reward": ("REWARDS",),
-    "workflows.budgets": ("Budget",),
     "workflows.devices": (
         "OpenedDevice", "add_runtime", "doctor", "list_devices", "list_runtimes", "open_device",
     ),
     "workflows.export": ("measure", "measure_sustained"),
     "workflows.network": ("Network",),
     "workflows.runs": ("Run", "load_pruned"),
-    "workflows.search_config": ("SearchConfig",),
+    "workflows.search_config": ("Budget", "SearchConfig"),
     "workflows.workspace": ("Workspace",),
 }  # fmt: skip
 _MODULES = {name: module for module, names in _PLACES.items() for name in names}

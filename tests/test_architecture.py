@@ -115,3 +115,45 @@ def test_formats_and_runtimes_are_named_in_one_module(path: Path) -> None:
 def test_a_runtime_that_is_named_elsewhere_is_found(tmp_path: Path) -> None:
     (tmp_path / "wrong.py").write_text('"""Of tflite."""\nif name == "tflite":\n    print("tflite runs")\n')
     assert runtime_literals(tmp_path / "wrong.py") == ["wrong.py:2 tflite"]
+
+
+MOST_MODULES = 95
+# Apart from these, a module that one other imports is a part of it.
+FAMILIES = ("cli", "workflows/", "models/zoo/", "kernels/tflite", "kernels/onnx", "data/sources")
+POLICIES = ("search/critic", "search/ddpg", "search/evolution")
+BOUNDARIES = {
+    "search/policies": "the registry of policies, which workflows open by name",
+    "device/benchmark_model": "another way to measure on a phone, for those who have no library",
+}
+
+
+def module_of(path: Path) -> str:
+    return str(path.relative_to(PACKAGE).with_suffix(""))
+
+
+def importers() -> dict[str, set[str]]:
+    """By module, the files of the package that import it."""
+    by: dict[str, set[str]] = {module_of(path): set() for path in MODULES if path.stem != "__init__"}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("amc_mobile"):
+                base = (node.module or "").replace(".", "/").removeprefix("amc_mobile").lstrip("/")
+                for name in {base, *(f"{base}/{alias.name}".lstrip("/") for alias in node.names)} & set(by):
+                    by[name].add(module_of(path))
+    return by
+
+
+def test_ideas_are_not_cut_into_parts() -> None:
+    by = importers()
+    assert len(by) <= MOST_MODULES
+    alone = {name for name, users in by.items() if len(users) == 1 and not name.startswith((*FAMILIES, *POLICIES))}
+    assert alone <= set(BOUNDARIES)
+
+
+def test_public_classes_have_names_of_their_own() -> None:
+    places: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(module_of(path))
+    assert {name: modules for name, modules in places.items() if len(modules) > 1} == {}

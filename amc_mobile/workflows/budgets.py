@@ -33,21 +33,6 @@ from amc_mobile.workflows.workspace import Progress, Settings, Workspace, silent
 Widths = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Budget:
-    """What a plan may cost at most; several at once must all be met. `SearchConfig` checks the values.
-
-    `latency_ms`: p50, measured. The ratios are shares of the original's latency, MACs and parameters, in (0, 1].
-
-        amc.Budget(latency_ms=30), amc.Budget(latency_ratio=0.5, params_ratio=0.7)
-    """
-
-    latency_ms: float | None = None
-    latency_ratio: float | None = None
-    macs_ratio: float | None = None
-    params_ratio: float | None = None
-
-
 class PlanMeasurer:
     """Measures plans next to the original, so that a busy moment meets both, and remembers them in the run.
 

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from amc_mobile.models.training import EpochReport
-    from amc_mobile.workflows.budgets import Budget
     from amc_mobile.workflows.compare import Comparison
     from amc_mobile.workflows.devices import OpenedDevice
     from amc_mobile.workflows.network import Network
     from amc_mobile.workflows.profile import ProfiledLatency
     from amc_mobile.workflows.runs import Run
+    from amc_mobile.workflows.search_config import Budget
     from amc_mobile.workflows.sensitivity import Sensitivity
     from amc_mobile.workflows.table import ProbeResult, TableResult
     from amc_mobile.workflows.training import TrainResult
