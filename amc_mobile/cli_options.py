@@ -1,4 +1,10 @@
-"""What commands share: their options, one by one and in groups, the --config file, progress and results."""
+"""What commands share: their options, one by one and in groups, the --config file, progress and results.
+
+A key is a flag's name with _ for -, or for a flag without a value of its own true or false. One file serves all
+commands: each takes the keys of its own flags. What is typed on the command line comes first.
+
+`expand_groups` shows Typer the single flags in its place.
+"""
 
 from __future__ import annotations
 

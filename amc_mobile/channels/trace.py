@@ -4,6 +4,11 @@ Convolutions and linear layers make fresh ids for their outputs, elementwise ope
 normalisation follows its input, and operators that only move elements (view, permute, cat, chunk, ...) simply execute
 on the id tensors. Where channels are mixed or arranged in a way no rule covers, they are fixed, which is always right:
 so are those that an unknown operator reads, and parameters that are computed on.
+
+Layers' rules raise NoRuleError where a layer's weight is computed in the forward pass or is no layer's own.
+
+An id tensor has the shape of the activation it stands for and holds a channel id at every position. Most are expanded
+from one vector of ids (strides of 0), which makes looking at them cheap.
 """
 
 from __future__ import annotations

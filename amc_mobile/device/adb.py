@@ -1,4 +1,13 @@
-"""One phone through adb: commands and files with total deadlines, retried where a retry can help."""
+"""One phone through adb: commands and files with total deadlines, retried where a retry can help.
+
+This is the only code that talks to adb. adbutils brings the program and its connections; deadlines and errors are
+ours, since its time limits hold per receive and its failures come as ten kinds of exception.
+
+The phone's shell joins and splits again whatever it is given: only words that `quote` made may enter a command.
+
+Our own framing over adbutils' connection: adbutils sends 4 KiB at a time with send(), which may stop half way on a
+socket with a time limit, waits for ever on a phone that stalls, and drops the reason that the phone gives.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,9 @@
 
 It prints no samples, only averages and extremes: each pass is a process of its own and gives one number, the average
 over its runs. A p50 over passes is then the median of averages, and the conditions say so.
+
+The official `benchmark_model` keeps no raw samples: only averages and extremes, so a measurement by our own runner
+says more.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""What a device does for a measurement: passes, each in a fresh session, and a look at the load of other programs."""
+"""What a device does for a measurement: passes, each in a fresh session, and a look at the load of other programs.
+
+Another program that is there from the first reading on slows every pass alike, so no anchor shows it; the kernel's
+counts of processor time do.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A phone that runs batches of models: with a runner, a runtime library and the models that are copied there once."""
+"""A phone that runs batches of models: with a runner, a runtime library and the models that are copied there once.
+
+A pulled cable loses nothing: the runner works on alone, and the results it wrote are fetched when the link is back.
+"""
 
 from __future__ import annotations
 

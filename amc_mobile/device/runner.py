@@ -1,4 +1,9 @@
-"""The runner: its executable, what it is asked (the manifest) and what it answers (JSON lines)."""
+"""The runner: its executable, what it is asked (the manifest) and what it answers (JSON lines).
+
+Results come from a phone, through a cable, from a process that loads a library which may print or crash. So every
+line is bounded, every value checked, and a result counts only when it names the model that the manifest has at its
+index.
+"""
 
 from __future__ import annotations
 

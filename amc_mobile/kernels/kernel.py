@@ -1,4 +1,4 @@
-"""A kernel: one unit of work of an exported graph, and the key of the latency table. Needs no torch."""
+"""Exported graphs as plain data: operators, nodes, and kernels, whose keys are the latency table's. Needs no torch."""
 
 from __future__ import annotations
 

@@ -1,7 +1,13 @@
-"""Lays the labels of a float32 file over its quantised form.
+"""Names every dimension, attribute and weight of an exported graph by the channel groups it follows, and cuts by them.
 
 Quantised weights cannot be told apart by their values: their scales depend on the channels that are left. But the
 quantised file holds the same operators, with conversions between them and in front of weights.
+
+Integers are explained by `WidthCode`. An array is accepted only when the original, cut along the id vectors of the
+network's parameters, equals the array of every pruned file bit for bit. What does not decode is an error.
+
+The network is exported as it is and again with every group pruned to a width of its own. An integer of the exported
+graph then has one value per file, and the widths are chosen so that only one sum of group widths explains them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,11 @@
-"""Whole models that were measured, and how far each number of theirs can be trusted."""
+"""From the sum of kernels to the whole model: a robust fit to whole models measured on the same device.
+
+The table's lowest p20 and the p50 that a user sees are two numbers: a calibration gives both.
+
+A calibration's shape (offset, scale and at most two more terms) is found on the lowest p20 of the models measured
+while profiling, which noise hardly moves; its level, the p50 over that, follows the newest models measured, since a
+machine that is profiled and one that is searched on hours later differ in little else.
+"""
 
 from __future__ import annotations
 

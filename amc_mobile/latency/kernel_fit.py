@@ -3,6 +3,10 @@
 Which tile, or whether widths that are no multiple run slower code, differs between operator types and is found by
 leaving measured points out. What the roofline leaves is interpolated between the logarithms of the residuals. The plain
 form, for devices on which that does no better, interpolates the measured points themselves.
+
+Vector units work on tiles of channels: a kernel costs what the next multiple of the tile costs, or widths that are no
+multiple run slower code. On filled widths a + sum b_i x_i + sum c_ij x_i x_j holds launch cost, bytes and MACs, which
+are linear and bilinear in the channels.
 """
 
 from __future__ import annotations

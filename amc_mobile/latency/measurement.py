@@ -1,4 +1,9 @@
-"""What there is to measure: kernels and whole models, each under the key that its passes are stored by."""
+"""What is measured, and the timed runs as plain data: every sample is kept, everything else is derived.
+
+`low_ms`, the lowest 20th percentile over passes, is what the machine does when nothing else runs: noise only adds
+time, and a percentile inside a pass keeps one lucky sample from deciding. `p50_ms` is what a user sees. They are
+never mixed.
+"""
 
 from __future__ import annotations
 

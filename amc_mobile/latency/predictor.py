@@ -1,6 +1,10 @@
 """Predictions of plans as sums over their kernels: from a profile's table, or from one of another tool.
 
 Another tool's kernels are matched by operator and shape.
+
+Another tool's table has a handful of widths where a profile has a grid. Kernels of one operator share a roofline:
+launch, MACs, bytes, and work on channels that are no multiple of a tile, which is found by leaving points out. What a
+place (operator, map, stride) does differently is interpolated between the channels measured there.
 """
 
 from __future__ import annotations

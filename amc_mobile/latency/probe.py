@@ -3,6 +3,10 @@
 Kernels of t-1, t and t+1 channels show whether channels are filled up to multiples of t, and whether widths that are no
 multiple of t run other, slower code. What is found is worked out anew from the table's kernels whenever it is asked
 for.
+
+Kernels of t-1, t and t+1 channels tell whether channels are filled up to multiples of t, and whether widths that are
+no multiple of t run other, slower code. The steps are worked out anew from the table's kernels whenever it is asked
+for.
 """
 
 from __future__ import annotations

@@ -3,6 +3,9 @@
 Every pass opens a fresh session; the order is shuffled anew for each pass, so that drift meets all alike. Kernels stop
 when their two lowest passes agree, of those made while anchor and clocks were at their best. Passes made under load
 of other programs are made again as soon as the device is left alone.
+
+Where the anchor has drifted, the stretch is thrown away and made again, a bounded number of times; after that its
+passes are kept and flagged busy, as are those made beside other programs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Latency tables as files: bundles of JSON lines, CSV, and the tables of other tools."""
+"""Latency tables as files: bundles of JSON lines, CSV, and the tables of other tools.
+
+Bundles: the first line holds format, version and counts, the last one the SHA-256 of the lines between: a file that
+was cut off or edited is refused.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""What networks are trained and judged by: classification, detection, or the user's own functions."""
+"""What networks are trained and judged by: classification, detection, or the user's own functions.
+
+Boxes are (x1, y1, x2, y2) in shares of the image's sides; `centred` ones are (cx, cy, width, height).
+
+A network without an attribute `task` classifies. One that does something else holds its task under that name, which
+`load_model` takes; training, searching, fine-tuning and exporting then follow it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ridge-stabilised least squares on Gram matrices."""
+"""Ridge-stabilised least squares on Gram matrices, and where large matrices are kept."""
 
 from __future__ import annotations
 

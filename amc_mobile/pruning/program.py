@@ -1,4 +1,4 @@
-"""Runs a program node by node on one batch, and remembers how far it is on each of several batches."""
+"""An exported graph as a program: its nodes and layers, run one by one on one or several batches."""
 
 from __future__ import annotations
 

@@ -3,6 +3,11 @@
 `Reconstructor` builds one at any plan in milliseconds, as an episode of a search needs it: every layer by itself, from
 the Gram matrices of the original network. `refit` makes the final network: layer by layer in order of execution, on
 what the pruned network itself computes. `prune` does it for any network without a workspace.
+
+The nested solver: with A = X'X / rows + ridge and B = X'Y / rows + ridge W, rows in the order of importance, the
+Cholesky factor of a leading block of A is the leading block of its factor L, and the forward solution Z = L^-1 B is
+nested in the same way: the weights for the first n columns are L_n^-T Z_n, one triangular solve. The ridge is `ridge`
+times the mean diagonal over ALL columns and holds the weights to where they are, as in `least_squares.corrected`.
 """
 
 from __future__ import annotations

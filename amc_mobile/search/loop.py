@@ -2,6 +2,11 @@
 
 The control flow depends on log lines and on the cost as it is now, never on which process wrote the lines: a
 search that was killed observes its log again and goes on where it stopped.
+
+An episode that is begun is on record before the work starts, so that a killed search finishes the same line.
+
+With a promise of accuracy the limit moves: policies spend the budget that they are given, so the budget is what moves
+from episode to episode.
 """
 
 from __future__ import annotations

@@ -1,7 +1,12 @@
-"""What every policy has in common: the seeds it starts with, its state, and that it is deterministic.
+"""What every policy is given and has in common: the observation, its first plans, small changes of a plan, its state.
 
 A proposal depends on the seed, the episode's number, the plans and rewards observed, and the budget's cost at that
 moment; nothing else. So a log of plans and rewards, observed again, is all it takes to continue a search.
+
+Dynamic programming over groups: a budget's cost is not a sum over groups: neighbouring widths multiply. So costs are
+taken to be additive around a plan, dynamic programming finds the best plan of that approximation, and the next round
+starts there; what is over the true limit is scaled back, and single exchanges under the true cost finish the work.
+Where the cost is additive the first round is exact.
 """
 
 from __future__ import annotations

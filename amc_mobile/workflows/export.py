@@ -1,4 +1,18 @@
-"""Write the pruned network's files, check them against torch, measure them, and let the gate decide."""
+"""Write the pruned network's files, check them against torch, measure them, and let the gate decide.
+
+A latency budget is decided by measurement, with an error that holds over all attempts. One attempt is ten rounds of
+original and pruned file, each round in fresh sessions; a round is one value: the median of the pruned file's samples
+for a budget in ms, the paired speed-up for a share of the original. Every round counts, of every attempt, but for
+those made while other programs ran, as the device itself reports (not the timings: choosing rounds by their timings
+would bias them); where no round was undisturbed, all count.
+
+The budget is met when so many of the rounds are within it that this has a probability of at most `ERROR_SHARES[k]`
+after attempt k + 1 while the true median is at the limit (the sign test, `fewest_within`). The shares add up to 2.5
+%, so by Bonferroni's inequality a network at its limit or over it passes in at most 2.5 % of cases, whenever the
+attempts end: looking again and again at growing data at the full level would pass more of them (Armitage, McPherson
+and Rowe 1969; Pocock 1977, Group sequential methods, Biometrika 64). The shares are uneven because the sign test has
+steps: they are its own tails for 9 of 10, 16 of 20 and 22 of 30 rounds. Assumed: the rounds are independent.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores plans on the reward images: what an episode of a search costs."""
+"""What a search chooses from: how plans become networks, channels or single weights, and how they are scored."""
 
 from __future__ import annotations
 

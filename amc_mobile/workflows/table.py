@@ -1,4 +1,4 @@
-"""What can be done with a latency table: take it elsewhere, bring others in, check it, adopt it, draw a kernel."""
+"""What a latency table and a workspace hold, and what a table is for: carry, merge, check, adopt, probe, draw."""
 
 from __future__ import annotations
 

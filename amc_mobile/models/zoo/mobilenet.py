@@ -1,4 +1,11 @@
-"""MobileNet-V1 (Howard et al. 2017) and MobileNetV2 (Sandler et al. 2018)."""
+"""MobileNet-V1 (Howard et al. 2017) and MobileNetV2 (Sandler et al. 2018).
+
+MobileNet-V1's module names: `features.0` the stem, then `features.1`, `features.2`, ... alternately depthwise and
+pointwise; `classifier`. Weights converted from Keras load by these names.
+
+MobileNetV2's module names: `features.0` the stem, `features.1` to `features.17` the blocks with their layers in
+`conv` ([expansion], depthwise, projection), `features.18` the last 1x1 convolution; `classifier`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Residual networks (He et al. 2016): ResNet-50, and CIFAR-10's ResNet-20, ResNet-56 and Plain-20."""
+"""Residual networks (He et al. 2016): ResNet-50, and CIFAR-10's ResNet-20, ResNet-56 and Plain-20.
+
+The CIFAR nets' module names: `conv1`, `bn1`, `layer1.0.conv1`, ..., `linear`; the public pretrained files of these
+nets load by them.
+"""
 
 from __future__ import annotations
 
