@@ -163,8 +163,15 @@ class Stand:
         """What plugging the cable in again does for a phone on the network."""
         self.adb_server.ensure()
         self.adb_server.detach(self.phone)
-        said = self.adb_server.attach(self.phone)
-        assert "connected" in said, said
+        # The end of the old connection may reach the server late and take the new one with it.
+        end = time.monotonic() + 20
+        seen = 0
+        while seen < 2 and time.monotonic() < end:
+            seen = seen + 1 if self.adb_server.state_of(self.phone) == "device" else 0
+            if not seen:
+                self.adb_server.attach(self.phone)
+            time.sleep(0.05)
+        assert seen == 2, self.adb_server.state_of(self.phone)
 
     def attach_twin(self) -> None:
         """Another phone of the same model on another cable."""

@@ -131,6 +131,11 @@ class PrivateAdbServer:
         """Connects the server to the phone and returns what adb says."""
         return adbutils.AdbClient("127.0.0.1", self.port, socket_timeout=20).connect(phone.serial)
 
+    def state_of(self, phone: FakePhone) -> str:
+        """What adb lists of the phone, e.g. "device"; empty where it lists none."""
+        listed = adbutils.AdbClient("127.0.0.1", self.port, socket_timeout=20).list()
+        return next((str(info.state) for info in listed if info.serial == phone.serial), "")
+
     def detach(self, phone: FakePhone) -> None:
         adbutils.AdbClient("127.0.0.1", self.port, socket_timeout=20).disconnect(phone.serial)
 
