@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import platform
 from pathlib import Path
-from typing import Any
 
 import torch
 from cifar import data_folder, pretrained
@@ -46,20 +45,18 @@ def compared(model: str, data: Path, options: argparse.Namespace) -> Comparison:
 
 
 def figures_of(model: str, comparison: Comparison) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for row in comparison.policies:
+    figures: dict[str, float] = {}
+    for policy in comparison.policies:
         for key in ("reward", "one_shot_top1", "refitted_top1", "macs", "measured_ms", "evaluations", "cpu_s"):
-            value: dict[str, Any] | None = row[key]
-            if value is not None:
-                found[f"{model}.{row['policy']}.{key}"] = round(value["mean"], 5)
-                found[f"{model}.{row['policy']}.{key}_std"] = round(value["std"], 5)
+            if (value := policy.averages[key]) is not None:
+                figures[f"{model}.{policy.policy}.{key}"] = round(value.mean, 5)
+                figures[f"{model}.{policy.policy}.{key}_std"] = round(value.std, 5)
         for cut in (100, 200, 300):
-            if (best := row[f"best_reward_{cut}"]) is not None:
-                found[f"{model}.{row['policy']}.best_reward_{cut}"] = round(best["mean"], 5)
-    finished = [run for run in comparison.runs if "error" not in run]
-    if finished:
-        found[f"{model}.original_top1"] = finished[0]["original_top1"]
-    return found
+            if (best := policy.averages[f"best_reward_{cut}"]) is not None:
+                figures[f"{model}.{policy.policy}.best_reward_{cut}"] = round(best.mean, 5)
+    if comparison.finished:
+        figures[f"{model}.original_top1"] = comparison.finished[0].original_top1
+    return figures
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -13,7 +14,7 @@ from compared_runs import GROUPS, compared_run
 
 from amc_mobile.report.charts import front, non_dominated
 from amc_mobile.report.pages import render_series_page, write_series_page
-from amc_mobile.workflows.compare import Comparison, comparison_page, summaries
+from amc_mobile.workflows.compare import Comparison, FailedRun, comparison_page
 
 POLICIES = ("uniform", "random", "ddpg", "critic")
 
@@ -25,9 +26,8 @@ def comparison(*budgets: float, measured: bool = True, finetuned: bool = True) -
         for policy in POLICIES
         for seed in (0, 1)
     ]
-    failed = {"run": "compare-failed", "budget": "latency-ratio 0.3", "policy": "random", "seed": 2, "unit": "ms",
-              "error": "no plan <fits>"}  # fmt: skip
-    return Comparison((*runs, failed), tuple(summaries(runs)), "net, 100 episodes")
+    failed = FailedRun("compare-failed", "latency-ratio 0.3", "random", 2, "ms", "no plan <fits>")
+    return Comparison((*runs, failed), "net, 100 episodes")
 
 
 def chart(found: Comparison, key: str) -> Any:
@@ -43,7 +43,7 @@ def test_every_run_is_linked_and_a_failed_one_says_why() -> None:
     found = comparison(0.5)
     page = re.sub(r"<script.*?</script>", "", render_series_page(comparison_page(found)), flags=re.DOTALL)
     for run in found.runs:
-        assert f'<a href="runs/{run["run"]}/search.json">{run["run"]}</a>' in page
+        assert f'<a href="runs/{run.run}/search.json">{run.run}</a>' in page
     assert "no plan &lt;fits&gt;" in page
     assert "on 500 test images" in page
     assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", page).replace("http-equiv", "")
@@ -95,8 +95,8 @@ def test_the_front_is_over_measured_latency_where_every_run_has_one(measured: bo
 
 
 def test_more_policies_than_fit_one_panel_get_a_panel_each() -> None:
-    runs = [{**compared_run("critic", 0), "policy": f"p{i}"} for i in range(9)]
-    ratios = chart(Comparison(tuple(runs), tuple(summaries(runs)), "net"), "compare-keep-ratios-latency-ratio-0.5")
+    runs = tuple(replace(compared_run("critic", 0), policy=f"p{i}") for i in range(9))
+    ratios = chart(Comparison(runs, "net"), "compare-keep-ratios-latency-ratio-0.5")
     assert [panel["title"] for panel in ratios["vconcat"]] == [f"p{i}" for i in range(9)]
     assert json.dumps([*[[1, 0]] * 8, [5, 3]]) in json.dumps(ratios)  # the ninth series: the first colour, dashed
 
