@@ -336,13 +336,13 @@ def test_every_part_has_about_the_same_share_of_each_class() -> None:
     assert torch.bincount(parts.calibration.labels).tolist() == [2, 2, 2, 2]
 
 
-def test_the_split_document_names_the_images_used() -> None:
+def test_the_split_record_names_the_images_used() -> None:
     dataset = some_dataset(40)
     parts = split(dataset, calibration=8, reward=12, seed=3)
-    document = parts.document()
-    assert document["sizes"] == {"train": 28, "calibration": 8, "reward": 12, "test": 8}
-    assert torch.equal(dataset.train.subset(document["reward_indices"]).images, parts.reward.images)
-    assert document == split(dataset, calibration=8, reward=12, seed=3).document()
+    record = parts.record()
+    assert record.sizes == {"train": 28, "calibration": 8, "reward": 12, "test": 8}
+    assert torch.equal(dataset.train.subset(list(record.reward_indices)).images, parts.reward.images)
+    assert record == split(dataset, calibration=8, reward=12, seed=3).record()
 
 
 def test_a_split_that_leaves_no_image_to_train_on_is_refused() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,20 @@ from amc_mobile.data.images import Dataset, ImageSet
 from amc_mobile.errors import InvalidConfig
 
 HELD_OUT_SEED = 0  # of the reward images, whatever the seed of a search or training
+
+
+@dataclass(frozen=True)
+class SplitRecord:
+    """Which images a run used. `sizes`: train (all outside `reward`), calibration, reward and test."""
+
+    source: str
+    seed: int
+    accuracy_on: str
+    sizes: Mapping[str, int]
+    calibration_indices: tuple[int, ...]
+    reward_indices: tuple[int, ...]
+    train_sha256: str
+    test_sha256: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,23 +52,12 @@ class DataSplit:
         """What an accuracy on the reward images is said to be on."""
         return "reward images of the training set" if self.accuracy_on == "test images" else self.accuracy_on
 
-    def document(self) -> dict[str, Any]:
-        """What a run keeps to show which images it used. `train` is every training image outside `reward`."""
-        return {
-            "source": self.spec,
-            "seed": self.seed,
-            "accuracy_on": self.accuracy_on,
-            "sizes": {
-                "train": len(self.train),
-                "calibration": len(self.calibration),
-                "reward": len(self.reward),
-                "test": len(self.test),
-            },
-            "calibration_indices": list(self.calibration_indices),
-            "reward_indices": list(self.reward_indices),
-            "train_sha256": self.train.fingerprint(),
-            "test_sha256": self.test.fingerprint(),
-        }
+    def record(self) -> SplitRecord:
+        sizes = {part: len(getattr(self, part)) for part in ("train", "calibration", "reward", "test")}
+        return SplitRecord(
+            self.spec, self.seed, self.accuracy_on, sizes, self.calibration_indices, self.reward_indices,
+            self.train.fingerprint(), self.test.fingerprint(),
+        )  # fmt: skip
 
 
 def held_out_count(training_images: int) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amc_mobile import __version__
+from amc_mobile.data.split import SplitRecord
 from amc_mobile.device.phone_state import WIDE_BAND
 from amc_mobile.formats import BY_RUNTIME, FLOAT32
 from amc_mobile.latency.calibration import USABLE_BAND
@@ -47,7 +48,6 @@ from amc_mobile.workflows.runs import (
     Run,
     SearchDetails,
     SearchRecord,
-    SplitRecord,
 )
 from amc_mobile.workflows.workspace import Settings, Workspace
 

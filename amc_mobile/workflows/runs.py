@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from amc_mobile.channels import surgery
 from amc_mobile.channels.plan import PruningPlan, WeightPlan
 from amc_mobile.channels.structure import KeptGroup
+from amc_mobile.data.split import SplitRecord
 from amc_mobile.device.conditions import Conditions
 from amc_mobile.errors import AmcMobileError, CorruptFile, InvalidInput
 from amc_mobile.export.parity import Parity
@@ -47,20 +48,6 @@ class SettingsRecord:
     settings: Settings
     search: SearchConfig
     weights_sha256: str  # of the original network
-
-
-@dataclass(frozen=True)
-class SplitRecord:
-    """Which images a run uses. `sizes`: train, calibration, reward and test."""
-
-    source: str
-    seed: int
-    accuracy_on: str
-    sizes: Mapping[str, int]
-    calibration_indices: tuple[int, ...]
-    reward_indices: tuple[int, ...]
-    train_sha256: str
-    test_sha256: str
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,6 @@ from amc_mobile.workflows.runs import (
     Run,
     SearchedBudget,
     SearchRecord,
-    SplitRecord,
     place_part,
     precision_part,
     run_name,
@@ -175,12 +174,12 @@ def plan_from_file(path: Path, plans: Plans) -> Widths:
     return plans.widths(from_document(kind, document, str(path), next_step=next_step))
 
 
-def identity_of(settings: Settings, wanted: SearchConfig, network: Network, data: DataSplit) -> dict[str, Any]:
+def _identity(settings: Settings, wanted: SearchConfig, network: Network, data: DataSplit) -> dict[str, Any]:
     """What makes two searches the same: the log of one cannot go on as the other."""
-    document = data.document()
+    images = data.record()
     return {
         "model": settings.model, "weights": weights_sha256(network.module), "seed": settings.seed,
-        "data": settings.data, "split": document["sizes"], "train": document["train_sha256"],
+        "data": settings.data, "split": dict(images.sizes), "train": images.train_sha256,
         **({"precision": precision_part(settings)} if precision_part(settings) else {}),
         **{f"search.{key}": value for key, value in asdict(wanted).items() if key != "episodes"},
         "scored_images": wanted.scored_images,
@@ -325,7 +324,7 @@ def search_plan(
             search = _set_up(space, settings, used, device, wanted, folder, network, opened, progress)
             _require_use(search, untrained=untrained)
             folder.begin(used, search.config, network)
-            folder.save(SplitRecord(**search.data.document()))
+            folder.save(search.data.record())
             if not is_compared:
                 space.remember(settings, run=name)
             search = search.prepared(
@@ -404,7 +403,7 @@ def _set_up(
     multiple = multiple_of(run, config, network, latency)
     config = replace(config, multiple=multiple.used)
     plans = plans_of(network, config)
-    log = EpisodeLog(run.folder / "episodes.csv", identity=identity_of(used, config, network, data))
+    log = EpisodeLog(run.folder / "episodes.csv", identity=_identity(used, config, network, data))
     check_continues(run, log, config)
     limit = limit_of(run, config, place_part(settings, config.unit), network, plans, latency, progress)
     if latency is not None:

@@ -80,7 +80,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         found = sensitivity(space, settings, cuts, progress=progress)
         figures["sensitivity"] = {"original_top1": found.original_top1, "images": found.images,
                                   "accuracy_on": found.accuracy_on, "points": len(found.points)}  # fmt: skip
-        figures["most_sensitive"] = {point["group"]: point["top1"] for point in found.most_sensitive()}
+        figures["most_sensitive"] = {point.group: point.top1 for point in found.most_sensitive()}
         figures["sensitivity_cpu_s"] = round(time.process_time() - started, 1)
         figures["peak_gib_after_sensitivity"] = round(peak_gib(), 2)
         if not options.macs:
