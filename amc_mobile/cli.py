@@ -17,10 +17,15 @@ import typer
 from amc_mobile import __version__, cli_devices
 from amc_mobile.cli_options import (
     DEFAULT_WORKSPACE,
+    DEVICES,
+    MAIN_JOB,
+    RESEARCH,
+    TABLES,
     AccuracyFlag,
     AlsoFlag,
     Bf16Flag,
     BudgetFlags,
+    CommandLine,
     ConditionsFlag,
     ConfigFlag,
     DataFlag,
@@ -35,6 +40,7 @@ from amc_mobile.cli_options import (
     NetworkFlags,
     OfflineFlag,
     OutputFlags,
+    PolicyFlag,
     PrecisionFlags,
     PruningFlags,
     RewardFlag,
@@ -50,13 +56,19 @@ from amc_mobile.cli_options import (
     WorkersFlag,
     WorkspaceFlag,
     ask_password,
+    budget_option,
     config,
+    device_option,
     expand_groups,
     joined,
+    network_option,
     opened,
+    output_option,
+    search_option,
     show,
     show_error,
     show_json_error,
+    training_option,
 )
 from amc_mobile.cli_research import compare, sensitivity
 from amc_mobile.errors import AmcMobileError, BudgetNotMet, BudgetNotVerified, SystemRefused
@@ -70,13 +82,13 @@ def search(
     *,
     budgets: BudgetFlags,
     also: AlsoFlag = None,
-    policy: Annotated[str, typer.Option(help="How plans are proposed; `compare --help` lists all.")] = "critic",
+    policy: PolicyFlag = "critic",
     reward: RewardFlag = "fidelity",
-    episodes: Annotated[int, typer.Option(help="Plans to try.")] = 300,
+    episodes: Annotated[int, search_option(help="Plans to try.")] = 300,
     pruning: PruningFlags,
     multiple: Annotated[
         int | None,
-        typer.Option(
+        search_option(
             "--multiple",
             help="Kept channels are multiples of this, e.g. 16. Default: what `table probe` found, at least 8.",
         ),
@@ -85,7 +97,7 @@ def search(
     untrained: UntrainedFlag = False,
     max_loss: Annotated[
         float | None,
-        typer.Option(
+        budget_option(
             help="Cheapest plan that loses at most so much accuracy, e.g. 0.01; exit 3 if the refitted one loses more."
         ),
     ] = None,
@@ -139,16 +151,17 @@ def train(
     *,
     model: ModelFlag = None,
     data: DataFlag = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 30,
+    epochs: Annotated[int, training_option(help="Passes over the training images.")] = 30,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Peak rate of the cosine schedule, e.g. 0.05. Default: 0.1; of detectors 0.01.")
+        float | None,
+        training_option(help="Peak of the cosine schedule, e.g. 0.05. Default: 0.1; of detectors 0.01."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
+    batch_size: Annotated[int, training_option(help="Images per step.")] = 64,
     variant: VariantFlags,
     bf16: Bf16Flag = False,
     checkpoint: Annotated[
         str | None,
-        typer.Option(
+        network_option(
             "--checkpoint", help="Weights that the training starts from; `profile --checkpoint` takes them as they are."
         ),
     ] = None,
@@ -181,13 +194,13 @@ def train(
 @expand_groups
 def finetune(
     *,
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 10,
+    epochs: Annotated[int, training_option(help="Passes over the training images.")] = 10,
     learning_rate: Annotated[
         float | None,
-        typer.Option(help="Peak rate of the cosine schedule, e.g. 0.01. Default: 0.02; of detectors 0.002."),
+        training_option(help="Peak rate of the cosine schedule, e.g. 0.01. Default: 0.02; of detectors 0.002."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 64,
-    ema: Annotated[float, typer.Option(help="Keep a moving average of the weights, e.g. 0.999; 0: the last.")] = 0.0,
+    batch_size: Annotated[int, training_option(help="Images per step.")] = 64,
+    ema: Annotated[float, training_option(help="Keep a moving average of the weights, e.g. 0.999; 0: the last.")] = 0.0,
     bf16: Bf16Flag = False,
     workers: WorkersFlag = None,
     run: RunFlag = None,
@@ -209,14 +222,13 @@ def finetune(
     output.show(result)
 
 
-app = typer.Typer(
+app = CommandLine(
     help="Prune a trained CNN to a latency budget measured on the device.\n\n"
     "Example: amc-mobile profile --device host --model mobilenet_v1 --data digits; "
     "amc-mobile search --latency-ratio 0.5; amc-mobile finetune; amc-mobile export --tflite --onnx; amc-mobile report",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
 )
 # The root of the parser's errors about what was typed. Typer carries the parser within, at a place of its own choice.
 UsageMistake: type[Exception] = typer.BadParameter.__mro__[2]
@@ -235,10 +247,6 @@ def options(
     ] = False,
 ) -> None:
     pass
-
-
-app.add_typer(cli_devices.app, name="table")
-cli_devices.register(app)
 
 
 def models(as_json: JsonFlag = False) -> None:
@@ -264,7 +272,7 @@ def profile(
     table: TableFlag = None,
     quick: Annotated[
         bool,
-        typer.Option(
+        device_option(
             "--quick",
             help="Fewer kernels, whole models and passes, a wider band; a later profile without it adds the rest.",
         ),
@@ -293,11 +301,11 @@ def profile(
 @expand_groups
 def export(
     *,
-    tflite: Annotated[bool, typer.Option("--tflite", help="Write model.tflite.")] = False,
-    onnx: Annotated[bool, typer.Option("--onnx", help="Write model.onnx.")] = False,
+    tflite: Annotated[bool, output_option("--tflite", help="Write model.tflite.")] = False,
+    onnx: Annotated[bool, output_option("--onnx", help="Write model.onnx.")] = False,
     precision: PrecisionFlags,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Do not measure: the files are written and a latency budget stays open.")
+        bool, device_option("--offline", help="Do not measure: the files are written and a latency budget stays open.")
     ] = False,
     serial: SerialFlag = None,
     state: StateFlags,
@@ -330,14 +338,14 @@ def export(
 def measure(
     *,
     file: Annotated[Path, typer.Argument(help="A .tflite or .onnx file.")],
-    threads: Annotated[int, typer.Option(help="Inference threads.")] = 1,
+    threads: Annotated[int, device_option(help="Inference threads.")] = 1,
     sustained_s: Annotated[
         float | None,
-        typer.Option(help="Run for so many seconds, e.g. 60: p50 and p90 over time as the device heats up."),
+        device_option(help="Run for so many seconds, e.g. 60: p50 and p90 over time as the device heats up."),
     ] = None,
     cadence_fps: Annotated[
         float | None,
-        typer.Option(help="So many runs a second, e.g. 30, with gaps as in an app; default: back to back."),
+        device_option(help="So many runs a second, e.g. 30, with gaps as in an app; default: back to back."),
     ] = None,
     device: DeviceFlag = "host",
     serial: SerialFlag = None,
@@ -385,21 +393,14 @@ def report(
 
 
 # In the order of `--help`.
-for command in (
-    compare,
-    sensitivity,
-    models,
-    train,
-    profile,
-    search,
-    finetune,
-    export,
-    measure,
-    report,
-    status,
-    config,
-):
-    app.command()(command)
+for command in (train, profile, search, finetune, export, report, status, models, config):
+    app.command(rich_help_panel=MAIN_JOB)(command)
+for command in (measure, cli_devices.devices, cli_devices.doctor):
+    app.command(rich_help_panel=DEVICES)(command)
+app.add_typer(cli_devices.runtime_app, name="runtime", rich_help_panel=DEVICES)
+app.add_typer(cli_devices.app, name="table", rich_help_panel=TABLES)
+for command in (compare, sensitivity):
+    app.command(rich_help_panel=RESEARCH)(command)
 
 
 class Stopped(BaseException):

@@ -9,6 +9,7 @@ import typer
 
 from amc_mobile.cli_options import (
     DEFAULT_WORKSPACE,
+    CommandLine,
     JsonFlag,
     OutputFlags,
     RuntimeFlag,
@@ -21,16 +22,7 @@ from amc_mobile.cli_options import (
 from amc_mobile.errors import InvalidConfig
 from amc_mobile.workflows.workspace import Workspace
 
-runtime_app = typer.Typer(
-    help="Inference libraries for phones. Example: amc-mobile runtime list", rich_markup_mode=None
-)
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the commands of this module."""
-    app.command()(devices)
-    app.command()(doctor)
-    app.add_typer(runtime_app, name="runtime")
+runtime_app = CommandLine(help="Inference libraries for phones. Example: amc-mobile runtime list")
 
 
 def devices(as_json: JsonFlag = False) -> None:
@@ -101,10 +93,7 @@ def runtime_list(as_json: JsonFlag = False) -> None:
     show(runtimes_text(document), document, as_json=as_json)
 
 
-app = typer.Typer(
-    help="Look into the latency table, take it elsewhere, check it. Example: amc-mobile table show",
-    rich_markup_mode=None,
-)
+app = CommandLine(help="Look into the latency table, take it elsewhere, check it. Example: amc-mobile table show")
 
 
 @app.command("show")

@@ -16,16 +16,104 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields, is_dataclass
-from functools import cache, wraps
+from functools import cache, partial, wraps
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Protocol, get_type_hints
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from amc_mobile.device.phone_output import visible
 from amc_mobile.errors import InvalidConfig, InvalidInput
 from amc_mobile.store import read_toml, write_text
-from amc_mobile.workflows.workspace import Progress, Settings, Workspace, silent
+from amc_mobile.workflows.workspace import RUNTIMES, Progress, Settings, Workspace, silent
+
+# Panels of the help, in their order.
+COMMAND_PANELS = MAIN_JOB, DEVICES, TABLES, RESEARCH = "Main job", "Devices", "Tables", "Research"
+OPTION_PANELS = ("Options", "Budget", "Search", "Training", "Network", "Device", "Output", "Advanced")
+budget_option, search_option, training_option, network_option, device_option, output_option, advanced_option = (
+    partial(typer.Option, rich_help_panel=panel) for panel in OPTION_PANELS[1:]
+)
+
+# What a help text in braces stands for: read from its registry when the help is shown, as NumPy takes long to load.
+REGISTRIES = {
+    "{policies}": ("amc_mobile.search.policy", "POLICIES"),
+    "{rewards}": ("amc_mobile.search.reward", "REWARDS"),
+    "{channel_choices}": ("amc_mobile.channels.plan", "CHANNEL_CHOICES"),
+    "{granularities}": ("amc_mobile.workflows.search_config", "GRANULARITIES"),
+}
+
+
+def help_text(text: str) -> str:
+    """`text` with the names that its braces stand for."""
+    for braces in filter(text.__contains__, REGISTRIES):
+        text = text.replace(braces, ", ".join(_names(braces)))
+    return text
+
+
+def _names(braces: str) -> tuple[str, ...]:
+    module, name = REGISTRIES[braces]
+    return tuple(getattr(import_module(module), name))
+
+
+def completed(braces: str) -> Callable[[str], list[str]]:
+    """For `autocompletion`: the names of a registry that begin as typed."""
+    return lambda incomplete: [name for name in _names(braces) if name.startswith(incomplete)]
+
+
+def completed_device(incomplete: str) -> list[str]:
+    """The names of device profiles that begin as typed."""
+    from amc_mobile.device.profiles import load_profiles, profiles_folder
+
+    return [name for name in load_profiles(profiles_folder()) if name.startswith(incomplete)]
+
+
+def completed_runtime(incomplete: str) -> list[str]:
+    """The runtimes that begin as typed."""
+    return [name for name in RUNTIMES if name.startswith(incomplete)]
+
+
+class PanelCommand(TyperCommand):
+    """Its help has the options in panels, as plain text: Rich's own panels would double the time that help takes."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for flag in self.get_params(ctx):
+            if (record := flag.get_help_record(ctx)) is not None:
+                usual = "Arguments" if flag.param_type_name == "argument" else "Options"
+                panel = "Output" if flag.name == "help" else getattr(flag, "rich_help_panel", None) or usual
+                panels.setdefault(panel, []).append((record[0], help_text(record[1])))
+        for panel in ("Arguments", *OPTION_PANELS):
+            if panel in panels:
+                with formatter.section(panel):
+                    formatter.write_dl(panels[panel])
+
+
+class PanelGroup(TyperGroup):
+    """Its help has the commands in panels."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {}
+        width = formatter.width - 6 - max(map(len, self.commands))
+        for name, command in self.commands.items():
+            panel = getattr(command, "rich_help_panel", None) or "Commands"
+            panels.setdefault(str(panel), []).append((name, command.get_short_help_str(width)))
+        for panel in (*COMMAND_PANELS, "Commands"):
+            if panel in panels:
+                with formatter.section(panel):
+                    formatter.write_dl(panels[panel])
+
+
+class CommandLine(typer.Typer):
+    """A group of commands with panels in its help."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(cls=PanelGroup, rich_markup_mode=None, **settings)
+
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:
+        return super().command(name, cls=PanelCommand, **settings)
+
 
 NAMES_OF_KINDS = {"integer": int, "float": float, "boolean": bool}  # as older versions of Typer have them
 NOT_IN_FILES = ("config", "help", "json", "run")  # `run` names one run, which no second command should share
@@ -81,7 +169,7 @@ def _keys(command: Any) -> Iterator[tuple[str, Any]]:
 
 def _checked(path: Path, key: str, value: Any, flag: Any) -> Any:
     if flag.multiple:
-        values = value if isinstance(value, list) else str(value).split(",")
+        values = value if isinstance(value, list) else [one for one in str(value).split(",") if one]
         if not all(isinstance(one, str) for one in values):
             raise InvalidConfig(f"{path}: {key} = {value!r} is no list of texts", next_step=f'{key} = ["A", "B"]')
         return values
@@ -136,15 +224,13 @@ def _config_lines(context: typer.Context, workspace: Path) -> Iterator[str]:
             done.add(str(flag.name))
             value = remembered.get(str(flag.name))
             is_set = value is not None and value != usual.get(str(flag.name)) and flag.name != "table"
-            yield f"# {flag.help}"
+            yield f"# {help_text(flag.help)}"
             yield f"{'' if is_set else '# '}{key} = {_toml(value if is_set else _example(flag))}"
 
 
 def _example(flag: Any) -> Any:
     if flag.default is not None and not callable(flag.default):
         return flag.default
-    if flag.multiple:
-        return []
     return {int: 1, float: 0.5, bool: True}.get(_kind(flag), "")
 
 
@@ -233,10 +319,10 @@ def show(text: str, document: dict[str, Any], *, as_json: bool) -> None:
     print(json.dumps(document, indent=1, allow_nan=False) if as_json else visible(text))
 
 
-WorkspaceFlag = Annotated[Path, typer.Option("--workspace", help="Folder with the table, templates and runs.")]
+WorkspaceFlag = Annotated[Path, output_option("--workspace", help="Folder with the table, templates and runs.")]
 ModelFlag = Annotated[
     str | None,
-    typer.Option(
+    network_option(
         "--model",
         help="A name of `models`, torchvision:NAME, timm:NAME, or file.py:function: called with those of num_classes, "
         "input_size (pixels), in_channels and width_multiplier that it takes, it returns an nn.Module.",
@@ -244,19 +330,17 @@ ModelFlag = Annotated[
 ]
 CheckpointFlag = Annotated[
     str | None,
-    typer.Option("--checkpoint", help="Weights: .safetensors, or what torch.save wrote, e.g. a Lightning .ckpt."),
+    network_option("--checkpoint", help="Weights: .safetensors, or what torch.save wrote, e.g. a Lightning .ckpt."),
 ]
-DataFlag = Annotated[
-    str | None,
-    typer.Option(
-        "--data",
-        help="digits, shapes, cifar10:PATH, imagefolder:PATH, or file.py:function: returns (train, test), each "
-        "(images, labels) with uint8 images (N, C, H, W) or (N, H, W, C) and labels (N,), or a torch Dataset.",
-    ),
-]
+# A test holds it to the registry of sources, which loads torch.
+DATA_HELP = (
+    "digits, shapes, cifar10:PATH, imagefolder:PATH, or file.py:function: returns (train, test), each (images, labels) "
+    "with uint8 images (N, C, H, W) or (N, H, W, C) and labels (N,), or a torch Dataset."
+)
+DataFlag = Annotated[str | None, network_option("--data", help=DATA_HELP)]
 AccuracyFlag = Annotated[
     str | None,
-    typer.Option(
+    network_option(
         "--accuracy",
         help="file.py:function(outputs, labels) -> number in [0, 1], for networks that do not classify: outputs as the "
         "network returns them for a batch, labels (N, ...) as the data have them.",
@@ -264,26 +348,34 @@ AccuracyFlag = Annotated[
 ]
 LossFlag = Annotated[
     str | None,
-    typer.Option("--loss", help="file.py:function(outputs, labels) -> mean loss of a batch, to train by."),
+    network_option("--loss", help="file.py:function(outputs, labels) -> mean loss of a batch, to train by."),
 ]
 DeviceFlag = Annotated[
-    str | None, typer.Option("--device", help="host: this computer; or a phone's profile, e.g. pixel: see `devices`.")
-]
-SerialFlag = Annotated[str | None, typer.Option("--serial", help="Which phone, where several fit --device.")]
+    str | None,
+    device_option(
+        "--device", autocompletion=completed_device,
+        help="host: this computer; or a phone's profile, e.g. pixel: see `devices`.",
+    ),
+]  # fmt: skip
+SerialFlag = Annotated[str | None, device_option("--serial", help="Which phone, where several fit --device.")]
 SerialsFlag = Annotated[
     list[str] | None,
-    typer.Option(
+    device_option(
         "--serial",
         help="Which phone, where several fit --device. Repeat it for phones of one model that share the work, e.g. "
         "--serial A --serial B: the table speaks of the first.",
     ),
 ]
 RuntimeFlag = Annotated[
-    str | None, typer.Option("--runtime", help="tflite, onnxruntime or benchmark_model (.tflite on phones, averages).")
-]
+    str | None,
+    device_option(
+        "--runtime", autocompletion=completed_runtime,
+        help=f"{', '.join(RUNTIMES)}; the last takes .tflite files on phones and gives averages.",
+    ),
+]  # fmt: skip
 TableFlag = Annotated[
     str | None,
-    typer.Option(
+    advanced_option(
         "--table",
         help="postgresql+psycopg://USER@HOST/NAME; without: a file in the workspace. Its password: PGPASSWORD, "
         "~/.pgpass or typed; one in the URL holds for this command and is not kept.",
@@ -291,27 +383,27 @@ TableFlag = Annotated[
 ]
 OfflineFlag = Annotated[
     bool,
-    typer.Option("--offline", help="Without the device: the table predicts, nothing is measured, no gate is passed."),
+    device_option("--offline", help="Without the device: the table predicts, nothing is measured, no gate is passed."),
 ]
 ConditionsFlag = Annotated[
     list[str] | None,
-    typer.Option(
+    advanced_option(
         "--conditions",
         help="With --offline, where several of the table fit: a key as listed, e.g. 1a2b3c4d. Repeatable.",
     ),
 ]
-ThreadsFlag = Annotated[int | None, typer.Option("--threads", help="Inference threads that are timed.")]
+ThreadsFlag = Annotated[int | None, device_option("--threads", help="Inference threads that are timed.")]
 MemoryFlag = Annotated[
     int | None,
-    typer.Option(
+    advanced_option(
         "--memory-mb",
         help="For a search's matrices, the rest goes to a file, and for refitting; e.g. 500; 0: half of what is free.",
     ),
 ]
-SeedFlag = Annotated[int | None, typer.Option("--seed", help="Seed of every random choice.")]
+SeedFlag = Annotated[int | None, advanced_option("--seed", help="Seed of every random choice.")]
 ConfigFlag = Annotated[
     Path | None,
-    typer.Option(
+    advanced_option(
         "--config",
         help="TOML file with flags, e.g. a line macs_ratio = 0.5 for --macs-ratio 0.5; `amc-mobile config` writes one.",
         is_eager=True,
@@ -319,32 +411,50 @@ ConfigFlag = Annotated[
     ),
 ]
 Bf16Flag = Annotated[
-    bool, typer.Option("--bf16", help="Forward passes in bfloat16: up to twice as fast where the CPU has AVX512-BF16.")
+    bool,
+    advanced_option("--bf16", help="Forward passes in bfloat16: up to twice as fast on CPUs with AVX512-BF16."),
 ]
 WorkersFlag = Annotated[
-    int | None, typer.Option("--workers", help="Decode image folders as they are used, with so many threads, e.g. 4.")
+    int | None,
+    advanced_option("--workers", help="Threads that decode image folders as they are used, e.g. 4."),
 ]
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-RunFlag = Annotated[str | None, typer.Option("--run", help="Name of the run; default: the last one.")]
+JsonFlag = Annotated[bool, output_option("--json", help="Print one JSON document.")]
+RunFlag = Annotated[str | None, output_option("--run", help="Name of the run; default: the last one.")]
 AlsoFlag = Annotated[
     list[str] | None,
-    typer.Option(
+    budget_option(
         "--also", help="DEVICE:MS: a latency budget on another device, by its own table, e.g. galaxy:35. Repeatable."
     ),
 ]
 ChannelChoiceFlag = Annotated[
-    str, typer.Option("--channel-choice", help="backward, omp, lasso, thinet, taylor, fpgm, l1-rms or l1 (AMC's).")
+    str,
+    advanced_option(
+        "--channel-choice", autocompletion=completed("{channel_choices}"), help="{channel_choices}; AMC's is l1."
+    ),
 ]
-MultipleFlag = Annotated[int, typer.Option("--multiple", help="Kept channels are multiples of this.")]
-KeepFlag = Annotated[str, typer.Option("--keep", help="Groups that stay whole: names, patterns, or residual.")]
+MultipleFlag = Annotated[int, search_option("--multiple", help="Kept channels are multiples of this.")]
+KeepFlag = Annotated[str, search_option("--keep", help="Groups that stay whole: names, patterns, or residual.")]
 UntrainedFlag = Annotated[
     bool,
-    typer.Option(
+    network_option(
         "--untrained", envvar="AMC_MOBILE_UNTRAINED",
         help="Go on with a network that is no better than guessing on the images.",
     ),
 ]  # fmt: skip
-RewardFlag = Annotated[str, typer.Option("--reward", help="fidelity, top1, macs or error-log-macs, -params, -latency.")]
+RewardFlag = Annotated[
+    str,
+    search_option(
+        "--reward", autocompletion=completed("{rewards}"),
+        help="What makes a plan good: {rewards}.",
+    ),
+]  # fmt: skip
+PolicyFlag = Annotated[
+    str,
+    search_option(
+        "--policy", autocompletion=completed("{policies}"),
+        help="How plans are proposed: {policies}:PATH. The paper's agent is ddpg-sequential.",
+    ),
+]  # fmt: skip
 DEFAULT_WORKSPACE = Path("amc-workspace")
 
 
@@ -364,11 +474,11 @@ class VariantFlags:
     """How wide the network is and what it looks at."""
 
     width_multiplier: Annotated[
-        float | None, typer.Option("--width", help="Width multiplier of the network, e.g. 0.5.")
+        float | None, network_option("--width", help="Width multiplier of the network, e.g. 0.5.")
     ] = None
     input_size: Annotated[
         int | None,
-        typer.Option(help="Input height and width in pixels. Default: the network's own, else that of the images."),
+        network_option(help="Input height and width in pixels. Default: the network's own, else that of the images."),
     ] = None
 
 
@@ -378,13 +488,13 @@ class StateFlags:
 
     waive: Annotated[
         list[str] | None,
-        typer.Option(
+        advanced_option(
             help="Measure in spite of a problem, e.g. HOT; BUSY: as if no other program ran. "
             "WIDE_BAND: search with a table that predicts badly. Repeatable."
         ),
     ] = None
     clock_mode: Annotated[
-        str | None, typer.Option(help="unlocked, or fixed_performance: Android's sustainable clocks.")
+        str | None, advanced_option(help="unlocked, or fixed_performance: Android's sustainable clocks.")
     ] = None
 
 
@@ -400,10 +510,10 @@ class PrecisionFlags:
     """What the files compute in."""
 
     int8: Annotated[
-        bool, typer.Option("--int8", help="Files in int8, e.g. `profile --int8`; the workspace remembers it.")
+        bool, device_option("--int8", help="Files in int8, e.g. `profile --int8`; the workspace remembers it.")
     ] = False
-    fp16: Annotated[bool, typer.Option("--fp16", help="Files with float16 weights, e.g. `profile --fp16`.")] = False
-    fp32: Annotated[bool, typer.Option("--fp32", help="Back to float32, e.g. `profile --fp32` after `--int8`.")] = False
+    fp16: Annotated[bool, device_option("--fp16", help="Files with float16 weights, e.g. `profile --fp16`.")] = False
+    fp32: Annotated[bool, device_option("--fp32", help="Back to float32 after `--int8` or `--fp16`.")] = False
 
     def chosen(self) -> str | None:
         """None where no flag was given: as the workspace remembers it."""
@@ -417,10 +527,10 @@ class PrecisionFlags:
 class BudgetFlags:
     """What a plan may cost at most."""
 
-    latency_ms: Annotated[float | None, typer.Option(help="Budget: p50 in ms, measured.")] = None
-    latency_ratio: Annotated[float | None, typer.Option(help="Budget: share of the original's latency.")] = None
-    macs_ratio: Annotated[float | None, typer.Option(help="Budget: share of the original's MACs.")] = None
-    params_ratio: Annotated[float | None, typer.Option(help="Budget: share of the original's parameters.")] = None
+    latency_ms: Annotated[float | None, budget_option(help="p50 in ms, measured, e.g. 30.")] = None
+    latency_ratio: Annotated[float | None, budget_option(help="Share of the original's latency, e.g. 0.5.")] = None
+    macs_ratio: Annotated[float | None, budget_option(help="Share of the original's MACs.")] = None
+    params_ratio: Annotated[float | None, budget_option(help="Share of the original's parameters.")] = None
 
 
 @dataclass(frozen=True)
@@ -428,12 +538,15 @@ class PruningFlags:
     """What is cut, and which plans are measured."""
 
     granularity: Annotated[
-        str, typer.Option(help="channel; or weight: single weights (fine-grained), e.g. with --params-ratio 0.3.")
+        str,
+        search_option(
+            help="What is pruned: {granularities}; weight: single weights (fine-grained), e.g. with --params-ratio 0.3."
+        ),
     ] = "channel"
     channel_choice: ChannelChoiceFlag = "backward"
-    measure_every: Annotated[int, typer.Option(help="Measure every K episodes; 0: new bests only.")] = 50
+    measure_every: Annotated[int, advanced_option(help="Measure every K episodes; 0: new bests only.")] = 50
     min_keep_ratio: Annotated[
-        float, typer.Option(help="Lowest share of channels kept per group, of weights per convolution.")
+        float, search_option(help="Lowest share of channels kept per group, of weights per convolution.")
     ] = 0.2
 
 
@@ -442,11 +555,11 @@ class ImageFlags:
     """How many images the search looks at."""
 
     calibration_images: Annotated[
-        int, typer.Option(help="Images for the least squares, at most a third of the training images.")
+        int, advanced_option(help="Images for the least squares, at most a third of the training images.")
     ] = 1500
     reward_images: Annotated[
         int | None,
-        typer.Option(
+        advanced_option(
             help="Images for the reward, apart from all others; at most a third of the training images. Default: 256, "
             "at most a tenth.",
         ),
@@ -466,7 +579,7 @@ class OutputFlags:
     """What is printed, on stdout and stderr."""
 
     as_json: JsonFlag = False
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on stderr.")] = False
+    quiet: Annotated[bool, output_option("--quiet", help="No progress on stderr.")] = False
 
     def progress(self) -> AbstractContextManager[Progress]:
         return progress_bars(self.quiet)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, TypeVar
 
-import typer
-
 from amc_mobile.cli_options import (
     DEFAULT_WORKSPACE,
     AlsoFlag,
@@ -33,8 +31,10 @@ from amc_mobile.cli_options import (
     VariantFlags,
     WorkersFlag,
     WorkspaceFlag,
+    budget_option,
     expand_groups,
     opened,
+    search_option,
 )
 from amc_mobile.errors import InvalidConfig
 
@@ -47,24 +47,21 @@ def compare(
     limits: BudgetFlags,
     also: AlsoFlag = None,
     budgets: Annotated[
-        str, typer.Option(help="Ratios in place of the first budget's, for the front, e.g. 0.3,0.5,0.7.")
+        str, budget_option(help="Ratios in place of the first budget's, for the front, e.g. 0.3,0.5,0.7.")
     ] = "",
     policies: Annotated[
         str,
-        typer.Option(
-            help="Any of ddpg, ddpg-sequential, critic, evolution, cma, netadapt, random, uniform, shallow, deep, dp, "
-            "from-file:PATH, separated by commas."
-        ),
+        search_option(help="Any of {policies}:PATH, separated by commas."),
     ] = "uniform,random,ddpg,evolution,critic,dp",
-    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1,2",
-    episodes: Annotated[int, typer.Option(help="Plans each policy tries.")] = 300,
+    seeds: Annotated[str, search_option(help="Seeds, separated by commas.")] = "0,1,2",
+    episodes: Annotated[int, search_option(help="Plans each policy tries.")] = 300,
     reward: RewardFlag = "fidelity",
     pruning: PruningFlags,
     multiple: MultipleFlag = 8,
     images: ImageFlags,
     untrained: UntrainedFlag = False,
     keep: KeepFlag = "",
-    finetune_epochs: Annotated[int, typer.Option(help="Fine-tune every plan so long; 0: not.")] = 0,
+    finetune_epochs: Annotated[int, search_option(help="Fine-tune every plan so long; 0: not.")] = 0,
     offline: OfflineFlag = False,
     conditions: ConditionsFlag = None,
     network: NetworkFlags,
@@ -113,8 +110,8 @@ def compare(
 @expand_groups
 def sensitivity(
     *,
-    ratios: Annotated[str, typer.Option(help="Keep ratios, separated by commas.")] = "0.25,0.5,0.75",
-    multiple: Annotated[int, typer.Option("--multiple", help="Round kept channels up to multiples of this.")] = 1,
+    ratios: Annotated[str, search_option(help="Keep ratios, separated by commas.")] = "0.25,0.5,0.75",
+    multiple: Annotated[int, search_option("--multiple", help="Round kept channels up to multiples of this.")] = 1,
     channel_choice: ChannelChoiceFlag = "backward",
     images: ImageFlags,
     untrained: UntrainedFlag = False,

@@ -41,7 +41,9 @@ def assert_clear_error(done: Command | subprocess.CompletedProcess[str], *words:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example_and_needs_nothing_heavy(command: str, tmp_path: Path) -> None:
     program = f"import sys; sys.argv=['amc-mobile', *{command.split()!r}, '--help']\nfrom amc_mobile.cli import main\n"
-    program += "try: main()\nfinally: print({'torch', 'numpy', 'adbutils'} & set(sys.modules))"
+    names_registries = command in ("search", "compare", "sensitivity")  # which need NumPy
+    heavy = {"torch", "adbutils"} | (set() if names_registries else {"numpy"})
+    program += f"try: main()\nfinally: print({heavy!r} & set(sys.modules))"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
@@ -165,6 +167,57 @@ def test_version_short_help_and_completion(monkeypatch: pytest.MonkeyPatch, caps
         assert code == 0
         assert "Example: amc-mobile" in out
     assert "--install-completion" in said(capsys, monkeypatch, "-h")[1]
+
+
+def test_help_has_panels_with_the_main_job_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = said(capsys, monkeypatch, "-h")[1].splitlines()
+    assert [line for line in lines if line.endswith(":") and line[0] != " "] == [
+        "Options:", "Main job:", "Devices:", "Tables:", "Research:",
+    ]  # fmt: skip
+    lines = said(capsys, monkeypatch, "search", "-h")[1].splitlines()
+    assert [line for line in lines if line.endswith(":") and line[0] != " "] == [
+        "Budget:", "Search:", "Network:", "Device:", "Output:", "Advanced:",
+    ]  # fmt: skip
+
+
+def test_every_option_is_in_a_panel_and_every_command_too() -> None:
+    from typer.main import get_command
+
+    from amc_mobile.cli import app
+    from amc_mobile.cli_options import COMMAND_PANELS, OPTION_PANELS
+
+    for command in get_command(app).commands.values():  # type: ignore[attr-defined]
+        assert command.rich_help_panel in COMMAND_PANELS
+        for flag in command.params:
+            if flag.param_type_name == "option":
+                assert getattr(flag, "rich_help_panel", None) in (None, *OPTION_PANELS)
+
+
+@pytest.mark.parametrize(
+    ("typed", "names"),
+    [
+        ("search --policy dd", {"ddpg", "ddpg-sequential"}),
+        ("search --reward fid", {"fidelity"}),
+        ("search --channel-choice th", {"thinet"}),
+        ("measure --runtime onnx", {"onnxruntime"}),
+        ("profile --device hos", {"host"}),
+    ],
+)
+def test_a_shell_completes_the_names_of_registries(typed: str, names: set[str]) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment |= {"_AMC_MOBILE_COMPLETE": "complete_bash", "COMP_WORDS": f"amc-mobile {typed}", "COMP_CWORD": "3"}
+    program = "from amc_mobile.cli import app; app(prog_name='amc-mobile')"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert set(done.stdout.split()) == names
+
+
+def test_the_help_of_data_names_every_source() -> None:
+    from amc_mobile.cli_options import DATA_HELP
+    from amc_mobile.data.sources import SOURCES
+
+    assert [name for name in SOURCES if name not in DATA_HELP] == []
 
 
 def test_waiting_is_told_at_longer_and_longer_intervals(capsys: pytest.CaptureFixture[str]) -> None:
