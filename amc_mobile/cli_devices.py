@@ -30,10 +30,10 @@ def devices(as_json: JsonFlag = False) -> None:
 
     Example: amc-mobile devices --json
     """
-    from amc_mobile.workflows.devices import devices_text, list_devices
+    from amc_mobile.workflows.devices import list_devices
 
-    document = list_devices()
-    show(devices_text(document), document, as_json=as_json)
+    listed = list_devices()
+    show(listed.text(), listed.document(), as_json=as_json)
 
 
 def doctor(
@@ -55,11 +55,10 @@ def doctor(
     Example: amc-mobile doctor --runtime onnxruntime
     """
     from amc_mobile.workflows.devices import doctor as examine
-    from amc_mobile.workflows.devices import doctor_text
 
-    document = examine(Workspace(workspace), runtime, clean=clean)
-    show(doctor_text(document), document, as_json=as_json)
-    if not document["ok"]:
+    diagnosis = examine(Workspace(workspace), runtime, clean=clean)
+    show(diagnosis.text(), diagnosis.document(), as_json=as_json)
+    if not diagnosis.ok:
         raise typer.Exit(1)
 
 
@@ -75,10 +74,10 @@ def runtime_add(
 
     Example: amc-mobile runtime add onnxruntime-android-1.29.0.aar
     """
-    from amc_mobile.workflows.devices import add_runtime, runtimes_text
+    from amc_mobile.workflows.devices import add_runtime
 
-    document = add_runtime(file, version=version)
-    show(runtimes_text(document), document, as_json=as_json)
+    added = add_runtime(file, version=version)
+    show(added.text(), added.document(), as_json=as_json)
 
 
 @runtime_app.command("list")
@@ -87,10 +86,10 @@ def runtime_list(as_json: JsonFlag = False) -> None:
 
     Example: amc-mobile runtime list
     """
-    from amc_mobile.workflows.devices import list_runtimes, runtimes_text
+    from amc_mobile.workflows.devices import list_runtimes
 
-    document = list_runtimes()
-    show(runtimes_text(document), document, as_json=as_json)
+    listed = list_runtimes()
+    show(listed.text(), listed.document(), as_json=as_json)
 
 
 app = CommandLine(help="Look into the latency table, take it elsewhere, check it. Example: amc-mobile table show")

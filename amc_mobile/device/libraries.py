@@ -20,6 +20,7 @@ from amc_mobile.store import is_file, is_file_name, read_bytes, read_json, repla
 
 ABI_OF_MACHINE = {183: "arm64-v8a", 62: "x86_64", 40: "armeabi-v7a", 3: "x86"}
 AGAIN = "download the library again"
+GLIBC = "glibc"  # the C library of Linux computers; Android has its own
 _LOAD, _DYNAMIC, _INTERPRETER = 1, 2, 3
 _EXECUTABLE = 2  # the type of programs that are not position-independent
 _NEEDED, _HASH, _STRTAB, _SYMTAB, _STRTAB_SIZE, _GNU_HASH = 1, 4, 5, 6, 10, 0x6FFFFEF5
@@ -44,7 +45,7 @@ class ElfFacts:
     def libc(self) -> str:
         """Whose C library it is built for: "bionic" is Android's."""
         if "libc.so.6" in self.needed:
-            return "glibc"
+            return GLIBC
         return "bionic" if "libc.so" in self.needed else "none"
 
 

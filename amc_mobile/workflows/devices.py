@@ -16,14 +16,15 @@ from amc_mobile.device.benchmark_model import BenchmarkModelDevice
 from amc_mobile.device.clock_mode import give_back_left_over, noted_caps, phone_lock
 from amc_mobile.device.conditions import Conditions, unit_of
 from amc_mobile.device.device import Device, Neighbours
-from amc_mobile.device.host import HostDevice, installed_runtimes
+from amc_mobile.device.host import HostDevice, HostNeighbours, installed_runtimes
 from amc_mobile.device.libraries import (
+    GLIBC,
     RuntimeLibrary,
     add_library,
     choose_library,
     list_libraries,
 )
-from amc_mobile.device.phone import PhoneDevice
+from amc_mobile.device.phone import PhoneDevice, select_phone
 from amc_mobile.device.phone_runner import remove_all
 from amc_mobile.device.phone_state import PhoneFacts, read_facts, read_neighbours, waiting_stage
 from amc_mobile.device.profiles import (
@@ -31,6 +32,7 @@ from amc_mobile.device.profiles import (
     DeviceProfile,
     load_profiles,
     matching_profiles,
+    most_special,
     profile_named,
     profiles_folder,
     runtimes_folder,
@@ -39,6 +41,8 @@ from amc_mobile.device.runner import runner_program
 from amc_mobile.errors import AmcMobileError, DeviceError, InvalidConfig, InvalidInput
 from amc_mobile.formats import BENCHMARK_MODEL, BY_RUNTIME, MAVEN, ONNX, PHONE_RUNTIMES, TFLITE
 from amc_mobile.latency.table import LatencyTable, RecordedDevice
+from amc_mobile.report.tables import render_rows
+from amc_mobile.store import to_document
 from amc_mobile.workflows.workspace import Progress, Settings, Workspace, check_settings, silent
 
 
@@ -86,15 +90,6 @@ def device_of(settings: Settings, runtime: str, progress: Progress) -> Device:
             waived=settings.waived,
             on_wait=on_neighbours,
         )
-    # Only now: this computer can measure where adb is not installed.
-    from amc_mobile.device.adb import AdbServer
-    from amc_mobile.device.benchmark_model import BenchmarkModelDevice
-    from amc_mobile.device.clock_mode import give_back_left_over
-    from amc_mobile.device.libraries import choose_library, list_libraries
-    from amc_mobile.device.phone import PhoneDevice, select_phone
-    from amc_mobile.device.phone_state import read_facts
-    from amc_mobile.device.profiles import most_special, runtimes_folder
-    from amc_mobile.device.runner import runner_program
 
     def on_silence(what: str, waited_s: float, limit_s: float) -> None:
         progress("wait for the phone", int(waited_s), int(limit_s), what)
@@ -265,31 +260,31 @@ def _listed(known: Sequence[Conditions]) -> str:
     return ":" + "".join(lines) if lines else ""
 
 
-def add_runtime(file: Path, *, version: str | None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class RuntimeList:
+    libraries: tuple[RuntimeLibrary, ...]
+
+    def document(self) -> dict[str, Any]:
+        return {"runtimes": [{**asdict(library), "path": str(library.path)} for library in self.libraries]}
+
+    def text(self) -> str:
+        if not self.libraries:
+            return (
+                f"no runtime library yet; download an AAR from Maven ({MAVEN}), then `amc-mobile runtime add FILE.aar`"
+            )
+        rows = [(x.runtime, x.version, x.abi, x.libc, x.sha256[:16], str(x.path)) for x in self.libraries]
+        table = render_rows(["runtime", "version", "processor", "C library", "sha256", "file"], rows)
+        foreign = any(library.libc == GLIBC for library in self.libraries)
+        return table + ("\nLibraries for glibc run on Linux computers, not on Android." if foreign else "")
+
+
+def add_runtime(file: Path, *, version: str | None) -> RuntimeList:
     """Adds the libraries in a file. Raises InvalidInput, InvalidConfig or CorruptFile."""
-    return _document(add_library(file, runtimes_folder(), version=version))
+    return RuntimeList(tuple(add_library(file, runtimes_folder(), version=version)))
 
 
-def list_runtimes() -> dict[str, Any]:
-    return _document(list_libraries(runtimes_folder()))
-
-
-def _document(libraries: Sequence[RuntimeLibrary]) -> dict[str, Any]:
-    return {"runtimes": [{**asdict(library), "path": str(library.path)} for library in libraries]}
-
-
-def runtimes_text(document: dict[str, Any]) -> str:
-    from amc_mobile.report.tables import render_rows
-
-    rows = [
-        [row["runtime"], row["version"], row["abi"], row["libc"], row["sha256"][:16], row["path"]]
-        for row in document["runtimes"]
-    ]
-    if not rows:
-        return f"no runtime library yet; download an AAR from Maven ({MAVEN}), then `amc-mobile runtime add FILE.aar`"
-    table = render_rows(["runtime", "version", "processor", "C library", "sha256", "file"], rows)
-    foreign = any(row["libc"] == "glibc" for row in document["runtimes"])
-    return table + ("\nLibraries for glibc run on Linux computers, not on Android." if foreign else "")
+def list_runtimes() -> RuntimeList:
+    return RuntimeList(tuple(list_libraries(runtimes_folder())))
 
 
 # The sum of two inputs, opset 13, as the package onnx writes it.
@@ -325,45 +320,117 @@ SPACE_WANTED_BYTES = 1 << 30
 PLUG_IN = "plug a phone in, switch on USB debugging in its developer options and accept its dialog"
 
 
-def list_devices(runtime: str = "", *, try_out: bool = False, clean: bool = False) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Problem:
+    """What keeps a device from measuring, and what to do about it."""
+
+    name: str
+    what: str
+    remedy: str
+
+    @classmethod
+    def of(cls, name: str, error: AmcMobileError) -> Problem:
+        return cls(name, error.message, error.next_step)
+
+    def line(self, owner: str = "") -> str:
+        return f"{owner}{self.what} [{self.name}]\n  next: {self.remedy}"
+
+
+@dataclass(frozen=True)
+class PhoneDetails:
+    """What a phone that answers says of itself. `profiles`: those that fit it; `runtimes`: libraries added for it."""
+
+    model: str
+    soc: str
+    android: str
+    sdk: int
+    abis: tuple[str, ...]
+    clusters: str
+    governors: tuple[str, ...]
+    celsius: float | None
+    battery_percent: float
+    free_bytes: int
+    neighbours: Neighbours | None
+    profiles: tuple[str, ...]
+    runtimes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ListedPhone:
+    """A phone that adb sees. `trials`: by library, whether it ran, where that was tried."""
+
+    serial: str
+    state: str
+    problems: tuple[Problem, ...] = ()
+    details: PhoneDetails | None = None
+    trials: Mapping[str, str] | None = None
+    removed_bytes: int | None = None
+
+    def document(self) -> dict[str, Any]:
+        document = {"serial": self.serial, "state": self.state, "problems": to_document(self.problems)}
+        document |= to_document(self.details) if self.details is not None else {}
+        later = {"trials": self.trials, "removed_bytes": self.removed_bytes}
+        return document | {key: to_document(value) for key, value in later.items() if value is not None}
+
+    def row(self) -> list[str]:
+        d = self.details
+        if d is None:
+            return [self.serial, self.state, *[""] * 8]
+        celsius = "" if d.celsius is None else f"{d.celsius:.1f}"
+        battery, free = f"{d.battery_percent:.0f} %", f"{d.free_bytes / 1e9:.1f} GB"
+        return [
+            self.serial, self.state, d.model, d.soc, d.android, d.clusters, celsius, battery, free,
+            ", ".join(d.profiles),
+        ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DeviceList:
+    """What can measure. `hosts`: this computer under each runtime that is installed."""
+
+    hosts: tuple[Conditions, ...]
+    phones: tuple[ListedPhone, ...]
+    problems: tuple[Problem, ...]
+
+    def document(self) -> dict[str, Any]:
+        phones = [phone.document() for phone in self.phones]
+        return {"devices": to_document(self.hosts), "phones": phones, "problems": to_document(self.problems)}
+
+    def text(self) -> str:
+        rows = [(c.device, c.soc, c.os, f"{c.runtime} {c.runtime_version}", c.cores) for c in self.hosts]
+        parts = [render_rows(["device", "processor", "system", "runtime", "cores"], rows)]
+        if self.phones:
+            headers = ["phone", "state", "model", "chip", "Android", "cores", "C", "battery", "free", "--device"]
+            parts.append(render_rows(headers, [phone.row() for phone in self.phones]))
+        parts += [problem.line() for problem in self.problems]
+        parts += [problem.line(f"{phone.serial}: ") for phone in self.phones for problem in phone.problems]
+        return "\n\n".join(parts)
+
+
+def list_devices(runtime: str = "", *, try_out: bool = False, clean: bool = False) -> DeviceList:
     """This computer under each runtime that is installed, and every phone that adb sees, with its problems.
 
     `runtime`: that has to be there; else the profile's. `try_out`: runs a tiny network with each library. `clean`:
     removes amc-mobile's files from the phones: `removed_bytes` of each.
     """
-    problems: list[dict[str, str]] = []
+    hosts = tuple(HostDevice(name).conditions() for name in installed_runtimes())
     try:
         server = AdbServer()
         attached = server.settled_phones()
     except DeviceError as error:
         # Without adb this computer can still measure.
-        return {"devices": _host(), "phones": [], "problems": [_problem(NO_ADB, error.message, error.next_step)]}
+        return DeviceList(hosts, (), (Problem.of(NO_ADB, error),))
     profiles = load_profiles(profiles_folder())
-    libraries = _libraries(problems)
+    libraries, problems = list[RuntimeLibrary](), list[Problem]()
+    try:
+        libraries = list_libraries(runtimes_folder())
+    except AmcMobileError as error:
+        problems.append(Problem.of(NO_RUNTIME, error))
     with ThreadPoolExecutor(max_workers=8) as pool:  # a phone that hangs must not keep the others waiting
-        phones = list(
+        phones = tuple(
             pool.map(lambda phone: _phone(server, phone, profiles, libraries, runtime, try_out, clean), attached)
         )
-    return {"devices": _host(), "phones": phones, "problems": problems}
-
-
-def _host() -> list[dict[str, Any]]:
-    from amc_mobile.device.host import HostDevice, installed_runtimes
-
-    installed = installed_runtimes()
-    return [HostDevice(name).conditions().to_document() for name in installed]
-
-
-def _libraries(problems: list[dict[str, str]]) -> list[RuntimeLibrary]:
-    try:
-        return list_libraries(runtimes_folder())
-    except AmcMobileError as error:
-        problems.append(_problem(NO_RUNTIME, error.message, error.next_step))
-        return []
-
-
-def _problem(name: str, what: str, next_step: str) -> dict[str, str]:
-    return {"name": name, "what": what, "remedy": next_step}
+    return DeviceList(hosts, phones, tuple(problems))
 
 
 def _phone(
@@ -374,185 +441,140 @@ def _phone(
     runtime: str,
     try_out: bool,
     clean: bool,
-) -> dict[str, Any]:
-    document: dict[str, Any] = {"serial": attached.serial, "state": attached.state, "problems": []}
+) -> ListedPhone:
+    phone = ListedPhone(attached.serial, attached.state)
     if not attached.is_ready:
-        what = f"adb says {attached.state}"
-        document["problems"].append(_problem(NOT_READY, what, remedy(attached.state)))
-        return document
+        problem = Problem(NOT_READY, f"adb says {attached.state}", remedy(attached.state))
+        return replace(phone, problems=(problem,))
     try:
         adb = AdbPhone(server, attached)
         give_back_left_over(adb)
         if clean:
-            _clean(adb, document)
+            phone = _cleaned(adb, phone)
         facts = read_facts(adb)
         neighbours = read_neighbours(adb)
     except DeviceError as error:
-        document["problems"].append(_problem(NO_ANSWER, error.message, error.next_step))
-        return document
+        return replace(phone, problems=(*phone.problems, Problem.of(NO_ANSWER, error)))
     fitting = matching_profiles(profiles, facts.properties)
     state = facts.state
-    document |= {
-        "model": facts.model,
-        "soc": facts.soc,
-        "android": facts.android,
-        "sdk": facts.sdk,
-        "abis": list(facts.abis),
-        "clusters": facts.clusters,
-        "governors": sorted({policy.governor for policy in state.policies}),
-        "celsius": state.celsius,
-        "battery_percent": state.battery.percent,
-        "free_bytes": facts.free_bytes,
-        "neighbours": neighbours.to_document() if neighbours else None,
-        "profiles": [profile.name for profile in fitting],
-        "runtimes": [library.label for library in libraries if library.abi in facts.abis],
-    }
+    own_libraries = [library for library in libraries if library.abi in facts.abis]
+    details = PhoneDetails(
+        facts.model, facts.soc, facts.android, facts.sdk, tuple(facts.abis), facts.clusters,
+        tuple(sorted({policy.governor for policy in state.policies})), state.celsius, state.battery.percent,
+        facts.free_bytes, neighbours, tuple(profile.name for profile in fitting),
+        tuple(library.label for library in own_libraries),
+    )  # fmt: skip
     profile = fitting[0] if fitting else None
-    document["problems"] += _phone_problems(facts, profile, libraries, runtime) + _busy(neighbours)
+    problems = [*phone.problems, *_phone_problems(facts, profile, libraries, runtime), *_busy(neighbours)]
+    trials = None
     if try_out and profile is not None:
-        tried = {
-            f"{one.label} ({one.path.name})": _trial(adb, profile, one) for one in libraries if one.abi in facts.abis
-        }
-        document["trials"] = {label: problem["what"] if problem else "ran" for label, problem in tried.items()}
-        document["problems"] += [problem for problem in tried.values() if problem]
-    return document
+        tried = {f"{each.label} ({each.path.name})": _trial(adb, profile, each) for each in own_libraries}
+        trials = {label: problem.what if problem else "ran" for label, problem in tried.items()}
+        problems += [problem for problem in tried.values() if problem]
+    return replace(phone, problems=tuple(problems), details=details, trials=trials)
 
 
-def _clean(adb: AdbPhone, document: dict[str, Any]) -> None:
+def _cleaned(adb: AdbPhone, phone: ListedPhone) -> ListedPhone:
     try:
         with phone_lock(adb.serial):
-            document["removed_bytes"] = remove_all(adb)
+            return replace(phone, removed_bytes=remove_all(adb))
     except DeviceError as error:
-        document["problems"].append(_problem(NOT_CLEANED, error.message, error.next_step))
+        return replace(phone, problems=(*phone.problems, Problem.of(NOT_CLEANED, error)))
 
 
-def _trial(adb: AdbPhone, profile: DeviceProfile, library: RuntimeLibrary) -> dict[str, str] | None:
+def _trial(adb: AdbPhone, profile: DeviceProfile, library: RuntimeLibrary) -> Problem | None:
     """The problem that keeps a library from running a tiny network on the phone, or None."""
     is_program = library.runtime == BENCHMARK_MODEL
     try:
         runner = library.path if is_program else runner_program(library.abi)
     except (DeviceError, InvalidConfig) as error:
-        return _problem(NO_RUNNER, error.message, error.next_step)
+        return Problem.of(NO_RUNNER, error)
     try:
         kind = BenchmarkModelDevice if is_program else PhoneDevice
         kind(adb, profile, library, runner).try_out(tiny_model(library.runtime))
     except DeviceError as error:
         what = f"{library.label} does not run on the phone: {error.message}"
-        return _problem(TRIAL_FAILED, what, error.next_step or f"add another build or version of it: {MAVEN}")
+        return Problem(TRIAL_FAILED, what, error.next_step or f"add another build or version of it: {MAVEN}")
     return None
 
 
-def _busy(found: Neighbours | None) -> list[dict[str, str]]:
-    busy = found is not None and found.is_busy
-    return [_problem(phone_state.BUSY, found.text(), phone_state.REMEDIES[phone_state.BUSY])] if found and busy else []
+def _busy(neighbours: Neighbours | None) -> list[Problem]:
+    if neighbours is None or not neighbours.is_busy:
+        return []
+    return [Problem(phone_state.BUSY, neighbours.text(), phone_state.REMEDIES[phone_state.BUSY])]
 
 
 def _phone_problems(
     facts: PhoneFacts, profile: DeviceProfile | None, libraries: Sequence[RuntimeLibrary], runtime: str
-) -> list[dict[str, str]]:
-    found = []
+) -> list[Problem]:
+    problems = []
     if profile is None:
         what = f"no profile fits {facts.model} with {'/'.join(facts.abis) or 'an unknown processor'}"
-        found.append(_problem(NO_PROFILE, what, f"write one: a TOML file in {profiles_folder()}"))
+        problems.append(Problem(NO_PROFILE, what, f"write one: a TOML file in {profiles_folder()}"))
     else:
         cores = profile.cores_for(profile.threads, facts.state.policies)
         limits = phone_state.clock_limits(facts.state, cores, noted_caps(facts.serial))
         unfit = phone_state.problems(facts, facts.state, profile) | limits
-        found += [_problem(name, what, phone_state.REMEDIES[name]) for name, what in unfit.items()]
+        problems += [Problem(name, what, phone_state.REMEDIES[name]) for name, what in unfit.items()]
         try:
             library = choose_library(libraries, runtime or profile.runtime, facts.abis)
-            if library.libc == "glibc":
+            if library.libc == GLIBC:
                 what = f"{library.label} is built for Linux computers and does not load on Android"
-                found.append(_problem(FOREIGN_RUNTIME, what, f"add an AAR: {MAVEN}"))
+                problems.append(Problem(FOREIGN_RUNTIME, what, f"add an AAR: {MAVEN}"))
             if library.runtime != BENCHMARK_MODEL:  # which is its own runner
                 runner_program(library.abi)
         except InvalidInput as error:
-            found.append(_problem(NO_RUNTIME, error.message, error.next_step))
+            problems.append(Problem.of(NO_RUNTIME, error))
         except (DeviceError, InvalidConfig) as error:
-            found.append(_problem(NO_RUNNER, error.message, error.next_step))
+            problems.append(Problem.of(NO_RUNNER, error))
     if facts.free_bytes < SPACE_WANTED_BYTES:
         what = f"{facts.free_bytes >> 20} MiB free, {SPACE_WANTED_BYTES >> 20} MiB are comfortable"
-        found.append(_problem(LITTLE_SPACE, what, "free some space on the phone"))
+        problems.append(Problem(LITTLE_SPACE, what, "free some space on the phone"))
     if not facts.state.policies:
         what = "the phone hides its core clusters, so the fast cores are unknown"
-        found.append(_problem(NO_CLUSTERS, what, "name the cores in a profile of your own: cores = ..."))
-    return found
+        problems.append(Problem(NO_CLUSTERS, what, "name the cores in a profile of your own: cores = ..."))
+    return problems
 
 
-def devices_text(document: dict[str, Any]) -> str:
-    from amc_mobile.report.tables import render_rows
+@dataclass(frozen=True)
+class Diagnosis:
+    """`ok`: whether measuring can begin. `neighbours`, `host_problems`: other programs on this computer."""
 
-    rows = [
-        [row["device"], row["soc"], row["os"], f"{row['runtime']} {row['runtime_version']}", str(row["cores"])]
-        for row in document["devices"]
-    ]
-    parts = [render_rows(["device", "processor", "system", "runtime", "cores"], rows)]
-    if document["phones"]:
-        headers = ["phone", "state", "model", "chip", "Android", "cores", "C", "battery", "free", "--device"]
-        parts.append(render_rows(headers, [_phone_row(phone) for phone in document["phones"]]))
-    return "\n\n".join([*parts, *_problem_lines(document)])
+    ok: bool
+    listed: DeviceList
+    neighbours: Neighbours | None
+    host_problems: tuple[Problem, ...]
 
+    def document(self) -> dict[str, Any]:
+        here = {"neighbours": to_document(self.neighbours), "problems": to_document(self.host_problems)}
+        return {"ok": self.ok, **self.listed.document(), "this_computer": here}
 
-def _phone_row(phone: Mapping[str, Any]) -> list[str]:
-    if "model" not in phone:
-        return [phone["serial"], phone["state"], *[""] * 8]
-    celsius = phone["celsius"]
-    return [
-        phone["serial"],
-        phone["state"],
-        phone["model"],
-        phone["soc"],
-        phone["android"],
-        phone["clusters"],
-        "" if celsius is None else f"{celsius:.1f}",
-        f"{phone['battery_percent']:.0f} %",
-        f"{phone['free_bytes'] / 1e9:.1f} GB",
-        ", ".join(phone["profiles"]),
-    ]
+    def text(self) -> str:
+        verdict = "all is well" if self.ok else "what to correct is listed last"
+        if self.ok and not self.listed.phones:
+            verdict = "all is well for work on this computer (--device host); for a phone see above"
+        here = [problem.line("this computer: ") for problem in self.host_problems]
+        removed = [
+            f"{phone.serial}: removed {phone.removed_bytes >> 20} MiB of amc-mobile's files"
+            for phone in self.listed.phones
+            if phone.removed_bytes is not None
+        ]
+        return "\n\n".join([self.listed.text(), *here, *removed, verdict])
 
 
-def _problem_lines(document: Mapping[str, Any]) -> list[str]:
-    lines = _lines_of("", document["problems"])
-    for phone in document["phones"]:
-        lines += _lines_of(f"{phone['serial']}: ", phone["problems"])
-    return lines
-
-
-def _lines_of(owner: str, problems: Sequence[Mapping[str, str]]) -> list[str]:
-    return [f"{owner}{problem['what']} [{problem['name']}]\n  next: {problem['remedy']}" for problem in problems]
-
-
-def doctor(space: Workspace, runtime: str | None = None, *, clean: bool = False) -> dict[str, Any]:
+def doctor(space: Workspace, runtime: str | None = None, *, clean: bool = False) -> Diagnosis:
     """As `list_devices`, with `ok`: whether nothing is wrong with any phone; without phones, whether this computer
     can measure, where it is the workspace's device.
 
     `runtime`: the one in use; else the one that the workspace remembers, or the profile's. On each phone every library
-    that was added for it runs a tiny network. `this_computer`: the other programs on it; they do not disturb a phone.
+    that was added for it runs a tiny network. Other programs on this computer do not disturb a phone.
     """
-    from amc_mobile.device.host import HostNeighbours
-
-    found = HostNeighbours().look()
-    here = {"neighbours": found.to_document() if found else None, "problems": _busy(found)}
+    neighbours = HostNeighbours().look()
     settings = space.settings(runtime=runtime)
-    used = settings.runtime
-    document = list_devices(used, try_out=not clean, clean=clean) | {"this_computer": here}
-    phones = document["phones"]
-    if not phones and not document["problems"]:
-        document["problems"].append(_problem(NOT_READY, "adb sees no phone", PLUG_IN))
-    ok = not document["problems"] and not any(phone["problems"] for phone in phones)
-    if not phones and settings.device == HOST:  # work on this computer needs no phone, nor adb
-        ok = bool(document["devices"])
-    return {"ok": ok, **document}
-
-
-def doctor_text(document: dict[str, Any]) -> str:
-    verdict = "all is well" if document["ok"] else "what to correct is listed last"
-    if document["ok"] and not document["phones"]:
-        verdict = "all is well for work on this computer (--device host); for a phone see above"
-    here = _lines_of("this computer: ", document["this_computer"]["problems"])
-    removed = [
-        f"{phone['serial']}: removed {phone['removed_bytes'] >> 20} MiB of amc-mobile's files"
-        for phone in document["phones"]
-        if "removed_bytes" in phone
-    ]
-    return "\n\n".join([devices_text(document), *here, *removed, verdict])
+    listed = list_devices(settings.runtime, try_out=not clean, clean=clean)
+    if not listed.phones and not listed.problems:
+        listed = replace(listed, problems=(Problem(NOT_READY, "adb sees no phone", PLUG_IN),))
+    ok = not listed.problems and not any(phone.problems for phone in listed.phones)
+    if not listed.phones and settings.device == HOST:  # work on this computer needs no phone, nor adb
+        ok = bool(listed.hosts)
+    return Diagnosis(ok, listed, neighbours, tuple(_busy(neighbours)))
