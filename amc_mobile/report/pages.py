@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
-import io
 import json
 import re
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from amc_mobile.report import charts, tables
-from amc_mobile.report.content import FORMAT_VERSION, LayerRow, Report
+from amc_mobile.report.content import FORMAT_VERSION, Report
 from amc_mobile.report.tables import (
     NOTHING,
     Section,
@@ -193,18 +191,11 @@ def report_document(report: Report) -> dict[str, Any]:
 
 def layers_csv(report: Report) -> str:
     """One line per layer under LAYER_COLUMNS; an empty cell where a value is not known."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(LAYER_COLUMNS)
-    writer.writerows([_cell(layer, column) for column in LAYER_COLUMNS] for layer in report.layers)
-    return out.getvalue()
+    import pandas as pd
 
-
-def _cell(layer: LayerRow, column: str) -> str:
-    value = getattr(layer, column)
-    if value is None:
-        return ""
-    return f"{value:.9g}" if isinstance(value, float) else printable(str(value))
+    rows = [[_shown(getattr(layer, column)) for column in LAYER_COLUMNS] for layer in report.layers]
+    frame = pd.DataFrame(rows, columns=LAYER_COLUMNS, dtype=object).convert_dtypes()
+    return str(frame.to_csv(index=False, float_format="%.9g", lineterminator="\n"))
 
 
 def write_report(report: Report, folder: Path) -> tuple[Path, Path, Path]:

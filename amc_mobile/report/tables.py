@@ -6,10 +6,9 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
-import numpy as np
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from amc_mobile.device.conditions import readable
 from amc_mobile.device.phone_state import REMEDIES, WIDE_BAND
@@ -25,6 +24,7 @@ from amc_mobile.report.content import (
     Predictions,
     Report,
     Scalar,
+    Status,
     Unit,
 )
 
@@ -198,39 +198,26 @@ class PredictionQuality:
 
 def prediction_quality(predictions: Predictions) -> PredictionQuality | None:
     """None without points."""
+    import pandas as pd
+
     points = predictions.points
     if not points:
         return None
-    predicted = np.array([point.predicted_ms for point in points])
-    measured = np.array([point.measured_ms for point in points])
-    errors = measured / predicted - 1
-    covered = None if predictions.band is None else float(np.mean(np.abs(errors) <= predictions.band))
+    frame = pd.DataFrame([asdict(point) for point in points])
+    errors = frame["measured_ms"] / frame["predicted_ms"] - 1
+    ranks = frame[["predicted_ms", "measured_ms"]].rank()  # equal values share the mean of their ranks
+    has_ranks = len(frame) >= 3 and ranks.std().min() > 0
     return PredictionQuality(
-        models=len(points),
-        kinds=tuple(Counter(point.kind for point in points).items()),
-        mean_error=float(np.mean(np.abs(errors))),
-        bias=float(np.mean(errors)),
-        rank_correlation=_spearman(predicted, measured),
-        covered=covered,
+        models=len(frame),
+        kinds=tuple(Counter(frame["kind"]).items()),
+        mean_error=float(errors.abs().mean()),
+        bias=float(errors.mean()),
+        rank_correlation=float(ranks.corr().iloc[0, 1]) if has_ranks else None,
+        covered=None if predictions.band is None else float((errors.abs() <= predictions.band).mean()),
     )
 
 
-def _spearman(a: np.ndarray, b: np.ndarray) -> float | None:
-    ranks_a, ranks_b = _ranks(a), _ranks(b)
-    if len(a) < 3 or not ranks_a.std() or not ranks_b.std():
-        return None
-    return float(np.corrcoef(ranks_a, ranks_b)[0, 1])
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Equal values share the mean of their ranks."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return np.asarray((ends - (counts - 1) / 2)[inverse])
-
-
 MOST_LAYERS = 400  # rows; every layer is in layers.csv and report.json
-COSTS = {"load_ms", "first_ms", "peak_rss_kb"}  # what pruning is to change
 USE_OF_SPLIT = {
     "train": "fine-tuning",
     "calibration": "channel choice and least squares",
@@ -252,46 +239,51 @@ class Section:
     has_total: bool = False  # the last row sums up the others
     link: str = ""  # where the first column's names lead on a page, e.g. "runs/{}/search.json"
 
+    def without_empty(self, *headers: str) -> Section:
+        """Leaves out those of these columns that no row has anything in."""
+        used = [
+            i for i, header in enumerate(self.headers)
+            if header not in headers or any(row[i] not in ("", NOTHING) for row in self.rows)
+        ]  # fmt: skip
+        rows = tuple(tuple(row[i] for i in used) for row in self.rows)
+        return replace(self, headers=tuple(self.headers[i] for i in used), rows=rows)
+
 
 def comparison(report: Report) -> Section:
-    before, after = report.original, report.pruned
-    rows: list[tuple[str, str, str, str]] = []
+    columns = (report.original, report.pruned)
+    latencies = [column.latency if column else None for column in columns]
+    rows: list[tuple[str, ...]] = []
 
-    def add(label: str, old: str, new: str, difference: str) -> None:
-        if (old, new) != (NOTHING, NOTHING):
-            rows.append((label, old, new, difference))
+    def add(label: str, shown: Callable[[Any], str], sides: Sequence[object], attribute: str = "", *,
+            changes: Callable[[Any, Any], str] | None = change) -> None:  # fmt: skip
+        values = [getattr(side, attribute, None) if attribute else side for side in sides]
+        cells = [shown(value) for value in values]
+        if any(cell != NOTHING for cell in cells):
+            rows.append((label, *cells, changes(*values) if changes else NOTHING))
 
-    old_ms, new_ms = before.latency, after.latency if after else None
+    p50s = [latency.p50_ms if latency else None for latency in latencies]
+    add("latency p50", p50_with_interval, latencies, changes=lambda *_: change(*p50s))
+    add("latency p90", ms, latencies, "p90_ms")
+    add("load time", ms, latencies, "load_ms")
+    add("first inference", ms, latencies, "first_ms")
+    add("peak memory", kilobytes, latencies, "peak_rss_kb")
+    add("mean clock", megahertz, latencies, "mean_mhz", changes=None)
+    add("time at the highest clock", percent, latencies, "top_clock_share", changes=None)
+    add("context switches per sample", number, latencies, "switches_per_sample", changes=None)
+    add("screen", lambda screen: screen or NOTHING, latencies, "screen", changes=None)
+    add("predicted p50", ms, columns, "predicted_ms")
+    add("MACs", count, columns, "macs")
+    add("parameters", count, columns, "parameters")
+    add("file size", size, columns, "file_bytes")
+    accuracies = [column.accuracy if column else None for column in columns]
+    split = next((a.split for a in accuracies if a), "test")
     add(
-        "latency p50", p50_with_interval(old_ms), p50_with_interval(new_ms),
-        change(old_ms.p50_ms if old_ms else None, new_ms.p50_ms if new_ms else None),
-    )  # fmt: skip
-    old_p90, new_p90 = old_ms.p90_ms if old_ms else None, new_ms.p90_ms if new_ms else None
-    add("latency p90", ms(old_p90), ms(new_p90), change(old_p90, new_p90))
-    for label, shown, attribute in (
-        ("load time", ms, "load_ms"), ("first inference", ms, "first_ms"), ("peak memory", kilobytes, "peak_rss_kb"),
-        ("mean clock", megahertz, "mean_mhz"), ("time at the highest clock", percent, "top_clock_share"),
-        ("context switches per sample", number, "switches_per_sample"),
-    ):  # fmt: skip
-        old, new = (getattr(side, attribute) if side else None for side in (old_ms, new_ms))
-        add(label, shown(old), shown(new), change(old, new) if attribute in COSTS else NOTHING)
-    old_screen, new_screen = ((side.screen if side else None) or NOTHING for side in (old_ms, new_ms))
-    add("screen", old_screen, new_screen, NOTHING)
-    old_guess, new_guess = before.predicted_ms, after.predicted_ms if after else None
-    add("predicted p50", ms(old_guess), ms(new_guess), change(old_guess, new_guess))
-    for label, shown, attribute in (
-        ("MACs", count, "macs"), ("parameters", count, "parameters"), ("file size", size, "file_bytes"),
-    ):  # fmt: skip
-        old, new = getattr(before, attribute), getattr(after, attribute) if after else None
-        add(label, shown(old), shown(new), change(old, new))
-    old_top1, new_top1 = before.accuracy, after.accuracy if after else None
-    split = next((a.split for a in (old_top1, new_top1) if a), "test")
-    label = report.metric if split == "test" else f"{report.metric} on {split} images"
-    add(label, accuracy(old_top1), accuracy(new_top1), points(old_top1, new_top1))
+        report.metric if split == "test" else f"{report.metric} on {split} images", accuracy, accuracies, changes=points
+    )
     return Section(
         "comparison", "Original and pruned", ("", "original", "pruned", "change"), tuple(rows),
         "Nothing known about the model yet: run `amc-mobile search`.",
-        "1 MAC = 2 FLOPs. The interval of the p50 comes from resampling its runs." if old_ms or new_ms else "",
+        "1 MAC = 2 FLOPs. The interval of the p50 comes from resampling its runs." if any(latencies) else "",
     )  # fmt: skip
 
 
@@ -314,11 +306,9 @@ def stages(report: Report) -> Section:
     # A detector's outputs are offsets of boxes too.
     largest = f"largest {'logit ' if report.metric == TOP1 else ''}difference"
     headers = ("stage", report.metric, "change", "images", "same class as torch", largest, "note")
-    used = [i for i in range(len(headers)) if i < 4 or any(row[i] not in ("", NOTHING) for row in rows)]
     return Section(
-        "stages", "Accuracy of each stage", tuple(headers[i] for i in used),
-        tuple(tuple(row[i] for i in used) for row in rows), "No accuracy yet: run `amc-mobile search`.",
-    )  # fmt: skip
+        "stages", "Accuracy of each stage", headers, rows, "No accuracy yet: run `amc-mobile search`."
+    ).without_empty(*headers[4:])
 
 
 def layers(report: Report, *, most: int = MOST_LAYERS) -> Section:
@@ -516,16 +506,13 @@ def files(report: Report) -> Section:
         for file in report.files
     )
     headers = ("file", "size", "p50", "runtime", "precision", "SQNR", "sha256")
-    used = [i for i in range(len(headers)) if headers[i] != "SQNR" or any(row[i] != NOTHING for row in rows)]
     note = "; ".join(
         f"{file.path}: XNNPACK did not take {', '.join(file.not_delegated)}"
         for file in report.files
         if file.not_delegated
     )
-    return Section(
-        "files", "Files", tuple(headers[i] for i in used), tuple(tuple(row[i] for i in used) for row in rows),
-        "Nothing exported yet: run `amc-mobile export --tflite --onnx`.", note,
-    )  # fmt: skip
+    nothing = "Nothing exported yet: run `amc-mobile export --tflite --onnx`."
+    return Section("files", "Files", headers, rows, nothing, note).without_empty("SQNR")
 
 
 def settings(report: Report) -> Section:
@@ -554,13 +541,14 @@ class Clause:
 
 def clauses(report: Report) -> tuple[Clause, ...]:
     """The budget's quantity first; what has not been measured is left out."""
-    makers = [_latency, _speedup, _accuracy, _macs, _parameters, _predicted_clause]
-    if report.budget is not None and report.budget.unit != "ms":
-        makers.sort(
-            key=lambda make: make is not (_macs if report.budget and report.budget.unit == "macs" else _parameters)
-        )
-    found = [clause for make in makers if (clause := make(report)) is not None]
-    return (*found, *_promised(report), *map(_further, report.further_budgets))
+    own = {
+        "ms": _latency(report), "speed-up": _speedup(report), "accuracy": _accuracy(report),
+        "macs": _counted(report, "macs"), "parameters": _counted(report, "parameters"),
+        "predicted": _predicted_clause(report),
+    }  # fmt: skip
+    first = own.pop(report.budget.unit if report.budget else "ms")
+    shown = [clause for clause in (first, *own.values()) if clause is not None]
+    return (*shown, *_promised(report), *map(_further, report.further_budgets))
 
 
 def _promised(report: Report) -> tuple[Clause, ...]:
@@ -606,16 +594,8 @@ def _accuracy(report: Report) -> Clause | None:
     return Clause(report.metric, percent(after.top1), note)
 
 
-def _macs(report: Report) -> Clause | None:
-    return _counted(report, "macs", "MACs", report.original.macs, report.pruned.macs if report.pruned else None)
-
-
-def _parameters(report: Report) -> Clause | None:
-    pruned = report.pruned.parameters if report.pruned else None
-    return _counted(report, "parameters", "parameters", report.original.parameters, pruned)
-
-
-def _counted(report: Report, unit: str, label: str, before: int | None, after: int | None) -> Clause | None:
+def _counted(report: Report, unit: Literal["macs", "parameters"]) -> Clause | None:
+    before, after = getattr(report.original, unit), getattr(report.pruned, unit, None)
     if after is None:
         return None
     notes = [f"{percent(after / before)} of {count(before)}"] if before else []
@@ -623,7 +603,7 @@ def _counted(report: Report, unit: str, label: str, before: int | None, after: i
         limit = report.budget.limit
         same = count(limit) == count(after) and limit != after
         notes.append(f"budget {limit:,.0f}; has {after:,}" if same else f"budget {count(limit)}")
-    return Clause(label, count(after), "; ".join(notes))
+    return Clause("MACs" if unit == "macs" else unit, count(after), "; ".join(notes))
 
 
 def _predicted_clause(report: Report) -> Clause | None:
@@ -683,6 +663,14 @@ FLAG_ADVICE = {
 }
 
 
+NEXT_STEP: Mapping[Status, str] = {
+    "NO PLAN": "No plan yet: run `amc-mobile search --latency-ratio 0.5`.",
+    "PREDICTED, NOT MEASURED":
+        "The device was not used: attach it and run `amc-mobile export` without --offline to pass the budget.",
+    "NOT MEASURED": "The pruned network has not been exported and measured: run `amc-mobile export --tflite --onnx`.",
+}  # fmt: skip
+
+
 def nothing_pruned(*, keeps_accuracy: bool) -> str:
     """Of a search that ended with the original network. `keeps_accuracy`: --max-loss was asked for."""
     if keeps_accuracy:
@@ -696,143 +684,108 @@ def nothing_pruned(*, keeps_accuracy: bool) -> str:
 def advice(report: Report) -> tuple[str, ...]:
     """In the order of weight; empty when there is nothing to do."""
     makers = (
-        _outdated, _uncut, _lost_accuracy, _over_budget, _not_there_yet, _flags, _quantised, _parity, _prediction,
-        _quick, _band, _wrong_budget, _fine_tuning,
-    )  # fmt: skip
+        _files_advice,
+        _plan_advice,
+        _budget_advice,
+        _step_advice,
+        _quality_advice,
+        _prediction_advice,
+        _cost_advice,
+    )
     return tuple(remark for make in makers for remark in make(report))
 
 
-def _outdated(report: Report) -> list[str]:
-    names = [printable(file.path) for file in report.files if file.is_outdated]
-    if not names:
-        return []
-    return [f"{', '.join(names)}: written before the present weights; run `amc-mobile export` again."]
+def _files_advice(report: Report) -> Iterator[str]:
+    if names := [printable(file.path) for file in report.files if file.is_outdated]:
+        yield f"{', '.join(names)}: written before the present weights; run `amc-mobile export` again."
 
 
-def _uncut(report: Report) -> list[str]:
+def _plan_advice(report: Report) -> Iterator[str]:
     before, after = report.original, report.pruned
-    if after is None or after.macs is None or (after.macs, after.parameters) != (before.macs, before.parameters):
-        return []
-    return [nothing_pruned(keeps_accuracy="max_loss" in report.settings)]
+    if after and after.macs is not None and (after.macs, after.parameters) == (before.macs, before.parameters):
+        yield nothing_pruned(keeps_accuracy="max_loss" in report.settings)
+    if report.accuracy_kept is False:
+        yield "The accuracy that --max-loss asks for is not kept: fine-tune, search with a larger budget, or raise it."
 
 
-def _lost_accuracy(report: Report) -> list[str]:
-    if report.accuracy_kept is not False:
-        return []
-    return ["The accuracy that --max-loss asks for is not kept: fine-tune, search with a larger budget, or raise it."]
-
-
-def _over_budget(report: Report) -> list[str]:
+def _budget_advice(report: Report) -> Iterator[str]:
     verdict, budget = report.verdict, report.budget
-    further = [
-        f"{printable(one.asked)} is missed: search again with a lower budget for it, or measure again."
-        for one in report.further_budgets
-        if one.status == "FAIL"
-    ]
-    if budget is None or budget.gate.passed is not False:
-        return further
-    if verdict.cost is None:
-        return [f"{printable(budget.gate.text)}: export for that runtime too.", *further]
-    cost, limit = against_limit(verdict.cost, budget.limit)
-    if budget.unit != "ms":
-        return [f"{cost} {budget.unit} are over the budget of {limit}: search again with this budget.", *further]
-    if verdict.cost <= budget.limit:  # within, and other programs may have made it so
-        return [f"{printable(budget.gate.text)}: end the other programs and export again.", *further]
-    tighter = budget.limit * budget.limit / verdict.cost
-    return [
-        f"The p50 is at most {cost} ms, which is over the budget of {limit} ms: search again with "
-        f"`amc-mobile search --latency-ms {tighter:.4g}`, or measure again on a quieter device.",
-        *further,
-    ]
+    if budget is not None and budget.gate.passed is False:
+        if verdict.cost is None:
+            yield f"{printable(budget.gate.text)}: export for that runtime too."
+        else:
+            cost, limit = against_limit(verdict.cost, budget.limit)
+            if budget.unit != "ms":
+                yield f"{cost} {budget.unit} are over the budget of {limit}: search again with this budget."
+            elif verdict.cost <= budget.limit:  # within, and other programs may have made it so
+                yield f"{printable(budget.gate.text)}: end the other programs and export again."
+            else:
+                tighter = f"--latency-ms {budget.limit * budget.limit / verdict.cost:.4g}"
+                yield (
+                    f"The p50 is at most {cost} ms, which is over the budget of {limit} ms: search again with "
+                    f"`amc-mobile search {tighter}`, or measure again on a quieter device."
+                )
+    for further in report.further_budgets:
+        if further.status == "FAIL":
+            yield f"{printable(further.asked)} is missed: search again with a lower budget for it, or measure again."
 
 
-def _not_there_yet(report: Report) -> list[str]:
-    if report.verdict.status == "NO PLAN":
-        return ["No plan yet: run `amc-mobile search --latency-ratio 0.5`."]
-    if report.verdict.status == "PREDICTED, NOT MEASURED":
-        return ["The device was not used: attach it and run `amc-mobile export` without --offline to pass the budget."]
-    if report.verdict.status == "NOT MEASURED":
-        return ["The pruned network has not been exported and measured: run `amc-mobile export --tflite --onnx`."]
-    return []
+def _step_advice(report: Report) -> Iterator[str]:
+    if step := NEXT_STEP.get(report.verdict.status):
+        yield step
 
 
-def _flags(report: Report) -> list[str]:
-    return [f"{printable(flag)}: {FLAG_ADVICE.get(flag, 'see the conditions')}." for flag in report.flags]
+def _quality_advice(report: Report) -> Iterator[str]:
+    for flag in report.flags:
+        yield f"{printable(flag)}: {FLAG_ADVICE.get(flag, 'see the conditions')}."
+    for file in report.files:
+        if file.problem and not file.is_outdated:
+            yield f"{printable(file.path)}: {printable(file.problem)}; {REMEDY}."
+    for stage in report.stages:
+        if stage.parity is not None and stage.parity.top1_agreement < ENOUGH_AGREEMENT:
+            yield (
+                f"{printable(stage.name)} names another class than torch on "
+                f"{percent(1 - stage.parity.top1_agreement)} of {compared(stage.parity.samples, report.metric)} images "
+                f"(largest difference {stage.parity.max_abs:.2g}): check the export before use."
+            )
 
 
-def _quantised(report: Report) -> list[str]:
-    return [
-        f"{printable(file.path)}: {printable(file.problem)}; {REMEDY}."
-        for file in report.files
-        if file.problem and not file.is_outdated
-    ]
-
-
-def _parity(report: Report) -> list[str]:
-    return [
-        f"{printable(stage.name)} names another class than torch on {percent(1 - stage.parity.top1_agreement)} of "
-        f"{compared(stage.parity.samples, report.metric)} images (largest difference "
-        f"{stage.parity.max_abs:.2g}): check the export before use."
-        for stage in report.stages
-        if stage.parity is not None and stage.parity.top1_agreement < ENOUGH_AGREEMENT
-    ]
-
-
-def _prediction(report: Report) -> list[str]:
+def _prediction_advice(report: Report) -> Iterator[str]:
     pruned, band, drift = report.pruned, report.predictions.band, report.predictions.drift
+    latency, predicted_ms = (pruned.latency, pruned.predicted_ms) if pruned else (None, None)
     if drift is not None and abs(drift - 1) > TOLD_DRIFT:
-        return [
+        yield (
             f"The device is {slower(drift)} than its latency table (the original takes {drift:.2f} times as long as at "
             f"the profile), and so are predictions: {DRIFT_REMEDY}."
-        ]
-    if pruned is None or pruned.latency is None or pruned.predicted_ms is None or band is None:
-        return []
-    if abs(pruned.latency.p50_ms / pruned.predicted_ms - 1) <= band:
-        return []
-    return [
-        f"The measured p50 is {change(pruned.predicted_ms, pruned.latency.p50_ms)} off the predicted "
-        f"{ms(pruned.predicted_ms)}, outside the band of +-{percent(band)}: the device may have changed since "
-        "`amc-mobile profile`; run it again."
-    ]
+        )
+    elif latency and predicted_ms and band is not None and abs(latency.p50_ms / predicted_ms - 1) > band:
+        yield (
+            f"The measured p50 is {change(predicted_ms, latency.p50_ms)} off the predicted {ms(predicted_ms)}, outside "
+            f"the band of +-{percent(band)}: the device may have changed since `amc-mobile profile`; run it again."
+        )
+    if report.predictions.quick:
+        yield (
+            "The latency table is from a quick profile: run `amc-mobile profile`, which measures the rest, then the "
+            "same search again, for a narrower band."
+        )
+    quality = prediction_quality(report.predictions)
+    if quality is not None and quality.breaks_promise:
+        yield (
+            f"{percent(quality.covered, 0)} of {quality.models} whole models are inside the band of +-{percent(band)} "
+            f"that {percent(COVERAGE, 0)} should be in: predictions are less sure than it says. Close other programs "
+            "and run `amc-mobile profile` again."
+        )
 
 
-def _quick(report: Report) -> list[str]:
-    if not report.predictions.quick:
-        return []
-    return [
-        "The latency table is from a quick profile: run `amc-mobile profile`, which measures the rest, then the same "
-        "search again, for a narrower band."
-    ]
-
-
-def _band(report: Report) -> list[str]:
-    quality, band = prediction_quality(report.predictions), report.predictions.band
-    if quality is None or band is None or quality.covered is None or not quality.breaks_promise:
-        return []
-    return [
-        f"{percent(quality.covered, 0)} of {quality.models} whole models are inside the band of +-{percent(band)} that "
-        f"{percent(COVERAGE, 0)} should be in: predictions are less sure than it says. Close other programs and run "
-        "`amc-mobile profile` again."
-    ]
-
-
-def _wrong_budget(report: Report) -> list[str]:
+def _cost_advice(report: Report) -> Iterator[str]:
     before, after = report.original, report.pruned
-    if report.budget is None or report.budget.unit == "ms" or after is None:
-        return []
-    if not (before.latency and after.latency and before.macs and after.macs) or after.macs >= before.macs:
-        return []
-    saved_macs = 1 - after.macs / before.macs
-    saved_ms = 1 - after.latency.p50_ms / before.latency.p50_ms
-    if saved_ms >= SLOWER_THAN_MACS * saved_macs:
-        return []
-    return [
-        f"MACs fell by {percent(saved_macs)} but latency by {percent(saved_ms)} only: search with --latency-ms to "
-        "save what costs time on this device."
-    ]
-
-
-def _fine_tuning(report: Report) -> list[str]:
-    if report.pruned is None or any("tuned" in stage.name.lower() for stage in report.stages):
-        return []
-    return ["The pruned network has not been fine-tuned: `amc-mobile finetune` usually wins accuracy back."]
+    if report.budget is not None and report.budget.unit != "ms" and after and before.latency and after.latency:
+        saved_macs = 1 - after.macs / before.macs if before.macs and after.macs else 0.0
+        saved_ms = 1 - after.latency.p50_ms / before.latency.p50_ms
+        if saved_macs > 0 and saved_ms < SLOWER_THAN_MACS * saved_macs:
+            yield (
+                f"MACs fell by {percent(saved_macs)} but latency by {percent(saved_ms)} only: search with --latency-ms "
+                "to save what costs time on this device."
+            )
+    if after is not None and not any("tuned" in stage.name.lower() for stage in report.stages):
+        yield "The pruned network has not been fine-tuned: `amc-mobile finetune` usually wins accuracy back."

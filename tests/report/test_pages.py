@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import base64
+import csv
 import hashlib
 import html
 import json
+import math
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -15,13 +18,13 @@ import pytest
 from report_example import finished_report
 
 from amc_mobile.channels.structure import KeptGroup
-from amc_mobile.report import charts
+from amc_mobile.errors import InvalidInput
+from amc_mobile.report import charts, content
 from amc_mobile.report.content import (
     Accuracy,
     AskedBudget,
     DataFacts,
     EpisodePoint,
-    EpochAccuracy,
     FileRow,
     Gate,
     LayerRow,
@@ -31,7 +34,15 @@ from amc_mobile.report.content import (
     Report,
     Stage,
 )
-from amc_mobile.report.pages import render_html, render_text
+from amc_mobile.report.pages import (
+    LAYER_COLUMNS,
+    layers_csv,
+    render_html,
+    render_text,
+    report_document,
+    write_report,
+)
+from amc_mobile.store import from_document, to_document
 
 EVIL = "</title></style><script>alert('x')</script>\"' onload=\"x()\" {{ 7*7 }} \x00\u202e&amp;"
 VOID = {"meta", "br", "hr", "img"}
@@ -68,11 +79,6 @@ class Page(HTMLParser):
         self.texts.append(data)
 
 
-def rows(chart: Any, *columns: str) -> list[dict[str, Any]]:
-    """Of the first data set that has these columns."""
-    return next(rows for rows in chart["datasets"].values() if rows and set(columns) <= set(rows[0]))
-
-
 def evil_report() -> Report:
     return replace(
         finished_report(), model=EVIL, run=EVIL, created=EVIL, program_version=EVIL,
@@ -92,6 +98,10 @@ def huge_report() -> Report:
         episodes=tuple(EpisodePoint(i, (i * 7919 % 100) / 100, 1.0 + i % 7, 1.1) for i in range(20_000)),
         predictions=Predictions(tuple(PredictionPoint(1 + i / 9, 1 + i / 9) for i in range(20_000)), 0.02),
     )
+
+
+DOCS = Path(__file__).parents[2] / "docs" / "report.md"
+Golden = Callable[[str, str], None]
 
 
 def test_the_page_of_a_finished_run_is_as_expected(golden: Callable[[str, str], None]) -> None:
@@ -152,52 +162,6 @@ def test_a_failed_budget_is_told_in_words_and_colour() -> None:
     assert 'class="verdict fail"' in source and "over its budget" in source
 
 
-def test_only_the_heaviest_layers_are_drawn_in_the_order_of_the_network() -> None:
-    layers = tuple(LayerRow(f"l{i}", ms_before=float(i), ms_after=1.0) for i in range(100))
-    assert [row["layer"] for row in rows(charts.layer_ms_bars(layers), "layer")] == [
-        f"l{i}" for i in range(100 - charts.MOST_BARS, 100)
-    ]
-
-
-def test_bars_have_the_values_before_and_after() -> None:
-    picture = charts.layer_channel_bars((LayerRow("a", channels_before=100, channels_after=25),))
-    (row,) = rows(picture, "layer")
-    assert (row["before"], row["after"], row["values"]) == (100, 25, "100 → 25")
-
-
-def test_a_plan_measured_over_the_budget_is_not_the_best_so_far() -> None:
-    episodes = [EpisodePoint(0, 0.5, 1.0), EpisodePoint(1, 0.9, 1.0, measured_ms=1.5), EpisodePoint(2, 0.6, 1.0)]
-
-    def best(points: list[EpisodePoint]) -> list[tuple[int, float]]:
-        every = charts.search_curve(points, AskedBudget("ms", 1.2))["datasets"].values()
-        return [(row["episode"], row["reward"]) for rows in every for row in rows if row.get("what") == "best so far"]
-
-    assert best(episodes) == [(0, 0.5), (2, 0.6), (2, 0.6)]
-    assert best(episodes[:2]) == [(0, 0.5), (0, 0.5)]  # nothing better than the first
-
-
-def test_episodes_without_numbers_are_not_drawn() -> None:
-    empty = [EpisodePoint(3, None, None), EpisodePoint(4, float("nan"), float("inf"))]
-    assert charts.search_curve(empty, None) is None
-    picture = json.dumps(charts.search_curve([*empty, EpisodePoint(5, 0.5, 1.0)], None))
-    assert "NaN" not in picture and "Infinity" not in picture
-
-
-@pytest.mark.parametrize("unit", ["ms", "macs", "parameters"])
-def test_the_curve_speaks_the_budgets_unit(unit: str) -> None:
-    title = {"ms": "ms", "macs": "million MACs", "parameters": "thousand parameters"}[unit]
-    picture = charts.search_curve([EpisodePoint(0, 0.5, 2e6), EpisodePoint(1, 0.6, 3e6)], AskedBudget(unit, 2.5e6))  # type: ignore[arg-type]
-    assert f'"title": "{title}"' in json.dumps(picture)
-
-
-def test_one_point_alone_can_be_drawn() -> None:
-    for picture in (
-        charts.prediction_scatter(Predictions((PredictionPoint(2.0, 2.0, "final"),))),
-        charts.search_curve((EpisodePoint(0, 0.5, 1.0),), None),
-    ):
-        assert picture is not None and "NaN" not in charts.svg(picture)
-
-
 def test_the_original_is_shown_before_there_is_a_pruned_network() -> None:
     source = render_html(Report("net", original=ModelColumn(macs=1000)))
     assert "1.00\u00a0k" in source
@@ -206,13 +170,6 @@ def test_the_original_is_shown_before_there_is_a_pruned_network() -> None:
 def test_commands_in_advice_are_set_as_code_and_stay_escaped() -> None:
     source = render_html(replace(finished_report(), flags=("`<b>`",)))
     assert "<code>&lt;b&gt;</code>" in source and "<b>`" not in source
-
-
-def test_the_accuracy_after_each_epoch_is_drawn_from_where_fine_tuning_began() -> None:
-    picture = charts.finetuning_curve(finished_report().finetuning)
-    assert [row["accuracy"] for row in rows(picture, "epoch")] == [93.75, 96.09, 96.88, 98.44]
-    assert rows(picture, "value") == [{"value": 93.75, "name": "before"}]
-    assert charts.finetuning_curve(()) is charts.finetuning_curve((EpochAccuracy(0, 0.5),)) is None
 
 
 def test_accuracies_on_training_images_say_so_wherever_they_stand() -> None:
@@ -227,3 +184,63 @@ def test_accuracies_on_training_images_say_so_wherever_they_stand() -> None:
     assert SCRIPT.sub("", page).count("on training images") == 2  # the verdict and the comparison
     assert "300 training<" in page
     assert "on training images" in render_text(report)
+
+
+def test_the_json_report_is_as_expected(golden: Golden) -> None:
+    golden("report.json", json.dumps(report_document(finished_report()), indent=1, allow_nan=False) + "\n")
+
+
+def test_the_layers_file_is_as_expected(golden: Golden) -> None:
+    golden("layers.csv", layers_csv(finished_report()))
+
+
+@pytest.mark.parametrize("report", [finished_report(), Report("net")], ids=["finished", "empty"])
+def test_a_written_report_reads_back_equal(report: Report, tmp_path: Path) -> None:
+    paths = write_report(report, tmp_path)
+    assert [path.name for path in paths] == ["report.html", "report.json", "layers.csv"]
+    document = json.loads((tmp_path / "report.json").read_text())
+    assert (document.pop("format_version"), document.pop("verdict")["status"]) == (1, report.verdict.status)
+    assert from_document(Report, document, "report") == report
+
+
+def test_a_number_that_is_not_finite_becomes_null() -> None:
+    report = Report("net", episodes=(EpisodePoint(0, math.nan, math.inf),))
+    (point,) = report_document(report)["episodes"]
+    assert (point["reward"], point["predicted"]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"model": 3}, "report.model is '3', not str"),
+        ({"nonsense": 1}, "unknown keys nonsense"),
+        ({"budget": {"unit": "parsecs", "limit": 1}}, "report.budget.unit is 'parsecs', not ms or macs or parameters"),
+        ({"budget": {"unit": "ms"}}, "report.budget: unknown keys none; missing keys limit"),
+        ({"layers": {}}, "report.layers is '{}', not a list"),
+        ({"settings": {"a": []}}, "report.settings.a is"),
+        ({"kept_groups": [{"name": "a", "channels": True, "reason": ""}]}, r"kept_groups\[0\].channels is 'True'"),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_a_wrong_value_is_named_with_its_place(change: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(InvalidInput, match=complaint):
+        from_document(Report, {**to_document(finished_report()), **change}, "report")
+
+
+def test_the_layers_file_keeps_names_with_commas_quotes_and_line_breaks_on_one_line() -> None:
+    report = Report("net", layers=(LayerRow('a,"b"\nc', channels_before=1_234_567_890_123),))
+    rows = list(csv.reader(layers_csv(report).splitlines()))
+    assert rows[1][0] == 'a,"b"\\nc'
+    assert rows[1][LAYER_COLUMNS.index("channels_before")] == "1234567890123"
+    assert rows[1][LAYER_COLUMNS.index("ms_before")] == ""
+
+
+def test_the_layers_file_gives_the_keep_ratio() -> None:
+    report = replace(finished_report(), layers=finished_report().layers[:1])
+    assert next(csv.DictReader(layers_csv(report).splitlines()))["keep_ratio"] == "0.5"
+
+
+def test_the_documentation_names_every_key_and_no_other() -> None:
+    documented = set(re.findall(r"^\| `(\w+)", DOCS.read_text(), flags=re.MULTILINE))
+    kinds = [kind for kind in vars(content).values() if is_dataclass(kind)]
+    assert documented == {f.name for kind in kinds for f in fields(kind)} | {"format_version", "verdict", "line"}
