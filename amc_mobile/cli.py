@@ -254,10 +254,10 @@ def models(as_json: JsonFlag = False) -> None:
 
     Example: amc-mobile models
     """
-    from amc_mobile.workflows.table import list_models, models_text
+    from amc_mobile.workflows.table import list_models
 
-    document = list_models()
-    show(models_text(document), document, as_json=as_json)
+    listed = list_models()
+    show(listed.text(), listed.document(), as_json=as_json)
 
 
 @expand_groups
@@ -371,10 +371,10 @@ def status(workspace: WorkspaceFlag = DEFAULT_WORKSPACE, as_json: JsonFlag = Fal
 
     Example: amc-mobile status
     """
-    from amc_mobile.workflows.table import show_status, status_text
+    from amc_mobile.workflows.table import show_status
 
-    document = show_status(Workspace(workspace))
-    show(status_text(document), document, as_json=as_json)
+    found = show_status(Workspace(workspace))
+    show(found.text(), found.document(), as_json=as_json)
 
 
 def report(

@@ -101,10 +101,10 @@ def table_show(workspace: WorkspaceFlag = DEFAULT_WORKSPACE, as_json: JsonFlag =
 
     Example: amc-mobile table show --json
     """
-    from amc_mobile.workflows.table import show_table, table_text
+    from amc_mobile.workflows.table import show_table
 
-    document = show_table(Workspace(workspace))
-    show(table_text(document), document, as_json=as_json)
+    shown = show_table(Workspace(workspace))
+    show(shown.text(), shown.document(), as_json=as_json)
 
 
 @app.command("export")

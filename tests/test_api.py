@@ -97,7 +97,7 @@ def test_a_network_is_profiled_searched_finetuned_exported_and_reported(tmp_path
     assert module(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
     assert module.first.out_channels == run.plan().kept_channels["first"]
     assert space.run().folder == run.folder
-    assert space.status()["last_run"] == run.folder.name
+    assert space.status().last_run == run.folder.name
 
 
 def test_a_table_is_taken_to_another_workspace_and_used_without_the_device(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_table_is_taken_to_another_workspace_and_used_without_the_device(tmp_p
     latency = space.profile(network, amc.open_device(runtime="onnxruntime", waive=["BUSY"]), quick=True)
     space.export_table(tmp_path / "table.jsonl")
     other.import_table(tmp_path / "table.jsonl")
-    assert len(other.table()["conditions"][0]["kernels"]) == len(latency.to_frame())
+    assert len(other.table().entries[0].kernels) == len(latency.to_frame())
     recorded = amc.open_device(latency.conditions.device, runtime="onnxruntime", offline=True)
     run = other.search(
         network, amc.Budget(latency_ratio=0.7), recorded, episodes=2, policy="uniform", untrained=True, **SMALL

@@ -284,7 +284,7 @@ def signed_table_bundle(folder: Path) -> Input:
             (folder / "other.sqlite").unlink(missing_ok=True)
             with LatencyTable(folder / "other.sqlite") as table:
                 table.add_contents(contents)
-                table.summary()
+                table.entries()
 
     return of_file(path, parse)
 

@@ -341,6 +341,15 @@ def read_widths(storage: Storage, document: str) -> NDArray[np.int64]:
 KEYS_PER_QUERY = 500  # SQLite's oldest limit on parameters is 999
 
 
+@dataclass(frozen=True)
+class TableEntry:
+    """What was measured under one set of conditions: kernels, the slowest first, and how many whole models."""
+
+    conditions: Conditions
+    kernels: tuple[KernelMeasurement, ...]
+    model_measurements: int
+
+
 class LatencyTable:
     """Opens the table at `location`, a path or the URL of a PostgreSQL database, or makes an empty one.
 
@@ -491,8 +500,8 @@ class LatencyTable:
             because=f"measured when {because}" if because else "",
         )
 
-    def summary(self) -> dict[str, Any]:
-        """For `table show`: per conditions, the kernels (slowest first) and the number of whole models."""
+    def entries(self) -> list[TableEntry]:
+        """What was measured, by conditions."""
         entries = []
         for conditions in self.conditions():
             kernels = sorted(self.kernels(conditions).values(), key=lambda k: -k.low_ms)
@@ -503,12 +512,8 @@ class LatencyTable:
             )
             with self._storage.transaction() as connection:
                 models = int(connection.execute(count).scalar_one())
-            rows = [
-                {"key": k.key, "label": k.label, "low_ms": k.low_ms, "passes": len(k.passes), "flags": list(k.flags)}
-                for k in kernels
-            ]
-            entries.append({"conditions": conditions.to_document(), "kernels": rows, "model_measurements": models})
-        return {"path": self.name, "format_version": FORMAT_VERSION, "conditions": entries}
+            entries.append(TableEntry(conditions, tuple(kernels), models))
+        return entries
 
     # Everything at once
 

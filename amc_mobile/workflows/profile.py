@@ -140,7 +140,7 @@ class QuickProfile:
 class ProfileResult:
     model: str
     precision: str
-    conditions: dict[str, Any]
+    conditions: Conditions
     kernels: int
     original_p50_ms: float
     fastest_p50_ms: float
@@ -152,7 +152,7 @@ class ProfileResult:
 
     def document(self) -> dict[str, Any]:
         return {
-            "model": self.model, "precision": self.precision, "conditions": self.conditions, "kernels": self.kernels,
+            "model": self.model, "precision": self.precision, "conditions": self.conditions.to_document(), "kernels": self.kernels,
             "original_p50_ms": self.original_p50_ms, "fastest_p50_ms": self.fastest_p50_ms,
             "calibration": self.calibration.to_document(), "flags": list(self.flags), "busy": self.busy.document(),
             "phones": [phone.to_document() for phone in self.phones],
@@ -161,14 +161,13 @@ class ProfileResult:
         }  # fmt: skip
 
     def text(self) -> str:
-        c = self.calibration
+        where, fitted = self.conditions, self.calibration
         text = (
-            f"{self.model} ({self.precision}) on {self.conditions['device']} ({self.conditions['soc']}), "
-            f"{self.conditions['runtime']} {self.conditions['runtime_version']}, "
-            f"{self.conditions['threads']} thread(s){self._layout()}\n"
-            f"  {self.kernels} kernels and {c.models} whole models measured\n"
+            f"{self.model} ({self.precision}) on {where.device} ({where.soc}), {where.runtime} "
+            f"{where.runtime_version}, {where.threads} thread(s){self._layout()}\n"
+            f"  {self.kernels} kernels and {fitted.models} whole models measured\n"
             f"  original p50 {self.original_p50_ms:.3f} ms, smallest plan {self.fastest_p50_ms:.3f} ms (predicted)\n"
-            f"  prediction error {c.loo_mape:.1%} (leave one out), band {c.band:.1%}"
+            f"  prediction error {fitted.loo_mape:.1%} (leave one out), band {fitted.band:.1%}"
         )
         return "\n  ".join(
             [
@@ -191,7 +190,7 @@ class ProfileResult:
         return [f"Warning: {self.calibration.problem} [{WIDE_BAND}]", f"next: {REMEDIES[WIDE_BAND]}"]
 
     def _layout(self) -> str:
-        shown = readable(self.conditions)
+        shown = readable(self.conditions.to_document())
         layout, unit = shown.get("layout"), shown.get("unit")
         return (f", {layout}" if layout else "") + (f", unit {unit}" if unit else "")
 
@@ -202,7 +201,7 @@ def profile_result(settings: Settings, latency: LatencyModel, kernels: int) -> P
     return ProfileResult(
         settings.model,
         settings.precision,
-        latency.conditions.to_document(),
+        latency.conditions,
         kernels,
         float(ends[0]),
         float(ends[1]),

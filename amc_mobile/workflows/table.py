@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,72 +15,142 @@ from amc_mobile import store
 from amc_mobile.device.conditions import Conditions, readable
 from amc_mobile.errors import DeviceError, InvalidInput
 from amc_mobile.latency import table_files
-from amc_mobile.latency.kernel_fit import SiteModel
+from amc_mobile.latency.kernel_fit import SiteModel, Steps
 from amc_mobile.latency.measurement import KernelMeasurement
 from amc_mobile.latency.model import LatencyModel
 from amc_mobile.latency.predictor import LatencyPredictor
 from amc_mobile.latency.probe import (
     LEAST_MULTIPLE,
+    ChannelSteps,
     KernelType,
     aligned_multiple,
     probe_points,
     stored_steps,
 )
 from amc_mobile.latency.sharing import Agreement, judge
-from amc_mobile.latency.table import Contents, LatencyTable
+from amc_mobile.latency.table import FORMAT_VERSION, Contents, LatencyTable, TableEntry
 from amc_mobile.report.charts import staircase, svg
 from amc_mobile.report.tables import render_rows
+from amc_mobile.store import to_document
+from amc_mobile.workflows.devices import SHOWN_KEY
 from amc_mobile.workflows.network import default_grids, load_network
 from amc_mobile.workflows.profile import latency_model
 from amc_mobile.workflows.runs import GridMultiple
 from amc_mobile.workflows.workspace import BEGUN, Progress, Settings, Workspace, safe_name
 
 
-def list_models() -> dict[str, Any]:
+@dataclass(frozen=True)
+class BuiltInModel:
+    name: str
+    summary: str
+    default_input_size: int  # pixels
+
+
+@dataclass(frozen=True)
+class ModelList:
+    models: tuple[BuiltInModel, ...]
+
+    def document(self) -> dict[str, Any]:
+        return dict(to_document(self))
+
+    def text(self) -> str:
+        rows = [(model.name, f"{model.default_input_size} px", model.summary) for model in self.models]
+        return (
+            render_rows(["model", "input", "what it is"], rows)
+            + "\nAlso: path/to/file.py:function, torchvision:NAME, timm:NAME (where installed)"
+        )
+
+
+def list_models() -> ModelList:
     from amc_mobile.models.zoo.registry import MODELS
 
-    return {
-        "models": [
-            {"name": entry.name, "summary": entry.summary, "default_input_size": entry.default_input_size}
-            for entry in MODELS.values()
-        ]
-    }
+    return ModelList(tuple(BuiltInModel(e.name, e.summary, e.default_input_size) for e in MODELS.values()))
 
 
-def models_text(document: dict[str, Any]) -> str:
-    rows = [[row["name"], f"{row['default_input_size']} px", row["summary"]] for row in document["models"]]
-    return (
-        render_rows(["model", "input", "what it is"], rows)
-        + "\nAlso: path/to/file.py:function, torchvision:NAME, timm:NAME (where installed)"
-    )
+@dataclass(frozen=True)
+class StatusTable:
+    key: str  # of the conditions, its first digits
+    kernels: int
+    device: str
+    runtime: str
+    runtime_version: str
+    threads: int
 
 
-def show_status(space: Workspace) -> dict[str, Any]:
+@dataclass(frozen=True)
+class StatusRun:
+    """`short`: without the model's name. `stage`: the last step that it went through."""
+
+    name: str
+    short: str
+    stage: str
+    is_last: bool
+
+
+@dataclass(frozen=True)
+class Status:
     """What the workspace remembers, its runs (the oldest first) and the next step."""
+
+    workspace: str
+    model: str
+    data: str
+    checkpoint: str
+    device: str
+    serial: str
+    precision: str
+    tables: tuple[StatusTable, ...]
+    runs: tuple[StatusRun, ...]
+    last_run: str
+
+    @property
+    def next_step(self) -> str:
+        if not self.model:
+            return "amc-mobile train --model MODEL --data DATA, or profile with --checkpoint FILE"
+        stage = next((run.stage for run in self.runs if run.is_last), "")
+        if not stage:
+            return "amc-mobile search --latency-ratio 0.5" if self.tables else "amc-mobile profile"
+        steps = {
+            "begun": "amc-mobile search, with the flags it was begun with", "searched": "amc-mobile finetune",
+            "fine-tuned": "amc-mobile export --tflite --onnx", "exported": "amc-mobile report",
+        }  # fmt: skip
+        return steps.get(stage, "amc-mobile search with another budget")
+
+    def document(self) -> dict[str, Any]:
+        return {**to_document(self), "next": self.next_step}
+
+    def text(self) -> str:
+        names = ("workspace", "model", "data", "checkpoint", "device", "serial", "precision")
+        values = {name: getattr(self, name) for name in names}
+        lines = [f"{name:<11}{value or '-'}" for name, value in values.items() if value or name != "serial"]
+        lines += [
+            f"table      {table.key}  {table.device}, {table.runtime} {table.runtime_version}, "
+            f"{table.threads} thread{'s' if table.threads > 1 else ''}: {table.kernels} kernels"
+            for table in self.tables
+        ]
+        rows = [(run.short, run.stage, "last" if run.is_last else "") for run in self.runs]
+        parts = ["\n".join(lines), *([render_rows(["run", "stage", ""], rows)] if rows else [])]
+        return "\n\n".join([*parts, f"next: {self.next_step}"])
+
+
+def show_status(space: Workspace) -> Status:
     settings, last = space.settings(), space.last_run
     tables = []
     if space.table_path.exists():
         with LatencyTable(space.table_path) as table:
-            for conditions in table.conditions():
-                known = {"key": conditions.key[:8], "kernels": len(table.kernels(conditions))}
-                shown = ("device", "runtime", "runtime_version", "threads")
-                tables.append({**known, **{name: getattr(conditions, name) for name in shown}})
-    begun = sorted(space.runs.glob(f"*/{BEGUN}"), key=lambda path: path.stat().st_mtime)
+            tables = [
+                StatusTable(c.key[:SHOWN_KEY], len(table.kernels(c)), c.device, c.runtime, c.runtime_version, c.threads)
+                for c in table.conditions()
+            ]
     prefix = f"{safe_name(settings.model)}-"
-    runs = [
-        {
-            "name": path.parent.name, "short": path.parent.name.removeprefix(prefix), "stage": _stage(path.parent),
-            "is_last": path.parent.name == last,
-        }
-        for path in begun
-    ]  # fmt: skip
+    runs = []
+    for begun in sorted(space.runs.glob(f"*/{BEGUN}"), key=lambda path: path.stat().st_mtime):
+        name = begun.parent.name
+        runs.append(StatusRun(name, name.removeprefix(prefix), _stage(begun.parent), name == last))
     weights = settings.checkpoint or (str(space.trained_checkpoint) if space.trained_checkpoint.exists() else "")
-    document = {
-        "workspace": str(space.folder), "model": settings.model, "data": settings.data, "checkpoint": weights,
-        "device": settings.device, "serial": settings.serial, "precision": settings.precision, "tables": tables,
-        "runs": runs, "last_run": last,
-    }  # fmt: skip
-    return {**document, "next": _next_step(document)}
+    return Status(
+        str(space.folder), settings.model, settings.data, weights, settings.device, settings.serial,
+        settings.precision, tuple(tables), tuple(runs), last,
+    )  # fmt: skip
 
 
 def _stage(run: Path) -> str:
@@ -89,66 +159,65 @@ def _stage(run: Path) -> str:
     return next((done for step, done in steps.items() if (run / f"{step}.json").exists()), "begun")
 
 
-def _next_step(document: Mapping[str, Any]) -> str:
-    if not document["model"]:
-        return "amc-mobile train --model MODEL --data DATA, or profile with --checkpoint FILE"
-    stage = next((run["stage"] for run in document["runs"] if run["is_last"]), "")
-    if not stage:
-        return "amc-mobile search --latency-ratio 0.5" if document["tables"] else "amc-mobile profile"
-    steps = {
-        "begun": "amc-mobile search, with the flags it was begun with", "searched": "amc-mobile finetune",
-        "fine-tuned": "amc-mobile export --tflite --onnx", "exported": "amc-mobile report",
-    }  # fmt: skip
-    return steps.get(stage, "amc-mobile search with another budget")
+@dataclass(frozen=True)
+class ShownTable:
+    """What a latency table holds. `steps`: by the key of conditions, what probes found there."""
 
+    path: str
+    entries: tuple[TableEntry, ...]
+    steps: Mapping[str, tuple[ChannelSteps, ...]]
 
-def status_text(document: Mapping[str, Any]) -> str:
-    names = ("workspace", "model", "data", "checkpoint", "device", "serial", "precision")
-    lines = [f"{name:<11}{document[name] or '-'}" for name in names if document[name] or name != "serial"]
-    lines += [
-        f"table      {one['key']}  {one['device']}, {one['runtime']} {one['runtime_version']}, "
-        f"{one['threads']} thread{'s' if one['threads'] > 1 else ''}: {one['kernels']} kernels"
-        for one in document["tables"]
-    ]
-    rows = [[run["short"], run["stage"], "last" if run["is_last"] else ""] for run in document["runs"]]
-    parts = ["\n".join(lines), *([render_rows(["run", "stage", ""], rows)] if rows else [])]
-    return "\n\n".join([*parts, f"next: {document['next']}"])
-
-
-def show_table(space: Workspace) -> dict[str, Any]:
-    with open_table(space) as table:
-        document = table.summary()
-        for entry, conditions in zip(document["conditions"], table.conditions(), strict=True):
-            entry["steps"] = [steps.to_document() for steps in stored_steps(table, conditions)]
-    return document
-
-
-def table_text(document: dict[str, Any]) -> str:
-    parts = []
-    for entry in document["conditions"]:
-        shown = readable(entry["conditions"])
-        heading = ", ".join(f"{key} {value}" for key, value in shown.items() if value not in ("", None))
-        rows = [
-            [row["label"], f"{row['low_ms']:.4f}", str(row["passes"]), " ".join(row["flags"])]
-            for row in entry["kernels"]
+    def document(self) -> dict[str, Any]:
+        entries = [
+            {
+                "conditions": entry.conditions.to_document(),
+                "kernels": [
+                    {
+                        "key": k.key,
+                        "label": k.label,
+                        "low_ms": k.low_ms,
+                        "passes": len(k.passes),
+                        "flags": list(k.flags),
+                    }
+                    for k in entry.kernels
+                ],
+                "model_measurements": entry.model_measurements,
+                "steps": to_document(self.steps[entry.conditions.key]),
+            }
+            for entry in self.entries
         ]
-        parts.append(f"{heading}\n" + render_rows(["kernel", "ms (lowest p20)", "passes", "flags"], rows))
-        parts.append(f"{len(entry['kernels'])} kernels, {entry['model_measurements']} whole models")
-        if entry["steps"]:
-            parts.append(steps_text(entry["steps"]))
-    return "\n".join(parts) if parts else "the table is empty"
+        return {"path": self.path, "format_version": FORMAT_VERSION, "conditions": entries}
+
+    def text(self) -> str:
+        parts = []
+        for entry in self.entries:
+            shown = readable(entry.conditions.to_document())
+            heading = ", ".join(f"{key} {value}" for key, value in shown.items() if value not in ("", None))
+            rows = [(k.label, f"{k.low_ms:.4f}", str(len(k.passes)), " ".join(k.flags)) for k in entry.kernels]
+            parts.append(f"{heading}\n" + render_rows(["kernel", "ms (lowest p20)", "passes", "flags"], rows))
+            parts.append(f"{len(entry.kernels)} kernels, {entry.model_measurements} whole models")
+            if steps := self.steps[entry.conditions.key]:
+                parts.append(steps_text(steps))
+        return "\n".join(parts) if parts else "the table is empty"
 
 
-def steps_text(rows: Sequence[Mapping[str, Any]]) -> str:
+def show_table(space: Workspace) -> ShownTable:
+    with open_table(space) as table:
+        entries = tuple(table.entries())
+        steps = {entry.conditions.key: tuple(stored_steps(table, entry.conditions)) for entry in entries}
+        return ShownTable(table.name, entries, steps)
+
+
+def steps_text(rows: Sequence[ChannelSteps]) -> str:
     """What a probe found, a type and axis a line."""
     headers = ["kernel", "type", "channels", "filled up to", "slower unless", "by", "points", "ms", "widest"]
     cells = [
         [
-            row["name"], row["dtype"], row["axis"],
-            f"multiples of {row['tile']}" if row["tile"] > 1 else "-",
-            f"multiples of {row['aligned']}" if row["aligned"] > 1 else "-",
-            f"{row['slowdown']:.0%}" if row["aligned"] > 1 else "-",
-            str(row["points"]), f"{row['ms']:.4f}", row["example"],
+            row.kernel_type.name, row.kernel_type.dtype, row.axis,
+            f"multiples of {row.tile}" if row.tile > 1 else "-",
+            f"multiples of {row.aligned}" if row.aligned > 1 else "-",
+            f"{row.slowdown:.0%}" if row.aligned > 1 else "-",
+            str(row.points), f"{row.ms:.4f}", row.example,
         ]
         for row in rows
     ]  # fmt: skip
@@ -162,8 +231,8 @@ class ProbeResult:
     `cpu_s`: of this process, loading the network and its export included.
     """
 
-    conditions: dict[str, Any]
-    steps: list[dict[str, Any]]
+    conditions: Conditions
+    steps: tuple[ChannelSteps, ...]
     kernels: int
     new_kernels: int
     wall_s: float
@@ -171,18 +240,14 @@ class ProbeResult:
     multiple: GridMultiple
 
     def document(self) -> dict[str, Any]:
-        return {
-            "conditions": self.conditions, "kernels": self.kernels, "new_kernels": self.new_kernels,
-            "wall_s": self.wall_s, "cpu_s": self.cpu_s, "steps": self.steps,
-            "multiple": self.multiple.used, "multiple_why": self.multiple.why,
-        }  # fmt: skip
+        return {**to_document(self), "multiple": self.multiple.used, "multiple_why": self.multiple.why}
 
     def text(self) -> str:
-        where = self.conditions
+        c = self.conditions
         return (
-            f"{where['device']} ({where['soc']}), {where['runtime']} {where['runtime_version']}, "
-            f"{where['threads']} thread(s): {self.kernels} kernels around multiples of 4 to 64 channels, "
-            f"{self.new_kernels} of them measured now, in {self.wall_s:.0f} s ({self.cpu_s:.0f} s of CPU time)\n"
+            f"{c.device} ({c.soc}), {c.runtime} {c.runtime_version}, {c.threads} thread(s): {self.kernels} kernels "
+            f"around multiples of 4 to 64 channels, {self.new_kernels} of them measured now, in {self.wall_s:.0f} s "
+            f"({self.cpu_s:.0f} s of CPU time)\n"
             f"{steps_text(self.steps)}\nin a search, {self.multiple.text()}"
         )
 
@@ -202,10 +267,9 @@ def probe_device(space: Workspace, settings: Settings, *, progress: Progress) ->
             )
         before = latency.table.kernels(latency.conditions)
         latency.measure_kernels_at(points, progress)
-        steps = stored_steps(latency.table, latency.conditions)
         result = ProbeResult(
-            latency.conditions.to_document(),
-            [one.to_document() for one in steps],
+            latency.conditions,
+            tuple(stored_steps(latency.table, latency.conditions)),
             len(points),
             len(latency.table.kernels(latency.conditions).keys() - before.keys()),
             time.monotonic() - started,
@@ -237,14 +301,63 @@ def probed_multiple(latency: LatencyModel) -> GridMultiple:
 
 
 @dataclass(frozen=True)
+class TableCounts:
+    """Rows of a table."""
+
+    conditions: int
+    kernels: int
+    models: int
+    passes: int
+    adoptions: int
+
+
+@dataclass(frozen=True)
+class WrittenTable(TableCounts):
+    path: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class AddedTable(TableCounts):
+    """`new_passes`: those that were not there yet."""
+
+    new_passes: int
+    path: str
+
+
+@dataclass(frozen=True)
+class AdoptedKernels:
+    """`source`: the key of the conditions that they were measured under; empty where none were taken over."""
+
+    agreement: Agreement
+    adopted: int
+    passes: int = 0
+    source: str = ""
+
+    def to_document(self) -> dict[str, Any]:
+        counted = {"passes": self.passes, "source": self.source} if self.source else {}
+        return {**self.agreement.to_document(), "adopted": self.adopted, **counted}
+
+
+@dataclass(frozen=True)
+class DrawnKernel:
+    path: str
+    kernel: str
+    points: int
+    steps: Steps
+    sigma: float
+    largest_error: float
+
+
+@dataclass(frozen=True)
 class TableResult:
-    """One sentence for people, the same and more as a document."""
+    """One sentence for people, and what it is about."""
 
     sentence: str
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: WrittenTable | AddedTable | Agreement | AdoptedKernels | DrawnKernel
 
     def document(self) -> dict[str, Any]:
-        return self.facts
+        return dict(to_document(self.facts))
 
     def text(self) -> str:
         return self.sentence
@@ -265,8 +378,8 @@ def export_table(space: Workspace, path: Path) -> TableResult:
         contents = table.contents()
         text = table_files.to_csv(table) if path.suffix == ".csv" else "\n".join(table_files.to_lines(contents)) + "\n"
     store.write_text(path, text)
-    facts = _counts(contents) | {"path": str(path), "bytes": len(text.encode())}
-    return TableResult(f"wrote {path}: {facts['kernels']} kernels, {facts['passes']} passes", facts)
+    written = WrittenTable(*_counts(contents), path=str(path), bytes=len(text.encode()))
+    return TableResult(f"wrote {path}: {written.kernels} kernels, {written.passes} passes", written)
 
 
 def import_table(space: Workspace, path: Path) -> TableResult:
@@ -323,7 +436,7 @@ def verify_table(space: Workspace, settings: Settings, *, progress: Progress) ->
             f"the table no longer fits this device: {agreement.text()}",
             next_step="see that nothing else runs and measure again; if it stays, profile in a new workspace",
         )
-    return TableResult(f"the table still fits\n{agreement.text()}", agreement.to_document())
+    return TableResult(f"the table still fits\n{agreement.text()}", agreement)
 
 
 def adopt_table(space: Workspace, settings: Settings, *, progress: Progress) -> TableResult:
@@ -337,14 +450,13 @@ def adopt_table(space: Workspace, settings: Settings, *, progress: Progress) -> 
         agreement = _judged(latency, list(measured.values()), progress)
         if agreement.action == "rebuild":
             sentence = "the old kernels do not tell the new ones: run `amc-mobile profile`\n" + agreement.text()
-            return TableResult(sentence, agreement.to_document() | {"adopted": 0})
+            return TableResult(sentence, AdoptedKernels(agreement, 0))
         ratio = 1.0 if agreement.action == "accept" else agreement.ratio
         steady = [key for key, kernel in measured.items() if not kernel.flags]
         adopted = table.adopt(now, source, steady, ratio)
     changed = ", ".join(f"{name}: {old} -> {new}" for name, (old, new) in source.differences(now).items())
     sentence = f"adopted {len(steady)} kernels times {ratio:.3f} ({changed}); `amc-mobile profile` measures the rest\n"
-    facts = agreement.to_document() | {"adopted": len(steady), "passes": adopted, "source": source.key}
-    return TableResult(sentence + agreement.text(), facts)
+    return TableResult(sentence + agreement.text(), AdoptedKernels(agreement, len(steady), adopted, source.key))
 
 
 def plot_kernel(space: Workspace, settings: Settings, kernel: str, path: Path, *, progress: Progress) -> TableResult:
@@ -360,14 +472,11 @@ def plot_kernel(space: Workspace, settings: Settings, kernel: str, path: Path, *
         label = latency.template.kernel_at(sites[kernel].index, latency.template.sizes).label
     panels = dict(_panel(model, axis) for axis in reversed(range(model.points.values.shape[1])))
     store.write_text(path, svg(staircase(label, panels)))
-    facts = {
-        "path": str(path), "kernel": label, "points": len(model.exact), "steps": asdict(model.steps),
-        "sigma": model.sigma, "largest_error": model.largest_error,
-    }  # fmt: skip
+    drawn = DrawnKernel(str(path), label, len(model.exact), model.steps, model.sigma, model.largest_error)
     return TableResult(
-        f"wrote {path}: {label}, {len(model.exact)} measured points; the fit is up to {model.largest_error:.1%} off "
+        f"wrote {path}: {label}, {drawn.points} measured points; the fit is up to {drawn.largest_error:.1%} off "
         "there, and predictions take these points as they are",
-        facts,
+        drawn,
     )
 
 
@@ -427,14 +536,13 @@ def _adoptable(table: LatencyTable, now: Conditions) -> Conditions:
     )
 
 
-def _counts(contents: Contents) -> dict[str, Any]:
-    return {
-        "conditions": len(contents.conditions), "kernels": len(contents.kernels), "models": len(contents.models),
-        "passes": len(contents.passes), "adoptions": len(contents.adoptions),
-    }  # fmt: skip
+def _counts(contents: Contents) -> tuple[int, int, int, int, int]:
+    parts = (contents.conditions, contents.kernels, contents.models, contents.passes, contents.adoptions)
+    conditions, kernels, models, passes, adoptions = map(len, parts)
+    return conditions, kernels, models, passes, adoptions
 
 
 def _added(path: Path, contents: Contents, new: int) -> TableResult:
-    facts = _counts(contents) | {"new_passes": new, "path": str(path)}
+    added = AddedTable(*_counts(contents), new_passes=new, path=str(path))
     devices = ", ".join(sorted({f"{c.device} ({c.soc})" for c in contents.conditions.values()})) or "no device"
-    return TableResult(f"added {new} of {facts['passes']} passes of {facts['kernels']} kernels from {devices}", facts)
+    return TableResult(f"added {new} of {added.passes} passes of {added.kernels} kernels from {devices}", added)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from amc_mobile.workflows.runs import Run
     from amc_mobile.workflows.search_config import Budget
     from amc_mobile.workflows.sensitivity import Sensitivity
-    from amc_mobile.workflows.table import ProbeResult, TableResult
+    from amc_mobile.workflows.table import ProbeResult, ShownTable, Status, TableResult
     from amc_mobile.workflows.training import TrainResult
 
 
@@ -499,14 +499,14 @@ class Workspace:
         config = SensitivityConfig(ratios=tuple(ratios), **options)
         return sensitivity(self, _on(None, network, seed=seed), config, progress=progress, untrained=untrained)
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Status:
         """What the workspace remembers, its tables and runs, and the next step."""
         from amc_mobile.workflows.table import show_status
 
         return show_status(self)
 
-    def table(self) -> dict[str, Any]:
-        """What the latency table holds: `conditions`, each with its kernels (label, low_ms, passes, flags)."""
+    def table(self) -> ShownTable:
+        """What the latency table holds: `entries`, each of one set of conditions with its kernels, slowest first."""
         from amc_mobile.workflows.table import show_table
 
         return show_table(self)

@@ -117,15 +117,14 @@ def test_passes_are_added_all_or_none(path: Path) -> None:
         assert len(table.passes(CONDITIONS, [conv(8, 16).key])[conv(8, 16).key]) == 2
 
 
-def test_a_summary_names_the_slowest_kernels_first(path: Path) -> None:
+def test_an_entry_names_the_slowest_kernels_first(path: Path) -> None:
     fill(path)
     with LatencyTable(path) as table:
         table.add_passes(CONDITIONS, [(conv(16, 8).key, one) for one in passes(4.0, 4.1)], warmup_runs=4)
         add_model(table, "net", [8], ModelMeasurement(passes(2.0), CONDITIONS, 5))
-        (entry,) = table.summary()["conditions"]
-    assert [row["low_ms"] for row in entry["kernels"]] == [4.0, 1.0]
-    assert [row["flags"] for row in entry["kernels"]] == [[], ["NOISY"]]
-    assert entry["model_measurements"] == 1
+        (entry,) = table.entries()
+    assert [(kernel.low_ms, kernel.flags) for kernel in entry.kernels] == [(4.0, ()), (1.0, ("NOISY",))]
+    assert entry.model_measurements == 1
 
 
 # Two processes

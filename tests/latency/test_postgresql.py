@@ -104,7 +104,7 @@ def test_a_table_in_a_database_does_what_one_in_a_file_does(url: str, tmp_path: 
         assert table.conditions() == file.conditions()
         assert table.passes(CONDITIONS, [conv(8, 16).key]) == file.passes(CONDITIONS, [conv(8, 16).key])
         assert [m for _, m in table.models(CONDITIONS, "net")] == [m for _, m in file.models(CONDITIONS, "net")]
-        assert table.summary()["conditions"] == file.summary()["conditions"]
+        assert table.entries() == file.entries()
         assert table.add_contents(file.contents()) == 0
         assert table.adopt(CONDITIONS, CONDITIONS, [], 1.0) == 0
     with LatencyTable(url) as again:
@@ -183,7 +183,7 @@ def guarded(url: str, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_password_comes_from_the_url_for_this_process_alone(guarded: str) -> None:
     with LatencyTable(guarded.replace("guarded@", f"guarded:{quote(PASSWORD, safe='')}@")) as table:
         assert table.conditions() == []
-        assert table.summary()["path"] == guarded
+        assert table.name == guarded
     LatencyTable(guarded).close()  # the workspace's memory has no password, the process has
     database_url._passwords.clear()
     with pytest.raises(InvalidInput, match="no password supplied") as caught:
