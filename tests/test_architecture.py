@@ -157,3 +157,48 @@ def test_public_classes_have_names_of_their_own() -> None:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(module_of(path))
     assert {name: modules for name, modules in places.items() if len(modules) > 1} == {}
+
+
+# Workflows give each other dataclasses. JSON is made and read by functions of these names, and by private ones.
+JSON_FUNCTIONS = ("document", "to_document", "from_document", "settings_from_document")
+
+
+def untyped_documents(path: Path) -> list[str]:
+    """Public functions, methods and fields of a module that are annotated with a dictionary of anything."""
+
+    def names(owner: str, body: list[ast.stmt]) -> list[str]:
+        found = []
+        for node in body:
+            name = f"{owner}{getattr(node, 'name', '')}"
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found += names(f"{name}.", node.body)
+            elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                arguments = node.args
+                every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+                annotations = [node.returns, *(argument.annotation for argument in every)]
+                if node.name not in JSON_FUNCTIONS and any(map(_is_untyped, annotations)):
+                    found.append(name)
+            elif isinstance(node, ast.AnnAssign) and _is_untyped(node.annotation):
+                found.append(f"{owner}{ast.unparse(node.target)}")
+        return found
+
+    return names("", ast.parse(path.read_text()).body)
+
+
+def _is_untyped(annotation: ast.expr | None) -> bool:
+    text = ast.unparse(annotation) if annotation is not None else ""
+    return any(word in text for word in ("dict[str, Any]", "Mapping[str, Any]"))
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "workflows").glob("*.py")), ids=lambda p: p.stem)
+def test_workflows_hand_on_dataclasses(path: Path) -> None:
+    assert untyped_documents(path) == []
+
+
+def test_a_dictionary_of_anything_is_found(tmp_path: Path) -> None:
+    (tmp_path / "wrong.py").write_text(
+        "class A:\n    rows: list[dict[str, Any]]\n    def document(self) -> dict[str, Any]: ...\n"
+        "    def show(self) -> dict[str, Any]: ...\n"
+        "def take(what: Mapping[str, Any]) -> None: ...\ndef _own() -> dict[str, Any]: ...\n"
+    )
+    assert untyped_documents(tmp_path / "wrong.py") == ["A.rows", "A.show", "take"]

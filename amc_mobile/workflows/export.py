@@ -527,7 +527,7 @@ def export_run(
     run: str | None,
     formats: list[str],
     progress: Progress,
-    changed: Mapping[str, Any] | None = None,
+    changed: Mapping[str, str | None] | None = None,
     offline: bool = False,
 ) -> ExportResult:
     """Exports a run's best weights. A latency budget is held against the file of the runtime it was searched for.
@@ -538,7 +538,7 @@ def export_run(
     `offline`: the files are checked against torch and not measured; a latency budget stays open.
     """
     folder = Run(space.run_folder(run))
-    given = {key: value for key, value in (changed or {}).items() if value is not None}
+    given: dict[str, Any] = {key: value for key, value in (changed or {}).items() if value is not None}
     settings = replace(folder.settings(), **given)
     if given:
         check_settings(settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +24,7 @@ from amc_mobile.latency.model import LatencyModel
 from amc_mobile.latency.protocol import QUICK, ProtocolConfig
 from amc_mobile.latency.sharing import ANCHORS, RESIDUAL, PhoneShare, judge, share_kernels
 from amc_mobile.latency.table import LatencyTable
+from amc_mobile.store import to_document
 from amc_mobile.workflows.devices import chosen_runtime, device_of, profile_of
 from amc_mobile.workflows.network import Network, default_grids, load_network
 from amc_mobile.workflows.workspace import Progress, Settings, Workspace, silent
@@ -79,10 +80,6 @@ class MeasuredUnderLoad:
     kernels: int
     models: int
 
-    def document(self) -> dict[str, Any]:
-        seen = self.neighbours.to_document() if self.neighbours else None
-        return {"neighbours": seen, "kernels": self.kernels, "models": self.models}
-
     def lines(self) -> list[str]:
         if not self.kernels and not self.models:
             return []
@@ -107,9 +104,6 @@ class OtherUnit:
     ratio: float | None
     kernels: int  # taken over
     why: str
-
-    def document(self) -> dict[str, Any]:
-        return asdict(self)
 
     def text(self) -> str:
         other = f"phone {self.unit} of this model" if self.unit else "a phone of this model"
@@ -151,14 +145,7 @@ class ProfileResult:
     quick: QuickProfile | None = None
 
     def document(self) -> dict[str, Any]:
-        return {
-            "model": self.model, "precision": self.precision, "conditions": self.conditions.to_document(), "kernels": self.kernels,
-            "original_p50_ms": self.original_p50_ms, "fastest_p50_ms": self.fastest_p50_ms,
-            "calibration": self.calibration.to_document(), "flags": list(self.flags), "busy": self.busy.document(),
-            "phones": [phone.to_document() for phone in self.phones],
-            "other_units": [other.document() for other in self.other_units],
-            "quick": asdict(self.quick) if self.quick else None,
-        }  # fmt: skip
+        return {**to_document(self), "flags": list(self.flags)}
 
     def text(self) -> str:
         where, fitted = self.conditions, self.calibration
