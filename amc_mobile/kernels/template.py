@@ -28,8 +28,7 @@ from amc_mobile.channels import surgery
 from amc_mobile.channels.structure import ChannelGroups, Layer
 from amc_mobile.device.layout import OnnxLayout
 from amc_mobile.errors import AmcMobileError, CorruptFile, InvalidConfig, InvalidInput, UnsupportedLayer
-from amc_mobile.export.converters import EXPORTERS
-from amc_mobile.export.quantize import QUANTIZERS, stand_in_images
+from amc_mobile.export.converters import EXPORTERS, QUANTIZERS, stand_in_images
 from amc_mobile.formats import BY_RUNTIME, FLOAT32
 from amc_mobile.kernels.kernel import Attribute, Expression, Graph, Kernel, Operator, Shape
 from amc_mobile.kernels.labels import (

@@ -42,9 +42,8 @@ from amc_mobile.errors import (
     InvalidInput,
     MissingDependency,
 )
-from amc_mobile.export.converters import EXPORTERS
+from amc_mobile.export.converters import EXPORTERS, QUANTIZERS, calibration_choice
 from amc_mobile.export.parity import Floats, file_logits, not_delegated, parity, sqnr_db
-from amc_mobile.export.quantize import QUANTIZERS, calibration_choice
 from amc_mobile.formats import BY_SUFFIX, FLOAT32, FORMATS, REMEDY, TFLITE, precision_problem
 from amc_mobile.latency import protocol
 from amc_mobile.latency.measurement import BUSY, ModelMeasurement, PairMeasurement, SustainedMeasurement, fewest_within

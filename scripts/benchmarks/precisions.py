@@ -20,9 +20,8 @@ import torch
 
 from amc_mobile.cli_options import progress_bars
 from amc_mobile.device.host import HostDevice, installed_runtimes
-from amc_mobile.export.converters import EXPORTERS
+from amc_mobile.export.converters import EXPORTERS, QUANTIZERS, calibration_choice
 from amc_mobile.export.parity import file_logits, sqnr_db
-from amc_mobile.export.quantize import QUANTIZERS, calibration_choice
 from amc_mobile.formats import FLOAT32, FORMATS
 from amc_mobile.latency.protocol import ProtocolConfig, measure_pair
 from amc_mobile.models.task import logits

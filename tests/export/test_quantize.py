@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from amc_mobile.export.converters import to_onnx, to_tflite
+from amc_mobile.export.converters import quantize_onnx, quantize_tflite, to_onnx, to_tflite
 from amc_mobile.export.parity import run_onnx, run_tflite, sqnr_db
-from amc_mobile.export.quantize import quantize_onnx, quantize_tflite
 from amc_mobile.formats import open_tflite, precision_problem
 
 SHAPE = (1, 3, 8, 8)

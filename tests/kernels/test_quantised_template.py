@@ -16,8 +16,8 @@ from template_subjects import ALL, FOLDER, Subject, graph_of, subject
 
 from amc_mobile.device.host import HostDevice, layout_here
 from amc_mobile.errors import InvalidConfig, UnsupportedLayer
+from amc_mobile.export.converters import quantize_onnx, quantize_tflite, stand_in_images
 from amc_mobile.export.parity import not_delegated, run_onnx, run_tflite, sqnr_db
-from amc_mobile.export.quantize import quantize_onnx, quantize_tflite, stand_in_images
 from amc_mobile.formats import open_tflite
 from amc_mobile.kernels.kernel import Graph, Node, Value, differences
 from amc_mobile.kernels.template import Template, load_or_build
