@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from amc_mobile.channels.groups import find_groups as find_groups
     from amc_mobile.channels.plan import CHANNEL_CHOICES as CHANNEL_CHOICES
     from amc_mobile.channels.plan import PruningPlan as PruningPlan
+    from amc_mobile.cli_options import progress_bars as progress_bars
+    from amc_mobile.data.images import Dataset as Dataset
+    from amc_mobile.data.images import ImageSet as ImageSet
     from amc_mobile.errors import AccuracyNotKept as AccuracyNotKept
     from amc_mobile.errors import AmbiguousDevice as AmbiguousDevice
     from amc_mobile.errors import AmcMobileError as AmcMobileError
@@ -47,9 +50,11 @@ if TYPE_CHECKING:
     from amc_mobile.errors import SystemRefused as SystemRefused
     from amc_mobile.errors import UnreachableBudget as UnreachableBudget
     from amc_mobile.errors import UnsupportedLayer as UnsupportedLayer
+    from amc_mobile.models.task import evaluate as evaluate
     from amc_mobile.pruning.reconstruction import prune as prune
     from amc_mobile.search.policy import POLICIES as POLICIES
     from amc_mobile.search.reward import REWARDS as REWARDS
+    from amc_mobile.workflows.compare import Comparison as Comparison
     from amc_mobile.workflows.devices import OpenedDevice as OpenedDevice
     from amc_mobile.workflows.devices import add_runtime as add_runtime
     from amc_mobile.workflows.devices import doctor as doctor
@@ -69,6 +74,8 @@ if TYPE_CHECKING:
 _PLACES = {
     "channels.groups": ("find_groups",),
     "channels.plan": ("CHANNEL_CHOICES", "PruningPlan"),
+    "cli_options": ("progress_bars",),
+    "data.images": ("Dataset", "ImageSet"),
     "errors": (
         "AccuracyNotKept", "AmbiguousDevice", "AmcMobileError", "BudgetNotMet", "BudgetNotVerified", "CorruptFile",
         "DeadlineExceeded", "DeviceDisconnected", "DeviceError", "DeviceUnauthorized", "DeviceUnavailable",
@@ -76,9 +83,11 @@ _PLACES = {
         "PhoneCommandFailed", "PhoneDiskFull", "PhoneOutputInvalid", "PhoneRebooted", "PhoneUnfit", "RunnerFailed",
         "SystemRefused", "UnreachableBudget", "UnsupportedLayer",
     ),
+    "models.task": ("evaluate",),
     "pruning.reconstruction": ("prune",),
     "search.policy": ("POLICIES",),
     "search.reward": ("REWARDS",),
+    "workflows.compare": ("Comparison",),
     "workflows.devices": (
         "OpenedDevice", "add_runtime", "doctor", "list_devices", "list_runtimes", "open_device",
     ),

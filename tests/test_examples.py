@@ -19,9 +19,9 @@ NOTEBOOK = EXAMPLES / "notebook.ipynb"
 # These measure parts of the toolchain by themselves (templates, predictors, devices, least squares) or make runs with
 # what only the commands' own settings give. The set may shrink: what the public names can do moves to them.
 DEEPER_BENCHMARKS = {
-    "adb_overhead.py", "channel_choices.py", "cifar.py", "compare_cifar.py", "detector.py", "episode_cost.py",
-    "fine_grained.py", "imagenet_sample.py", "interpolators.py", "latency_prediction.py", "pixel1.py",
-    "pixel1_budget.py", "plan_rate.py", "precisions.py", "runner_agreement.py", "template.py", "training_memory.py",
+    "adb_overhead.py", "episode_cost.py",
+    "interpolators.py", "latency_prediction.py", "pixel1.py",
+    "pixel1_budget.py", "plan_rate.py", "precisions.py", "runner_agreement.py", "template.py",
 }  # fmt: skip
 
 

@@ -144,12 +144,6 @@ def layer_channel_bars(layers: Sequence[LayerRow]) -> Spec | None:
     )
 
 
-def density_bars(densities: Mapping[str, float]) -> Spec:
-    """The share of its weights that each layer keeps, in front of all of them."""
-    bars = [(name, 1.0, density) for name, density in densities.items()]
-    return _bars(bars, "share of the weights that each layer keeps", "share of weights", "{:.0%}".format)
-
-
 def _bars(
     bars: Sequence[tuple[str, float, float | None]], description: str, unit: str, shown: Callable[[float], str]
 ) -> Spec:

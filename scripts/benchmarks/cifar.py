@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from amc_mobile.workflows.workspace import Settings
+import amc_mobile as amc
 
 WEIGHTS = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}
 
@@ -18,9 +18,7 @@ def data_folder() -> Path:
     return Path(root)
 
 
-def pretrained(model: str, root: Path) -> Settings:
+def pretrained(space: amc.Workspace, model: str, root: Path) -> amc.Network:
     """`model`: a key of WEIGHTS."""
     folder = root / "cifar10"
-    return Settings(
-        model=model, checkpoint=str(folder / WEIGHTS[model]), data=f"cifar10:{folder / 'cifar10_lossless.npz'}"
-    )
+    return space.network(model, checkpoint=folder / WEIGHTS[model], data=f"cifar10:{folder / 'cifar10_lossless.npz'}")

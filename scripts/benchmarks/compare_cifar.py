@@ -15,36 +15,29 @@ import torch
 from cifar import data_folder, pretrained
 from figures import print_document
 
-from amc_mobile.cli_options import progress_bars
-from amc_mobile.workflows.compare import Comparison, compare_policies
-from amc_mobile.workflows.profile import profile_device
-from amc_mobile.workflows.search_config import CompareConfig, SearchConfig
-from amc_mobile.workflows.workspace import Workspace
+import amc_mobile as amc
 
 # Top-1 before fine-tuning at 50 % MACs that the AMC paper gives for ResNet-56 (of an original with 92.8 %).
 PAPER = {"resnet56.uniform": 0.875, "resnet56.deep": 0.884, "resnet56.amc": 0.902}
 
 
-def compared(model: str, data: Path, options: argparse.Namespace) -> Comparison:
-    settings = pretrained(model, data)
-    space = Workspace(options.workspace / model)
-    latency = options.latency_ratio is not None
-    search = SearchConfig(
-        latency_ratio=options.latency_ratio,
-        macs_ratio=None if latency else options.macs_ratio,
-        episodes=options.episodes,
-        reward_images=options.reward_images,
-        keep=options.keep,
-        multiple=options.multiple or (8 if latency else 1),
+def compared(model: str, data: Path, options: argparse.Namespace) -> amc.Comparison:
+    space = amc.Workspace(options.workspace / model)
+    network = pretrained(space, model, data)
+    is_latency = options.latency_ratio is not None
+    budget = (
+        amc.Budget(latency_ratio=options.latency_ratio) if is_latency else amc.Budget(macs_ratio=options.macs_ratio)
     )
-    wanted = CompareConfig(search, tuple(options.policies.split(",")), tuple(range(options.seeds)))
-    with progress_bars(options.json) as progress:
-        if latency:
-            profile_device(space, settings, progress=progress)
-        return compare_policies(space, settings, wanted, progress=progress)
+    with amc.progress_bars(quiet=options.json) as progress:
+        return space.compare(
+            network, budget, space.profile(network, progress=progress) if is_latency else None,
+            policies=options.policies.split(","), seeds=range(options.seeds), episodes=options.episodes,
+            reward_images=options.reward_images, keep=options.keep,
+            multiple=options.multiple or (8 if is_latency else 1), progress=progress,
+        )  # fmt: skip
 
 
-def figures_of(model: str, comparison: Comparison) -> dict[str, float]:
+def figures_of(model: str, comparison: amc.Comparison) -> dict[str, float]:
     figures: dict[str, float] = {}
     for policy in comparison.policies:
         for key in ("reward", "one_shot_top1", "refitted_top1", "macs", "measured_ms", "evaluations", "cpu_s"):

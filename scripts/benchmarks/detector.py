@@ -15,55 +15,47 @@ import json
 import platform
 from pathlib import Path
 
-from amc_mobile.cli_options import progress_bars
-from amc_mobile.workflows.export import export_run
-from amc_mobile.workflows.profile import profile_device
-from amc_mobile.workflows.report import report_run
-from amc_mobile.workflows.runs import run_name
-from amc_mobile.workflows.search import search_plan
-from amc_mobile.workflows.search_config import SearchConfig
-from amc_mobile.workflows.training import finetune_run, train_network
-from amc_mobile.workflows.workspace import Settings, Workspace
+import amc_mobile as amc
 
 BATCH_SIZE = 16  # the training set is small: more steps an epoch
 
 
 def figures(options: argparse.Namespace) -> dict[str, float]:
-    space = Workspace(options.workspace)
-    settings = Settings(
-        model="ssdlite_mobilenet_v2", data="shapes", width_multiplier=options.width, input_size=options.input_size,
-        runtime=options.runtime,
-    )  # fmt: skip
-    budget = {"latency_ratio": options.latency_ratio} if options.latency_ratio else {"macs_ratio": options.macs_ratio}
-    search = SearchConfig(**budget, policy="critic", episodes=options.episodes)
-    run = run_name("detector", search.asked, options.runtime)
-    with progress_bars(options.json) as progress:
+    space = amc.Workspace(options.workspace)
+    model = {"width": options.width, "input_size": options.input_size, "data": "shapes"}
+    is_latency = options.latency_ratio is not None
+    budget = (
+        amc.Budget(latency_ratio=options.latency_ratio) if is_latency else amc.Budget(macs_ratio=options.macs_ratio)
+    )
+    device = amc.open_device("host", runtime=options.runtime)
+    with amc.progress_bars(quiet=options.json) as progress:
         if not space.trained_checkpoint.exists():
-            train_network(space, settings, epochs=options.epochs, batch_size=BATCH_SIZE, progress=progress)
-        if options.latency_ratio:
-            profile_device(space, settings, progress=progress)
-        found = search_plan(space, settings, search, run=run, progress=progress).document()
-        tuned = finetune_run(
-            space, run=run, epochs=options.finetune_epochs, batch_size=BATCH_SIZE, progress=progress
-        ).document()
-        exported = export_run(space, run=run, formats=["tflite", "onnx"], progress=progress).document()
-        report_run(space, run=run)
-    figures = {f"map50_{stage.replace('-', '_')}": value for stage, value in found["test_top1"].items()}
-    figures |= {"map50_finetuned": tuned["test_top1"], "original_mmacs": found["original_macs"] / 1e6,
-                "pruned_mmacs": found["macs"] / 1e6}  # fmt: skip
-    if options.latency_ratio:
-        gate = exported["gate"]
-        figures |= {"budget_ms": gate["limit"], "predicted_ms": found["predicted_cost"], "ci_high_ms": gate["cost"],
-                    "is_within_budget": float(gate["passed"])}  # fmt: skip
-    for file in exported["files"]:
-        name, pair = file["format"], file["pair"]
-        figures |= {f"{name}.map50": file["test_top1"], f"{name}.parity_max_abs": file["parity"]["max_abs"],
-                    f"{name}.parity_same_class": file["parity"]["top1_agreement"]}  # fmt: skip
-        if pair:
-            figures[f"{name}.original_p50_ms"] = pair["before"]["p50_ms"]
-            figures[f"{name}.pruned_p50_ms"] = pair["after"]["p50_ms"]
-            figures[f"{name}.speedup"] = pair["speedup"]
-    return {name: float(f"{value:.5g}") for name, value in figures.items()}
+            space.train(
+                "ssdlite_mobilenet_v2", epochs=options.epochs, batch_size=BATCH_SIZE, progress=progress, **model
+            )
+        network = space.network("ssdlite_mobilenet_v2", **model)
+        latency = space.profile(network, device, progress=progress) if is_latency else device
+        name = f"detector-{'-'.join(budget.asked_of_model).replace(' ', '-')}-{options.runtime}"
+        run = space.search(network, budget, latency, episodes=options.episodes, name=name, progress=progress)
+        search = run.search()
+        tuned = run.finetune(epochs=options.finetune_epochs, batch_size=BATCH_SIZE, progress=progress).result
+        exported = run.export("tflite", "onnx", progress=progress).record
+        run.report()
+    found = {f"map50_{stage.replace('-', '_')}": value for stage, value in search.test_top1.items()}
+    found |= {"map50_finetuned": tuned.test_top1, "original_mmacs": search.original_macs / 1e6,
+              "pruned_mmacs": search.macs / 1e6}  # fmt: skip
+    if is_latency:
+        gate = exported.gate
+        found |= {"budget_ms": gate.limit, "predicted_ms": search.predicted_cost, "ci_high_ms": gate.cost,
+                  "is_within_budget": float(gate.passed)}  # fmt: skip
+    for file in exported.files:
+        found |= {f"{file.format}.map50": file.test_top1, f"{file.format}.parity_max_abs": file.parity.max_abs,
+                  f"{file.format}.parity_same_class": file.parity.top1_agreement}  # fmt: skip
+        if file.pair is not None:
+            found |= {f"{file.format}.original_p50_ms": file.pair.before.p50_ms,
+                      f"{file.format}.pruned_p50_ms": file.pair.after.p50_ms,
+                      f"{file.format}.speedup": file.pair.speedup}  # fmt: skip
+    return {name: float(f"{value:.5g}") for name, value in found.items()}
 
 
 def main() -> None:

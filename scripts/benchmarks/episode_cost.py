@@ -40,7 +40,7 @@ from amc_mobile.search.episode_log import EpisodeLog
 from amc_mobile.search.loop import run_search
 from amc_mobile.search.policies import make_policy
 from amc_mobile.search.reward import fidelity
-from amc_mobile.workflows.network import Network, default_grids, load_network
+from amc_mobile.workflows.network import Network, default_grids
 from amc_mobile.workflows.plans import ChannelPlans, PlanScorer, Preparations
 from amc_mobile.workflows.search_config import FIDELITY_IMAGES, SearchConfig
 from amc_mobile.workflows.workspace import Settings, Workspace, silent
@@ -113,8 +113,7 @@ def episode_cost(
 
 def rank_correlations(model: str, root: Path, paper_images: int, plans: int) -> dict[str, float]:
     """Spearman's correlation of rewards with the test top-1, and the accuracies' range."""
-    settings = pretrained(model, root)
-    network = load_network(Workspace(Path("amc-workspace")), settings)
+    network = pretrained(Workspace("amc-workspace"), model, root)
     assert network.dataset is not None
     data = split(network.dataset, calibration=900, reward=paper_images, seed=0)
     known = Preparations().statistics(

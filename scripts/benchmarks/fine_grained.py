@@ -16,42 +16,37 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import altair as alt
+import pandas as pd
 import torch
 from cifar import WEIGHTS, data_folder, pretrained
 from figures import print_document
 
-from amc_mobile.models.task import evaluate
-from amc_mobile.report.charts import density_bars, svg
-from amc_mobile.report.tables import render_rows
-from amc_mobile.store import to_document, write_text
-from amc_mobile.workflows.plans import Preparations
-from amc_mobile.workflows.runs import Run, SearchRecord
-from amc_mobile.workflows.search import search_plan
-from amc_mobile.workflows.search_config import SearchConfig
-from amc_mobile.workflows.workspace import Settings, Workspace, silent
+import amc_mobile as amc
 
 EQUAL = 0.005  # top-1 that may be lost on the reward images
 
 
 def measured(
-    space: Workspace, settings: Settings, prepared: Preparations, density: float, policy: str,
-    options: argparse.Namespace,
-) -> dict[str, Any]:  # fmt: skip
-    """One finished search: its document, and the final network's top-1 on the reward images."""
-    name = f"{settings.model}-{density:g}-{policy}"
-    folder = Run(space.runs / name)
-    if folder.find(SearchRecord) is None:
-        wanted = SearchConfig(
-            params_ratio=density, policy=policy, episodes=options.episodes, granularity="weight",
-            min_keep_ratio=options.min_density, reward_images=options.reward_images, reward=options.reward,
-        )  # fmt: skip
-        search_plan(space, settings, wanted, run=name, progress=silent, prepared=prepared)
-    network = prepared.network(space, settings)
-    data = network.split(calibration=1500, reward=options.reward_images, seed=settings.seed)
-    found = to_document(folder.search())
-    reward_top1 = evaluate(folder.load_pruned(network, "pruned"), data.reward)
-    print(f"{name}: {found['test_top1']}, reward images {reward_top1:.4f}", file=sys.stderr, flush=True)
-    return {"density": density, "policy": policy, "final_reward_top1": reward_top1, **found}
+    space: amc.Workspace, network: amc.Network, images: Any, density: float, policy: str, options: argparse.Namespace
+) -> dict[str, Any]:
+    """One finished search: what it found, and the final network's top-1 on the reward `images`."""
+    name = f"{options.model}-{density:g}-{policy}"
+    run = space.search(
+        network, amc.Budget(params_ratio=density), policy=policy, episodes=options.episodes, granularity="weight",
+        min_keep_ratio=options.min_density, reward_images=options.reward_images, reward=options.reward, name=name,
+    )  # fmt: skip
+    search, reward_top1 = run.search(), amc.evaluate(run.module("pruned"), images)
+    print(f"{name}: {dict(search.test_top1)}, reward images {reward_top1:.4f}", file=sys.stderr, flush=True)
+    return {"density": density, "policy": policy, "final_reward_top1": reward_top1, **vars(search), "plan": run.plan()}
+
+
+def draw(plan: Any, path: Path) -> None:
+    """The share of its weights that each layer keeps."""
+    rows = [{"layer": name, "density": kept / plan.weights[name]} for name, kept in plan.kept_weights.items()]
+    x = alt.X("density:Q", title="share of weights that stay", axis=alt.Axis(format="%"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    alt.Chart(pd.DataFrame(rows)).mark_bar().encode(x, alt.Y("layer:N", sort=None, title=None)).save(path)
 
 
 def smallest_equal(runs: list[dict[str, Any]], policy: str) -> dict[str, Any] | None:
@@ -78,11 +73,12 @@ def main() -> None:
     if options.quick:
         options.model, options.densities, options.episodes = "resnet20", "0.5", 12
     torch.set_num_threads(1)
-    settings = pretrained(options.model, root)
-    prepared = Preparations()
+    space = amc.Workspace(options.workspace)
+    network = pretrained(space, options.model, root)
+    images = network.split(calibration=1500, reward=options.reward_images, seed=0).reward
     policies = options.policies.split(",")
     runs = [
-        measured(Workspace(options.workspace), settings, prepared, float(density), policy, options)
+        measured(space, network, images, float(density), policy, options)
         for density in options.densities.split(",")
         for policy in policies
     ]
@@ -96,8 +92,7 @@ def main() -> None:
             figures[f"equal_accuracy.{policy}.density"] = best["parameters"] / best["original_parameters"]
             figures[f"equal_accuracy.{policy}.test_top1"] = best["test_top1"]["refitted"]
     drawn = next((run for p in reversed(policies) if (run := smallest_equal(runs, p)) is not None), runs[-1])
-    densities = {name: kept / drawn["plan"]["weights"][name] for name, kept in drawn["plan"]["kept_weights"].items()}
-    write_text(options.svg, svg(density_bars(densities)))
+    draw(drawn["plan"], options.svg)
     if options.json:
         conditions = {
             "machine": platform.machine(), "python": platform.python_version(), "torch": torch.__version__,
@@ -114,7 +109,8 @@ def main() -> None:
     ]  # fmt: skip
     print(f"{options.model}, fine-grained, original {runs[0]['test_top1']['original']:.1%} on test images, "
           f"{runs[0]['original_reward_top1']:.1%} on reward images")  # fmt: skip
-    print(render_rows(["density", "policy", "plans", "masked", "+ batch norms", "reward images"], rows))
+    columns = ["density", "policy", "plans", "masked", "+ batch norms", "reward images"]
+    print(pd.DataFrame(rows, columns=columns).to_string(index=False))
     for policy in policies:
         if (best := smallest_equal(runs, policy)) is None:
             print(f"{policy}: no density keeps the accuracy")

@@ -24,22 +24,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from amc_mobile.cli_options import progress_bars
-from amc_mobile.data.images import Dataset, ImageSet
-from amc_mobile.data.sources import fitted
-from amc_mobile.workflows.profile import profile_device
-from amc_mobile.workflows.report import report_run
-from amc_mobile.workflows.search import search_plan
-from amc_mobile.workflows.search_config import SearchConfig, SensitivityConfig
-from amc_mobile.workflows.sensitivity import sensitivity
-from amc_mobile.workflows.workspace import Settings, Workspace
+import amc_mobile as amc
 
 TEST_IMAGES = 300
-# Pixels of the published weights are scaled to -1 .. 1.
-MEAN = STD = 0.5
 
 
-def sample(image_size: int = 224) -> Dataset:
+def sample(image_size: int = 224) -> amc.Dataset:
     """The whole sample, for `--data scripts/benchmarks/imagenet_sample.py:sample`."""
     folder = Path(os.environ["AMC_MOBILE_DATA"]) / "imagenet_sample"
     with (folder / "labels.csv").open(newline="") as file:
@@ -48,15 +38,17 @@ def sample(image_size: int = 224) -> Dataset:
     with zipfile.ZipFile(folder / "imagenet_sample_1k_256.zip") as archive:
         for index, row in enumerate(rows):
             with Image.open(io.BytesIO(archive.read(row["file"]))) as image:
-                pixels[index] = torch.from_numpy(np.array(fitted(image.convert("RGB"), image_size))).permute(2, 0, 1)
+                pixels[index] = torch.from_numpy(np.array(amc.fitted(image.convert("RGB"), image_size))).permute(
+                    2, 0, 1
+                )
     labels = torch.tensor([int(row["label"]) for row in rows])
-    mean, std = torch.full((3,), MEAN), torch.full((3,), STD)
+    half = torch.full((3,), 0.5)  # the published weights take pixels from -1 to 1
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
     parts = (order[TEST_IMAGES:].sort().values, order[:TEST_IMAGES].sort().values)
-    train, test = (ImageSet(pixels[part], labels[part], mean, std) for part in parts)
+    train, test = (amc.ImageSet(pixels[part], labels[part], half, half) for part in parts)
     names = {int(row["label"]): row["name"] for row in rows}
     classes = tuple(names[label] for label in sorted(names))
-    return Dataset(train, test, classes, "ImageNet sample", accuracy_on="training images")
+    return amc.Dataset(train, test, classes, "ImageNet sample", accuracy_on="training images")
 
 
 def peak_gib() -> float:
@@ -67,38 +59,34 @@ def peak_gib() -> float:
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     data = Path(os.environ["AMC_MOBILE_DATA"])
-    settings = Settings(
-        model="mobilenet_v1", width_multiplier=0.75, data=f"{Path(__file__).resolve()}:sample",
-        checkpoint=str(data / "imagenet_weights/mobilenet_v1_0.75_224.pt"), seed=0,
+    space = amc.Workspace(options.workspace)
+    network = space.network(
+        "mobilenet_v1", width=0.75, data=f"{Path(__file__).resolve()}:sample",
+        checkpoint=data / "imagenet_weights/mobilenet_v1_0.75_224.pt",
     )  # fmt: skip
-    space = Workspace(options.workspace)
     figures: dict[str, Any] = {}
     started = time.process_time()
-    with progress_bars(options.json) as progress:
+    with amc.progress_bars(quiet=options.json) as progress:
         ratios = (0.5,) if options.quick else (0.25, 0.5, 0.75)
-        cuts = SensitivityConfig(ratios, reward_images=options.reward_images)
-        found = sensitivity(space, settings, cuts, progress=progress)
-        figures["sensitivity"] = {"original_top1": found.original_top1, "images": found.images,
-                                  "accuracy_on": found.accuracy_on, "points": len(found.points)}  # fmt: skip
-        figures["most_sensitive"] = {point.group: point.top1 for point in found.most_sensitive()}
+        cuts = space.sensitivity(network, ratios=ratios, reward_images=options.reward_images, progress=progress)
+        figures["sensitivity"] = {"original_top1": cuts.original_top1, "images": cuts.images,
+                                  "accuracy_on": cuts.accuracy_on, "points": len(cuts.points)}  # fmt: skip
+        figures["most_sensitive"] = {point.group: point.top1 for point in cuts.most_sensitive()}
         figures["sensitivity_cpu_s"] = round(time.process_time() - started, 1)
         figures["peak_gib_after_sensitivity"] = round(peak_gib(), 2)
-        if not options.macs:
-            profile_device(space, settings, progress=progress)
-        wanted = SearchConfig(
-            latency_ratio=None if options.macs else 0.5, macs_ratio=0.5 if options.macs else None,
+        budget = amc.Budget(macs_ratio=0.5) if options.macs else amc.Budget(latency_ratio=0.5)
+        run = space.search(
+            network, budget, None if options.macs else space.profile(network, progress=progress),
             policy=options.policy, episodes=12 if options.quick else options.episodes,
-            reward_images=options.reward_images,
+            reward_images=options.reward_images, name=f"imagenet-{budget.unit}-{options.policy}", progress=progress,
         )  # fmt: skip
-        name = f"imagenet-{wanted.unit}-{wanted.policy}"
-        outcome = search_plan(space, settings, wanted, run=name, progress=progress)
-    search = outcome.document()
+    search = run.search()
     kept = ("test_top1", "test_images", "accuracy_on", "reward", "reward_top1", "macs", "original_macs", "measured_ms",
-            "ci_high_ms", "budget", "cpu_s", "evaluations")  # fmt: skip
-    figures["search"] = {key: search[key] for key in kept}
-    report = report_run(space, run=name)
+            "ci_high_ms", "cpu_s", "evaluations")  # fmt: skip
+    figures["search"] = {key: getattr(search, key) for key in kept}
+    report = run.report()
     assert "training images" in report.paths[0].read_text(), "the report hides what its accuracies are on"
-    figures["text"] = [found.text(), outcome.text()]
+    figures["text"] = [cuts.text(), report.text()]
     figures["peak_gib"] = round(peak_gib(), 2)
     return figures
 
@@ -119,7 +107,7 @@ def main() -> None:
     figures = measured(options)
     texts = figures.pop("text")
     if options.json:
-        print(json.dumps(figures, indent=1))
+        print(json.dumps(figures, indent=1, default=dict))
     else:
         print("\n".join(texts))
         print(f"peak memory {figures['peak_gib']:.2f} GiB of {options.most_gib:g} allowed")
