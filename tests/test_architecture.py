@@ -120,7 +120,7 @@ def test_a_runtime_that_is_named_elsewhere_is_found(tmp_path: Path) -> None:
 MOST_MODULES = 95
 # Apart from these, a module that one other imports is a part of it.
 FAMILIES = ("cli", "workflows/", "models/zoo/", "kernels/tflite", "kernels/onnx", "data/sources")
-POLICIES = ("search/critic", "search/ddpg", "search/evolution")
+POLICIES = ("search/critic", "search/ddpg")
 BOUNDARIES = {
     "search/policies": "the registry of policies, which workflows open by name",
     "device/benchmark_model": "another way to measure on a phone, for those who have no library",
