@@ -1,7 +1,7 @@
 """What a report says: plain data that the workflows fill and the neighbours of this module render.
 
 A step that has not run leaves its field None or its list empty; every rendering then says so. Whether a budget is met
-was decided by the gate and is only shown here. What each key means in report.json: docs/report.md.
+was decided by the gate (`latency.gate`) and is only shown here. What each key means in report.json: docs/report.md.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Literal
 from amc_mobile.channels.structure import KeptGroup
 from amc_mobile.errors import InvalidInput
 from amc_mobile.latency.calibration import Term
+from amc_mobile.latency.gate import OPEN, STATUS_OF, Gate, Status, all_passed
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,6 @@ FORMAT_VERSION = 1  # 1: first
 
 Scalar = str | int | float | bool | None
 Unit = Literal["ms", "macs", "parameters"]
-Status = Literal["PASS", "FAIL", "NOT MEASURED", "PREDICTED, NOT MEASURED", "NO PLAN"]
-STATUS_OF: Mapping[bool | None, Status] = {True: "PASS", False: "FAIL", None: "PREDICTED, NOT MEASURED"}
 TOP1 = "top-1"
 Z_95 = 1.959964  # two-sided 95 % of the normal distribution
 
@@ -155,34 +154,6 @@ class ModelColumn:
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """One attempt of the gate: how many of all rounds so far are within the budget, and how many must be."""
-
-    why: str  # it was made
-    rounds: int
-    within: int
-    needed: int | None  # None: so few rounds prove nothing
-    flags: tuple[str, ...] = ()  # of either file, original and pruned
-    passed: bool = False
-    problem: str = ""  # why not passed
-
-
-@dataclass(frozen=True)
-class Gate:
-    """What was decided about a budget. `passed` is None where a latency was not measured.
-
-    `cost` is what was held against `limit`: an exact count; in ms the upper end of the p50's interval, or of a share of
-    the original the original's p50 over the lower end of the speed-up's interval.
-    """
-
-    passed: bool | None = None
-    cost: float | None = None
-    limit: float | None = None
-    text: str = ""
-    attempts: tuple[Attempt, ...] = ()
-
-
-@dataclass(frozen=True)
 class AskedBudget:
     """What was asked for. `limit` is in `unit`: ms of p50, MACs for one image, or parameters.
 
@@ -193,7 +164,7 @@ class AskedBudget:
     unit: Unit
     limit: float
     asked: str = ""  # as the user put it, e.g. "--latency-ratio 0.5"
-    gate: Gate = Gate()
+    gate: Gate = OPEN
     searched_limit: float | None = None
 
     @property
@@ -211,7 +182,7 @@ class FurtherBudget:
     limit: float
     device: str = ""
     predicted: float | None = None  # in `unit`; of counts the count itself
-    gate: Gate = Gate()
+    gate: Gate = OPEN
 
     @property
     def status(self) -> Status:
@@ -307,10 +278,7 @@ class Report:
         """All budgets must be passed, and the accuracy kept; cost and limit are those of the first budget."""
         if self.budget is None or self.pruned is None:
             return ReportVerdict("NO PLAN", None, self.budget.limit if self.budget else None)
-        gate = self.budget.gate
-        own = STATUS_OF[gate.passed]
-        if gate.passed is None and not self.offline:
-            own = "NOT MEASURED"
-        order: tuple[Status, ...] = ("FAIL", "NOT MEASURED", "PREDICTED, NOT MEASURED", "PASS")
-        status = min([own, *(further.status for further in self.further_budgets)], key=order.index)
-        return ReportVerdict("FAIL" if self.accuracy_kept is False else status, gate.cost, self.budget.limit)
+        own, further = self.budget.gate, [budget.gate for budget in self.further_budgets]
+        passed = all_passed((gate.passed for gate in (own, *further)), accuracy_kept=self.accuracy_kept)
+        is_open = passed is None and own.passed is None and not self.offline
+        return ReportVerdict("NOT MEASURED" if is_open else STATUS_OF[passed], own.cost, self.budget.limit)

@@ -14,6 +14,7 @@ from amc_mobile.device.conditions import readable
 from amc_mobile.device.phone_state import REMEDIES, WIDE_BAND
 from amc_mobile.formats import REMEDY
 from amc_mobile.latency.calibration import COVERAGE, DRIFT_REMEDY, TOLD_DRIFT, slower
+from amc_mobile.latency.gate import Status
 from amc_mobile.report.content import (
     TOP1,
     Accuracy,
@@ -24,7 +25,6 @@ from amc_mobile.report.content import (
     Predictions,
     Report,
     Scalar,
-    Status,
     Unit,
 )
 

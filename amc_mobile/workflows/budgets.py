@@ -19,6 +19,7 @@ from amc_mobile.errors import (
     MissingDependency,
 )
 from amc_mobile.latency.calibration import DRIFT_REMEDY, TOLD_DRIFT, ModelPoint, slower
+from amc_mobile.latency.gate import is_within
 from amc_mobile.latency.model import LatencyModel
 from amc_mobile.latency.protocol import measure_pair
 from amc_mobile.search.budget import CostLimit, Unit, format_cost, joined, rescaled
@@ -27,7 +28,7 @@ from amc_mobile.workflows.devices import chosen_runtime, device_of, recorded
 from amc_mobile.workflows.network import Network
 from amc_mobile.workflows.plans import Plans
 from amc_mobile.workflows.profile import latency_model
-from amc_mobile.workflows.runs import BudgetRecord, MeasuredPlan, MeasuredPlans, ReferenceRecord, Run
+from amc_mobile.workflows.runs import OVER, WITHIN, BudgetRecord, MeasuredPlan, MeasuredPlans, ReferenceRecord, Run
 from amc_mobile.workflows.workspace import Progress, Settings, Workspace, silent
 
 Widths = NDArray[np.int64]
@@ -113,7 +114,7 @@ class Part:
         if self.latency is not None:
             predicted = float(self.latency.p50_ms(widths[None])[0])
         found = self.measure(widths) if self.measure is not None else None
-        verdict = "within" if (found.ci_high if found else predicted) <= self.budget.limit else "over"
+        verdict = WITHIN if is_within(found.ci_high if found else predicted, self.budget.limit) else OVER
         if self.latency is not None and found is None:
             verdict = f"predicted {verdict}, not measured"
         return BudgetRecord(

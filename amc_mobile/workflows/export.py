@@ -1,18 +1,4 @@
-"""Write the pruned network's files, check them against torch, measure them, and let the gate decide.
-
-A latency budget is decided by measurement, with an error that holds over all attempts. One attempt is ten rounds of
-original and pruned file, each round in fresh sessions; a round is one value: the median of the pruned file's samples
-for a budget in ms, the paired speed-up for a share of the original. Every round counts, of every attempt, but for
-those made while other programs ran, as the device itself reports (not the timings: choosing rounds by their timings
-would bias them); where no round was undisturbed, all count.
-
-The budget is met when so many of the rounds are within it that this has a probability of at most `ERROR_SHARES[k]`
-after attempt k + 1 while the true median is at the limit (the sign test, `fewest_within`). The shares add up to 2.5
-%, so by Bonferroni's inequality a network at its limit or over it passes in at most 2.5 % of cases, whenever the
-attempts end: looking again and again at growing data at the full level would pass more of them (Armitage, McPherson
-and Rowe 1969; Pocock 1977, Group sequential methods, Biometrika 64). The shares are uneven because the sign test has
-steps: they are its own tails for 9 of 10, 16 of 20 and 22 of 30 rounds. Assumed: the rounds are independent.
-"""
+"""Write the pruned network's files, check them against torch, measure them, and let the gate decide."""
 
 from __future__ import annotations
 
@@ -46,11 +32,12 @@ from amc_mobile.export.converters import EXPORTERS, QUANTIZERS, calibration_choi
 from amc_mobile.export.parity import Floats, file_logits, not_delegated, parity, sqnr_db
 from amc_mobile.formats import BY_SUFFIX, FLOAT32, FORMATS, REMEDY, TFLITE, precision_problem
 from amc_mobile.latency import protocol
-from amc_mobile.latency.measurement import BUSY, ModelMeasurement, PairMeasurement, SustainedMeasurement, fewest_within
+from amc_mobile.latency.gate import STATUS_OF, Gate, Limit, all_passed, decided
+from amc_mobile.latency.measurement import BUSY, ModelMeasurement, PairMeasurement, SustainedMeasurement
 from amc_mobile.latency.protocol import ProtocolConfig, measure_model, measure_pair
 from amc_mobile.models.task import Task, logits
 from amc_mobile.packing import PackedModule
-from amc_mobile.report.content import STATUS_OF, TOP1, Attempt, Gate
+from amc_mobile.report.content import TOP1
 from amc_mobile.report.tables import NOTHING, kilobytes, megahertz, number, percent
 from amc_mobile.search.budget import format_cost
 from amc_mobile.store import to_document, write_bytes
@@ -70,22 +57,6 @@ from amc_mobile.workflows.runs import (
 )
 from amc_mobile.workflows.workspace import Progress, Settings, Workspace, check_settings, silent
 
-ERROR_SHARES = (0.0108, 0.0060, 0.0081)  # one per attempt
-GATE_ATTEMPTS = len(ERROR_SHARES)
-CONFIDENCE = "97.5 % confidence"
-
-
-@dataclass(frozen=True)
-class Limit:
-    """A latency budget: `ms`, or a share `ratio` of the original's latency."""
-
-    ms: float
-    ratio: float | None = None
-
-    def of(self, original_p50_ms: float) -> float:
-        """In ms; a ratio is of the original measured in the same rounds."""
-        return self.ms if self.ratio is None else self.ratio * original_p50_ms
-
 
 def measured_pair(
     device: Device | None, original: Path | None, pruned: Path, limit: Limit | None, *, waived: Collection[str] = ()
@@ -97,73 +68,6 @@ def measured_pair(
     if limit is None:
         return measure_pair(device, before, after), None
     return decided(lambda: measure_pair(device, before, after), limit, waived=waived)
-
-
-def decided(
-    measure: Callable[[], PairMeasurement], limit: Limit, *, waived: Collection[str] = ()
-) -> tuple[PairMeasurement, Gate]:
-    """Measures until the budget is passed, can no longer be passed, or GATE_ATTEMPTS were made; all rounds, and the
-    decision. `waived`: with BUSY, other programs do not matter."""
-    pairs: list[PairMeasurement] = []
-    attempts: list[Attempt] = []
-    why = "first"
-    while True:
-        pairs.append(measure())
-        pair = PairMeasurement.joined(pairs)
-        attempts.append(_judged(pair, limit, len(pairs) - 1, why, waived))
-        if attempts[-1].passed or len(pairs) == GATE_ATTEMPTS or _is_hopeless(pair, attempts):
-            return pair, _decision(pair, limit, tuple(attempts))
-        why = attempts[-1].problem
-
-
-def _values(pair: PairMeasurement, limit: Limit) -> tuple[list[float], float]:
-    """One value per counted round, to be at or under the second: ms, or the share of the original's latency."""
-    if limit.ratio is not None:
-        return sorted(1 / float(speedup) for speedup in pair.counted_speedups), limit.ratio
-    return sorted(float(np.median(pair.after.samples_ms[i])) for i in pair.counted), limit.ms
-
-
-def _judged(pair: PairMeasurement, limit: Limit, number: int, why: str, waived: Collection[str]) -> Attempt:
-    values, highest = _values(pair, limit)
-    within, needed = sum(value <= highest for value in values), fewest_within(len(values), ERROR_SHARES[number])
-    problem = ""
-    if needed is None or within < needed:
-        problem = f"{within} of {len(values)} rounds within the budget, {needed or 'more'} needed"
-    elif limit.ratio is not None and BUSY in pair.flags and BUSY not in waived and 1 / pair.quiet_speedup > highest:
-        # Other programs slow a long network more: what they took from the original must not count as saved.
-        problem = (
-            f"{BUSY}: the speed-up of {pair.speedup:.2f}x is {pair.quiet_speedup:.2f}x where nothing disturbed, "
-            f"{1 / highest:.2f}x needed"
-        )
-    return Attempt(why, len(values), within, needed, pair.flags, not problem, problem)
-
-
-def _is_hopeless(pair: PairMeasurement, attempts: list[Attempt]) -> bool:
-    """Whether not even attempts with every round within the budget would pass it now."""
-    last, each = attempts[-1], len(pair.speedups) // len(attempts)
-    if BUSY in last.flags:
-        return False
-    later = ((i, each * (i + 1 - len(attempts))) for i in range(len(attempts), GATE_ATTEMPTS))
-    return all(
-        (needed := fewest_within(last.rounds + more, ERROR_SHARES[i])) is None or last.within + more < needed
-        for i, more in later
-    )
-
-
-def _decision(pair: PairMeasurement, limit: Limit, attempts: tuple[Attempt, ...]) -> Gate:
-    last = attempts[-1]
-    values, _ = _values(pair, limit)
-    bound, limit_ms = values[(last.needed or len(values)) - 1], limit.of(pair.before.p50_ms)
-    made = f"{last.rounds} rounds" + (f", {len(attempts)} attempts" if len(attempts) > 1 else "")
-    if limit.ratio is not None:
-        cost = bound * pair.before.p50_ms
-        text = f"speed-up at least {1 / bound:.3f}x with {CONFIDENCE} ({made}), budget {1 / limit.ratio:.3f}x"
-    else:
-        cost = bound
-        text = f"p50 at most {bound:.3f} ms with {CONFIDENCE} ({made}), budget {limit.ms:.3f} ms"
-    if last.problem.startswith(BUSY):
-        text += f"; {last.problem}"
-    return Gate(last.passed, cost, limit_ms, text, attempts)
 
 
 def own_gate(search: SearchRecord, files: Sequence[ExportedFile], runtime: str, *, offline: bool) -> Gate:
@@ -192,23 +96,23 @@ def further_gate(
         file = next((file for file in files if file.runtime == budget.runtime), None)
         why = "the device is not attached" if file else f"no file for {budget.runtime} was exported"
         gate = Gate(
-            None, None, budget.limit,
-            f"predicted {budget.predicted_cost:.3f} ms of {budget.limit:.3f} ms, not measured: {why}",
-        )  # fmt: skip
+            limit=budget.limit,
+            text=f"predicted {budget.predicted_cost:.3f} ms of {budget.limit:.3f} ms, not measured: {why}",
+        )
         other = settings_of(settings, budget.device)
         if file and (device := attached(other, progress, runtime=budget.runtime)):
             before, after = original(file.format).read_bytes(), Path(file.path).read_bytes()
             pair, gate = decided(lambda: measure_pair(device, before, after), Limit(budget.limit), waived=other.waived)
-    text = f"{budget.asked}: {gate.text}"
-    return FurtherGate(budget.asked, gate.passed, gate.cost, budget.limit, text, gate.attempts, pair)
+    return FurtherGate(
+        gate.passed, gate.cost, budget.limit, f"{budget.asked}: {gate.text}", gate.attempts, budget.asked, pair
+    )
 
 
 def all_of(gate: Gate, further: tuple[FurtherGate, ...]) -> ExportGate:
-    """Passed when every budget is; open, with None, where one was not measured and none is missed."""
-    passed = [gate.passed, *(other.passed for other in further)]
-    verdict = False if False in passed else None if None in passed else True
-    text = "; ".join([gate.text, *(other.text for other in further)])
-    return ExportGate(verdict, gate.cost, gate.limit, text, gate.attempts, gate.passed, gate.text, further)
+    gates = (gate, *further)
+    text = "; ".join(each.text for each in gates)
+    passed = all_passed(each.passed for each in gates)
+    return ExportGate(passed, gate.cost, gate.limit, text, gate.attempts, gate.passed, gate.text, further)
 
 
 SHORTEST_S, LONGEST_S = 1.0, 3600.0  # of a sustained measurement

@@ -17,6 +17,7 @@ from amc_mobile.data.split import SplitRecord
 from amc_mobile.device.phone_state import WIDE_BAND
 from amc_mobile.formats import BY_RUNTIME, FLOAT32
 from amc_mobile.latency.calibration import USABLE_BAND
+from amc_mobile.latency.gate import OPEN, Gate
 from amc_mobile.latency.measurement import ModelMeasurement, PairMeasurement
 from amc_mobile.latency.model import LatencyModel
 from amc_mobile.report.content import (
@@ -27,7 +28,6 @@ from amc_mobile.report.content import (
     EpochAccuracy,
     FileRow,
     FurtherBudget,
-    Gate,
     Latency,
     LayerRow,
     ModelColumn,
@@ -223,7 +223,7 @@ def _own_gate(search: SearchRecord, export: ExportRecord | None) -> Gate:
     if export is not None:
         gate = export.gate
         return Gate(gate.own_passed, gate.cost, gate.limit, gate.own_text, gate.attempts)
-    return search.budgets[0].count_gate() if search.budget.unit != "ms" else Gate()
+    return search.budgets[0].count_gate() if search.budget.unit != "ms" else OPEN
 
 
 def _further_budgets(search: SearchRecord, export: ExportRecord | None) -> tuple[FurtherBudget, ...]:
@@ -232,7 +232,7 @@ def _further_budgets(search: SearchRecord, export: ExportRecord | None) -> tuple
     def gate(budget: BudgetRecord) -> Gate:
         if found := stored.get(budget.asked):
             return Gate(found.passed, found.cost, found.limit, found.text, found.attempts)
-        return Gate() if budget.unit == "ms" else budget.count_gate()
+        return OPEN if budget.unit == "ms" else budget.count_gate()
 
     return tuple(
         FurtherBudget(f"--{b.asked}", b.unit, b.limit, b.device, b.predicted_cost, gate(b)) for b in search.budgets[1:]

@@ -20,11 +20,12 @@ from amc_mobile.device.conditions import Conditions
 from amc_mobile.errors import AmcMobileError, CorruptFile, InvalidInput
 from amc_mobile.export.parity import Parity
 from amc_mobile.formats import FLOAT32, TFLITE
+from amc_mobile.latency.gate import Gate
 from amc_mobile.latency.measurement import ModelMeasurement, PairMeasurement
 from amc_mobile.models.loading import load_checkpoint, save_checkpoint, weights_sha256, write_tensors
 from amc_mobile.models.training import EpochReport
 from amc_mobile.pruning.magnitude import hold_masks
-from amc_mobile.report.content import Attempt, Gate, LayerRow, Predictions
+from amc_mobile.report.content import LayerRow, Predictions
 from amc_mobile.search.budget import Unit, format_cost
 from amc_mobile.search.episode_log import EpisodeLog
 from amc_mobile.search.loop import OverBudget
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from amc_mobile.workflows.training import FinetuneResult
 
 FORMAT_VERSION = 1
+WITHIN, OVER = "within", "over"  # a budget, as the search sees it: measured, or an exact count
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class BudgetRecord:
     def count_gate(self) -> Gate:
         """Of MACs or parameters, whose cost is exact. A latency budget is decided by measuring the exported file."""
         text = f"{format_cost(self.predicted_cost, self.unit)} of {format_cost(self.limit, self.unit)}"
-        return Gate(self.predicted_cost <= self.limit, self.predicted_cost, self.limit, text)
+        return Gate(self.verdict == WITHIN, self.predicted_cost, self.limit, text)
 
 
 @dataclass(frozen=True)
@@ -302,16 +304,11 @@ class ExportedFile:
 
 
 @dataclass(frozen=True)
-class FurtherGate:
-    """What was decided about a further budget, and by which measurement."""
+class FurtherGate(Gate):
+    """What was decided about the further budget `asked`, and by which measurement."""
 
-    asked: str
-    passed: bool | None
-    cost: float | None
-    limit: float
-    text: str
-    attempts: tuple[Attempt, ...]
-    pair: PairMeasurement | None
+    asked: str = ""
+    pair: PairMeasurement | None = None
 
 
 @dataclass(frozen=True)

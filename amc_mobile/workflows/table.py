@@ -88,7 +88,7 @@ class StatusRun:
 
 
 @dataclass(frozen=True)
-class Status:
+class WorkspaceStatus:
     """What the workspace remembers, its runs (the oldest first) and the next step."""
 
     workspace: str
@@ -132,7 +132,7 @@ class Status:
         return "\n\n".join([*parts, f"next: {self.next_step}"])
 
 
-def show_status(space: Workspace) -> Status:
+def show_status(space: Workspace) -> WorkspaceStatus:
     settings, last = space.settings(), space.last_run
     tables = []
     if space.table_path.exists():
@@ -147,7 +147,7 @@ def show_status(space: Workspace) -> Status:
         name = begun.parent.name
         runs.append(StatusRun(name, name.removeprefix(prefix), _stage(begun.parent), name == last))
     weights = settings.checkpoint or (str(space.trained_checkpoint) if space.trained_checkpoint.exists() else "")
-    return Status(
+    return WorkspaceStatus(
         str(space.folder), settings.model, settings.data, weights, settings.device, settings.serial,
         settings.precision, tuple(tables), tuple(runs), last,
     )  # fmt: skip

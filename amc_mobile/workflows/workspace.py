@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from amc_mobile.workflows.runs import Run
     from amc_mobile.workflows.search_config import Budget
     from amc_mobile.workflows.sensitivity import Sensitivity
-    from amc_mobile.workflows.table import ProbeResult, ShownTable, Status, TableResult
+    from amc_mobile.workflows.table import ProbeResult, ShownTable, TableResult, WorkspaceStatus
     from amc_mobile.workflows.training import TrainResult
 
 
@@ -499,7 +499,7 @@ class Workspace:
         config = SensitivityConfig(ratios=tuple(ratios), **options)
         return sensitivity(self, _on(None, network, seed=seed), config, progress=progress, untrained=untrained)
 
-    def status(self) -> Status:
+    def status(self) -> WorkspaceStatus:
         """What the workspace remembers, its tables and runs, and the next step."""
         from amc_mobile.workflows.table import show_status
 

@@ -6,15 +6,14 @@ import math
 
 from amc_mobile.channels.structure import KeptGroup
 from amc_mobile.latency.calibration import Term
+from amc_mobile.latency.gate import Attempt, Gate
 from amc_mobile.report.content import (
     Accuracy,
     AskedBudget,
-    Attempt,
     DataFacts,
     EpisodePoint,
     EpochAccuracy,
     FileRow,
-    Gate,
     Latency,
     LayerRow,
     ModelColumn,

@@ -9,12 +9,12 @@ from report_example import finished_report
 
 from amc_mobile.channels.structure import KeptGroup
 from amc_mobile.errors import InvalidInput
+from amc_mobile.latency.gate import Gate
 from amc_mobile.report.content import (
     Accuracy,
     AskedBudget,
     DataFacts,
     FurtherBudget,
-    Gate,
     Latency,
     LayerRow,
     ModelColumn,
