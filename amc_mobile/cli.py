@@ -294,8 +294,8 @@ def profile(
         device=device, serial=serial, threads=threads, seed=seed, table=table,
     )  # fmt: skip
     with output.progress() as progress:
-        result = profile_device(space, settings, quick=quick, progress=progress)
-    output.show(result)
+        latency = profile_device(space, settings, quick=quick, progress=progress)
+    output.show(latency.result)
 
 
 @expand_groups

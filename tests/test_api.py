@@ -73,7 +73,8 @@ def test_a_network_is_profiled_searched_finetuned_exported_and_reported(tmp_path
     assert "measure kernels" in stages
     assert latency.conditions.runtime == "onnxruntime"
     assert 0 < latency.band < 10
-    assert {"label", "low_ms", "passes", "flags"} == set(latency.to_frame().columns)
+    assert {"operator", "kernel", "low_ms", "p50_ms", "passes", "flags"} <= set(latency.to_frame().columns)
+    assert latency.result.kernels == len(latency.to_frame())
     full = amc.PruningPlan.full(network.groups.channels)
     assert latency.p50_ms() == latency.p50_ms(full) > latency.p50_ms(full.keeping("second", 0.25)) > 0
 

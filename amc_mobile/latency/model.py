@@ -50,7 +50,8 @@ class LatencyModel:
     only, in fewer passes. `drift`: how many times as long as at the profile the original takes now; every p50 is scaled
     by it. `searched`: models measured since the profile, which refine the calibration.
 
-    Close the table when done. Predicting raises MissingLatency for kernels that the table does not have.
+    Close it when done; what is asked of it later opens the table again. Predicting raises MissingLatency for kernels
+    that the table does not have.
     """
 
     template: Template
@@ -97,13 +98,14 @@ class LatencyModel:
     # Predicting
 
     @overload
-    def p50_ms(self, plans: PruningPlan) -> float: ...
+    def p50_ms(self, plans: PruningPlan | None = None) -> float: ...
     @overload
     def p50_ms(self, plans: Widths) -> Floats: ...
-    def p50_ms(self, plans: PruningPlan | Widths) -> float | Floats:
-        """Predicted p50 of the whole model in ms: of one plan, or of widths (N, groups) -> (N,)."""
-        if isinstance(plans, PruningPlan):
-            return float(self.p50_ms(plans.widths[None])[0])
+    def p50_ms(self, plans: PruningPlan | Widths | None = None) -> float | Floats:
+        """Predicted p50 of the whole model in ms: of the original, of a plan, or of widths (N, groups) -> (N,)."""
+        if plans is None or isinstance(plans, PruningPlan):
+            widths = self.template.sizes if plans is None else plans.widths
+            return float(self.p50_ms(widths[None])[0])
         return self.predictor.p50_ms(plans, self.calibration)
 
     def safe_p50_ms(self, widths: Widths) -> Floats:

@@ -432,7 +432,7 @@ class LatencyTable:
     def to_frame(self, conditions: Conditions) -> pd.DataFrame:
         """A row per kernel measured under exactly these conditions, the slowest first.
 
-        Columns: key, operator, kernel (its label, with the shape), p20_ms (the lowest of its passes'), p50_ms (of all
+        Columns: key, operator, kernel (its label, with the shape), low_ms (the lowest of its passes'), p50_ms (of all
         samples), passes, samples, flags.
         """
         import pandas as pd
@@ -446,8 +446,8 @@ class LatencyTable:
             )
             for one in self.kernels(conditions).values()
         ]  # fmt: skip
-        columns = ["key", "operator", "kernel", "p20_ms", "p50_ms", "passes", "samples", "flags"]
-        return pd.DataFrame(rows, columns=columns).sort_values("p20_ms", ascending=False, kind="stable")
+        columns = ["key", "operator", "kernel", "low_ms", "p50_ms", "passes", "samples", "flags"]
+        return pd.DataFrame(rows, columns=columns).sort_values("low_ms", ascending=False, kind="stable")
 
     def kernel_documents(self) -> dict[str, dict[str, Any]]:
         """Key -> what is known of each kernel; of imported ones, what their table has."""

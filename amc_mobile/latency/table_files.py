@@ -260,7 +260,7 @@ def to_csv(table: LatencyTable) -> str:
     frames = [pd.DataFrame(columns=CSV_COLUMNS)]  # of an empty table
     for conditions in table.conditions():
         described = {name: getattr(conditions, name) for name in DESCRIBED}
-        kernels = table.to_frame(conditions).rename(columns={"p20_ms": "ms"})
+        kernels = table.to_frame(conditions).rename(columns={"low_ms": "ms"})
         frames.append(kernels.assign(conditions=conditions.key[:12], **described))
     text: str = pd.concat(frames[1:] or frames).to_csv(columns=CSV_COLUMNS, index=False, lineterminator="\n")
     return text

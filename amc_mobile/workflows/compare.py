@@ -385,15 +385,15 @@ def _grouped(runs: Sequence[FinishedRun], *keys: str) -> list[list[FinishedRun]]
 
 
 def compare_policies(
-    space: Workspace, settings: Settings, wanted: CompareConfig, *, progress: Progress = silent,
-    untrained: bool = False,
+    space: Workspace, settings: Settings, wanted: CompareConfig, *, network: Network | None = None,
+    progress: Progress = silent, untrained: bool = False,
 ) -> Comparison:  # fmt: skip
     """Runs what is missing, each in its own run folder, and puts all results side by side.
 
     A run that finds no plan within the budget is listed with its error; the others go on. The workspace's last run
-    stays what it is.
+    stays what it is. `network`: the one that the settings name, where it is open already.
     """
-    prepared = Preparations()
+    prepared = Preparations(network)
     searches = wanted.searches()
     runs = []
     for position, (search, seed) in enumerate(searches):

@@ -113,12 +113,16 @@ def _say_enlarged(dataset: Dataset, spec: str) -> None:
 
 @dataclass(frozen=True)
 class Network:
-    """The original network in evaluation mode, proven to be prunable by `groups`; `settings`: what it was loaded by."""
+    """The original network in evaluation mode, proven to be prunable by `groups`.
+
+    `settings`: what it was loaded by; `source`: those of them that count, and which weights it has.
+    """
 
     loaded: LoadedModel
     dataset: Dataset | None
     groups: ChannelGroups
     settings: Settings
+    source: tuple[object, ...] = ()
 
     @property
     def module(self) -> nn.Module:
@@ -142,20 +146,34 @@ class Network:
         return split(self.dataset, calibration=min(calibration, third), reward=min(reward, third), seed=seed)
 
 
-def load_network(space: Workspace, settings: Settings) -> Network:
+OF_NETWORK = ("model", "accuracy", "loss", "data", "width_multiplier", "input_size", "workers")  # settings
+
+
+def _source(space: Workspace, settings: Settings) -> tuple[object, ...]:
+    """Equal for settings that give the same network."""
+    checkpoint = resolved_checkpoint(space, settings)
+    weights = (checkpoint, checkpoint.stat().st_mtime_ns) if checkpoint is not None else (settings.seed,)
+    return *(getattr(settings, name) for name in OF_NETWORK), *weights
+
+
+def load_network(space: Workspace, settings: Settings, opened: Network | None = None) -> Network:
     """Loads model and data and finds the channel groups; their surgery is proven before anything relies on it.
 
     A module and data that are Python objects get names first: Settings(model=name_module(module, example_input),
     data=name_data(data)), of `models.loading` and `data.sources`. Every step of a run then finds them by these names.
+    `opened`: returned where the settings give the same network.
     Raises InvalidInput for files that do not fit, UnsupportedLayer for networks that cannot be traced.
     """
     torch.set_num_threads(max(1, settings.threads))
     settings.required("model")
+    source = _source(space, settings)
+    if opened is not None and opened.source == source:
+        return opened
     loaded, dataset = load_model_and_data(settings, resolved_checkpoint(space, settings))
     example = torch.randn(loaded.input_shape, generator=torch.Generator().manual_seed(0))
     groups = find_groups(loaded.module, example)
     prove(loaded.module, groups, example)
-    return Network(loaded, dataset, groups, settings)
+    return Network(loaded, dataset, groups, settings, source)
 
 
 def may_have_seen(space: Workspace, settings: Settings, network: Network, reward_images: int) -> bool:

@@ -47,17 +47,20 @@ class Statistics:
 
 
 class Preparations:
-    """Remembers the last network and its statistics; give the same object to searches that differ in policy only."""
+    """Remembers the last network and its statistics; give the same object to searches that differ in policy only.
 
-    def __init__(self) -> None:
-        self._network: tuple[object, Network] | None = None
+    `opened`: a network that is open already.
+    """
+
+    def __init__(self, opened: Network | None = None) -> None:
+        self._network = opened
         self._statistics: tuple[object, Statistics] | None = None
 
     def network(self, space: Workspace, settings: Settings) -> Network:
-        key = (space.folder, settings)
-        if self._network is None or self._network[0] != key:
-            self._network, self._statistics = (key, load_network(space, settings)), None
-        return self._network[1]
+        network = load_network(space, settings, self._network)
+        if network is not self._network:
+            self._network, self._statistics = network, None
+        return network
 
     def statistics(
         self,

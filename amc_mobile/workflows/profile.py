@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from amc_mobile.channels.plan import PruningPlan
 from amc_mobile.device.conditions import Conditions, readable
 from amc_mobile.device.device import Device, Neighbours
 from amc_mobile.device.host import assumed_layout
@@ -27,7 +25,7 @@ from amc_mobile.latency.table import LatencyTable
 from amc_mobile.store import to_document
 from amc_mobile.workflows.devices import chosen_runtime, device_of, profile_of
 from amc_mobile.workflows.network import Network, default_grids, load_network
-from amc_mobile.workflows.workspace import Progress, Settings, Workspace, silent
+from amc_mobile.workflows.workspace import Progress, Settings, Workspace
 
 
 def latency_model(
@@ -207,7 +205,28 @@ def _measured_under_load(latency: LatencyModel) -> MeasuredUnderLoad:
     )
 
 
-def profile_device(space: Workspace, settings: Settings, *, quick: bool = False, progress: Progress) -> ProfileResult:
+@dataclass(eq=False, kw_only=True)
+class ProfiledLatency(LatencyModel):
+    """The latency model that a profile leaves: `p50_ms(plan)`, `band`, `conditions`, `to_frame()`.
+
+    `settings`: of the device, for the steps that follow; `result`: what the profile measured.
+    """
+
+    settings: Settings
+    result: ProfileResult
+
+
+def profiled_latency(
+    space: Workspace, settings: Settings, network: Network | None, progress: Progress, *, quick: bool = False
+) -> LatencyModel:
+    """The latency model over the widths that a profile measures. `network`: the one of the settings, if it is open."""
+    network = load_network(space, settings, network)
+    return latency_model(space, settings, network, default_grids(network), progress, quick=quick)
+
+
+def profile_device(
+    space: Workspace, settings: Settings, *, network: Network | None = None, quick: bool = False, progress: Progress
+) -> ProfiledLatency:
     """Measures what the table lacks and remembers model and device for the next steps.
 
     `quick`: some kernels and whole models, in fewer passes; a later full profile measures the rest.
@@ -218,8 +237,7 @@ def profile_device(space: Workspace, settings: Settings, *, quick: bool = False,
     if len(serials) > 1 and profile_of(settings).is_host:
         raise InvalidConfig("this computer has no --serial", next_step="pass --device with a phone's profile")
     own = replace(settings, serial=serials[0] if serials else "")
-    network = load_network(space, settings)
-    latency = latency_model(space, own, network, default_grids(network), progress, quick=quick)
+    latency = profiled_latency(space, own, network, progress, quick=quick)
     with latency.table:
         others = _compare_units(latency, progress)
         phones = _share(latency, settings, progress) if len(serials) > 1 else []
@@ -234,7 +252,8 @@ def profile_device(space: Workspace, settings: Settings, *, quick: bool = False,
             raise DeviceError("; before: ".join([error.message, *problems]), next_step=error.next_step) from error
         result = replace(profile_result(settings, latency, kernels), phones=phones, other_units=others)
     space.remember(own)
-    return result
+    parts = {each.name: getattr(latency, each.name) for each in fields(latency)}
+    return ProfiledLatency(**parts, settings=own, result=result)
 
 
 def _compare_units(latency: LatencyModel, progress: Progress) -> list[OtherUnit]:
@@ -287,46 +306,3 @@ def _share(latency: LatencyModel, settings: Settings, progress: Progress) -> lis
         on_progress=progress,
         config=latency.protocol,
     )
-
-
-@dataclass(frozen=True)
-class ProfiledLatency:
-    """The latency that the workspace's table predicts for the plans of one network on one device.
-
-    `result`: what the last profile left. The device is opened when something is asked first.
-    """
-
-    space: Workspace
-    network: Network
-    settings: Settings
-    result: ProfileResult
-
-    @cached_property
-    def _model(self) -> LatencyModel:
-        return latency_model(self.space, self.settings, self.network, default_grids(self.network), silent)
-
-    def p50_ms(self, plan: PruningPlan | None = None) -> float:
-        """Predicted p50 of the whole network at a plan, in ms; None: of the original."""
-        widths = plan.widths if plan is not None else self.network.groups.sizes
-        return float(self._model.p50_ms(widths[None])[0])
-
-    @property
-    def band(self) -> float:
-        """How far a prediction may be off, as a share of it, e.g. 0.05."""
-        return self._model.calibration.band
-
-    @property
-    def conditions(self) -> Conditions:
-        """Device, runtime, threads and all else that the measurements hold for."""
-        return self._model.conditions
-
-    def to_frame(self) -> Any:
-        """The measured kernels as a pandas DataFrame: label, low_ms (the lowest 20th percentile), passes, flags."""
-        import pandas as pd
-
-        return pd.DataFrame(
-            [
-                {"label": k.label, "low_ms": k.low_ms, "passes": len(k.passes), "flags": " ".join(k.flags)}
-                for k in self._model.table.kernels(self._model.conditions).values()
-            ]
-        )

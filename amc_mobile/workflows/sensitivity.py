@@ -133,15 +133,17 @@ class Sensitivity:
 
 
 def sensitivity(
-    space: Workspace, settings: Settings, wanted: SensitivityConfig, *, progress: Progress, untrained: bool = False
-) -> Sensitivity:
+    space: Workspace, settings: Settings, wanted: SensitivityConfig, *, network: Network | None = None,
+    progress: Progress, untrained: bool = False,
+) -> Sensitivity:  # fmt: skip
     """Cuts each group alone to each ratio, refits its readers in one shot and scores the network on the reward images.
 
-    Writes sensitivity.json after every point, and goes on from it; sensitivity.html and .svg at the end.
+    Writes sensitivity.json after every point, and goes on from it; sensitivity.html and .svg at the end. `network`:
+    the one that the settings name, where it is open already.
     Raises InvalidInput when the file is of another network or other images, or another call is writing it.
     """
     with space.writing("sensitivity"):
-        network = load_network(space, settings)
+        network = load_network(space, settings, network)
         data = network.split(calibration=wanted.calibration_images, reward=wanted.reward_images, seed=settings.seed)
         split = data.record()
         identity = SensitivityIdentity(

@@ -33,8 +33,8 @@ from amc_mobile.report.charts import staircase, svg
 from amc_mobile.report.tables import render_rows
 from amc_mobile.store import to_document
 from amc_mobile.workflows.devices import SHOWN_KEY
-from amc_mobile.workflows.network import default_grids, load_network
-from amc_mobile.workflows.profile import latency_model
+from amc_mobile.workflows.network import Network
+from amc_mobile.workflows.profile import profiled_latency
 from amc_mobile.workflows.runs import GridMultiple
 from amc_mobile.workflows.workspace import BEGUN, Progress, Settings, Workspace, safe_name
 
@@ -252,14 +252,16 @@ class ProbeResult:
         )
 
 
-def probe_device(space: Workspace, settings: Settings, *, progress: Progress) -> ProbeResult:
+def probe_device(
+    space: Workspace, settings: Settings, *, network: Network | None = None, progress: Progress
+) -> ProbeResult:
     """Measures what the table lacks of the network's kernels around tiles, and judges them.
 
-    Raises InvalidInput where the network's groups are too narrow to be probed.
+    `network`: the one that the settings name, where it is open already. Raises InvalidInput where its groups are too
+    narrow to be probed.
     """
     started, cpu_started = time.monotonic(), time.process_time()
-    network = load_network(space, settings)
-    with closing(latency_model(space, settings, network, default_grids(network), progress)) as latency:
+    with closing(profiled_latency(space, settings, network, progress)) as latency:
         points = probe_points(latency.template)
         if not points:
             raise InvalidInput(
@@ -424,9 +426,11 @@ def merge_table(space: Workspace, other: Path) -> TableResult:
     return _added(other, contents, new)
 
 
-def verify_table(space: Workspace, settings: Settings, *, progress: Progress) -> TableResult:
+def verify_table(
+    space: Workspace, settings: Settings, *, network: Network | None = None, progress: Progress
+) -> TableResult:
     """Measures a few kernels again under the same conditions. Raises DeviceError where they no longer agree."""
-    with _latency(space, settings, progress) as latency:
+    with _latency(space, settings, network, progress) as latency:
         measured = latency.table.kernels(latency.conditions)
         if not measured:
             raise latency.table.nothing_under(latency.conditions)
@@ -439,9 +443,11 @@ def verify_table(space: Workspace, settings: Settings, *, progress: Progress) ->
     return TableResult(f"the table still fits\n{agreement.text()}", agreement)
 
 
-def adopt_table(space: Workspace, settings: Settings, *, progress: Progress) -> TableResult:
+def adopt_table(
+    space: Workspace, settings: Settings, *, network: Network | None = None, progress: Progress
+) -> TableResult:
     """After an update of system or runtime: takes over, rescales or gives up the kernels measured before it."""
-    with _latency(space, settings, progress) as latency:
+    with _latency(space, settings, network, progress) as latency:
         now, table = latency.conditions, latency.table
         if table.kernels(now):
             raise InvalidInput("kernels were already measured under these conditions", next_step="nothing to adopt")
@@ -459,9 +465,11 @@ def adopt_table(space: Workspace, settings: Settings, *, progress: Progress) -> 
     return TableResult(sentence + agreement.text(), AdoptedKernels(agreement, len(steady), adopted, source.key))
 
 
-def plot_kernel(space: Workspace, settings: Settings, kernel: str, path: Path, *, progress: Progress) -> TableResult:
+def plot_kernel(
+    space: Workspace, settings: Settings, kernel: str, path: Path, *, network: Network | None = None, progress: Progress
+) -> TableResult:
     """Draws one kernel's measured points, all that the table has, and what is predicted over the channels, as SVG."""
-    with _latency(space, settings, progress) as latency:
+    with _latency(space, settings, network, progress) as latency:
         sites = {site.name: site for site in latency.template.sites if site.axes}
         if kernel not in sites:
             raise InvalidInput(f"no kernel {kernel!r} that depends on widths", next_step=f"they are {', '.join(sites)}")
@@ -509,11 +517,12 @@ def _panel(model: SiteModel, axis: int) -> tuple[str, list[tuple[str, float, flo
     return names[points.roles[axis]], drawn
 
 
-def _latency(space: Workspace, settings: Settings, progress: Progress) -> closing[LatencyModel]:
-    """The workspace's latency model, to be used as a context."""
+def _latency(
+    space: Workspace, settings: Settings, network: Network | None, progress: Progress
+) -> closing[LatencyModel]:
+    """The latency model on a table that is there already, to be used as a context."""
     open_table(space).close()
-    network = load_network(space, settings)
-    return closing(latency_model(space, settings, network, default_grids(network), progress))
+    return closing(profiled_latency(space, settings, network, progress))
 
 
 def _judged(latency: LatencyModel, known: Sequence[KernelMeasurement], progress: Progress) -> Agreement:

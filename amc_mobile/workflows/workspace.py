@@ -398,11 +398,10 @@ class Workspace:
             latency = space.profile(network, amc.open_device("pixel"))
             latency.p50_ms(plan), latency.band  # ms, and its relative error
         """
-        from amc_mobile.workflows.profile import ProfiledLatency, profile_device
+        from amc_mobile.workflows.profile import profile_device
 
         settings = _on(device, network, precision=precision, table=table or network.settings.table)
-        result = profile_device(self, settings, quick=quick, progress=progress)
-        return ProfiledLatency(self, network, settings, result)
+        return profile_device(self, settings, network=network, quick=quick, progress=progress)
 
     def search(
         self,
@@ -433,13 +432,16 @@ class Workspace:
             run = space.search(network, amc.Budget(macs_ratio=0.5), policy="ddpg", seed=1)
             run.plan().kept_channels
         """
+        from amc_mobile.workflows.plans import Preparations
         from amc_mobile.workflows.runs import Run
         from amc_mobile.workflows.search import search_plan
         from amc_mobile.workflows.search_config import SearchConfig
 
         config = SearchConfig(**asdict(budget), episodes=episodes, policy=policy, **options)
         settings = _on(latency, network, seed=seed, memory_mb=memory_mb)
-        found = search_plan(self, settings, config, run=name, progress=progress, untrained=untrained)
+        found = search_plan(
+            self, settings, config, run=name, progress=progress, prepared=Preparations(network), untrained=untrained
+        )
         return Run(self.runs / found.run)
 
     def run(self, name: str | None = None) -> Run:
@@ -475,7 +477,8 @@ class Workspace:
 
         search = SearchConfig(**asdict(budget), episodes=episodes, **options)
         config = CompareConfig(search, tuple(policies), tuple(seeds), tuple(ratios), finetune_epochs)
-        return compare_policies(self, _on(latency, network), config, progress=progress, untrained=untrained)
+        settings = _on(latency, network)
+        return compare_policies(self, settings, config, network=network, progress=progress, untrained=untrained)
 
     def sensitivity(
         self,
@@ -497,7 +500,8 @@ class Workspace:
         from amc_mobile.workflows.sensitivity import sensitivity
 
         config = SensitivityConfig(ratios=tuple(ratios), **options)
-        return sensitivity(self, _on(None, network, seed=seed), config, progress=progress, untrained=untrained)
+        settings = _on(None, network, seed=seed)
+        return sensitivity(self, settings, config, network=network, progress=progress, untrained=untrained)
 
     def status(self) -> WorkspaceStatus:
         """What the workspace remembers, its tables and runs, and the next step."""
@@ -561,7 +565,7 @@ class Workspace:
         """Measures eight kernels again. Raises AmcMobileError when they no longer agree with the table."""
         from amc_mobile.workflows.table import verify_table
 
-        return verify_table(self, _on(device, network), progress=progress)
+        return verify_table(self, _on(device, network), network=network, progress=progress)
 
     def adopt_table(
         self, network: Network, device: OpenedDevice | str = "host", *, progress: Progress = silent
@@ -569,7 +573,7 @@ class Workspace:
         """After an update of the system or runtime: takes the old kernels over where eight of them still agree."""
         from amc_mobile.workflows.table import adopt_table
 
-        return adopt_table(self, _on(device, network), progress=progress)
+        return adopt_table(self, _on(device, network), network=network, progress=progress)
 
     def probe(
         self, network: Network, device: OpenedDevice | str = "host", *, progress: Progress = silent
@@ -577,7 +581,7 @@ class Workspace:
         """Measures which multiples of channels the device prefers; a search then keeps such multiples."""
         from amc_mobile.workflows.table import probe_device
 
-        return probe_device(self, _on(device, network), progress=progress)
+        return probe_device(self, _on(device, network), network=network, progress=progress)
 
     def plot_kernel(
         self,
@@ -591,7 +595,7 @@ class Workspace:
         """Draws a kernel's latency over its channels: measured points and prediction. `kernel`: a layer's path."""
         from amc_mobile.workflows.table import plot_kernel
 
-        return plot_kernel(self, _on(device, network), kernel, Path(path), progress=progress)
+        return plot_kernel(self, _on(device, network), kernel, Path(path), network=network, progress=progress)
 
 
 def _on(device: ProfiledLatency | OpenedDevice | str | None, network: Network, **changed: Any) -> Settings:
