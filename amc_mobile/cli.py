@@ -254,7 +254,7 @@ def models(as_json: JsonFlag = False) -> None:
 
     Example: amc-mobile models
     """
-    from amc_mobile.workflows.table import list_models
+    from amc_mobile.workflows.network import list_models
 
     listed = list_models()
     show(listed.text(), listed.document(), as_json=as_json)
@@ -371,9 +371,7 @@ def status(workspace: WorkspaceFlag = DEFAULT_WORKSPACE, as_json: JsonFlag = Fal
 
     Example: amc-mobile status
     """
-    from amc_mobile.workflows.table import show_status
-
-    found = show_status(Workspace(workspace))
+    found = Workspace(workspace).status()
     show(found.text(), found.document(), as_json=as_json)
 
 

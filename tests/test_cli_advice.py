@@ -70,9 +70,15 @@ SAID_BY: dict[str, tuple[str, ...] | dict[str, tuple[str, ...]]] = {
         "*": SEARCHES,
     },
     "workflows/sensitivity.py": ("sensitivity",),
-    "workflows/table.py": {**dict.fromkeys(("tflite", "onnx"), ("export",)), "latency-ratio": ("search",), "*": TABLE},
+    "workflows/table.py": TABLE,
     "workflows/training.py": ("train",),
-    "workflows/workspace.py": {"run": ("export", "report", "finetune"), "config": ("train", *SEARCHES), "*": NETWORKS},
+    "workflows/workspace.py": {
+        "run": ("export", "report", "finetune"),
+        "config": ("train", *SEARCHES),
+        "latency-ratio": ("search",),
+        **dict.fromkeys(("tflite", "onnx"), ("export",)),
+        "*": NETWORKS,
+    },
 }
 
 

@@ -6,6 +6,7 @@ import fnmatch
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +22,39 @@ from amc_mobile.data.split import DataSplit, held_out, held_out_count, split
 from amc_mobile.errors import InvalidConfig, InvalidInput
 from amc_mobile.models.loading import OBJECTS, LoadedModel, expected_input, load_model
 from amc_mobile.models.task import OwnTask, Task, logits
-from amc_mobile.store import read_json
+from amc_mobile.models.zoo.registry import MODELS
+from amc_mobile.report.tables import render_rows
+from amc_mobile.store import read_json, to_document
 from amc_mobile.user_file import load_function
 from amc_mobile.workflows.workspace import FORMAT_VERSION, Settings, Workspace
 
 LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BuiltInModel:
+    name: str
+    summary: str
+    default_input_size: int  # pixels
+
+
+@dataclass(frozen=True)
+class ModelList:
+    models: tuple[BuiltInModel, ...]
+
+    def document(self) -> dict[str, Any]:
+        return dict(to_document(self))
+
+    def text(self) -> str:
+        rows = [(model.name, f"{model.default_input_size} px", model.summary) for model in self.models]
+        return (
+            render_rows(["model", "input", "what it is"], rows)
+            + "\nAlso: path/to/file.py:function, torchvision:NAME, timm:NAME (where installed)"
+        )
+
+
+def list_models() -> ModelList:
+    return ModelList(tuple(BuiltInModel(e.name, e.summary, e.default_input_size) for e in MODELS.values()))
 
 
 def resolved_checkpoint(space: Workspace, settings: Settings) -> Path | None:

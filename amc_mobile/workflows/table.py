@@ -1,4 +1,4 @@
-"""What a latency table and a workspace hold, and what a table is for: carry, merge, check, adopt, probe, draw."""
+"""The latency table: what it holds, and what can be done with it: carry, merge, check, adopt, probe, draw."""
 
 from __future__ import annotations
 
@@ -32,131 +32,10 @@ from amc_mobile.latency.table import FORMAT_VERSION, Contents, LatencyTable, Tab
 from amc_mobile.report.charts import staircase, svg
 from amc_mobile.report.tables import render_rows
 from amc_mobile.store import to_document
-from amc_mobile.workflows.devices import SHOWN_KEY
 from amc_mobile.workflows.network import Network
 from amc_mobile.workflows.profile import profiled_latency
 from amc_mobile.workflows.runs import GridMultiple
-from amc_mobile.workflows.workspace import BEGUN, Progress, Settings, Workspace, safe_name
-
-
-@dataclass(frozen=True)
-class BuiltInModel:
-    name: str
-    summary: str
-    default_input_size: int  # pixels
-
-
-@dataclass(frozen=True)
-class ModelList:
-    models: tuple[BuiltInModel, ...]
-
-    def document(self) -> dict[str, Any]:
-        return dict(to_document(self))
-
-    def text(self) -> str:
-        rows = [(model.name, f"{model.default_input_size} px", model.summary) for model in self.models]
-        return (
-            render_rows(["model", "input", "what it is"], rows)
-            + "\nAlso: path/to/file.py:function, torchvision:NAME, timm:NAME (where installed)"
-        )
-
-
-def list_models() -> ModelList:
-    from amc_mobile.models.zoo.registry import MODELS
-
-    return ModelList(tuple(BuiltInModel(e.name, e.summary, e.default_input_size) for e in MODELS.values()))
-
-
-@dataclass(frozen=True)
-class StatusTable:
-    key: str  # of the conditions, its first digits
-    kernels: int
-    device: str
-    runtime: str
-    runtime_version: str
-    threads: int
-
-
-@dataclass(frozen=True)
-class StatusRun:
-    """`short`: without the model's name. `stage`: the last step that it went through."""
-
-    name: str
-    short: str
-    stage: str
-    is_last: bool
-
-
-@dataclass(frozen=True)
-class WorkspaceStatus:
-    """What the workspace remembers, its runs (the oldest first) and the next step."""
-
-    workspace: str
-    model: str
-    data: str
-    checkpoint: str
-    device: str
-    serial: str
-    precision: str
-    tables: tuple[StatusTable, ...]
-    runs: tuple[StatusRun, ...]
-    last_run: str
-
-    @property
-    def next_step(self) -> str:
-        if not self.model:
-            return "amc-mobile train --model MODEL --data DATA, or profile with --checkpoint FILE"
-        stage = next((run.stage for run in self.runs if run.is_last), "")
-        if not stage:
-            return "amc-mobile search --latency-ratio 0.5" if self.tables else "amc-mobile profile"
-        steps = {
-            "begun": "amc-mobile search, with the flags it was begun with", "searched": "amc-mobile finetune",
-            "fine-tuned": "amc-mobile export --tflite --onnx", "exported": "amc-mobile report",
-        }  # fmt: skip
-        return steps.get(stage, "amc-mobile search with another budget")
-
-    def document(self) -> dict[str, Any]:
-        return {**to_document(self), "next": self.next_step}
-
-    def text(self) -> str:
-        names = ("workspace", "model", "data", "checkpoint", "device", "serial", "precision")
-        values = {name: getattr(self, name) for name in names}
-        lines = [f"{name:<11}{value or '-'}" for name, value in values.items() if value or name != "serial"]
-        lines += [
-            f"table      {table.key}  {table.device}, {table.runtime} {table.runtime_version}, "
-            f"{table.threads} thread{'s' if table.threads > 1 else ''}: {table.kernels} kernels"
-            for table in self.tables
-        ]
-        rows = [(run.short, run.stage, "last" if run.is_last else "") for run in self.runs]
-        parts = ["\n".join(lines), *([render_rows(["run", "stage", ""], rows)] if rows else [])]
-        return "\n\n".join([*parts, f"next: {self.next_step}"])
-
-
-def show_status(space: Workspace) -> WorkspaceStatus:
-    settings, last = space.settings(), space.last_run
-    tables = []
-    if space.table_path.exists():
-        with LatencyTable(space.table_path) as table:
-            tables = [
-                StatusTable(c.key[:SHOWN_KEY], len(table.kernels(c)), c.device, c.runtime, c.runtime_version, c.threads)
-                for c in table.conditions()
-            ]
-    prefix = f"{safe_name(settings.model)}-"
-    runs = []
-    for begun in sorted(space.runs.glob(f"*/{BEGUN}"), key=lambda path: path.stat().st_mtime):
-        name = begun.parent.name
-        runs.append(StatusRun(name, name.removeprefix(prefix), _stage(begun.parent), name == last))
-    weights = settings.checkpoint or (str(space.trained_checkpoint) if space.trained_checkpoint.exists() else "")
-    return WorkspaceStatus(
-        str(space.folder), settings.model, settings.data, weights, settings.device, settings.serial,
-        settings.precision, tuple(tables), tuple(runs), last,
-    )  # fmt: skip
-
-
-def _stage(run: Path) -> str:
-    """The last step that a run went through."""
-    steps = {"report": "reported", "export": "exported", "finetune": "fine-tuned", "search": "searched"}
-    return next((done for step, done in steps.items() if (run / f"{step}.json").exists()), "begun")
+from amc_mobile.workflows.workspace import Progress, Settings, Workspace
 
 
 @dataclass(frozen=True)

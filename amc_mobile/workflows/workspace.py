@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from amc_mobile.errors import CorruptFile, InvalidConfig, InvalidInput
 from amc_mobile.formats import BENCHMARK_MODEL, BY_RUNTIME, FLOAT32, PRECISIONS
 from amc_mobile.latency.database_url import take_password
-from amc_mobile.store import held, is_file_name, read_json, write_json
+from amc_mobile.store import held, is_file_name, read_json, to_document, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from amc_mobile.workflows.runs import Run
     from amc_mobile.workflows.search_config import Budget
     from amc_mobile.workflows.sensitivity import Sensitivity
-    from amc_mobile.workflows.table import ProbeResult, ShownTable, TableResult, WorkspaceStatus
+    from amc_mobile.workflows.table import ProbeResult, ShownTable, TableResult
     from amc_mobile.workflows.training import TrainResult
 
 
@@ -179,6 +179,79 @@ def safe_name(text: str) -> str:
 
 
 BEGUN = "settings.json"  # of a run's folder; a search that no plan can satisfy ends before it is written
+
+
+@dataclass(frozen=True)
+class StatusTable:
+    key: str  # of the conditions, its first digits
+    kernels: int
+    device: str
+    runtime: str
+    runtime_version: str
+    threads: int
+
+
+@dataclass(frozen=True)
+class StatusRun:
+    """`short`: without the model's name. `stage`: the last step that it went through."""
+
+    name: str
+    short: str
+    stage: str
+    is_last: bool
+
+
+@dataclass(frozen=True)
+class WorkspaceStatus:
+    """What the workspace remembers, its runs (the oldest first) and the next step."""
+
+    workspace: str
+    model: str
+    data: str
+    checkpoint: str
+    device: str
+    serial: str
+    precision: str
+    tables: tuple[StatusTable, ...]
+    runs: tuple[StatusRun, ...]
+    last_run: str
+
+    @property
+    def next_step(self) -> str:
+        if not self.model:
+            return "amc-mobile train --model MODEL --data DATA, or profile with --checkpoint FILE"
+        stage = next((run.stage for run in self.runs if run.is_last), "")
+        if not stage:
+            return "amc-mobile search --latency-ratio 0.5" if self.tables else "amc-mobile profile"
+        steps = {
+            "begun": "amc-mobile search, with the flags it was begun with", "searched": "amc-mobile finetune",
+            "fine-tuned": "amc-mobile export --tflite --onnx", "exported": "amc-mobile report",
+        }  # fmt: skip
+        return steps.get(stage, "amc-mobile search with another budget")
+
+    def document(self) -> dict[str, Any]:
+        return {**to_document(self), "next": self.next_step}
+
+    def text(self) -> str:
+        from amc_mobile.report.tables import render_rows  # --help needs no tables
+
+        names = ("workspace", "model", "data", "checkpoint", "device", "serial", "precision")
+        values = {name: getattr(self, name) for name in names}
+        lines = [f"{name:<11}{value or '-'}" for name, value in values.items() if value or name != "serial"]
+        lines += [
+            f"table      {table.key}  {table.device}, {table.runtime} {table.runtime_version}, "
+            f"{table.threads} thread{'s' if table.threads > 1 else ''}: {table.kernels} kernels"
+            for table in self.tables
+        ]
+        rows = [(run.short, run.stage, "last" if run.is_last else "") for run in self.runs]
+        parts = ["\n".join(lines), *([render_rows(["run", "stage", ""], rows)] if rows else [])]
+        return "\n\n".join([*parts, f"next: {self.next_step}"])
+
+
+def _stage(run: Path) -> str:
+    """The last step that a run went through."""
+    steps = {"report": "reported", "export": "exported", "finetune": "fine-tuned", "search": "searched"}
+    return next((done for step, done in steps.items() if (run / f"{step}.json").exists()), "begun")
 
 
 class Workspace:
@@ -505,9 +578,29 @@ class Workspace:
 
     def status(self) -> WorkspaceStatus:
         """What the workspace remembers, its tables and runs, and the next step."""
-        from amc_mobile.workflows.table import show_status
+        from amc_mobile.latency.table import LatencyTable
+        from amc_mobile.workflows.devices import SHOWN_KEY
 
-        return show_status(self)
+        settings, last = self.settings(), self.last_run
+        tables = []
+        if self.table_path.exists():
+            with LatencyTable(self.table_path) as table:
+                tables = [
+                    StatusTable(
+                        c.key[:SHOWN_KEY], len(table.kernels(c)), c.device, c.runtime, c.runtime_version, c.threads
+                    )
+                    for c in table.conditions()
+                ]
+        prefix = f"{safe_name(settings.model)}-"
+        runs = []
+        for begun in sorted(self.runs.glob(f"*/{BEGUN}"), key=lambda path: path.stat().st_mtime):
+            name = begun.parent.name
+            runs.append(StatusRun(name, name.removeprefix(prefix), _stage(begun.parent), name == last))
+        weights = settings.checkpoint or (str(self.trained_checkpoint) if self.trained_checkpoint.exists() else "")
+        return WorkspaceStatus(
+            str(self.folder), settings.model, settings.data, weights, settings.device, settings.serial,
+            settings.precision, tuple(tables), tuple(runs), last,
+        )  # fmt: skip
 
     def table(self) -> ShownTable:
         """What the latency table holds: `entries`, each of one set of conditions with its kernels, slowest first."""
