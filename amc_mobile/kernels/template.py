@@ -91,6 +91,11 @@ class Template(ABC):
         self._kernels: dict[tuple[int, ...], Kernel] = {}
         self.sites = self._find_sites(groups)
 
+    def node_keys(self, site: KernelSite) -> tuple[str, ...]:
+        """What graph viewers know the site's nodes by: the name of an output, or the number where outputs have none."""
+        outputs = {index: self._graph.nodes[index].outputs[0] for index in site.nodes}
+        return tuple(output if isinstance(output, str) else str(index) for index, output in outputs.items())
+
     @abstractmethod
     def units(self) -> list[list[int]]:
         """Nodes that the runtime executes as one kernel, in order of execution."""

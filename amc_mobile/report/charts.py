@@ -7,12 +7,23 @@ static pictures and an SVG file need one drawing each.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
-from amc_mobile.report.content import TOP1, AskedBudget, EpisodePoint, EpochAccuracy, LayerRow, Predictions
+from amc_mobile.report.content import (
+    TOP1,
+    AskedBudget,
+    EpisodePoint,
+    EpochAccuracy,
+    LayerRow,
+    PassRow,
+    Predictions,
+    Stage,
+    wilson_interval,
+)
 from amc_mobile.report.tables import number, printable
 
 if TYPE_CHECKING:  # half a second, which `amc-mobile --help` does not need
@@ -24,13 +35,15 @@ Spec = Mapping[str, Any]  # of Vega-Lite; its "description" is what a screen rea
 
 PAPER, INK, SOFT, HAIR, SHADE = "#fbfaf8", "#1d2127", "#5c6570", "#e2e0db", "#eceae5"
 BEFORE, AFTER, MEASURED, CHOSEN, LIMIT = "#d3d8de", "#1f6fb2", "#d1670b", "#a3195b", "#b3261e"
+ORIGINAL = "#7d8793"  # of lines and dots, which are too thin for BEFORE
 OTHERS, FRONT, STAGES = "#c9cdd2", "#b9bec4", ("#b8cde2", "#6d9fcf", "#1f5f9e")
 # Told apart by colour-blind readers, in light and dark. A ninth series has the first colour again, with dashes.
 SERIES = ("#2a78d6", "#d1560f", "#128a5f", "#b07800", "#c74a80", "#4a3aa7", "#00798c", "#6b6b6b")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross")
 DARK = {
     PAPER: "#14171b", INK: "#e6e8eb", SOFT: "#9aa4af", HAIR: "#323841", SHADE: "#20252c", BEFORE: "#48515c",
-    AFTER: "#6cb2ee", MEASURED: "#f2a154", CHOSEN: "#f07db1", LIMIT: "#f28b82", OTHERS: "#4a515a", FRONT: "#59616b",
+    ORIGINAL: "#8f99a5", AFTER: "#6cb2ee", MEASURED: "#f2a154", CHOSEN: "#f07db1", LIMIT: "#f28b82",
+    OTHERS: "#4a515a", FRONT: "#59616b",
     **dict(zip(STAGES, ("#3b4d61", "#4a7cab", "#7cbcf5"), strict=True)),
     **dict(zip(SERIES, ("#5a9df0", "#f0833c", "#35c08c", "#dfa72a", "#ef7fae", "#a498f2", "#40bccd", "#b3b3b3"),
                strict=True)),
@@ -51,6 +64,9 @@ CONFIG: Spec = {
 SVG_WIDTH = 640
 MOST_DOTS = 2000  # a longer series is thinned, so that the page stays small
 MOST_BARS = 48
+MOST_STEPS = 300  # of a distribution
+FILES = ("original", "pruned")
+CLOCKS = ["#d1670b", "#2a78d6"]  # from the lowest to the highest; seen on light and dark paper
 MOST_TOGETHER = 4  # lines in one panel
 UNIT_FACTOR = {"ms": (1.0, "ms"), "macs": (1e-6, "million MACs"), "parameters": (1e-3, "thousand parameters")}
 # Paths differ at their ends, so the middle of a long name goes.
@@ -181,8 +197,133 @@ def _bars(
     return _finished(chart.properties(width="container", padding=_padding(80)), description)
 
 
-def search_curve(episodes: Sequence[EpisodePoint], budget: AskedBudget | None) -> Spec | None:
-    """Above: reward of each episode and the best so far. Below: predicted and measured cost with the budget."""
+def sample_ecdf(passes: Sequence[PassRow], limit_ms: float | None) -> Spec | None:
+    """The share of the runs that took at most so long, of original and pruned file, and the budget."""
+    import altair as alt
+
+    if not passes:
+        return None
+    rows = []
+    for file in FILES:
+        samples = sorted(value for one in passes if one.file == file for value in one.samples_ms)
+        steps = range(min(len(samples), MOST_STEPS))
+        places = [round((i + 1) * len(samples) / len(steps)) for i in steps]
+        rows += [{"file": file, "ms": samples[place - 1], "share": place / len(samples)} for place in places]
+    scale = alt.Scale(domain=_usual_ms(passes, limit_ms), nice=False)
+    x = alt.X("ms:Q", title="latency of one run, ms", scale=scale, axis=alt.Axis(grid=False, tickCount=6))
+    y = alt.Y("share:Q", title="share of the runs", axis=_left_axis(format="%"), scale=alt.Scale(domain=[0, 1]))
+    line = alt.Chart(_rows(rows)).encode(
+        x, y, _file_colour(),
+        tooltip=["file:N", alt.Tooltip("ms:Q", format=".4g"), alt.Tooltip("share:Q", format=".0%")],
+    )  # fmt: skip
+    chart = alt.layer(
+        alt.Chart(_rows([{"value": 0.5}])).mark_rule(color=HAIR).encode(y="value:Q"),
+        line.mark_line(interpolate="step-after", strokeWidth=2, clip=True),
+        line.mark_point(filled=True, size=60, opacity=0, clip=True),  # for the tooltips
+        *(
+            _reference(alt.X("value:Q"), limit_ms, f"budget {number(limit_ms)} ms", LIMIT, inside=True)
+            if limit_ms
+            else []
+        ),
+    )
+    described = "share of the runs at or under each latency, original and pruned"
+    return _finished(chart.properties(width="container", height=200), described)
+
+
+def run_order(passes: Sequence[PassRow], limit_ms: float | None) -> Spec | None:
+    """Every run in the order made: by the clock of its cores where that is known, else by file."""
+    import altair as alt
+
+    rows: list[dict[str, Any]] = []
+    for number_of_pass, one in enumerate(passes):
+        for ms in one.samples_ms:
+            rows.append({
+                "run": len(rows) + 1, "ms": ms, "file": one.file, "round": number_of_pass // 2 + 1,
+                "MHz": one.mean_mhz, "load": "other programs too" if one.is_busy else "none",
+            })  # fmt: skip
+    if not rows:
+        return None
+    x = alt.X("run:Q", title="run, in the order made", axis=alt.Axis(grid=False, format="d"),
+              scale=alt.Scale(domain=[0, len(rows) + 1], nice=False))  # fmt: skip
+    scale = alt.Scale(domain=_usual_ms(passes, limit_ms), nice=False, clamp=True)
+    y = alt.Y("ms:Q", title="ms", axis=_left_axis(), scale=scale)
+    clocks = {one.mean_mhz for one in passes if one.mean_mhz is not None}
+    colour = _file_colour()
+    if len(clocks) > 1:
+        colour = alt.Color("MHz:Q", title="mean clock, MHz", scale=alt.Scale(range=CLOCKS), legend=alt.Legend(
+            gradientLength=160, gradientThickness=8, format="d", titleColor=INK,
+        ))  # fmt: skip
+    shape = alt.Shape("file:N", title=None, scale=alt.Scale(domain=FILES, range=["circle", "diamond"]))
+    tooltip: list[Any] = ["run:Q", alt.Tooltip("ms:Q", format=".4g"), "file:N", "round:Q",
+                          alt.Tooltip("load:N", title="load"), alt.Tooltip("MHz:Q", format=".0f")]  # fmt: skip
+    dots = alt.Chart(_rows(_thinned(rows))).mark_point(filled=True, size=16, opacity=0.75).encode(
+        x, y, colour, shape, tooltip=tooltip
+    )  # fmt: skip
+    limit = _reference(alt.Y("value:Q"), limit_ms, f"budget {number(limit_ms)} ms", LIMIT) if limit_ms else []
+    chart = alt.layer(dots.add_params(_zoom()), *limit)
+    return _finished(chart.properties(width="container", height=200), "latency of every run in the order made")
+
+
+def _usual_ms(passes: Sequence[PassRow], limit_ms: float | None) -> list[float]:
+    """From the fastest run to a third over the slower file's median, and the budget: interrupted runs take many times
+    as long."""
+    slowest = max(statistics.median(v for one in passes if one.file == file for v in one.samples_ms) for file in FILES)
+    return _range([min(min(one.samples_ms) for one in passes), 1.33 * slowest, *([limit_ms] if limit_ms else [])])
+
+
+def stage_accuracies(stages: Sequence[Stage], metric: str) -> Spec | None:
+    """Accuracy after each step with its 95 % interval; the pale bar is the interval of the first."""
+    import altair as alt
+
+    rows: list[dict[str, Any]] = [
+        {
+            "stage": stage.name, "accuracy": 100 * stage.accuracy.top1, "images": stage.accuracy.images,
+            "low": 100 * interval[0], "high": 100 * interval[1],
+        }
+        for stage in stages
+        if stage.accuracy is not None and (interval := stage.accuracy.interval) is not None
+    ]  # fmt: skip
+    if len(rows) < 2:
+        return None
+    ends = _range([value for row in rows for value in (row["low"], row["high"])], room=0.04)
+    domain = [max(0.0, ends[0]), min(100.0, ends[1])]
+    title = f"{printable(metric)} on test images, % (bars: 95 % interval)"
+    x = alt.X("accuracy:Q", title=title, scale=alt.Scale(domain=domain, nice=False), axis=alt.Axis(tickCount=6))
+    names = alt.Axis(labelColor=INK, labelPadding=8, ticks=False, domain=False)
+    base = alt.Chart(_rows(rows), height=alt.Step(22)).encode(
+        y=alt.Y("stage:N", sort=None, title=None, axis=names),
+        tooltip=["stage:N", *(alt.Tooltip(f"{f}:Q", format=".1f") for f in ("accuracy", "low", "high")), "images:Q"],
+    )  # fmt: skip
+    chart = alt.layer(
+        alt.Chart(_rows(rows[:1])).mark_rect(color=SHADE).encode(x=alt.X("low:Q", title=title), x2="high:Q"),
+        base.mark_rule(color=SOFT, strokeWidth=1.5).encode(x=alt.X("low:Q", title=title), x2="high:Q"),
+        base.mark_point(filled=True, size=60, color=AFTER, opacity=1).encode(x),
+        base.mark_text(align="left", dx=8).encode(
+            x=alt.X("high:Q", title=title), text=alt.Text("accuracy:Q", format=".1f")
+        ),
+    )
+    return _finished(chart.properties(width="container", padding=_padding(40)), f"{metric} after each step")
+
+
+def _file_colour() -> alt.Color:
+    import altair as alt
+
+    return alt.Color("file:N", title=None, scale=alt.Scale(domain=FILES, range=[ORIGINAL, AFTER]))
+
+
+def _zoom() -> alt.Parameter:
+    import altair as alt
+
+    return alt.selection_interval("zoom", bind="scales", zoom="wheel![event.shiftKey]")
+
+
+def search_curve(
+    episodes: Sequence[EpisodePoint], budget: AskedBudget | None, band: float | None = None
+) -> Spec | None:
+    """Above: reward of each episode and the best so far. Below: predicted and measured cost with the budget.
+
+    `band`: plans were held to the budget less this share.
+    """
     import altair as alt
 
     rewards = [(p, p.reward) for p in episodes if _is_finite(p.reward)]
@@ -209,7 +350,7 @@ def search_curve(episodes: Sequence[EpisodePoint], budget: AskedBudget | None) -
         y = alt.Y("reward:Q", scale=alt.Scale(domain=[low, high], nice=False, clamp=True), title="reward",
                   axis=_left_axis())  # fmt: skip
         colour = alt.Color("what:N", title=None, scale=alt.Scale(
-            domain=["episode", "best so far", "chosen"], range=[AFTER, AFTER, CHOSEN],
+            domain=["episode", "best so far", "chosen"], range=[STAGES[1], AFTER, CHOSEN],
         ))  # fmt: skip
         tooltip: list[Any] = ["episode:Q", alt.Tooltip("reward:Q", format=".4g"), "policy:N"]
 
@@ -224,7 +365,7 @@ def search_curve(episodes: Sequence[EpisodePoint], budget: AskedBudget | None) -
         ring = ring.mark_point(size=110, strokeWidth=2.5, clip=True)
         panels.append(alt.layer(dots, best, ring).properties(height=150))
     if costs:
-        limit = budget.limit_of_search * factor if budget else None
+        limit = budget.limit * factor if budget else None
         low, high = _range([float(row["cost"]) for row in costs] + ([limit] if limit is not None else []))
         y = alt.Y("cost:Q", scale=alt.Scale(domain=[low, high], nice=False), title=unit, axis=_left_axis())
         colour = alt.Color("what:N", title=None, scale=alt.Scale(
@@ -239,6 +380,8 @@ def search_curve(episodes: Sequence[EpisodePoint], budget: AskedBudget | None) -
         ]  # fmt: skip
         if limit is not None:
             layers += _reference(alt.Y("value:Q"), limit, f"budget {number(limit)}", LIMIT)
+            if band and unit == "ms":
+                layers += _reference(alt.Y("value:Q"), limit / (1 + band), "budget less the band", SOFT, below=True)
         panels.append(alt.layer(*layers).properties(height=150))
     chart = alt.vconcat(panels[0].add_params(zoom), *panels[1:], spacing=14).resolve_scale(color="independent")
     return _finished(chart, "reward and cost of each episode of the search")
@@ -250,12 +393,21 @@ def finetuning_curve(epochs: Sequence[EpochAccuracy], metric: str = TOP1) -> Spe
 
     if len(epochs) < 2:
         return None
+    images = epochs[0].images if metric == TOP1 else None
     rows = [{"epoch": point.epoch, "accuracy": 100 * point.top1} for point in epochs]
+    for row in rows if images else ():
+        row["low"], row["high"] = (100 * end for end in wilson_interval(row["accuracy"] / 100, images or 1))
     x = alt.X("epoch:Q", axis=alt.Axis(format="d", tickMinStep=1, grid=False))
     y = alt.Y("accuracy:Q", title=f"{printable(metric)}, %", scale=alt.Scale(zero=False, padding=8), axis=_left_axis())
-    base = alt.Chart(_rows(rows)).encode(x, y, tooltip=["epoch:Q", alt.Tooltip("accuracy:Q", format=".1f")])
+    tooltip: list[Any] = [
+        "epoch:Q",
+        *(alt.Tooltip(f"{f}:Q", format=".1f") for f in ("accuracy", "low", "high") if f in rows[0]),
+    ]
+    base = alt.Chart(_rows(rows)).encode(x, y, tooltip=tooltip)
+    band = [base.mark_area(color=BEFORE, opacity=0.45).encode(alt.Y("low:Q"), alt.Y2("high:Q"))] if images else []
     last = alt.Chart(_rows(rows[-1:])).encode(x, y, text=alt.Text("accuracy:Q", format=".1f"))
     chart = alt.layer(
+        *band,
         *_reference(alt.Y("value:Q"), 100 * epochs[0].top1, "before", SOFT),
         base.mark_line(color=AFTER, point=alt.OverlayMarkDef(color=AFTER)),
         last.mark_text(align="left", dx=8),
@@ -275,12 +427,12 @@ def prediction_scatter(predictions: Predictions) -> Spec | None:
     scale = alt.Scale(domain=[low, high], nice=False)
     x = alt.X("predicted:Q", title="predicted p50, ms", scale=scale, axis=alt.Axis(grid=False))
     y = alt.Y("measured:Q", title="measured p50, ms", scale=scale, axis=_left_axis())
-    kinds = ["calibration", "search", "final"]
+    kinds = ["calibration", "search", "exported file"]
     colour = alt.Color("kind:N", title=None, scale=alt.Scale(domain=kinds, range=[AFTER, MEASURED, CHOSEN]))
     shape = alt.Shape("kind:N", title=None, scale=alt.Scale(domain=kinds, range=["circle", "diamond", "square"]))
     rows = [
-        {"predicted": p.predicted_ms, "measured": p.measured_ms, "kind": p.kind}
-        for kind in kinds
+        {"predicted": p.predicted_ms, "measured": p.measured_ms, "kind": shown}
+        for kind, shown in zip(("calibration", "search", "final"), kinds, strict=True)
         for p in _thinned([p for p in points if p.kind == kind])
     ]
     band = predictions.band or 0.0
@@ -296,7 +448,7 @@ def prediction_scatter(predictions: Predictions) -> Spec | None:
     chart = alt.layer(
         line.mark_area(color=BEFORE, opacity=0.55, clip=True).encode(alt.Y("lower:Q", scale=scale), alt.Y2("upper:Q")),
         line.mark_line(color=SOFT, strokeWidth=1, clip=True).encode(y),
-        dots.add_params(alt.selection_interval("zoom", bind="scales", zoom="wheel![event.shiftKey]")),
+        dots.add_params(_zoom()),
     )
     described = "predicted and measured latency of whole networks"
     described += f", with a band of +-{100 * band:.1f} %" if band else ""
@@ -443,7 +595,7 @@ def front(
             whole_point.mark_circle(color=INK, size=90),
             whole_point.mark_text(align="right", dx=-9, color=INK).encode(text="shown:N"),
         ]
-    layers[-1] = layers[-1].add_params(alt.selection_interval("zoom", bind="scales", zoom="wheel![event.shiftKey]"))
+    layers[-1] = layers[-1].add_params(_zoom())
     return _finished(alt.layer(*layers).properties(width="container", height=310), f"{accuracy} against {unit}")
 
 
@@ -520,25 +672,29 @@ def _looks(field: str, names: Sequence[str]) -> tuple[alt.Color, alt.Shape, alt.
     )
 
 
-def _left_axis() -> alt.Axis:
+def _left_axis(**settings: Any) -> alt.Axis:
     """The quantity above its values, where it does not turn a reader's head; panels below each other align."""
     import altair as alt
 
     return alt.Axis(
         titleAngle=0, titleAlign="left", titleAnchor="end", titleX=-40, titleY=-8, minExtent=42, maxExtent=42,
-        tickCount=4, domain=False, ticks=False,
+        tickCount=4, domain=False, ticks=False, **settings,
     )  # fmt: skip
 
 
-def _reference(channel: alt.X | alt.Y, value: float, name: str, colour: str) -> list[alt.Chart]:
+def _reference(
+    channel: alt.X | alt.Y, value: float, name: str, colour: str, *, below: bool = False, inside: bool = False
+) -> list[alt.Chart]:
     """A dashed line across the plot with its name."""
     import altair as alt
 
     base = alt.Chart(_rows([{"value": value, "name": name}])).encode(channel)
-    if isinstance(channel, alt.X):
+    if isinstance(channel, alt.X) and inside:
+        label = base.mark_text(color=colour, align="left", dx=5).encode(y=alt.value(9))
+    elif isinstance(channel, alt.X):
         label = base.mark_text(color=colour, align="right").encode(y=alt.value(-7))
     else:
-        label = base.mark_text(color=colour, align="left", dx=4, dy=-7).encode(x=alt.value(0))
+        label = base.mark_text(color=colour, align="left", dx=4, dy=8 if below else -7).encode(x=alt.value(0))
     return [base.mark_rule(color=colour, strokeDash=[6, 4], strokeWidth=1.4), label.encode(text="name:N")]
 
 
@@ -555,7 +711,7 @@ def _thinned(points: Sequence[T]) -> Sequence[T]:
 
 def _is_measured_over(point: EpisodePoint, budget: AskedBudget | None) -> bool:
     """Such a plan scored well by being too slow: it counts for nothing."""
-    return budget is not None and budget.unit == "ms" and (point.measured_ms or 0) > budget.limit_of_search
+    return budget is not None and budget.unit == "ms" and (point.measured_ms or 0) > budget.limit
 
 
 def _is_finite(value: float | None) -> TypeGuard[float]:

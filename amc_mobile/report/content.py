@@ -30,6 +30,15 @@ class LayerRow:
     ms_after: float | None = None
     macs_before: int | None = None
     macs_after: int | None = None
+    channel_step: int | None = None  # the device runs up to so many channels as fast; None: not known
+    nodes: tuple[str, ...] = ()  # of the exported graph that run as this kernel: numbers in .tflite, outputs in .onnx
+
+    @property
+    def unused_channels(self) -> int | None:
+        """So many more output channels would cost no time, up to the device's next step."""
+        if self.channels_after is None or self.channels_before is None or self.channel_step is None:
+            return None
+        return min(-self.channels_after % self.channel_step, self.channels_before - self.channels_after)
 
     @property
     def keep_ratio(self) -> float | None:
@@ -40,7 +49,8 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class EpisodePoint:
-    """One plan of the search. `predicted` is in the budget's unit."""
+    """One plan of the search. `predicted`: in the budget's unit; of a latency the p50 by the latency table as it was at
+    the end of the search, the band not added."""
 
     episode: int
     reward: float | None
@@ -56,6 +66,7 @@ class EpochAccuracy:
 
     epoch: int
     top1: float
+    images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,12 +124,34 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class PassRow:
+    """The timed runs of one session, in the order run."""
+
+    file: Literal["original", "pruned"]
+    samples_ms: tuple[float, ...]
+    is_busy: bool = False  # made under load of other programs
+    load_ms: float | None = None
+    first_ms: float | None = None
+    peak_rss_kb: int | None = None
+    mean_mhz: float | None = None
+    switches: int | None = None  # involuntary context switches
+
+
+@dataclass(frozen=True)
 class Ratio:
     """Original over pruned p50 from interleaved runs, with its 95 % interval."""
 
     value: float
     ci_low: float
     ci_high: float
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """95 % interval of a share of `count` (Wilson 1927)."""
+    z2 = Z_95**2
+    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = Z_95 * math.sqrt(share * (1 - share) / count + z2 / (4 * count * count)) / (1 + z2 / count)
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 @dataclass(frozen=True)
@@ -135,10 +168,21 @@ class Accuracy:
         """Wilson's 95 % interval; None without the number of images, and for what is no share of them."""
         if not self.images or self.metric != TOP1:
             return None
-        n, z2 = self.images, Z_95**2
-        centre = (self.top1 + z2 / (2 * n)) / (1 + z2 / n)
-        half = Z_95 * math.sqrt(self.top1 * (1 - self.top1) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-        return max(0.0, centre - half), min(1.0, centre + half)
+        return wilson_interval(self.top1, self.images)
+
+    def change_from(self, before: Accuracy) -> tuple[float, float] | None:
+        """95 % interval of the change, by Newcombe's method 10 (1998, Statistics in Medicine 17, 873-890).
+
+        It takes the two for independent; on the same images they are not, and the true interval is narrower.
+        """
+        if self.interval is None or before.interval is None:
+            return None
+        (low, high), (low_before, high_before) = self.interval, before.interval
+        change = self.top1 - before.top1
+        return (
+            change - math.hypot(self.top1 - low, high_before - before.top1),
+            change + math.hypot(high - self.top1, before.top1 - low_before),
+        )
 
 
 @dataclass(frozen=True)
@@ -157,8 +201,9 @@ class ModelColumn:
 class AskedBudget:
     """What was asked for. `limit` is in `unit`: ms of p50, MACs for one image, or parameters.
 
-    A share of the original is another number of ms whenever the original is measured: `limit` is that of the gate,
-    `searched_limit` that of the search where it differs.
+    A share of the original is another number of ms whenever the original is measured. `limit` is that of the gate, and
+    every ms of a report is on the scale of the original as the gate measured it; `searched_limit` is what the search
+    had, where that differs.
     """
 
     unit: Unit
@@ -168,9 +213,9 @@ class AskedBudget:
     searched_limit: float | None = None
 
     @property
-    def limit_of_search(self) -> float:
-        """What plans were held against."""
-        return self.limit if self.searched_limit is None else self.searched_limit
+    def search_scale(self) -> float:
+        """What the ms of the search are multiplied by in a report: how much longer the original took at the gate."""
+        return 1.0 if self.searched_limit is None else self.limit / self.searched_limit
 
 
 @dataclass(frozen=True)
@@ -239,6 +284,7 @@ class ReportVerdict:
     status: Status
     cost: float | None
     limit: float | None
+    budget_used: float | None = None  # measured p50, or the count, over the limit
 
 
 @dataclass(frozen=True)
@@ -267,6 +313,9 @@ class Report:
     offline: bool = False  # searched with a table alone, without its device
     further_budgets: tuple[FurtherBudget, ...] = ()
     accuracy_kept: bool | None = None  # on the reward images, as --max-loss asks; None: it was not asked for
+    passes: tuple[PassRow, ...] = ()  # of original and pruned file, in the order run
+    commands: tuple[str, ...] = ()  # that make the run again
+    hashes: Mapping[str, str] = field(default_factory=dict)  # SHA-256 of what went in
 
     @property
     def metric(self) -> str:
@@ -281,4 +330,13 @@ class Report:
         own, further = self.budget.gate, [budget.gate for budget in self.further_budgets]
         passed = all_passed((gate.passed for gate in (own, *further)), accuracy_kept=self.accuracy_kept)
         is_open = passed is None and own.passed is None and not self.offline
-        return ReportVerdict("NOT MEASURED" if is_open else STATUS_OF[passed], own.cost, self.budget.limit)
+        latency = self.pruned.latency
+        used = {
+            "ms": latency.p50_ms if latency else None, "macs": self.pruned.macs, "parameters": self.pruned.parameters,
+        }[self.budget.unit]  # fmt: skip
+        return ReportVerdict(
+            "NOT MEASURED" if is_open else STATUS_OF[passed],
+            own.cost,
+            self.budget.limit,
+            used / self.budget.limit if used is not None else None,
+        )

@@ -71,7 +71,7 @@ def _section(section: tables.Section) -> str:
     return "\n".join(lines)
 
 
-INTERVAL = re.compile(r"([^()]+) \((95.% CI [-\d. to]+)\)")
+INTERVAL = re.compile(r"([^()]+) \((95.% CI [-+\d. to]+)\)")
 NUMBER_AND_UNIT = re.compile(r"(\d) (ms|%|points|B|[kMG]B?)(?!\w)")
 MOST_STILL_BYTES = 60_000  # of a picture for readers without JavaScript
 COMMAND = re.compile(r"`([^`]+)`")
@@ -145,6 +145,7 @@ def environment() -> Environment:
 
 def render_html(report: Report) -> str:
     """The whole page. Names are escaped; long lists are cut where layers.csv and report.json have the rest."""
+    limit_ms = report.budget.limit if report.budget and report.budget.unit == "ms" else None
     return environment().get_template("report.html.j2").render(
         report=report,
         status=report.verdict.status,
@@ -152,7 +153,9 @@ def render_html(report: Report) -> str:
         said=SAID[report.verdict.status],
         clauses=clauses(report),
         device=device_line(report),
+        ran_on=tables.ran_on(report),
         validity=validity(report),
+        explanations=(tables.VALID_MEANING, tables.BAND_MEANING, *tables.MEANINGS),
         advice=advice(report),
         comparison=tables.comparison(report),
         gate=tables.gate(report),
@@ -160,6 +163,7 @@ def render_html(report: Report) -> str:
         layers=tables.layers(report),
         search=tables.search(report),
         predictions=tables.predictions(report),
+        reproduce=tables.reproduce(report),
         others=(
             tables.conditions(report),
             tables.data(report),
@@ -167,11 +171,15 @@ def render_html(report: Report) -> str:
             tables.files(report),
             tables.settings(report),
         ),
+        written=WRITTEN[1:],
         charts={
+            "ecdf": charts.sample_ecdf(report.passes, limit_ms),
+            "order": charts.run_order(report.passes, limit_ms),
+            "stages": charts.stage_accuracies(report.stages, report.metric),
             "ms": charts.layer_ms_bars(report.layers),
             "channels": charts.layer_channel_bars(report.layers),
             "finetuning": charts.finetuning_curve(report.finetuning, report.metric),
-            "search": charts.search_curve(report.episodes, report.budget),
+            "search": charts.search_curve(report.episodes, report.budget, report.predictions.band),
             "predictions": charts.prediction_scatter(report.predictions),
         },
     )  # fmt: skip
@@ -179,7 +187,7 @@ def render_html(report: Report) -> str:
 
 LAYER_COLUMNS = (
     "name", "kernel_before", "kernel_after", "channels_before", "channels_after", "keep_ratio",
-    "ms_before", "ms_after", "macs_before", "macs_after",
+    "ms_before", "ms_after", "macs_before", "macs_after", "unused_channels",
 )  # fmt: skip
 
 
@@ -198,13 +206,29 @@ def layers_csv(report: Report) -> str:
     return str(frame.to_csv(index=False, float_format="%.9g", lineterminator="\n"))
 
 
-def write_report(report: Report, folder: Path) -> tuple[Path, Path, Path]:
-    """Writes report.html, report.json and layers.csv, each whole or not at all; returns their paths."""
-    paths = (folder / "report.html", folder / "report.json", folder / "layers.csv")
-    write_text(paths[0], render_html(report))
-    write_json(paths[1], report_document(report), format_version=FORMAT_VERSION)
-    write_text(paths[2], layers_csv(report))
-    return paths
+def samples_csv(report: Report) -> str:
+    """One line per timed run, in the order made; `ms` may be a mean of several runs of a short network."""
+    import pandas as pd
+
+    rows = [
+        (one.file, number // 2 + 1, run, ms, one.is_busy, one.mean_mhz)
+        for number, one in enumerate(report.passes)
+        for run, ms in enumerate(one.samples_ms, start=1)
+    ]
+    frame = pd.DataFrame(rows, columns=["file", "round", "run", "ms", "is_busy", "mean_mhz"])
+    return str(frame.to_csv(index=False, float_format="%.9g", lineterminator="\n"))
+
+
+WRITTEN = ("report.html", "report.json", "layers.csv", "samples.csv")
+
+
+def write_report(report: Report, folder: Path) -> tuple[Path, ...]:
+    """Writes the files of WRITTEN, each whole or not at all; returns their paths."""
+    write_text(folder / "report.html", render_html(report))
+    write_json(folder / "report.json", report_document(report), format_version=FORMAT_VERSION)
+    write_text(folder / "layers.csv", layers_csv(report))
+    write_text(folder / "samples.csv", samples_csv(report))
+    return tuple(folder / name for name in WRITTEN)
 
 
 @dataclass(frozen=True)

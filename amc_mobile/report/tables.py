@@ -12,13 +12,12 @@ from typing import Any, Literal
 
 from amc_mobile.device.conditions import readable
 from amc_mobile.device.phone_state import REMEDIES, WIDE_BAND
-from amc_mobile.formats import REMEDY
+from amc_mobile.formats import FORMATS, REMEDY
 from amc_mobile.latency.calibration import COVERAGE, DRIFT_REMEDY, TOLD_DRIFT, slower
 from amc_mobile.latency.gate import Status
 from amc_mobile.report.content import (
     TOP1,
     Accuracy,
-    EpisodePoint,
     FurtherBudget,
     Latency,
     LayerRow,
@@ -109,10 +108,12 @@ def change(before: float | None, after: float | None) -> str:
 
 
 def points(before: Accuracy | None, after: Accuracy | None) -> str:
-    """Change in percentage points, signed."""
+    """Change in percentage points, signed, with its interval."""
     if before is None or after is None:
         return NOTHING
-    return f"{100 * (after.top1 - before.top1):+.1f} points"
+    change = f"{100 * (after.top1 - before.top1):+.1f} points"
+    interval = after.change_from(before)
+    return change if interval is None else f"{change} (95 % CI {100 * interval[0]:+.1f} to {100 * interval[1]:+.1f})"
 
 
 def accuracy(value: Accuracy | None) -> str:
@@ -218,6 +219,10 @@ def prediction_quality(predictions: Predictions) -> PredictionQuality | None:
 
 
 MOST_LAYERS = 400  # rows; every layer is in layers.csv and report.json
+BAND_MEANING = (
+    f"Band: {percent(COVERAGE, 0)} of whole networks should be measured within so many percent of their prediction; a "
+    "search holds a plan's prediction and the band on top of it against the budget."
+)
 USE_OF_SPLIT = {
     "train": "fine-tuning",
     "calibration": "channel choice and least squares",
@@ -319,17 +324,21 @@ def layers(report: Report, *, most: int = MOST_LAYERS) -> Section:
     has_total = not left_out and bool(before or after)
     if has_total:
         old, new = (sum(values) if values else None for values in (before, after))
-        rows.append(("all layers", "", "", "", number(old), number(new), change(old, new)))
+        rows.append(("all layers", "", "", "", "", number(old), number(new), change(old, new)))
     note = "Kernels timed alone, in the latency table: their sum is near, not equal to, the latency of the whole."
+    if any(layer.unused_channels for layer in report.layers):
+        note += (
+            " Unused: so many more output channels this kernel computes in the same time, up to the device's next step."
+        )
     if left_out:
         note += f" The first {most} layers; {left_out} more in layers.csv."
-    headers = ("layer", "kernel", "channels", "kept", "ms before", "ms after", "change")
+    headers = ("layer", "kernel", "channels", "kept", "unused", "ms before", "ms after", "change")
     nothing = (
         "No layers yet: run `amc-mobile search`."
         if not _counts(report)
         else ("A search for MACs or parameters looks at no kernels; the plan is in search.json.")
     )
-    return Section("layers", "Layers", headers, tuple(rows), nothing, note, has_total)
+    return Section("layers", "Layers", headers, tuple(rows), nothing, note, has_total).without_empty("unused")
 
 
 def _counts(report: Report) -> bool:
@@ -345,6 +354,9 @@ def _layer_row(layer: LayerRow) -> tuple[str, ...]:
         layer.kernel_after or layer.kernel_before,
         channels,
         percent(layer.keep_ratio, 0),
+        f"{layer.unused_channels} to {(layer.channels_after or 0) + layer.unused_channels}"
+        if layer.unused_channels
+        else "",
         number(layer.ms_before),
         number(layer.ms_after, like=layer.ms_before),
         change(layer.ms_before, layer.ms_after),
@@ -363,7 +375,10 @@ def search(report: Report) -> Section:
             rows.append(("proposed by", policies))
         chosen = next((p for p in report.episodes if p.is_best), None)
         if chosen is not None:
-            text = f"episode {chosen.episode}, reward {number(chosen.reward)}, {_predicted(report, chosen)}"
+            predicted = cost(chosen.predicted, unit)
+            if unit == "ms" and report.pruned and report.pruned.predicted_ms is not None:
+                predicted = ms(report.pruned.predicted_ms)
+            text = f"episode {chosen.episode}, reward {number(chosen.reward)}, predicted {predicted}"
             rows.append(
                 ("chosen", text + (f", {ms(chosen.measured_ms)} by its speed-up" if chosen.measured_ms else ""))
             )
@@ -372,13 +387,12 @@ def search(report: Report) -> Section:
             rows.append(("highest reward", f"{number(best)} in episode {episode}"))
         rows.append(("measured while searching", f"{sum(p.measured_ms is not None for p in report.episodes)} plans"))
         if any(p.measured_ms is not None for p in report.episodes):
-            note = "Measured: the original's p50 when the run began over the plan's measured speed-up."
+            note = "Measured: the original's p50 over the plan's measured speed-up."
     if report.budget is not None:
         asked = f" (asked: {report.budget.asked})" if report.budget.asked else ""
         limit = cost(report.budget.limit, unit)
         if report.budget.searched_limit is not None:
-            searched = cost(report.budget.searched_limit, unit)
-            limit = f"{searched} in the search, {limit} at the export: a share of the original as measured then"
+            note = " ".join([note, _moved(report.budget.search_scale)]).strip()
         rows.append(("budget", f"{'p50 ' if unit == 'ms' else ''}{limit}{asked}"))
     for one in report.further_budgets:
         is_latency = one.unit == "ms" and one.gate.cost is not None
@@ -388,13 +402,12 @@ def search(report: Report) -> Section:
     return Section("search", "Search", ("", ""), tuple(rows), "No search yet: run `amc-mobile search`.", note)
 
 
-def _predicted(report: Report, chosen: EpisodePoint) -> str:
-    """Of the chosen plan: what the search saw, and how that differs from what is predicted by now."""
-    unit = report.budget.unit if report.budget else "ms"
-    then, now = cost(chosen.predicted, unit), ms(report.pruned.predicted_ms if report.pruned else None)
-    if unit != "ms" or now in (then, NOTHING):
-        return f"predicted {then}"
-    return f"predicted {then} then, {now} with what was measured since"
+def _moved(scale: float) -> str:
+    """How the reference of a share of the original moved."""
+    return (
+        f"The budget is a share of the original, which took {scale:.3f} times as long at the export as when the search "
+        "began: all ms of the search are shown on the scale of the export."
+    )
 
 
 def gate(report: Report) -> Section:
@@ -448,7 +461,7 @@ def predictions(report: Report) -> Section:
         "Only searches for a latency predict one."
         if _counts(report)
         else "No whole model was both predicted and measured: run `amc-mobile profile`.",
-        "Bias: how much more was measured than predicted, on average." if quality else "",
+        f"{BAND_MEANING} Bias: how much more was measured than predicted, on average." if quality else "",
     )  # fmt: skip
 
 
@@ -512,7 +525,12 @@ def files(report: Report) -> Section:
         if file.not_delegated
     )
     nothing = "Nothing exported yet: run `amc-mobile export --tflite --onnx`."
-    return Section("files", "Files", headers, rows, nothing, note).without_empty("SQNR")
+    return Section("files", "Files", headers, rows, nothing, note, link="./{}").without_empty("SQNR")
+
+
+def reproduce(report: Report) -> Section:
+    """What went in; the commands are shown as they are."""
+    return Section("hashes", "Reproduce", ("SHA-256 of", ""), tuple(report.hashes.items()), "")
 
 
 def settings(report: Report) -> Section:
@@ -524,6 +542,7 @@ def _facts(mapping: object) -> tuple[tuple[str, str], ...]:
     return tuple((key.replace("_", " "), str(value)) for key, value in pairs if value not in (None, ""))
 
 
+CPU_DELEGATES = {form.delegate for form in FORMATS.values()}
 CONDITIONS_IN_LINE = ("device", "cpu", "soc", "os")
 
 
@@ -547,7 +566,7 @@ def clauses(report: Report) -> tuple[Clause, ...]:
         "predicted": _predicted_clause(report),
     }  # fmt: skip
     first = own.pop(report.budget.unit if report.budget else "ms")
-    shown = [clause for clause in (first, *own.values()) if clause is not None]
+    shown = [clause for clause in (first, _budget_used(report), *own.values()) if clause is not None]
     return (*shown, *_promised(report), *map(_further, report.further_budgets))
 
 
@@ -574,6 +593,13 @@ def _latency(report: Report) -> Clause | None:
     return Clause("latency p50", ms(latency.p50_ms), f"95 % CI {low} to {high}{note}")
 
 
+def _budget_used(report: Report) -> Clause | None:
+    used, budget = report.verdict.budget_used, report.budget
+    if used is None or budget is None:
+        return None
+    return Clause("budget used", percent(used), f"{'measured p50' if budget.unit == 'ms' else budget.unit} / budget")
+
+
 def _speedup(report: Report) -> Clause | None:
     if report.speedup is not None:
         low, high = report.speedup.ci_low, report.speedup.ci_high
@@ -588,7 +614,8 @@ def _accuracy(report: Report) -> Clause | None:
     before, after = report.original.accuracy, report.pruned.accuracy if report.pruned else None
     if after is None:
         return Clause(f"original {report.metric}", accuracy(before)) if before is not None else None
-    note = f"original {percent(before.top1)}, {points(before, after)}" if before is not None else ""
+    changed = points(before, after).replace(" (", ", ").replace(")", "")
+    note = f"original {percent(before.top1)}, {changed}" if before is not None else ""
     if after.split != "test":
         note = "; ".join(part for part in (note, f"on {after.split} images") if part)
     return Clause(report.metric, percent(after.top1), note)
@@ -622,6 +649,23 @@ def _further(one: FurtherBudget) -> Clause:
     return Clause(printable(one.asked), cost(shown, one.unit), f"{note}budget {cost(one.limit, one.unit)}")
 
 
+def ran_on(report: Report) -> Clause | None:
+    """The processor that ran the network, and what of it; None before a measurement."""
+    facts = report.conditions
+    if not facts.get("runtime"):
+        return None
+    delegate, threads = str(facts.get("delegate") or ""), facts.get("threads")
+    unit = "CPU" if delegate in CPU_DELEGATES else printable(delegate)
+    notes = [f"{threads} thread{'' if threads == 1 else 's'}"] if threads else []
+    notes.append(f"{facts['runtime']} {facts.get('runtime_version') or ''}".strip())
+    left = next((file.not_delegated for file in report.files if file.runtime == facts["runtime"]), None)
+    if left is not None:
+        notes.append(f"{delegate} took every operator" if not left else f"{delegate} did not take {', '.join(left)}")
+    elif delegate:
+        notes.append(delegate)
+    return Clause("ran on", unit, printable("; ".join(notes)))
+
+
 def device_line(report: Report) -> str:
     """Device, runtime, threads and clocks in one line; empty when nothing was measured."""
     facts = report.conditions
@@ -644,6 +688,22 @@ def validity(report: Report) -> str:
         return printable("flags " + ", ".join(report.flags))
     measured = report.pruned is not None and report.pruned.latency is not None
     return "VALID" if measured else ""
+
+
+VALID_MEANING = (
+    "VALID: the two fastest passes of each file agree, no other program took time, and there are enough runs for the "
+    "intervals. Otherwise flags say what makes the numbers less sure."
+)
+
+
+MEANINGS = (
+    "p50: the median of the timed runs, on a device that runs nothing else; 95 % CI: its interval, from resampling "
+    "passes and the runs in them.",
+    "Budget used: the measured p50 over the budget. The gate asks for more: so many of all rounds within the budget "
+    "that a network at its limit would pass in at most 2.5 % of cases.",
+    "Accuracies: Wilson's interval for that number of test images; of a change Newcombe's interval, which takes the "
+    "networks for independent. On the same images the true interval is narrower.",
+)
 
 
 def verdict_line(report: Report) -> str:

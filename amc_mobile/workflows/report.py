@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +16,13 @@ from numpy.typing import NDArray
 from amc_mobile import __version__
 from amc_mobile.data.split import SplitRecord
 from amc_mobile.device.phone_state import WIDE_BAND
-from amc_mobile.formats import BY_RUNTIME, FLOAT32
+from amc_mobile.formats import BY_RUNTIME, FLOAT16, FLOAT32, INT8
+from amc_mobile.kernels.kernel import Kernel
 from amc_mobile.latency.calibration import USABLE_BAND
 from amc_mobile.latency.gate import OPEN, Gate
 from amc_mobile.latency.measurement import ModelMeasurement, PairMeasurement
 from amc_mobile.latency.model import LatencyModel
+from amc_mobile.latency.probe import KernelType, stored_steps
 from amc_mobile.report.content import (
     Accuracy,
     AskedBudget,
@@ -32,6 +35,7 @@ from amc_mobile.report.content import (
     LayerRow,
     ModelColumn,
     ParityRow,
+    PassRow,
     PredictionPoint,
     Predictions,
     Ratio,
@@ -48,8 +52,11 @@ from amc_mobile.workflows.runs import (
     Run,
     SearchDetails,
     SearchRecord,
+    SettingsRecord,
 )
 from amc_mobile.workflows.workspace import Settings, Workspace
+
+FILES: tuple[Literal["original", "pruned"], ...] = ("original", "pruned")
 
 
 def keep_details(
@@ -61,25 +68,35 @@ def keep_details(
     if latency is not None:
         # A table of another tool has no whole models.
         original_ms = None if latency.conditions.is_foreign else latency.profiled_p50_ms
+        proposed = np.array([row.widths for row in EpisodeLog(run.folder / "episodes.csv").rows], dtype=np.int64)
         details = SearchDetails(
-            layers(latency, network.groups.sizes, widths), predictions(latency), groups, original_ms
-        )
+            layers(latency, network.groups.sizes, widths), predictions(latency), groups, original_ms,
+            tuple(latency.p50_ms(proposed).tolist()) if len(proposed) else (),
+        )  # fmt: skip
     run.save(details)
 
 
-def episodes(run: Run, chosen: int) -> tuple[EpisodePoint, ...]:
-    """`chosen`: the episode that found the plan."""
+def episodes(run: Run, chosen: int, details: SearchDetails, scale: float) -> tuple[EpisodePoint, ...]:
+    """`chosen`: the episode that found the plan. `scale`: of the ms."""
+    rows, costs = EpisodeLog(run.folder / "episodes.csv").rows, details.episodes_p50_ms
+    if len(costs) != len(rows):  # of an older version: the log has what was held against the budget, with the band
+        costs = tuple(row.predicted_cost / (1 + (details.predictions.band or 0.0)) for row in rows)
     return tuple(
         EpisodePoint(
-            row.episode, row.reward, row.predicted_cost, row.measured_ms, row.policy,
+            row.episode, row.reward, cost * scale, _scaled(row.measured_ms, scale), row.policy,
             is_best=row.episode == chosen,
         )
-        for row in EpisodeLog(run.folder / "episodes.csv").rows
+        for row, cost in zip(rows, costs, strict=True)
     )  # fmt: skip
 
 
+def _scaled(ms: float | None, scale: float) -> float | None:
+    return None if ms is None else ms * scale
+
+
 def layers(latency: LatencyModel, full: NDArray[np.int64], widths: NDArray[np.int64]) -> tuple[LayerRow, ...]:
-    """The kernels of the original, at widths `full`, beside those of a plan."""
+    """The kernels of the original, at widths `full`, and those of a plan."""
+    steps = _channel_steps(latency)
     before, after = latency.predictor.site_ms(full), latency.predictor.site_ms(widths)
     rows = []
     for site in latency.template.sites:
@@ -90,10 +107,28 @@ def layers(latency: LatencyModel, full: NDArray[np.int64], widths: NDArray[np.in
         rows.append(
             LayerRow(
                 site.name, old.label, new.label, channels[0], channels[1], before[site.index], after[site.index],
-                old.macs, new.macs,
+                old.macs, new.macs, steps(new), latency.template.node_keys(site),
             )
         )  # fmt: skip
     return tuple(rows)
+
+
+def _channel_steps(latency: LatencyModel) -> Callable[[Kernel], int | None]:
+    """Up to which multiple of output channels a kernel is as fast, where a probe or the profile has shown steps."""
+    probed = {
+        found.kernel_type: max(found.tile, found.aligned)
+        for found in stored_steps(latency.table, latency.conditions)
+        if found.axis != "in"
+    }
+    fitted = getattr(latency.predictor, "steps", {})  # the table of another tool shows none
+
+    def step(kernel: Kernel) -> int | None:
+        if (found := probed.get(KernelType.of(kernel))) is not None:
+            return found
+        steps = fitted.get(kernel.operator_type)
+        return None if steps is None else max(steps.tile_out, steps.aligned)
+
+    return step
 
 
 def predictions(latency: LatencyModel) -> Predictions:
@@ -116,11 +151,11 @@ def finetuning(run: Run) -> tuple[EpochAccuracy, ...]:
     if tuned is None:
         return ()
     later = [
-        EpochAccuracy(report.epoch, report.validation_top1)
+        EpochAccuracy(report.epoch, report.validation_top1, tuned.held_out_images)
         for report in tuned.epoch_reports
         if report.validation_top1 is not None
     ]
-    return (EpochAccuracy(0, tuned.held_out_top1_before), *later) if later else ()
+    return (EpochAccuracy(0, tuned.held_out_top1_before, tuned.held_out_images), *later) if later else ()
 
 
 @dataclass(frozen=True)
@@ -150,11 +185,23 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
     file = _judged_file(export)
     pair = file.pair if file else None
     exported = export.precision if export else None
-    predictions = replace(details.predictions, drift=_drift(details, search, file, settings))
     split_name = search.accuracy_on.removesuffix(" images")
     seen = partial(Accuracy, images=search.test_images, split=split_name, metric=search.metric)
     unit, searched_limit = search.budget.unit, search.budget.limit
     limit = export.gate.limit if export and unit == "ms" and export.gate.limit is not None else searched_limit
+    budget = AskedBudget(
+        unit, limit, f"--{search.budgets[0].asked}", _own_gate(search, export),
+        searched_limit=searched_limit if searched_limit != limit else None,
+    )  # fmt: skip
+    scale = budget.search_scale
+    # Of another precision than the search's nothing was predicted.
+    is_predicted = unit == "ms" and exported in (None, settings.precision)
+    predicted_ms = search.predicted_cost * scale if is_predicted else None
+    predictions = replace(
+        details.predictions,
+        points=_points(details.predictions, pair, predicted_ms, scale),
+        drift=_drift(details, search, file, settings),
+    )
     offline = pair is None and search.offline
     if pair:
         conditions = pair.after.conditions.to_document()
@@ -165,13 +212,7 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
         run=folder.folder.name,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         program_version=__version__,
-        budget=AskedBudget(
-            unit,
-            limit,
-            f"--{search.budgets[0].asked}",
-            _own_gate(search, export),
-            searched_limit=searched_limit if searched_limit != limit else None,
-        ),
+        budget=budget,
         original=ModelColumn(
             latency=_latency(pair.before) if pair else None,
             macs=int(search.original_macs),
@@ -181,8 +222,7 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
         ),
         pruned=ModelColumn(
             latency=_latency(pair.after) if pair else None,
-            # Of another precision than the search's nothing was predicted.
-            predicted_ms=search.predicted_cost if unit == "ms" and exported in (None, settings.precision) else None,
+            predicted_ms=predicted_ms,
             macs=int(search.macs),
             parameters=int(search.parameters),
             file_bytes=file.bytes if file else None,
@@ -191,7 +231,7 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
         speedup=Ratio(pair.speedup, *pair.speedup_interval) if pair else None,
         stages=_stages(folder, search, written, seen, outdated=outdated),
         layers=details.layers,
-        episodes=episodes(folder, search.episode),
+        episodes=episodes(folder, search.episode, details, scale),
         finetuning=finetuning(folder),
         predictions=predictions,
         conditions=conditions,
@@ -205,8 +245,80 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
         settings={
             **asdict(settings), **{k: v for k, v in asdict(folder.search_config()).items() if v is not None}
         },
+        passes=_passes(pair),
+        commands=_commands(folder, settings, written),
+        hashes={
+            "weights of the original": folder.load(SettingsRecord).weights_sha256,
+            "training images": split.train_sha256, "test images": split.test_sha256,
+        },
     )  # fmt: skip
     return ReportResult(report, write_report(report, folder.folder))
+
+
+def _points(
+    kept: Predictions, pair: PairMeasurement | None, predicted_ms: float | None, scale: float
+) -> tuple[PredictionPoint, ...]:
+    """Those of the search, on the scale of the page, and the exported file."""
+    points = [replace(p, predicted_ms=p.predicted_ms * scale, measured_ms=p.measured_ms * scale) for p in kept.points]
+    if pair is not None and predicted_ms is not None:
+        points.append(PredictionPoint(predicted_ms, pair.after.p50_ms, "final"))
+    return tuple(points)
+
+
+def _passes(pair: PairMeasurement | None) -> tuple[PassRow, ...]:
+    """Of every round the original, then the pruned file."""
+    rounds = zip(pair.before.passes, pair.after.passes, strict=True) if pair else ()
+    return tuple(
+        PassRow(
+            file, one.samples_ms, one.busy, one.record.load_ms, one.record.first_ms, one.record.peak_rss_kb,
+            (one.record.clock_mhz_ms or 0.0) / one.record.clock_ms if one.record.clock_ms else None,
+            one.record.switches,
+        )
+        for both in rounds
+        for file, one in zip(FILES, both, strict=True)
+    )  # fmt: skip
+
+
+OF_PROFILE = (
+    "model", "width_multiplier", "input_size", "checkpoint", "accuracy", "loss", "data", "device", "runtime", "threads",
+    "precision", "clock_mode", "waive", "table", "workers",
+)  # fmt: skip
+FLAGS = {"width_multiplier": "width"}  # of other settings the name itself
+PRECISION_FLAGS = {FLOAT32: "--fp32", INT8: "--int8", FLOAT16: "--fp16"}
+
+
+def _commands(run: Run, settings: Settings, export: ExportRecord | None) -> tuple[str, ...]:
+    """The commands that make the run again in an empty workspace, from the same weights; without a phone's serial."""
+    search, tuned = run.search_config(), run.finetuned()
+    usual = Settings()
+    changed = {k: v for k, v in asdict(settings).items() if v != getattr(usual, k) and k != "serial"}
+    known = {key: changed.pop(key) for key in OF_PROFILE if key in changed}
+    asked = {f.name: v for f in fields(search) if (v := getattr(search, f.name)) != f.default and v is not None}
+    if search.unit == "ms" and not settings.offline:
+        lines = [("profile", known), ("search", {**asked, **changed})]
+    else:
+        lines = [("search", {**known, **asked, **changed})]
+    if tuned is not None:
+        lines.append(("finetune", {"epochs": tuned.epochs, "learning_rate": tuned.learning_rate,
+                                   "batch_size": tuned.batch_size, "ema": tuned.ema_decay or None}))  # fmt: skip
+    if export is not None:
+        lines.append(("export", {file.format: True for file in export.files}))
+    return tuple(_command(name, flags) for name, flags in [*lines, ("report", {})])
+
+
+def _command(name: str, flags: Mapping[str, object]) -> str:
+    words = ["amc-mobile", name]
+    for key, value in flags.items():
+        flag = f"--{FLAGS.get(key, key).replace('_', '-')}"
+        if key == "precision":
+            words.append(PRECISION_FLAGS[str(value)])
+        elif value is True:
+            words.append(flag)
+        elif key in ("waive", "also"):
+            words += [part for one in str(value).split(",") for part in (flag, one)]
+        elif value is not None:
+            words += [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+    return shlex.join(words)
 
 
 def _drift(details: SearchDetails, search: SearchRecord, file: ExportedFile | None, settings: Settings) -> float | None:

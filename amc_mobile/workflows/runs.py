@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -221,12 +221,23 @@ class SearchDetails:
     """What a search keeps for reports, which then need neither network nor latency table.
 
     `profiled_p50_ms`: of the original, as the latency table has it; None where that knows no whole models.
+    `episodes_p50_ms`: of the plan of each line of the episode log, predicted with all that the search measured.
     """
 
     layers: tuple[LayerRow, ...] = ()
     predictions: Predictions = field(default_factory=Predictions)
     kept_groups: tuple[KeptGroup, ...] = ()
     profiled_p50_ms: float | None = None
+    episodes_p50_ms: tuple[float, ...] = ()
+
+    def to_document(self) -> dict[str, Any]:
+        """What older versions did not keep is left out where there is nothing of it."""
+        document = {f.name: to_document(getattr(self, f.name)) for f in fields(self)}
+        if not self.episodes_p50_ms:
+            del document["episodes_p50_ms"]
+        later = ("channel_step", "nodes")
+        layers = [{k: v for k, v in row.items() if v or k not in later} for row in document["layers"]]
+        return {**document, "layers": layers}
 
 
 @dataclass(frozen=True)

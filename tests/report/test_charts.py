@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,12 +10,15 @@ from report_example import finished_report
 
 from amc_mobile.report import charts
 from amc_mobile.report.content import (
+    Accuracy,
     AskedBudget,
     EpisodePoint,
     EpochAccuracy,
     LayerRow,
+    PassRow,
     PredictionPoint,
     Predictions,
+    Stage,
 )
 
 
@@ -66,6 +71,35 @@ def test_one_point_alone_can_be_drawn() -> None:
         charts.search_curve((EpisodePoint(0, 0.5, 1.0),), None),
     ):
         assert picture is not None and "NaN" not in charts.svg(picture)
+
+
+def test_the_share_of_runs_rises_to_one_and_the_budget_is_in_sight() -> None:
+    passes = (PassRow("original", (4.0, 5.0, 40.0)), PassRow("pruned", (2.0, 2.1, 2.2)))
+    picture = charts.sample_ecdf(passes, 3.0)
+    of_pruned = [(r["ms"], round(r["share"], 2)) for r in rows(picture, "share") if r["file"] == "pruned"]
+    assert of_pruned == [(2.0, 0.33), (2.1, 0.67), (2.2, 1.0)]
+    assert "budget 3.000 ms" in json.dumps(picture)
+    assert charts.sample_ecdf((), 3.0) is None and charts.run_order((), 3.0) is None
+
+
+def test_runs_are_coloured_by_the_clock_where_it_changed() -> None:
+    passes = finished_report().passes
+    clocked, unknown = (
+        json.dumps(charts.run_order(one, 1.2)) for one in (passes, tuple(replace(row, mean_mhz=None) for row in passes))
+    )
+    assert "mean clock, MHz" in clocked and "mean clock, MHz" not in unknown
+    assert rows(charts.run_order(passes, None), "run")[40]["load"] == "other programs too"
+
+
+def test_accuracies_are_drawn_with_their_intervals_and_the_axis_holds_them() -> None:
+    stages = (Stage("original", Accuracy(0.856, 359)), Stage("tflite", Accuracy(0.851, 359)), Stage("onnx"))
+    picture: Any = charts.stage_accuracies(stages, "top-1")
+    first = rows(picture, "stage", "low")[0]
+    assert first["low"] < 85.1 < 85.6 < first["high"]
+    (domain,) = set(re.findall(r'"domain": \[([\d., ]+)\], "nice"', json.dumps(picture)))
+    low, high = map(float, domain.split(", "))
+    assert high - low > 7
+    assert charts.stage_accuracies(stages[:1], "top-1") is None
 
 
 def test_the_accuracy_after_each_epoch_is_drawn_from_where_fine_tuning_began() -> None:

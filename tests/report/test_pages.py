@@ -36,10 +36,12 @@ from amc_mobile.report.content import (
 )
 from amc_mobile.report.pages import (
     LAYER_COLUMNS,
+    WRITTEN,
     layers_csv,
     render_html,
     render_text,
     report_document,
+    samples_csv,
     write_report,
 )
 from amc_mobile.store import from_document, to_document
@@ -119,9 +121,13 @@ def test_the_page_is_well_formed_small_and_needs_nothing_from_outside(report: Re
     page = Page(source)
     assert page.open == []
     assert len(source.encode()) < MOST_BYTES
-    assert page.tags.isdisjoint({"iframe", "link", "img", "object", "form", "foreignobject", "base", "a"})
+    assert page.tags.isdisjoint({"iframe", "link", "img", "object", "form", "foreignobject", "base"})
     names = {name for name, _ in page.attributes}
-    assert not [name for name in names if name.startswith("on") or name in ("href", "src", "xlink:href")]
+    assert not [name for name in names if name.startswith("on") or name in ("src", "xlink:href")]
+    links = {value for name, value in page.attributes if name == "href"}
+    places = {f"#{value}" for name, value in page.attributes if name == "id"}
+    assert {link for link in links if link.startswith("#")} <= places
+    assert all(re.fullmatch(r"#\w+|[a-z_]+\.(json|csv|md)|\./[\w.%/&;-]*", link) for link in links)
     own = SCRIPT.sub("", source)
     assert "url(" not in own and "@import" not in own
     for svg in re.findall(r"<noscript>(.*?)</noscript>", source, flags=re.DOTALL):
@@ -197,7 +203,7 @@ def test_the_layers_file_is_as_expected(golden: Golden) -> None:
 @pytest.mark.parametrize("report", [finished_report(), Report("net")], ids=["finished", "empty"])
 def test_a_written_report_reads_back_equal(report: Report, tmp_path: Path) -> None:
     paths = write_report(report, tmp_path)
-    assert [path.name for path in paths] == ["report.html", "report.json", "layers.csv"]
+    assert [path.name for path in paths] == list(WRITTEN)
     document = json.loads((tmp_path / "report.json").read_text())
     assert (document.pop("format_version"), document.pop("verdict")["status"]) == (1, report.verdict.status)
     assert from_document(Report, document, "report") == report
@@ -238,6 +244,15 @@ def test_the_layers_file_keeps_names_with_commas_quotes_and_line_breaks_on_one_l
 def test_the_layers_file_gives_the_keep_ratio() -> None:
     report = replace(finished_report(), layers=finished_report().layers[:1])
     assert next(csv.DictReader(layers_csv(report).splitlines()))["keep_ratio"] == "0.5"
+
+
+def test_every_run_is_in_the_samples_file() -> None:
+    lines = list(csv.DictReader(samples_csv(finished_report()).splitlines()))
+    assert len(lines) == 180
+    assert lines[9] == {
+        "file": "pruned", "round": "1", "run": "1", "ms": lines[9]["ms"], "is_busy": "False", "mean_mhz": "2361.2",
+    }  # fmt: skip
+    assert samples_csv(Report("net")).splitlines() == ["file,round,run,ms,is_busy,mean_mhz"]
 
 
 def test_the_documentation_names_every_key_and_no_other() -> None:

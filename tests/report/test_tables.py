@@ -29,12 +29,15 @@ from amc_mobile.report.pages import (
     render_text,
 )
 from amc_mobile.report.tables import (
+    Clause,
     advice,
     against_limit,
     count,
+    layers,
     number,
     prediction_quality,
     printable,
+    ran_on,
     render_rows,
     shortened,
     size,
@@ -237,8 +240,45 @@ def test_a_band_that_holds_fewer_models_than_promised_is_pointed_out() -> None:
     assert advice(replace(REPORT, predictions=Predictions((inside,) * 8 + (outside,) * 2, band=0.1))) == ()
 
 
-def test_a_prediction_that_moved_since_the_plan_was_proposed_is_named_with_both_values() -> None:
-    assert "predicted 1.175 ms then, 1.183 ms with what was measured since" in render_text(REPORT)
+def test_one_prediction_is_shown_wherever_it_is_shown() -> None:
+    text = render_text(REPORT)
+    assert "episode 55, reward 0.9254, predicted 1.183 ms" in text and "predicted 1.183 ms (measured -1.0 %)" in text
+
+
+def test_the_budget_used_is_the_measured_share_of_the_limit() -> None:
+    assert REPORT.verdict.budget_used == pytest.approx(1.171 / 1.2)
+    assert "budget used 97.6 % (measured p50 / budget)" in verdict_line(REPORT)
+    counted = Report("net", budget=AskedBudget("macs", 500.0), pruned=ModelColumn(macs=450))
+    assert "budget used 90.0 % (macs / budget)" in verdict_line(counted)
+
+
+def test_a_reference_that_moved_is_named_once_and_every_ms_is_on_its_scale() -> None:
+    assert REPORT.budget is not None
+    moved = replace(REPORT, budget=replace(REPORT.budget, searched_limit=1.0))
+    assert moved.budget is not None and moved.budget.search_scale == pytest.approx(1.2)
+    assert "took 1.200 times as long at the export as when the search began" in render_text(moved)
+
+
+def test_what_ran_and_what_the_delegate_left_out_are_in_the_verdict() -> None:
+    assert ran_on(REPORT) == Clause("ran on", "CPU", "1 thread; tflite 2.3.0; XNNPACK took every operator")
+    left = replace(REPORT, files=(replace(REPORT.files[0], not_delegated=("TOPK_V2",)),))
+    assert "XNNPACK did not take TOPK_V2" in str(ran_on(left))
+    assert ran_on(Report("net")) is None
+
+
+def test_channels_up_to_the_next_step_of_the_device_are_unused() -> None:
+    assert [LayerRow("a", "", "", 64, n, channel_step=16).unused_channels for n in (40, 48, 63)] == [8, 0, 1]
+    assert LayerRow("a", "", "", 45, 40, channel_step=16).unused_channels == 5
+    assert LayerRow("a", "", "", 64, 40).unused_channels is None
+    section = layers(replace(REPORT, layers=(LayerRow("a", "k", "k", 64, 40, 2.0, 1.0, channel_step=16),)))
+    assert section.rows[0][section.headers.index("unused")] == "8 to 48" and "same time" in section.note
+
+
+def test_newcombes_interval_matches_a_published_value() -> None:
+    # 56 of 70 against 48 of 80, R. Newcombe (1998), Statistics in Medicine 17, 873-890, table II, method 10.
+    low, high = Accuracy(56 / 70, 70).change_from(Accuracy(48 / 80, 80)) or (0, 0)
+    assert (round(low, 4), round(high, 4)) == (0.0524, 0.3339)
+    assert Accuracy(0.5).change_from(Accuracy(0.4, 10)) is None
 
 
 def test_the_text_of_a_finished_run_is_as_expected(golden: Golden) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def test_a_report_needs_neither_network_nor_table_nor_runtime(amc: Amc, monkeypa
     done(amc, "export", "--onnx", "--quiet")
     before = report(amc)
     assert len(before["layers"]) == 4 and all(layer["ms_after"] for layer in before["layers"])
-    assert {point["kind"] for point in before["predictions"]["points"]} == {"calibration", "search"}
+    assert {point["kind"] for point in before["predictions"]["points"]} == {"calibration", "search", "final"}
     assert before["kept_groups"] and before["predictions"]["drift"] == pytest.approx(1.0)
     Path("net.py").unlink()
     Path("amc-workspace/table.sqlite").unlink()
@@ -53,6 +54,24 @@ def test_a_run_without_the_record_is_refused_with_the_next_step(amc: Amc) -> Non
     assert report(amc)["layers"]
 
 
+def test_a_report_says_how_to_make_the_run_again_and_keeps_every_run(amc: Amc) -> None:
+    done(amc, *SEARCH)
+    done(amc, "finetune", "--epochs", "1", "--quiet")
+    done(amc, "export", "--onnx", "--quiet")
+    document = report(amc)
+    commands = [shlex.split(command) for command in document["commands"]]
+    assert [words[:2] for words in commands] == [
+        ["amc-mobile", step] for step in ("profile", "search", "finetune", "export", "report")
+    ]
+    assert {"--latency-ratio", "0.7", "--policy", "random"} <= set(commands[1]) and commands[3][2:] == ["--onnx"]
+    for words in commands:  # every flag is one that the command takes
+        assert amc(words[1], "--help")[0] == 0
+        assert {word for word in words if word.startswith("--")} <= set(amc(words[1], "--help")[1].split())
+    assert set(document["hashes"]) == {"weights of the original", "training images", "test images"}
+    assert [row["file"] for row in document["passes"]][:2] == ["original", "pruned"]
+    assert {node for layer in document["layers"] for node in layer["nodes"]}
+
+
 def test_a_share_of_an_original_that_became_slower_is_shown_with_both_its_values(amc: Amc, bench: Bench) -> None:
     done(amc, *SEARCH)
     searched = json.loads((RUN / "search.json").read_text())["budget"]["limit"]
@@ -63,9 +82,14 @@ def test_a_share_of_an_original_that_became_slower_is_shown_with_both_its_values
     assert budget["limit"] == pytest.approx(1.25 * searched)
     assert budget["searched_limit"] == pytest.approx(searched)
     text = done(amc, "report")
-    assert f"{searched:.4g} ms in the search, {1.25 * searched:.4g} ms at the export" in text
-    # The search's plans are drawn against what they were held against.
-    assert f">budget {searched:.4g}<" in (RUN / "report.html").read_text()
+    assert "took 1.250 times as long at the export as when the search began" in text
+    # One number everywhere: the search's plans are drawn on the scale of the export.
+    page = (RUN / "report.html").read_text()
+    assert f">budget {1.25 * searched:.4g}<" in page and f"budget {searched:.4g}" not in page
+    predicted = json.loads((RUN / "search.json").read_text())["predicted_cost"]
+    document = report(amc)
+    (chosen,) = {point["predicted"] for point in document["episodes"] if point["is_best"]}
+    assert chosen == pytest.approx(1.25 * predicted) == document["pruned"]["predicted_ms"]
 
 
 def test_the_headline_before_the_export_is_that_of_the_weights_it_would_take(amc: Amc) -> None:
