@@ -250,20 +250,36 @@ def _document(path: Path, number: int, text: str) -> dict[str, Any]:
 
 
 DESCRIBED = ("device", "soc", "os", "runtime", "runtime_version", "threads")  # of the conditions, in a CSV file
-CSV_COLUMNS = ("conditions", *DESCRIBED, "key", "kernel", "ms", "passes", "samples", "flags")
+CSV_COLUMNS = ("conditions", *DESCRIBED, "key", "kernel", *SHAPE_FIELDS, "layer", "ms", "passes", "samples", "flags")
 
 
-def to_csv(table: LatencyTable) -> str:
-    """One line per kernel and conditions, the slowest first; `ms` is the lowest 20th percentile over passes."""
+def to_csv(table: LatencyTable, layers: Mapping[str, Sequence[str]]) -> str:
+    """One line per kernel and conditions, the slowest first; `ms` is the lowest 20th percentile over passes.
+
+    `layers`: by label of a kernel, the layers that are known to run it. A `window` of 0 is unknown or has no meaning.
+    """
     import pandas as pd
 
     frames = [pd.DataFrame(columns=CSV_COLUMNS)]  # of an empty table
+    shapes = {key: _shape_columns(document) for key, document in table.kernel_documents().items()}
     for conditions in table.conditions():
         described = {name: getattr(conditions, name) for name in DESCRIBED}
         kernels = table.to_frame(conditions).rename(columns={"low_ms": "ms"})
+        for name in SHAPE_FIELDS:
+            kernels[name] = [shapes[key].get(name) for key in kernels["key"]]
+        kernels["layer"] = [" ".join(layers.get(label, ())) for label in kernels["kernel"]]
         frames.append(kernels.assign(conditions=conditions.key[:12], **described))
     text: str = pd.concat(frames[1:] or frames).to_csv(columns=CSV_COLUMNS, index=False, lineterminator="\n")
     return text
+
+
+def _shape_columns(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a kernel's document; empty where an imported table does not have the shape."""
+    from amc_mobile.kernels.kernel import Kernel
+
+    if "operators" not in document:
+        return dict(document.get("shape", {}))
+    return KernelShape.of(Kernel.from_document(document)).to_document()
 
 
 def from_csv(

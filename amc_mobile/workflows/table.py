@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 
 from amc_mobile import store
 from amc_mobile.device.conditions import Conditions, readable
-from amc_mobile.errors import DeviceError, InvalidInput
+from amc_mobile.errors import AmcMobileError, DeviceError, InvalidInput
 from amc_mobile.latency import table_files
 from amc_mobile.latency.kernel_fit import SiteModel, Steps
 from amc_mobile.latency.measurement import KernelMeasurement
@@ -34,7 +34,7 @@ from amc_mobile.report.tables import render_rows
 from amc_mobile.store import to_document
 from amc_mobile.workflows.network import Network
 from amc_mobile.workflows.profile import profiled_latency
-from amc_mobile.workflows.runs import GridMultiple
+from amc_mobile.workflows.runs import GridMultiple, Run, SearchDetails
 from amc_mobile.workflows.workspace import Progress, Settings, Workspace
 
 
@@ -257,10 +257,26 @@ def export_table(space: Workspace, path: Path) -> TableResult:
         raise InvalidInput(f"{path}: not a .csv or .jsonl file", next_step="end the name with .jsonl or .csv")
     with open_table(space) as table:
         contents = table.contents()
-        text = table_files.to_csv(table) if path.suffix == ".csv" else "\n".join(table_files.to_lines(contents)) + "\n"
+        text = (
+            table_files.to_csv(table, _layers(space))
+            if path.suffix == ".csv"
+            else "\n".join(table_files.to_lines(contents)) + "\n"
+        )
     store.write_text(path, text)
     written = WrittenTable(*_counts(contents), path=str(path), bytes=len(text.encode()))
     return TableResult(f"wrote {path}: {written.kernels} kernels, {written.passes} passes", written)
+
+
+def _layers(space: Workspace) -> dict[str, list[str]]:
+    """By label of a kernel, the layers that run it in the networks of the workspace's runs, pruned or not."""
+    layers: dict[str, dict[str, None]] = {}
+    for folder in sorted(space.runs.glob("*")):
+        with suppress(AmcMobileError):  # a damaged run keeps no table from being exported
+            details = Run(folder).find(SearchDetails)
+            for layer in details.layers if details else ():
+                for label in (layer.kernel_before, layer.kernel_after):
+                    layers.setdefault(label, {})[layer.name] = None
+    return {label: list(names) for label, names in layers.items()}
 
 
 def import_table(space: Workspace, path: Path) -> TableResult:

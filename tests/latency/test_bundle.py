@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -185,14 +186,17 @@ def test_a_pass_of_something_unknown_is_refused_and_nothing_is_added(table: Late
 
 
 def test_csv_is_one_line_per_kernel_and_conditions(table: LatencyTable) -> None:
-    lines = to_csv(table).splitlines()
-    assert lines[0].startswith("conditions,device,soc")
-    assert len(lines) == 1 + 4
-    assert f",{conv(8, 16).key},{conv(8, 16).label},1.0,2,8," in to_csv(table)
+    text = to_csv(table, {conv(8, 16).label: ["features.0", "features.3"]})
+    lines = list(csv.DictReader(text.splitlines()))
+    assert text.startswith("conditions,device,soc")
+    assert len(lines) == 4
+    line = next(line for line in lines if line["key"] == conv(8, 16).key and line["passes"] == "2")
+    assert (line["in_channels"], line["out_channels"], line["layer"]) == ("8", "16", "features.0 features.3")
+    assert (line["operator"], line["stride"], line["passes"], line["samples"]) == ("conv1x1", "1", "2", "8")
 
 
 def test_an_exported_csv_can_be_read_as_a_foreign_table(table: LatencyTable) -> None:
-    found = from_csv(CSV, to_csv(table), PHONE, kernel=["key"], ms="ms", run="conditions")
+    found = from_csv(CSV, to_csv(table, {}), PHONE, kernel=["key"], ms="ms", run="conditions")
     assert sorted(one.one.samples_ms[0] for one in found.passes) == sorted(
         kernel.low_ms for c in table.conditions() for kernel in table.kernels(c).values()
     )
