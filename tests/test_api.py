@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +94,16 @@ def test_a_network_is_profiled_searched_finetuned_exported_and_reported(tmp_path
     assert measured is not None and measured.p50_ms > 0
     assert 0 <= files["onnx"].accuracy <= 1
     assert amc.measure(files["onnx"].path, device).p50_ms > 0
+    described = json.loads((run.folder / "model.json").read_text())
+    file = described["files"]["model.onnx"]
+    assert file["sha256"] == files["onnx"].sha256 == hashlib.sha256(Path(files["onnx"].path).read_bytes()).hexdigest()
+    assert file["latency"]["p50_ms"] == pytest.approx(measured.p50_ms, rel=1e-4)
+    assert file["budgets"][0]["met"] is files.passed and file["accuracy"] == files["onnx"].accuracy
+    assert [(end["name"], end["layout"]) for end in file["inputs"]] == [("images", "NCHW")]
+    assert file["outputs"][0]["name"] == file["outputs"][0]["content"] == "logits"
+    assert described["image"]["divisor"] == 255.0 and described["image"]["colours"] == "grey"
+    assert described["plan"]["first"] == [32, run.plan().kept_channels["first"]]
+    assert (run.folder / "labels.txt").read_text().splitlines() == described["labels"] == [str(i) for i in range(10)]
     assert "report.html" in {path.name for path in run.report().paths}
 
     module = amc.load_pruned(run.folder)

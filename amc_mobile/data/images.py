@@ -61,6 +61,8 @@ class FileImages:
         return [self._names[int(i)] for i in select]
 
 
+# The evaluation habit of ImageNet nets: the shorter side to 256, then the middle 224x224.
+RESIZE_TO_CROP = 256 / 224
 RESIZE_BATCH = 256  # resizing goes through float32; this many images at a time keep that small
 
 
@@ -151,7 +153,9 @@ class Dataset:
 
     `accuracy_on`: what every accuracy on the test set is said to be on. "training images" where a network with
     published weights has seen them. `resized_from`: height and width that the images had before, where they had one.
-    `input_shapes`: of several inputs that lie behind each other in the images, (C, H, W) each.
+    `input_shapes`: of several inputs that lie behind each other in the images, (C, H, W) each. `resize`: how images
+    are brought to their size, "stretch" or "crop" (shorter side to RESIZE_TO_CROP of the size, then the middle); "": as
+    the user's own code does it.
     """
 
     train: ImageSet
@@ -161,6 +165,7 @@ class Dataset:
     accuracy_on: str = "test images"
     resized_from: tuple[int, int] | None = None
     input_shapes: tuple[tuple[int, ...], ...] = ()
+    resize: str = ""
 
     def __post_init__(self) -> None:
         for name, images in (("training", self.train), ("test", self.test)):

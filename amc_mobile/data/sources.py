@@ -26,6 +26,7 @@ from sklearn.datasets import load_digits as sklearn_digits
 from torch import Tensor
 
 from amc_mobile.data.images import (
+    RESIZE_TO_CROP,
     Dataset,
     FileImages,
     ImageSet,
@@ -110,7 +111,7 @@ def load_cifar(spec: str, location: str, options: ReadOptions) -> Dataset:
     classes, train, test = _read(Path(location).expanduser())
     height, width = train[0].shape[2:]
     train_set, test_set = (options.images(*part, IMAGENET) for part in (train, test))
-    return Dataset(train_set, test_set, classes, spec, resized_from=(height, width))
+    return Dataset(train_set, test_set, classes, spec, resized_from=(height, width), resize="stretch")
 
 
 Part = tuple[Tensor, Tensor]
@@ -185,7 +186,7 @@ def load_digits(spec: str, location: str, options: ReadOptions) -> Dataset:
     every = options.images(pixels, labels, DIGITS_NORMALISATION, mirrors=False)
     train, test = (every.subset(index) for index in _shuffled_parts(len(every)))
     classes = tuple(str(digit) for digit in range(10))
-    return Dataset(train, test, classes, spec, resized_from=(DIGITS_SIZE, DIGITS_SIZE))
+    return Dataset(train, test, classes, spec, resized_from=(DIGITS_SIZE, DIGITS_SIZE), resize="stretch")
 
 
 def _shuffled_parts(count: int) -> tuple[Tensor, Tensor]:
@@ -256,8 +257,6 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".ti
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("val", "valid", "validation", "test")
 LARGEST_DEFAULT_SIZE = 224
-# The evaluation habit of ImageNet nets: the shorter side to 256, then the middle 224x224.
-RESIZE_TO_CROP = 256 / 224
 # Above this share of the memory the images would push everything else out.
 MEMORY_SHARE = 0.5
 
@@ -303,7 +302,7 @@ def load_folder(spec: str, location: str, options: ReadOptions) -> Dataset:
                 held[index] = torch.from_numpy(decode(str(name)))
             return ImageSet(held, labels, mean, std)
 
-        return Dataset(image_set(train_files), image_set(test_files), classes, spec)
+        return Dataset(image_set(train_files), image_set(test_files), classes, spec, resize="crop")
 
 
 def fitted(image: Image.Image, size: int) -> Image.Image:

@@ -59,19 +59,23 @@ def run_tflite(model: bytes, images: Floats) -> Floats:
 
 
 def tflite_ends(interpreter: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Inputs and outputs in the order of the network's own, which a file's signature numbers."""
+    """Inputs and outputs in the order of the network's own: that of a shipped file; a converter numbers them."""
     signatures = interpreter.get_signature_list()
     sides = (interpreter.get_input_details(), interpreter.get_output_details())
     if not signatures or max(map(len, sides)) == 1:
         return sides
     runner = interpreter.get_signature_runner(next(iter(signatures)))
-    named = (runner.get_input_details(), runner.get_output_details())
-    return tuple([found[name] for name in sorted(found, key=_number)] for found in named)  # type: ignore[return-value]
+    ends = (runner.get_input_details(), runner.get_output_details())
+    if not all(NUMBERED.fullmatch(name) for side in ends for name in side):
+        return sides
+    return tuple([side[name] for name in sorted(side, key=_number)] for side in ends)  # type: ignore[return-value]
 
 
-def _number(name: str) -> tuple[int, str]:
-    digits = re.search(r"[0-9]+$", name)
-    return (int(digits.group()) if digits else 0, name)
+NUMBERED = re.compile(r"(?:args|output)_([0-9]+)")  # by LiteRT's converter
+
+
+def _number(name: str) -> int:
+    return int(NUMBERED.fullmatch(name)[1])  # type: ignore[index]
 
 
 def tflite_inputs(image: Floats, sources: Sequence[dict[str, Any]]) -> list[Floats]:

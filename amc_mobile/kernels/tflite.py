@@ -6,12 +6,12 @@ import copy
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from amc_mobile.errors import UnsupportedLayer
-from amc_mobile.formats import TFLITE, TFLITE_IDENTIFIER
+from amc_mobile.export.metadata import AlignedBuffer, pack_tflite, parse_tflite
+from amc_mobile.formats import TFLITE
 from amc_mobile.kernels.kernel import CONVERSIONS, GLUE_NAMES, Array, Attribute, Graph, Node, Value
 from amc_mobile.kernels.labels import NEXT_STEP, Cut
 from amc_mobile.kernels.template import Template
@@ -22,18 +22,11 @@ DTYPES = {
     schema.TensorType.UINT8: np.uint8, schema.TensorType.INT16: np.int16, schema.TensorType.INT32: np.int32,
     schema.TensorType.INT64: np.int64, schema.TensorType.BOOL: np.bool_,
 }  # fmt: skip
-ALIGNMENT = 16  # bytes; the schema asks for it, and interpreters map weights from the file as they lie
 
 
 def parse(content: bytes) -> Any:
     """The file as a schema object. Raises ValueError when it is not a .tflite file."""
-    if content[4:8] != TFLITE_IDENTIFIER:
-        raise ValueError("not a .tflite file")
-    model = schema.ModelT.InitFromPackedBuf(content, 0)
-    for buffer in model.buffers:
-        if buffer.offset > 1:  # large buffers may lie behind the FlatBuffer
-            buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
-            buffer.offset = buffer.size = 0
+    model = parse_tflite(content)
     if len(model.subgraphs) != 1:
         raise UnsupportedLayer("", f"the .tflite file has {len(model.subgraphs)} subgraphs, not one")
     return model
@@ -131,23 +124,6 @@ class TfliteTemplate(Template):
 TEMPLATE = TfliteTemplate
 
 
-class _AlignedBuffer(schema.BufferT):  # type: ignore[misc]
-    """Packs its bytes at ALIGNMENT, which the generated code does not."""
-
-    def __init__(self, array: Array) -> None:
-        super().__init__()
-        self.data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-
-    def Pack(self, builder: Any) -> Any:  # noqa: N802
-        builder.StartVector(1, self.data.size, ALIGNMENT)
-        builder.head -= self.data.size
-        builder.Bytes[builder.head : builder.head + self.data.size] = self.data.tobytes()
-        offset = builder.EndVector()
-        schema.BufferStart(builder)
-        schema.BufferAddData(builder, offset)
-        return schema.BufferEnd(builder)
-
-
 class _Writer:
     """Writes one file."""
 
@@ -175,10 +151,7 @@ class _Writer:
         model.version, model.description = 3, self._source.description
         model.operatorCodes, model.buffers, model.subgraphs = self._codes, self._buffers, [subgraph]
         model.signatureDefs = [_signature(subgraph)]
-        weights = sum(len(buffer.data) + ALIGNMENT for buffer in self._buffers if buffer.data is not None)
-        builder = flatbuffers.Builder(weights + 1024 * (len(self._tensors) + 4))
-        builder.Finish(model.Pack(builder), b"TFL3")
-        return bytes(builder.Output())
+        return pack_tflite(model)
 
     def _operator(self, index: int) -> Any:
         node, operator = self._graph.nodes[index], copy.copy(self._old.operators[index])
@@ -219,7 +192,7 @@ class _Writer:
                 suffix = f".{copies}"
                 tensor.name = tensor.name + (suffix.encode() if isinstance(tensor.name, bytes) else suffix)
             array = self._cut.constant(index, slot)
-            self._buffers.append(_AlignedBuffer(array))
+            self._buffers.append(AlignedBuffer(array))
             tensor.shape, tensor.buffer = np.array(array.shape, np.int32), len(self._buffers) - 1
             if _is_quantised(tensor):
                 tensor.quantization = self._scales(index, slot, tensor.quantization)

@@ -618,7 +618,7 @@ def _classes_of(built: LoadedModel) -> int | None:
             f"{built.spec} must give one tensor for one image, it gave {shape}",
             next_step=SEVERAL_OUTPUTS,
         )
-    if built.task is CLASSIFICATION and _is_softmax(output):
+    if built.task is CLASSIFICATION and is_softmax(output):
         LOG.warning(
             "warning: %s ends in a softmax. Its outputs are read as logits: leave the softmax out of the network, "
             "or training is slow and plans are hard to tell apart.", built.spec,
@@ -626,7 +626,7 @@ def _classes_of(built: LoadedModel) -> int | None:
     return built.task.num_classes(output)
 
 
-def _is_softmax(outputs: Tensor) -> bool:
+def is_softmax(outputs: Tensor) -> bool:
     """Whether outputs (N, classes) are probabilities."""
     if outputs.ndim != 2 or outputs.shape[1] < 2:
         return False

@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from amc_mobile import __version__
+from amc_mobile.channels.plan import PruningPlan, WeightPlan
+from amc_mobile.data.images import RESIZE_TO_CROP
+from amc_mobile.data.sources import SOURCES
 from amc_mobile.data.split import DataSplit
 from amc_mobile.device.device import Device, Heat, Neighbours
 from amc_mobile.device.phone_state import REMEDIES
@@ -28,19 +31,23 @@ from amc_mobile.errors import (
     InvalidInput,
     MissingDependency,
 )
+from amc_mobile.export import metadata
 from amc_mobile.export.converters import EXPORTERS, QUANTIZERS, calibration_choice
+from amc_mobile.export.metadata import BudgetInfo, ImageInput, LatencyInfo, NetworkInfo, ShippedFile, forward_names
 from amc_mobile.export.parity import Floats, file_logits, not_delegated, parity, sqnr_db
 from amc_mobile.formats import BY_SUFFIX, FLOAT32, FORMATS, REMEDY, TFLITE, precision_problem
 from amc_mobile.latency import protocol
 from amc_mobile.latency.gate import STATUS_OF, Gate, Limit, all_passed, decided
 from amc_mobile.latency.measurement import BUSY, ModelMeasurement, PairMeasurement, SustainedMeasurement
 from amc_mobile.latency.protocol import ProtocolConfig, measure_model, measure_pair
-from amc_mobile.models.task import Task, logits
+from amc_mobile.models.loading import is_softmax
+from amc_mobile.models.task import CLASSIFICATION, Detection, Task, logits
 from amc_mobile.packing import PackedModule
 from amc_mobile.report.content import TOP1
 from amc_mobile.report.tables import NOTHING, kilobytes, megahertz, number, percent
 from amc_mobile.search.budget import format_cost
-from amc_mobile.store import to_document, write_bytes
+from amc_mobile.store import to_document, write_bytes, write_json, write_text
+from amc_mobile.user_file import names_a_function
 from amc_mobile.workflows.budgets import attached, settings_of
 from amc_mobile.workflows.devices import OpenedDevice, chosen_runtime, device_of
 from amc_mobile.workflows.network import Network
@@ -453,65 +460,203 @@ def _exported(
     space: Workspace, folder: Run, formats: list[str], settings: Settings, progress: Progress, *, offline: bool
 ) -> ExportResult:
     check_quantizers(settings, formats)
-    config, search = folder.search_config(), folder.search()
-    network = folder.original(space, settings)
-    data = network.split(calibration=config.calibration_images, reward=config.reward_images, seed=settings.seed)
-    stage = folder.best_stage()
-    model = folder.load_pruned(network, stage)
-    images = data.test.normalised().numpy()
-    reference = logits(model, data.test)
-    limit = Limit(search.budget.limit, config.latency_ratio) if search.budget.unit == "ms" else None
+    exporter, search = _Exporter(space, folder, settings), folder.search()
     runtime = chosen_runtime(settings)  # of the search
-    chosen = data.calibration.subset(calibration_choice(len(data.calibration)))
-    calibration = chosen.normalised().numpy()
     # Before the exports: a phone that is not there should not take minutes to be missed.
     devices = {form: None if offline else _device(settings, form, progress) for form in formats}
     files: list[ExportedFile] = []
     for position, form in enumerate(formats):
         progress("export", position, len(formats), form)
-        plain, path = (_file(folder, "model", form, p) for p in (FLOAT32, settings.precision))
-        EXPORTERS[form](model, network.input_shape, plain)
-        before = None
-        if path != plain:
-            _quantize(plain, path, form, settings, calibration)
-            before = Float32File(str(plain), plain.stat().st_size, _accuracy(network, file_logits(plain, images), data))
-        outputs = file_logits(path, images)
-        accuracy, sqnr = _accuracy(network, outputs, data), sqnr_db(outputs, reference.numpy())
-        original = _original(network, folder, form, settings, calibration) if devices[form] else None
+        exporter.write(form)
         # Files for another runtime than the search's are measured, and no budget speaks of them.
-        held = limit if FORMATS[form].runtime == runtime else None
-        pair, decision = measured_pair(devices[form], original, path, held, waived=settings.waived) or (None, None)
-        left_out = not_delegated(path.read_bytes()) if form == TFLITE.name else None
-        problem = precision_problem(
-            settings.precision, network.task.metric, before.test_top1, accuracy, len(data.test), sqnr
-        ) if before else ""  # fmt: skip
-        files.append(
-            ExportedFile(
-                form, settings.precision, FORMATS[form].runtime, str(path), path.stat().st_size,
-                hashlib.sha256(path.read_bytes()).hexdigest(), accuracy,
-                parity(outputs, reference.numpy(), _classes_by(network.task)),
-                _by_output(network.module, outputs, reference),
-                sqnr_db=sqnr if before else None, float32=before, problem=problem,
-                not_delegated=tuple(left_out) if left_out is not None else None,
-                pair=pair, decision=decision, original_bytes=original.stat().st_size if original else None,
-            )
-        )  # fmt: skip
+        files.append(exporter.checked(form, devices[form], is_held=FORMATS[form].runtime == runtime))
     progress("export", len(formats), len(formats))
-
-    def original_file(form: str) -> Path:
-        return _original(network, folder, form, settings, calibration)
-
-    further = [
-        further_gate(budget, files, replace(settings, offline=offline), progress, original=original_file)
+    further = tuple(
+        further_gate(budget, files, replace(settings, offline=offline), progress, original=exporter.original)
         for budget in search.budgets[1:]
-    ]
+    )
+    own = own_gate(search, files, runtime, offline=offline)
+    files = exporter.describe(files, [own.passed, *(gate.passed for gate in further)])
+    stage, data, task = exporter.stage, exporter.data, exporter.network.task
     record = ExportRecord(
-        stage, folder.stage_sha256(stage), runtime, settings.precision, config.granularity,
-        network.task.accuracy(reference, data.test.labels), network.task.metric, data.accuracy_on, tuple(files),
-        all_of(own_gate(search, files, runtime, offline=offline), tuple(further)), folder.accuracy_kept(),
+        stage, folder.stage_sha256(stage), runtime, settings.precision, folder.search_config().granularity,
+        task.accuracy(exporter.reference, data.test.labels), task.metric, data.accuracy_on, tuple(files),
+        all_of(own, further), folder.accuracy_kept(),
     )  # fmt: skip
     folder.save(record)
     return ExportResult(folder.folder.name, record)
+
+
+class _Exporter:
+    """The files of one export: written, checked against torch, measured and described."""
+
+    def __init__(self, space: Workspace, run: Run, settings: Settings) -> None:
+        config = run.search_config()
+        self._run, self._settings, self._search, self._ratio = run, settings, run.search(), config.latency_ratio
+        self.network, self.stage = run.original(space, settings), run.best_stage()
+        self.data = self.network.split(
+            calibration=config.calibration_images, reward=config.reward_images, seed=settings.seed
+        )
+        self._model = run.load_pruned(self.network, self.stage)
+        self._images, self.reference = self.data.test.normalised().numpy(), logits(self._model, self.data.test)
+        chosen = self.data.calibration.subset(calibration_choice(len(self.data.calibration)))
+        self._calibration = chosen.normalised().numpy()
+        self._info = network_info(self.network, self.data, self._search.plan)
+        self._shipped: dict[Path, ShippedFile] = {}
+
+    def write(self, form: str) -> None:
+        """The file of a format, and the float32 file where that is another one."""
+        plain, path = (self._path("model", form, precision) for precision in (FLOAT32, self._settings.precision))
+        EXPORTERS[form](self._model, self.network.input_shape, plain)
+        exported = plain.read_bytes()
+        self._ship(plain, exported, form, FLOAT32)
+        if path != plain:
+            quantised = QUANTIZERS[form](exported, self._settings.precision, self._calibration)
+            self._ship(path, quantised, form, self._settings.precision)
+
+    def _ship(self, path: Path, exported: bytes, form: str, precision: str) -> None:
+        content = output_content(self.network.task, self.reference)
+        budgets = tuple(BudgetInfo(b.asked, b.unit, _short(b.limit), b.device) for b in self._search.budgets)
+        self._shipped[path] = ShippedFile.of(
+            exported, form, precision, self._info, names=forward_names(self.network.module, content),
+            output_content=content, budgets=budgets,
+        )  # fmt: skip
+        write_bytes(path, self._shipped[path].content)
+
+    def checked(self, form: str, device: Device | None, *, is_held: bool) -> ExportedFile:
+        """What the file computes and, with a device, how long it takes. `is_held`: against the search's own budget."""
+        plain, path = (self._path("model", form, precision) for precision in (FLOAT32, self._settings.precision))
+        before = None
+        if path != plain:
+            before = Float32File(str(plain), plain.stat().st_size, self._accuracy(file_logits(plain, self._images)))
+        outputs, reference = file_logits(path, self._images), self.reference.numpy()
+        accuracy, sqnr = self._accuracy(outputs), sqnr_db(outputs, reference)
+        limit = None
+        if is_held and self._search.budget.unit == "ms":
+            limit = Limit(self._search.budget.limit, self._ratio)
+        original = self.original(form) if device else None
+        pair, decision = measured_pair(device, original, path, limit, waived=self._settings.waived) or (None, None)
+        left_out = not_delegated(path.read_bytes()) if form == TFLITE.name else None
+        task = self.network.task
+        problem = precision_problem(
+            self._settings.precision, task.metric, before.test_top1, accuracy, len(self.data.test), sqnr
+        ) if before else ""  # fmt: skip
+        return ExportedFile(
+            form, self._settings.precision, FORMATS[form].runtime, str(path), path.stat().st_size, "", accuracy,
+            parity(outputs, reference, lambda values: task.predicted_classes(torch.from_numpy(values)).numpy()),
+            _by_output(self.network.module, outputs, self.reference),
+            sqnr_db=sqnr if before else None, float32=before, problem=problem,
+            not_delegated=tuple(left_out) if left_out is not None else None,
+            pair=pair, decision=decision, original_bytes=original.stat().st_size if original else None,
+        )  # fmt: skip
+
+    def original(self, form: str) -> Path:
+        """The original network's file, written where it is missing."""
+        plain, path = (self._path("original", form, precision) for precision in (FLOAT32, self._settings.precision))
+        if not plain.exists():
+            EXPORTERS[form](self.network.module, self.network.input_shape, plain)
+        if not path.exists():
+            quantised = QUANTIZERS[form](plain.read_bytes(), self._settings.precision, self._calibration)
+            write_bytes(path, quantised)
+        return path
+
+    def describe(self, files: list[ExportedFile], met: Sequence[bool | None]) -> list[ExportedFile]:
+        """Adds what is known now to the metadata of `files`, and writes model.json and labels.txt.
+
+        `met`: of each budget of the search, in their order. The files keep every byte outside of their metadata.
+        """
+        documents, described = dict[str, dict[str, Any]](), []
+        for file in files:
+            if file.float32:
+                documents |= self._described(Path(file.float32.path), accuracy=file.float32.test_top1)
+            budgets = tuple(
+                replace(info, met=passed) if budget.unit != "ms" or budget.runtime == file.runtime else info
+                for info, budget, passed in zip(
+                    self._shipped[Path(file.path)].info.budgets, self._search.budgets, met, strict=True
+                )
+            )
+            documents |= self._described(
+                Path(file.path), accuracy=file.test_top1, budgets=budgets, latency=_latency_info(file.pair)
+            )
+            described.append(replace(file, sha256=documents[Path(file.path).name]["sha256"]))
+        write_json(
+            self._run.folder / MODEL_JSON, {**to_document(self._info), "files": documents},
+            format_version=metadata.FORMAT_VERSION,
+        )  # fmt: skip
+        write_text(self._run.folder / LABELS_TXT, "".join(f"{' '.join(x.split())}\n" for x in self._info.labels))
+        return described
+
+    def _described(self, path: Path, **facts: Any) -> dict[str, dict[str, Any]]:
+        shipped = self._shipped[path].filled(**facts)
+        write_bytes(path, shipped.content)
+        sizes = {
+            "bytes": len(shipped.content), "sha256": hashlib.sha256(shipped.content).hexdigest(),
+            "graph_sha256": shipped.graph_sha256,
+        }  # fmt: skip
+        return {path.name: {**to_document(shipped.info), **sizes}}
+
+    def _path(self, name: str, form: str, precision: str) -> Path:
+        return self._run.folder / (f"{name}.{form}" if precision == FLOAT32 else f"{name}_{precision}.{form}")
+
+    def _accuracy(self, outputs: Floats) -> float:
+        return self.network.task.accuracy(torch.from_numpy(outputs), self.data.test.labels)
+
+
+MODEL_JSON, LABELS_TXT = "model.json", "labels.txt"  # of a run's folder, next to the files that they describe
+
+
+def network_info(network: Network, data: DataSplit, plan: PruningPlan | WeightPlan) -> NetworkInfo:
+    dataset, test = network.dataset, data.test
+    assert dataset is not None  # it was split
+    sizes, kept = (
+        (plan.channels, plan.kept_channels) if isinstance(plan, PruningPlan) else (plan.weights, plan.kept_weights)
+    )
+    image = None
+    if not dataset.input_shapes:
+        is_stored = test.images.dtype == torch.uint8
+        channels, height = network.input_shape[1], network.input_shape[2]
+        image = ImageInput(
+            {1: "grey", 3: "RGB"}.get(channels, ""), (0.0, 255.0) if is_stored else None, 255.0 if is_stored else 1.0,
+            tuple(map(_short, test.mean.tolist())), tuple(map(_short, test.std.tolist())), dataset.resize,
+            round(height * RESIZE_TO_CROP) if dataset.resize == "crop" else None,
+        )  # fmt: skip
+    task = network.task
+    return NetworkInfo(
+        __version__, _without_folder(network.settings.model), _without_folder(network.settings.data),
+        "classification" if task is CLASSIFICATION else "detection" if isinstance(task, Detection) else "other",
+        image, dataset.classes if dataset.num_classes is not None else (), task.metric, data.accuracy_on,
+        {name: (size, kept[name]) for name, size in sizes.items()},
+    )  # fmt: skip
+
+
+def _without_folder(spec: str) -> str:
+    """`imagefolder:/home/me/cats` -> `imagefolder`, `nets/own.py:build` -> `own.py:build`."""
+    if names_a_function(spec):
+        return Path(spec).name
+    kind = spec.partition(":")[0]
+    return kind if f"{kind}:PATH" in SOURCES else spec
+
+
+def output_content(task: Task, outputs: Tensor) -> str:
+    """What a network's output holds, by its task and its outputs (N, ...) for some images."""
+    if task is CLASSIFICATION:
+        return "probabilities" if is_softmax(outputs) else "logits"
+    return "detections" if isinstance(task, Detection) else "values"
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.6g}")
+
+
+def _latency_info(pair: PairMeasurement | None) -> LatencyInfo | None:
+    if pair is None:
+        return None
+    after, where = pair.after, pair.after.conditions
+    return LatencyInfo(
+        _short(after.p50_ms), _short(after.ci_low_ms), _short(after.ci_high_ms), _short(after.p90_ms),
+        _short(pair.before.p50_ms), where.device, where.soc, where.os, where.runtime, where.runtime_version,
+        where.delegate, where.threads,
+    )  # fmt: skip
 
 
 def check_quantizers(settings: Settings, formats: list[str]) -> None:
@@ -521,32 +666,6 @@ def check_quantizers(settings: Settings, formats: list[str]) -> None:
             raise InvalidConfig(
                 f"there is no {settings.precision} for .{form} files", next_step="export with --tflite, or with --int8"
             )
-
-
-def _file(run: Run, name: str, form: str, precision: str) -> Path:
-    return run.folder / (f"{name}.{form}" if precision == FLOAT32 else f"{name}_{precision}.{form}")
-
-
-def _quantize(source: Path, path: Path, form: str, settings: Settings, calibration: Floats) -> None:
-    write_bytes(path, QUANTIZERS[form](source.read_bytes(), settings.precision, calibration))
-
-
-def _accuracy(network: Network, outputs: Floats, data: DataSplit) -> float:
-    return network.task.accuracy(torch.from_numpy(outputs), data.test.labels)
-
-
-def _classes_by(task: Task) -> Callable[[Floats], NDArray[np.int64]]:
-    return lambda outputs: task.predicted_classes(torch.from_numpy(outputs)).numpy()
-
-
-def _original(network: Network, run: Run, form: str, settings: Settings, calibration: Floats) -> Path:
-    """The original network's file, written where it is missing."""
-    plain, path = (_file(run, "original", form, p) for p in (FLOAT32, settings.precision))
-    if not plain.exists():
-        EXPORTERS[form](network.module, network.input_shape, plain)
-    if not path.exists():
-        _quantize(plain, path, form, settings, calibration)
-    return path
 
 
 def _by_output(module: nn.Module, outputs: Floats, reference: Tensor) -> tuple[OutputParity, ...]:

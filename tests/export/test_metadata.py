@@ -1,0 +1,167 @@
+"""Names and metadata in the files themselves, read back by the runtimes and by this package."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from amc_mobile.export.converters import EXPORTERS, QUANTIZERS
+from amc_mobile.export.metadata import (
+    METADATA_KEY,
+    BudgetInfo,
+    ImageInput,
+    LatencyInfo,
+    NetworkInfo,
+    ShippedFile,
+    forward_names,
+    graph_sha256,
+    named,
+    read_ends,
+)
+from amc_mobile.export.parity import run_onnx, run_tflite
+from amc_mobile.formats import open_onnx, open_tflite
+from amc_mobile.packing import join, pack
+
+SHAPE = (1, 3, 8, 6)
+NEEDS_TFLITE = pytest.mark.skipif(find_spec("litert_torch") is None, reason="needs the tflite extra")
+FORMATS = ["onnx", pytest.param("tflite", marks=NEEDS_TFLITE)]
+RUN = {"onnx": run_onnx, "tflite": run_tflite}
+INFO = NetworkInfo(
+    "1.2.3", "net.py:build", "imagefolder", "classification",
+    ImageInput("RGB", (0.0, 255.0), 255.0, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "crop", 9),
+    ("Löwe", "line\nbreak"), "top-1", "test images", {"0": (8, 4)},
+)  # fmt: skip
+BUDGET = BudgetInfo("0.5 of the original", "ms", 1.25, "pixel")
+LATENCY = LatencyInfo(1.0, 0.9, 1.1, 1.2, 2.5, "Pixel 6", "Tensor", "14", "tflite", "2.3.0", "XNNPACK", 2)
+
+
+class Classifier(nn.Module):
+    """Its last layer is called as its output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.image, self.logits = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 5)
+
+    def forward(self, image: Tensor, scale: float = 1.0) -> Tensor:
+        return self.logits(torch.relu(self.image(image)).mean((2, 3)) * scale)
+
+
+class Stereo(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, right: Tensor, left: Tensor) -> dict[str, Any]:
+        maps = self.conv(right) - self.conv(left)
+        return {"zoom": maps, "parts": [maps.mean((2, 3)), maps.amax((2, 3))], "area": left.mean((1, 2, 3))[:, None]}
+
+
+@cache
+def exported(form: str, precision: str = "float32") -> bytes:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model"
+        EXPORTERS[form](Classifier(), SHAPE, path)
+        images = np.random.default_rng(0).standard_normal((8, *SHAPE[1:])).astype(np.float32)
+        content = path.read_bytes()
+        return content if precision == "float32" else QUANTIZERS[form](content, precision, images)
+
+
+def shipped(form: str, precision: str = "float32") -> ShippedFile:
+    return ShippedFile.of(
+        exported(form, precision), form, precision, INFO, names=forward_names(Classifier(), "logits"),
+        output_content="logits", budgets=(BUDGET,),
+    )  # fmt: skip
+
+
+def runtime_names(content: bytes, form: str) -> tuple[list[str], list[str]]:
+    if form == "onnx":
+        session = open_onnx(content)
+        return [end.name for end in session.get_inputs()], [end.name for end in session.get_outputs()]
+    interpreter = open_tflite(content)
+    ((_, signature),) = interpreter.get_signature_list().items()
+    tensors = [
+        [end["name"] for end in side] for side in (interpreter.get_input_details(), interpreter.get_output_details())
+    ]
+    assert [set(side) for side in tensors] == [set(signature["inputs"]), set(signature["outputs"])]
+    return tensors[0], tensors[1]
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_shipped_file_has_the_names_of_the_original_and_computes_what_it_did(form: str, precision: str) -> None:
+    content = shipped(form, precision).content
+    assert runtime_names(content, form) == (["image"], ["logits"])
+    images = np.random.default_rng(1).standard_normal((4, *SHAPE[1:])).astype(np.float32)
+    assert np.array_equal(RUN[form](content, images), RUN[form](exported(form, precision), images))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_several_inputs_and_outputs_keep_their_names_and_their_order(form: str, tmp_path: Path) -> None:
+    network, shapes = Stereo(), ((3, 5, 5), (3, 5, 5))
+    left, right = torch.randn(2, 3, 5, 5), torch.randn(2, 3, 5, 5)
+    packed = join([right, left])[:, :, None, None]
+    reference = join(list(torch.utils._pytree.tree_leaves(network(right, left)))).detach()
+    pack(network, packed[:1], shapes)
+    names = forward_names(network, "values")
+    assert names == (["right", "left"], ["zoom", "parts", "parts_2", "area"])
+    EXPORTERS[form](network, (1, *packed.shape[1:]), tmp_path / "model")
+    content = named((tmp_path / "model").read_bytes(), form, *names)
+    assert runtime_names(content, form) == names
+    assert [end.name for end in read_ends(content, form).outputs] == names[1]
+    assert np.allclose(RUN[form](content, packed.numpy()), reference.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("float32", "float32"), ("int8", "int8"), ("float16", "float32")])
+@NEEDS_TFLITE
+def test_scales_of_a_tflite_file_are_those_of_its_tensors(precision: str, dtype: str) -> None:
+    file = shipped("tflite", precision)
+    details = open_tflite(file.content).get_input_details()[0]
+    (end,) = file.info.inputs
+    assert (end.dtype, end.shape, end.layout, end.content) == (dtype, (1, 8, 6, 3), "NHWC", "image")
+    assert (end.scale or 0.0, end.zero_point or 0) == pytest.approx(details["quantization"])
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_metadata_are_read_back_and_filled_in_without_moving_a_byte(form: str) -> None:
+    before = shipped(form)
+    after = before.filled(accuracy=0.75, latency=LATENCY, budgets=(BUDGET,))
+    properties = read_ends(after.content, form).properties
+    document = json.loads(properties[METADATA_KEY])
+    assert document["labels"] == ["Löwe", "line\nbreak"] and document["plan"] == {"0": [8, 4]}
+    assert document["latency"]["p50_ms"] == 1.0 and document["accuracy"] == 0.75
+    assert document["inputs"][0]["name"] == "image" and document["image"]["mean"] == [0.5, 0.5, 0.5]
+
+    changed = [i for i, pair in enumerate(zip(before.content, after.content, strict=True)) if pair[0] != pair[1]]
+    start = after.content.index(after.text.encode())
+    assert changed and start <= min(changed) <= max(changed) < start + len(after.text)
+    assert before.graph_sha256 == after.graph_sha256 == graph_sha256(after.content, properties[METADATA_KEY])
+
+
+def test_long_texts_of_a_phone_do_not_outgrow_the_room_for_the_measurement() -> None:
+    texts = ("ä" * 5000,) * 3
+    long = LatencyInfo(*[1.23456e-05] * 5, *texts, "r" * 5000, "v" * 5000, "d" * 5000, 8)  # type: ignore[arg-type]
+    assert len(shipped("onnx").filled(latency=long).content) == len(shipped("onnx").content)
+
+
+@pytest.mark.parametrize(
+    ("forward", "names"),
+    [
+        (lambda self, x: x, ["x"]),
+        (lambda self, *images: images, ["images"]),
+        (lambda self, image, /, flag=True, **rest: image, ["image"]),
+    ],
+)
+def test_inputs_are_called_by_the_arguments_of_forward(forward: Any, names: list[str]) -> None:
+    network = type("Own", (nn.Module,), {"forward": forward})()
+    assert forward_names(network, "logits") == (names, ["logits"])
+    assert forward_names(network, "values")[1] == ["output"]
