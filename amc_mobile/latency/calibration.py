@@ -119,7 +119,11 @@ TRUSTED_SIGMA = 0.02  # relative; a measurement this uncertain counts half
 
 @dataclass(frozen=True)
 class ModelPoint:
-    """A whole model in the calibration: its plan, lowest p20 and p50 in ms, and the trust in each, 0 to 1."""
+    """A whole model that was measured: its plan, lowest p20 and p50 in ms, and the trust in each, 0 to 1.
+
+    `searched`: measured in a search; those are given in the order measured. `busy`: measured under load of other
+    programs only, which may have slowed all such models alike.
+    """
 
     widths: tuple[int, ...]
     low_ms: float
@@ -147,27 +151,6 @@ class ModelPoint:
         return cls(widths, low_ms, p50_ms, sure, sure, searched=True)
 
 
-@dataclass(frozen=True)
-class WholeModel:
-    """One whole model that was measured, and the predicted sum of its kernels.
-
-    `boundary_mb`: what its kernels convert between layouts when they are cut out, and the whole does not; 0 where the
-    runtime converts nothing.
-    `low_weight`, `p50_weight`: trust in either number, 0 to 1. `searched`: measured in a search; those are given in the
-    order measured. `busy`: measured under load of other programs only, which may have slowed all such models alike.
-    """
-
-    sum_ms: float
-    low_ms: float
-    p50_ms: float
-    weight_mb: float = 0.0
-    boundary_mb: float = 0.0
-    low_weight: float = 1.0
-    p50_weight: float = 1.0
-    searched: bool = False
-    busy: bool = False
-
-
 def trust(sigma: float) -> float:
     """The weight of a measurement with a relative uncertainty of `sigma`."""
     return 1.0 / (1.0 + (sigma / TRUSTED_SIGMA) ** 2)
@@ -191,9 +174,16 @@ TERM_PENALTY = 1.1  # a further term must lower the leave-one-out error by this 
 MIN_MODELS_PER_TERM = 4
 
 
-def fit(models: Sequence[WholeModel], *, least_band: float = BAND_FLOOR) -> Calibration:
-    """Fits every form that the models can support and keeps the one with the lowest leave-one-out error."""
-    data = _Data(models)
+def fit(
+    models: Sequence[ModelPoint], sums_ms: Floats, weight_mb: Floats, boundary_mb: Floats, *,
+    least_band: float = BAND_FLOOR,
+) -> Calibration:  # fmt: skip
+    """Fits every form that the models can support and keeps the one with the lowest leave-one-out error.
+
+    Of each model (N,): the predicted sum of its kernels, its weights, and what its kernels convert between layouts when
+    they are cut out and the whole does not; 0 where the runtime converts nothing.
+    """
+    data = _Data(models, sums_ms, weight_mb, boundary_mb)
     terms = list[Term]()
     best = _with_boundary(data, 0.0, terms)
     hinged = [_with_boundary(data, hinge_mb, []) for hinge_mb in _hinges(data)]
@@ -237,12 +227,10 @@ def weighted_quantile(values: Floats, weights: Floats, quantile: float) -> float
 class _Data:
     """The models as arrays, with the weights that age and trust give them."""
 
-    def __init__(self, models: Sequence[WholeModel]) -> None:
-        self.sum = np.array([m.sum_ms for m in models])
+    def __init__(self, models: Sequence[ModelPoint], sums_ms: Floats, weight_mb: Floats, boundary_mb: Floats) -> None:
+        self.sum, self.weight_mb, self.boundary_mb = sums_ms, weight_mb, boundary_mb
         self.low = np.array([m.low_ms for m in models])
         self.p50 = np.array([m.p50_ms for m in models])
-        self.weight_mb = np.array([m.weight_mb for m in models])
-        self.boundary_mb = np.array([m.boundary_mb for m in models])
         self.searched = np.array([m.searched for m in models])
         low_trust = np.maximum([m.low_weight for m in models], 1e-6)
         p50_trust = np.maximum([m.p50_weight for m in models], 1e-6)

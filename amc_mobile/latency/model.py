@@ -15,7 +15,7 @@ from amc_mobile.device.conditions import Conditions
 from amc_mobile.device.device import Device
 from amc_mobile.errors import InvalidInput, MissingLatency
 from amc_mobile.latency import calibration
-from amc_mobile.latency.calibration import BAND_FLOOR, QUICK_BAND_FLOOR, Calibration, ModelPoint, Term, WholeModel
+from amc_mobile.latency.calibration import BAND_FLOOR, QUICK_BAND_FLOOR, Calibration, ModelPoint, Term
 from amc_mobile.latency.kernel_fit import QUICK_PLANS, calibration_widths, kernel_points
 from amc_mobile.latency.measurement import BUSY, KernelMeasurement, KernelRequest, ModelRequest
 from amc_mobile.latency.predictor import LatencyPredictor, ShapePredictor, timed_shapes
@@ -157,7 +157,7 @@ class LatencyModel:
         profiled = [point for point in self.points() if not point.searched]
         if len(profiled) < MIN_CALIBRATION_MODELS:
             return rich
-        rich_error, plain_error = (calibration.fit(self._whole_models(profiled, p)).loo_mape for p in (rich, plain))
+        rich_error, plain_error = (self._fitted(profiled, p).loo_mape for p in (rich, plain))
         self._roofline_term = Term(ROOFLINE, rich_error < plain_error, rich_error, plain_error)
         return rich if self._roofline_term.kept else plain
 
@@ -171,22 +171,18 @@ class LatencyModel:
             if len(points) < MIN_CALIBRATION_MODELS:
                 raise MissingLatency(["whole models for the calibration"])
             least_band = QUICK_BAND_FLOOR if any(self.lacking()) else BAND_FLOOR
-            fitted = calibration.fit(self._whole_models(points, predictor), least_band=least_band)
+            fitted = self._fitted(points, predictor, least_band=least_band)
             terms = (*((self._roofline_term,) if self._roofline_term else ()), *fitted.terms)
             self._calibration = replace(fitted, terms=terms)
         return self._calibration
 
-    def _whole_models(self, points: Sequence[ModelPoint], predictor: LatencyPredictor) -> list[WholeModel]:
+    def _fitted(
+        self, points: Sequence[ModelPoint], predictor: LatencyPredictor, *, least_band: float = BAND_FLOOR
+    ) -> Calibration:
         widths = np.array([point.widths for point in points], dtype=np.int64)
-        sums, weights = predictor.sum_ms(widths), predictor.weight_mb(widths)
         boundaries = predictor.boundary_mb(widths) if self.template.converts_layouts else np.zeros(len(points))
-        return [
-            WholeModel(
-                float(sums[i]), point.low_ms, point.p50_ms, float(weights[i]), float(boundaries[i]), point.low_weight,
-                point.p50_weight, point.searched, point.busy,
-            )
-            for i, point in enumerate(points)
-        ]  # fmt: skip
+        sums, weights = predictor.sum_ms(widths), predictor.weight_mb(widths)
+        return calibration.fit(points, sums, weights, boundaries, least_band=least_band)
 
     def points(self) -> list[ModelPoint]:
         """The whole models that the calibration looks at: those of the profile, then those of the search."""

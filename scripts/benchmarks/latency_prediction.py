@@ -40,7 +40,7 @@ from amc_mobile.device.phone_state import BUSY
 from amc_mobile.formats import FLOAT32, PRECISIONS
 from amc_mobile.kernels.template import load_or_build
 from amc_mobile.latency import calibration
-from amc_mobile.latency.calibration import WholeModel
+from amc_mobile.latency.calibration import ModelPoint
 from amc_mobile.latency.measurement import NOISY, ModelRequest
 from amc_mobile.latency.model import LatencyModel
 from amc_mobile.latency.protocol import ProtocolConfig, measure_models
@@ -183,8 +183,9 @@ def measure(
             sums = total(known)
             # The same robust fit on the same models; MACs are brought to the size of a latency first.
             unit = float(np.median([p.low_ms for p in points]) / np.median(sums)) if method == "macs_only" else 1.0
+            zeros = np.zeros(len(points))
             other = calibration.fit(
-                [WholeModel(float(s * unit), p.low_ms, p.low_ms) for s, p in zip(sums, points, strict=True)]
+                [ModelPoint(p.widths, p.low_ms, p.low_ms) for p in points], sums * unit, zeros, zeros
             )
             found[method] = judged(other.low_ms(total(widths) * unit), true, other.band)
         facts: dict[str, float | str] = {

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 
+from amc_mobile.latency import calibration
 from amc_mobile.latency.calibration import (
     BAND_FLOOR,
     BOUNDARY,
@@ -12,9 +13,8 @@ from amc_mobile.latency.calibration import (
     CONVERTING_BAND_FLOOR,
     HINGE,
     Calibration,
-    WholeModel,
+    ModelPoint,
     error_band,
-    fit,
     trust,
     weighted_quantile,
 )
@@ -22,11 +22,29 @@ from amc_mobile.latency.calibration import (
 SUMS = np.linspace(1.0, 4.0, 12)
 
 
+@dataclass(frozen=True)
+class WholeModel(ModelPoint):
+    """With what its kernels sum up to."""
+
+    sum_ms: float = 0.0
+    weight_mb: float = 0.0
+    boundary_mb: float = 0.0
+
+
+def whole(total: float, low: float, p50: float = 0.0, *, weight: float = 0.0, crossed: float = 0.0) -> WholeModel:
+    return WholeModel((), low, p50 or low, sum_ms=total, weight_mb=weight, boundary_mb=crossed)
+
+
+def fit(models: list[WholeModel]) -> Calibration:
+    columns = np.array([(m.sum_ms, m.weight_mb, m.boundary_mb) for m in models]).T
+    return calibration.fit(models, *columns)
+
+
 def profiled(*, noise: float = 0.003, seed: int = 0) -> list[WholeModel]:
     """Twelve models with low = 0.2 + 0.9 x sum, p50 a tenth above."""
     rng = np.random.default_rng(seed)
     lows = (0.2 + 0.9 * SUMS) * (1 + rng.normal(0, noise, len(SUMS)))
-    return [WholeModel(float(s), float(low), float(low * 1.1)) for s, low in zip(SUMS, lows, strict=True)]
+    return [whole(float(s), float(low), float(low * 1.1)) for s, low in zip(SUMS, lows, strict=True)]
 
 
 def searched(
@@ -36,7 +54,8 @@ def searched(
     models = []
     for total in rng.uniform(1.2, 2.5, count):
         low = (0.2 + 0.9 * total) * level * (1 + rng.normal(0, noise))
-        models.append(WholeModel(float(total), low, low * 1.1, 0, 0, trust(sigma), trust(sigma), searched=True))
+        sure = trust(sigma)
+        models.append(replace(whole(float(total), low, low * 1.1), low_weight=sure, p50_weight=sure, searched=True))
     return models
 
 
@@ -125,7 +144,7 @@ def test_a_weighted_quantile_lies_where_the_weight_is() -> None:
 def test_heavy_models_get_a_hinge_when_it_explains_them() -> None:
     sums, weights = np.linspace(1, 4, 16), np.linspace(1, 16, 16)
     lows = 0.1 + 0.95 * sums + 0.15 * np.maximum(0, weights - 8)
-    models = [WholeModel(float(s), float(y), float(y), float(w)) for s, y, w in zip(sums, lows, weights, strict=True)]
+    models = [whole(*each, weight=w) for *each, w in zip(sums.tolist(), lows.tolist(), weights.tolist(), strict=True)]
     found = fit(models)
     assert (found.hinge_mb, found.needs_weights, found.needs_boundary) == (8.0, True, False)
     assert found.p50_ms(sums, weights) == pytest.approx(lows, rel=0.02)
@@ -135,11 +154,8 @@ def test_layout_conversions_get_a_boundary_term() -> None:
     rng = np.random.default_rng(0)
     sums, boundary = np.linspace(1, 4, 16), rng.uniform(1, 8, 16)
     lows = 0.1 + 0.9 * sums - 0.08 * boundary
-    models = [
-        WholeModel(float(s), float(y), float(y), boundary_mb=float(b))
-        for s, y, b in zip(sums, lows, boundary, strict=True)
-    ]
-    found = fit(models)
+    rows = zip(sums.tolist(), lows.tolist(), boundary.tolist(), strict=True)
+    found = fit([whole(total, low, crossed=crossed) for total, low, crossed in rows])
     assert (found.needs_boundary, found.needs_weights) == (True, False)
     assert found.p50_ms(sums, None, boundary) == pytest.approx(lows, rel=0.03)
 
@@ -150,7 +166,7 @@ def bordered(slope: float, *, count: int = 12, noise: float = 0.0) -> list[Whole
     sums, boundary = np.linspace(1, 4, count), rng.uniform(1, 8, count)
     lows = (0.1 + 0.9 * sums + slope * boundary) * (1 + rng.normal(0, noise, count))
     rows = zip(sums.tolist(), lows.tolist(), np.linspace(2, 12, count).tolist(), boundary.tolist(), strict=True)
-    return [WholeModel(total, low, low, weight, crossed) for total, low, weight, crossed in rows]
+    return [whole(total, low, weight=weight, crossed=crossed) for total, low, weight, crossed in rows]
 
 
 def test_conversions_that_are_spared_are_not_taken_for_a_hinge() -> None:
