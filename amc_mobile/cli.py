@@ -6,11 +6,11 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -25,6 +25,8 @@ from amc_mobile.cli_options import (
     AlsoFlag,
     Bf16Flag,
     BudgetFlags,
+    ChannelChoiceFlag,
+    CheckpointFlag,
     CommandLine,
     ConditionsFlag,
     ConfigFlag,
@@ -36,13 +38,16 @@ from amc_mobile.cli_options import (
     LossFlag,
     MeasuringFlags,
     MemoryFlag,
+    ModelArgument,
     ModelFlag,
+    MultipleFlag,
     NetworkFlags,
     OfflineFlag,
     OutputFlags,
     PolicyFlag,
     PrecisionFlags,
     PruningFlags,
+    QuickFlag,
     RewardFlag,
     RunFlag,
     SeedFlag,
@@ -70,11 +75,12 @@ from amc_mobile.cli_options import (
     show_json_error,
     training_option,
 )
-from amc_mobile.cli_research import compare, sensitivity
-from amc_mobile.errors import AmcMobileError, BudgetNotMet, BudgetNotVerified, SystemRefused
+from amc_mobile.errors import AmcMobileError, BudgetNotMet, BudgetNotVerified, InvalidConfig, SystemRefused
 from amc_mobile.formats import ONNX, TFLITE
 from amc_mobile.latency.database_url import ask_with
 from amc_mobile.workflows.workspace import Settings, Workspace, check_settings
+
+Number = TypeVar("Number", int, float)
 
 
 @expand_groups
@@ -224,8 +230,7 @@ def finetune(
 
 app = CommandLine(
     help="Prune a trained CNN to a latency budget measured on the device.\n\n"
-    "Example: amc-mobile profile --device host --model mobilenet_v1 --data digits; "
-    "amc-mobile search --latency-ratio 0.5; amc-mobile finetune; amc-mobile export --tflite --onnx; amc-mobile report",
+    "Example: amc-mobile prune mobilenet_v1 --checkpoint weights.pt --data imagefolder:DIR --latency-ratio 0.5",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
@@ -261,6 +266,92 @@ def models(as_json: JsonFlag = False) -> None:
 
 
 @expand_groups
+def check(
+    *,
+    model: ModelArgument = None,
+    checkpoint: CheckpointFlag = None,
+    data: DataFlag = None,
+    variant: VariantFlags,
+    accuracy: AccuracyFlag = None,
+    loss: LossFlag = None,
+    workers: WorkersFlag = None,
+    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
+    config: ConfigFlag = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Say in about ten seconds what can be pruned, exported and measured. Exit 1 where pruning cannot begin.
+
+    Shows the input and its normalisation, the groups of channels that are pruned or kept whole and why, the accuracy,
+    exporters, devices and warnings. Nothing is measured or changed.
+
+    Example: amc-mobile check mobilenet_v1 --checkpoint weights.pt --data imagefolder:DIR
+    """
+    from amc_mobile.workflows.prune import check_network
+
+    space, settings = opened(
+        workspace, model=model, checkpoint=checkpoint, data=data, accuracy=accuracy, loss=loss, workers=workers,
+        **vars(variant),
+    )  # fmt: skip
+    result = check_network(space, settings)
+    show(result.text(), result.document(), as_json=as_json)
+    if not result.ok:
+        raise typer.Exit(1)
+
+
+@expand_groups
+def prune(
+    *,
+    model: ModelArgument = None,
+    checkpoint: CheckpointFlag = None,
+    data: DataFlag = None,
+    budgets: BudgetFlags,
+    episodes: Annotated[int, search_option(help="Plans to try.")] = 300,
+    epochs: Annotated[int, training_option(help="Passes of fine-tuning over the training images; 0: none.")] = 10,
+    quick: QuickFlag = False,
+    device: DeviceFlag = None,
+    serial: SerialFlag = None,
+    measuring: MeasuringFlags,
+    precision: PrecisionFlags,
+    threads: ThreadsFlag = None,
+    variant: VariantFlags,
+    accuracy: AccuracyFlag = None,
+    loss: LossFlag = None,
+    untrained: UntrainedFlag = False,
+    workers: WorkersFlag = None,
+    folder: Annotated[
+        Path, output_option("--output", help="Folder for the files to ship; those of an earlier prune are replaced.")
+    ] = Path("amc-pruned"),
+    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
+    seed: SeedFlag = None,
+    config: ConfigFlag = None,
+    output: OutputFlags,
+) -> None:
+    """Do the whole job: profile, search, fine-tune, export and report. Exit 3: budget missed; 4: not measured.
+
+    Writes every format whose exporter is installed. Goes on where it was stopped. The single steps, which have more
+    options, go on with its run.
+
+    Example: amc-mobile prune mobilenet_v1 --checkpoint weights.pt --data imagefolder:DIR --latency-ratio 0.5
+    """
+    from amc_mobile.workflows.search_config import SearchConfig
+
+    search = SearchConfig(**vars(budgets), episodes=episodes)
+    space, settings = opened(
+        workspace, model=model, checkpoint=checkpoint, data=data, accuracy=accuracy, loss=loss, workers=workers,
+        **vars(variant), **vars(measuring), precision=precision.chosen(), device=device, serial=serial,
+        threads=threads, seed=seed,
+    )  # fmt: skip
+    from amc_mobile.workflows.prune import prune_network  # late: it loads torch, which wrong flags need not wait for
+
+    with output.progress() as progress:
+        result = prune_network(
+            space, settings, search, epochs=epochs, output=folder, progress=progress, quick=quick, untrained=untrained
+        )
+    output.show(result)
+    result.raise_if_not_passed()
+
+
+@expand_groups
 def profile(
     *,
     network: NetworkFlags,
@@ -270,13 +361,7 @@ def profile(
     precision: PrecisionFlags,
     threads: ThreadsFlag = None,
     table: TableFlag = None,
-    quick: Annotated[
-        bool,
-        device_option(
-            "--quick",
-            help="Fewer kernels, whole models and passes, a wider band; a later profile without it adds the rest.",
-        ),
-    ] = False,
+    quick: QuickFlag = False,
     variant: VariantFlags,
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
     seed: SeedFlag = None,
@@ -390,8 +475,122 @@ def report(
     show(result.text(), result.document(), as_json=as_json)
 
 
+@expand_groups
+def compare(
+    *,
+    limits: BudgetFlags,
+    also: AlsoFlag = None,
+    budgets: Annotated[
+        str, budget_option(help="Ratios in place of the first budget's, for the front, e.g. 0.3,0.5,0.7.")
+    ] = "",
+    policies: Annotated[
+        str,
+        search_option(help="Any of {policies}:PATH, separated by commas."),
+    ] = "uniform,random,ddpg,evolution,critic,dp",
+    seeds: Annotated[str, search_option(help="Seeds, separated by commas.")] = "0,1,2",
+    episodes: Annotated[int, search_option(help="Plans each policy tries.")] = 300,
+    reward: RewardFlag = "fidelity",
+    pruning: PruningFlags,
+    multiple: MultipleFlag = 8,
+    images: ImageFlags,
+    untrained: UntrainedFlag = False,
+    keep: KeepFlag = "",
+    finetune_epochs: Annotated[int, search_option(help="Fine-tune every plan so long; 0: not.")] = 0,
+    offline: OfflineFlag = False,
+    conditions: ConditionsFlag = None,
+    network: NetworkFlags,
+    device: DeviceFlag = None,
+    serial: SerialFlag = None,
+    measuring: MeasuringFlags,
+    precision: PrecisionFlags,
+    threads: ThreadsFlag = None,
+    memory_mb: MemoryFlag = None,
+    variant: VariantFlags,
+    workers: WorkersFlag = None,
+    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
+    config: ConfigFlag = None,
+    output: OutputFlags,
+) -> None:
+    """Compare policies at equal evaluations. Writes compare.html, .json, .csv and the pictures as .svg; resumable.
+
+    Example: amc-mobile compare --macs-ratio 0.5 --policies uniform,random,ddpg,critic --seeds 0,1,2
+
+    Plans for two phones: amc-mobile compare --latency-ms 30 --device pixel --also galaxy:35 --macs-ratio 0.6
+
+    With tables that were measured before, and no phone: the same with --offline; every latency is then predicted.
+    """
+    from amc_mobile.workflows.search_config import CompareConfig, SearchConfig
+
+    search = SearchConfig(
+        **vars(limits), **vars(pruning), **vars(images), reward=reward, episodes=episodes, multiple=multiple,
+        keep=keep, also=",".join(also or []),
+    )  # fmt: skip
+    wanted = CompareConfig(
+        search, tuple(_items(policies)), tuple(_numbers(seeds, int, "--seeds")),
+        tuple(_numbers(budgets, float, "--budgets")), finetune_epochs,
+    )  # fmt: skip
+    space, settings = opened(
+        workspace, **vars(network), **vars(variant), **vars(measuring), precision=precision.chosen(),
+        device=device, serial=serial, threads=threads, memory_mb=memory_mb, offline=offline or None,
+        conditions=conditions, workers=workers,
+    )  # fmt: skip
+    from amc_mobile.workflows.compare import compare_policies  # late, as in `search`
+
+    with output.progress() as progress:
+        result = compare_policies(space, settings, wanted, progress=progress, untrained=untrained)
+    output.show(result)
+
+
+@expand_groups
+def sensitivity(
+    *,
+    ratios: Annotated[str, search_option(help="Keep ratios, separated by commas.")] = "0.25,0.5,0.75",
+    multiple: Annotated[int, search_option("--multiple", help="Round kept channels up to multiples of this.")] = 1,
+    channel_choice: ChannelChoiceFlag = "backward",
+    images: ImageFlags,
+    untrained: UntrainedFlag = False,
+    network: NetworkFlags,
+    variant: VariantFlags,
+    workers: WorkersFlag = None,
+    seed: SeedFlag = None,
+    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
+    config: ConfigFlag = None,
+    output: OutputFlags,
+) -> None:
+    """Accuracy with one channel group cut and all others whole: table, sensitivity.html, .svg, .json; resumable.
+
+    Example: amc-mobile sensitivity --ratios 0.25,0.5,0.75
+    """
+    from amc_mobile.workflows.search_config import SensitivityConfig
+
+    wanted = SensitivityConfig(
+        tuple(_numbers(ratios, float, "--ratios")),
+        multiple,
+        channel_choice,
+        images.calibration_images,
+        images.reward_images,
+    )
+    space, settings = opened(workspace, **vars(network), **vars(variant), workers=workers, seed=seed)
+    from amc_mobile.workflows.sensitivity import sensitivity as measure_sensitivity  # late, as in `search`
+
+    with output.progress() as progress:
+        result = measure_sensitivity(space, settings, wanted, progress=progress, untrained=untrained)
+    output.show(result)
+
+
+def _items(text: str) -> list[str]:
+    return [item for item in text.replace(" ", "").split(",") if item]
+
+
+def _numbers(text: str, kind: Callable[[str], Number], flag: str) -> list[Number]:
+    try:
+        return [kind(item) for item in _items(text)]
+    except ValueError as error:
+        raise InvalidConfig(f"{flag} {text!r} is not a list of numbers", next_step=f"{flag} 0,1,2") from error
+
+
 # In the order of `--help`.
-for command in (train, profile, search, finetune, export, report, status, models, config):
+for command in (check, prune, train, profile, search, finetune, export, report, status, models, config):
     app.command(rich_help_panel=MAIN_JOB)(command)
 for command in (measure, cli_devices.devices, cli_devices.doctor):
     app.command(rich_help_panel=DEVICES)(command)

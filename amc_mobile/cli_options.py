@@ -27,7 +27,7 @@ from typer.core import TyperCommand, TyperGroup
 from amc_mobile.device.phone_output import visible
 from amc_mobile.errors import InvalidConfig, InvalidInput
 from amc_mobile.store import read_toml, write_text
-from amc_mobile.workflows.workspace import RUNTIMES, Progress, Settings, Workspace, silent
+from amc_mobile.workflows.workspace import RUNTIMES, WHOLE_JOB, Progress, Settings, Workspace, silent
 
 # Panels of the help, in their order.
 COMMAND_PANELS = MAIN_JOB, DEVICES, TABLES, RESEARCH = "Main job", "Devices", "Tables", "Research"
@@ -161,7 +161,7 @@ def _keys(command: Any) -> Iterator[tuple[str, Any]]:
     for flag in command.params:
         longest = max(flag.opts, key=len)
         key = longest.removeprefix("--").replace("-", "_")
-        if longest.startswith("--") and key not in NOT_IN_FILES:
+        if key not in NOT_IN_FILES:
             yield key, flag
             if flag.name != key:
                 yield str(flag.name), flag  # of files of earlier versions: width_multiplier
@@ -255,7 +255,12 @@ def progress_bars(quiet: bool) -> Iterator[Progress]:
     if not console.is_terminal:
         yield _progress_lines()
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+
+    class Done(MofNCompleteColumn):
+        def render(self, task: Any) -> Any:
+            return f"{task.percentage:.0f} %" if task.description == WHOLE_JOB else super().render(task)
+
+    columns = (TextColumn("{task.description}"), BarColumn(), Done(), TimeElapsedColumn())
     with Bars(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console) as bars:
         tasks: dict[str, Any] = {}
 
@@ -282,6 +287,8 @@ def _progress_lines() -> Progress:
         if shown.get(stage) not in ((step, is_timed), (step, True)):
             shown[stage] = (step, is_timed)
             count = f" {done}/{total}" if total else ""
+            if stage == WHOLE_JOB and total:
+                count = f" {done / total:.0%}"
             left = (now - started) * (total - done) / (done - before) if is_timed and total > done else 0.0
             remaining = f"  about {_duration(left)} left" if left else ""
             print(visible(f"{stage}{count}{remaining}{'  ' + note if note else ''}"), file=sys.stderr, flush=True)
@@ -337,6 +344,7 @@ DATA_HELP = (
     "digits, shapes, cifar10:PATH, imagefolder:PATH, or file.py:function: returns (train, test), each (images, labels) "
     "with uint8 images (N, C, H, W) or (N, H, W, C) and labels (N,), or a torch Dataset."
 )
+ModelArgument = Annotated[str | None, typer.Argument(help="As --model of `profile`; default: that of the last step.")]
 DataFlag = Annotated[str | None, network_option("--data", help=DATA_HELP)]
 AccuracyFlag = Annotated[
     str | None,
@@ -379,6 +387,13 @@ TableFlag = Annotated[
         "--table",
         help="postgresql+psycopg://USER@HOST/NAME; without: a file in the workspace. Its password: PGPASSWORD, "
         "~/.pgpass or typed; one in the URL holds for this command and is not kept.",
+    ),
+]
+QuickFlag = Annotated[
+    bool,
+    device_option(
+        "--quick",
+        help="Fewer kernels, whole models and passes, a wider band; a later profile without it adds the rest.",
     ),
 ]
 OfflineFlag = Annotated[

@@ -12,7 +12,7 @@ import pytest
 from amc_mobile.formats import FORMATS, PHONE_RUNTIMES
 
 PACKAGE = Path(__file__).parent.parent / "amc_mobile"
-COMMANDS = ("cli_devices", "cli_research")
+COMMANDS = ("cli_devices",)
 FLOORS = {
     "__main__": 7,
     **dict.fromkeys(("cli", *COMMANDS, "cli_options"), 6),

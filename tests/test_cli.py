@@ -20,7 +20,8 @@ from stored_passes import stored_passes
 from torch import nn
 
 COMMANDS = (
-    "models", "devices", "doctor", "runtime add", "runtime list", "train", "profile", "search", "finetune", "export",
+    "check", "prune", "models", "devices", "doctor", "runtime add", "runtime list", "train", "profile", "search",
+    "finetune", "export",
     "measure", "report", "compare", "sensitivity", "table show", "table export", "table import", "table merge",
     "table verify", "table adopt", "table plot", "config", "status",
 )  # fmt: skip
@@ -75,7 +76,7 @@ def test_models_prints_one_json_document(tmp_path: Path) -> None:
 
 
 def test_an_unknown_command_is_a_usage_error(tmp_path: Path) -> None:
-    assert amc("prune", cwd=tmp_path).returncode == 2
+    assert amc("purne", cwd=tmp_path).returncode == 2
 
 
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:

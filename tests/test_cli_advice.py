@@ -61,6 +61,7 @@ SAID_BY: dict[str, tuple[str, ...] | dict[str, tuple[str, ...]]] = {
     "workflows/network.py": {"keep": SEARCHES, "untrained": (*SEARCHES, "sensitivity"), "*": NETWORKS},
     "workflows/plans.py": SEARCHES,
     "workflows/profile.py": ("profile",),
+    "workflows/prune.py": ("prune",),
     "workflows/search.py": {"device": MEASURES, "*": ("search",)},
     "workflows/search_config.py": {
         "max-loss": ("search",),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from amc_mobile.channels.groups import find_groups, prove
 from amc_mobile.channels.plan import grid
@@ -118,15 +118,21 @@ def own_task(settings: Settings) -> OwnTask | None:
 
 def require_trained(network: Network, images: ImageSet) -> None:
     """Raises InvalidInput where the network is no better on `images` than guessing: pruning it tells nothing."""
-    outputs = logits(network.module, images)
-    if network.task.is_guessing(outputs, images.labels):
-        reached = network.task.accuracy(outputs, images.labels)
-        raise InvalidInput(
-            f"{network.loaded.spec} reaches {network.task.metric} {reached:.1%} on {len(images)} images, which is no "
-            "better than guessing: its weights are random, or not made for these images",
-            next_step="pass its weights with --checkpoint, or train it first: `amc-mobile train`; --untrained goes on "
-            "all the same",
-        )
+    if (error := untrained_error(network, logits(network.module, images), images.labels)) is not None:
+        raise error
+
+
+def untrained_error(network: Network, outputs: Tensor, labels: Tensor) -> InvalidInput | None:
+    """The error for a network whose outputs are no better than guessing."""
+    if not network.task.is_guessing(outputs, labels):
+        return None
+    reached = network.task.accuracy(outputs, labels)
+    return InvalidInput(
+        f"{network.loaded.spec} reaches {network.task.metric} {reached:.1%} on {len(labels)} images, which is no "
+        "better than guessing: its weights are random, or not made for these images",
+        next_step="pass its weights with --checkpoint, or train it first: `amc-mobile train`; --untrained goes on "
+        "all the same",
+    )
 
 
 def _say_enlarged(dataset: Dataset, spec: str) -> None:

@@ -22,11 +22,15 @@ if TYPE_CHECKING:
     from amc_mobile.workflows.devices import OpenedDevice
     from amc_mobile.workflows.network import Network
     from amc_mobile.workflows.profile import ProfiledLatency
+    from amc_mobile.workflows.prune import CheckResult, PruneResult
     from amc_mobile.workflows.runs import Run
     from amc_mobile.workflows.search_config import Budget
     from amc_mobile.workflows.sensitivity import Sensitivity
     from amc_mobile.workflows.table import ProbeResult, ShownTable, TableResult
     from amc_mobile.workflows.training import TrainResult
+
+
+WHOLE_JOB = "prune"  # the stage of `prune`: all steps together, counted in seconds
 
 
 class Progress(Protocol):
@@ -416,13 +420,24 @@ class Workspace:
         """
         from amc_mobile.workflows.network import load_network
 
+        settings = self._network_settings(
+            model, width=width, checkpoint=checkpoint, data=data, input_size=input_size, example_input=example_input,
+            accuracy=accuracy, loss=loss, seed=seed, workers=workers,
+        )  # fmt: skip
+        return load_network(self, settings)
+
+    def _network_settings(
+        self, model: str | nn.Module, *, width: float = 1.0, checkpoint: Path | str = "", data: Any = "",
+        input_size: int = 0, example_input: Any = None, accuracy: Any = "", loss: Any = "", seed: int = 0,
+        workers: int = 0,
+    ) -> Settings:  # fmt: skip
         model_name, data_name, of_task = _named(model, example_input, data, accuracy, loss)
         settings = Settings(
             model=model_name, data=data_name, checkpoint=str(checkpoint), width_multiplier=width,
             input_size=input_size, seed=seed, workers=workers, table=self._remembered_settings().table, **of_task,
         )  # fmt: skip
         check_settings(settings)
-        return load_network(self, settings)
+        return settings
 
     def train(
         self,
@@ -575,6 +590,52 @@ class Workspace:
         config = SensitivityConfig(ratios=tuple(ratios), **options)
         settings = _on(None, network, seed=seed)
         return sensitivity(self, settings, config, network=network, progress=progress, untrained=untrained)
+
+    def check(self, model: str | nn.Module, **network: Any) -> CheckResult:
+        """What a network offers to pruning, in about ten seconds: input, groups, accuracy, exporters, ready devices.
+
+        `network`: `data`, `checkpoint` and the other parameters of `network`, which raises the same errors.
+
+            print(space.check("mobilenet_v1", width=0.25, data="digits").text())
+        """
+        from amc_mobile.workflows.prune import check_network
+
+        return check_network(self, self._network_settings(model, **network))
+
+    def prune(
+        self,
+        network: Network,
+        budget: Budget,
+        device: OpenedDevice | str = "host",
+        *,
+        epochs: int = 10,
+        episodes: int = 300,
+        output: Path | str = "amc-pruned",
+        precision: str = FLOAT32,
+        quick: bool = False,
+        seed: int = 0,
+        name: str | None = None,
+        untrained: bool = False,
+        progress: Progress = silent,
+        **options: Any,
+    ) -> PruneResult:
+        """The whole job: `profile`, `search`, `finetune`, `export` of every installed format, and `report`.
+
+        `output`: a folder that gets the files to ship. `epochs`: of fine-tuning; 0: none. `quick`, `precision`: as in
+        `profile`; the others as in `search`. What is done already is not done again. Raises as the steps do.
+
+            result = space.prune(network, amc.Budget(latency_ratio=0.5), epochs=10)
+            result.passed, result.folder, result.files
+        """
+        from amc_mobile.workflows.prune import prune_network
+        from amc_mobile.workflows.search_config import SearchConfig
+
+        config = SearchConfig(**asdict(budget), episodes=episodes, **options)
+        settings = _on(device, network, precision=precision, seed=seed)
+        return prune_network(
+            self, settings, config, epochs=epochs, output=Path(output), network=network, progress=progress, quick=quick,
+            run=name, untrained=untrained,
+        )  # fmt: skip
 
     def status(self) -> WorkspaceStatus:
         """What the workspace remembers, its tables and runs, and the next step."""
