@@ -465,7 +465,7 @@ def report(
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write report.html, report.json and layers.csv of a run, and print it.
+    """Write report.html, .json and .md of a run with its layers and samples, and print it.
 
     Example: amc-mobile report
     """

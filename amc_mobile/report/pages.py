@@ -219,7 +219,63 @@ def samples_csv(report: Report) -> str:
     return str(frame.to_csv(index=False, float_format="%.9g", lineterminator="\n"))
 
 
-WRITTEN = ("report.html", "report.json", "layers.csv", "samples.csv")
+MARKUP = re.compile(r"([\\`*_{}\[\]<>#|~&$])")
+MENTION = re.compile(r"@(?=[A-Za-z])")
+
+
+def _markdown(text: str) -> str:
+    """As text: no name can become a link, a picture or HTML, nor call a user by @."""
+    return MENTION.sub("@\u2060", MARKUP.sub(r"\\\1", printable(text)))
+
+
+def _markdown_table(section: Section) -> str:
+    rows = [["---"] * len(section.headers), *([_markdown(cell) for cell in row] for row in section.rows)]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in [section.headers, *rows])
+    return table + (f"\n\n{_markdown(section.note)}" if section.note else "")
+
+
+def _folded(title: str, body: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{body}\n\n</details>"
+
+
+def render_markdown(report: Report) -> str:
+    """The verdict for a pull request: what changed at what cost, measured on what, and how to make it again."""
+    parts = [f"### {report.verdict.status}: {_markdown(report.model)}"]
+    for clause in clauses(report):
+        note = f" ({_markdown(clause.note)})" if clause.note else ""
+        parts.append(f"- {_markdown(clause.label)} **{_markdown(clause.value)}**{note}")
+    parts += [f"- next: {_markdown(remark.replace('`', ''))}" for remark in advice(report)]
+    if about := " · ".join(filter(None, (device_line(report), validity(report)))):
+        parts.append(f"\n{_markdown(about)}")
+    if (comparison := tables.comparison(report)).rows:
+        parts.append(f"\n{_markdown_table(comparison)}")
+    for section in (tables.layers(report, most=MOST_LAYERS), tables.files(report)):
+        if section.rows:
+            parts.append(f"\n{_folded(section.title, _markdown_table(section))}")
+    if report.commands:
+        lines = "\n".join(f"    {printable(command)}" for command in report.commands)  # indented, it is code
+        parts.append(f"\n{_folded('Make the run again', lines)}")
+    return "\n".join(parts) + "\n"
+
+
+COLD, WARM = "#d8e6f3", "#c2410c"
+
+
+def node_data(report: Report) -> dict[str, Any]:
+    """Custom node data of Model Explorer for the exported graph: ms of each kernel, at the first of its nodes.
+
+    The form for one graph, whatever its name: `results` by a node's number or the name of its output, and the colours
+    of the lowest and the highest value.
+    """
+    results = {
+        layer.nodes[0]: {"value": float(f"{layer.ms_after:.4g}")}
+        for layer in report.layers
+        if layer.nodes and layer.ms_after is not None
+    }
+    return {"results": results, "gradient": [{"stop": 0, "bgColor": COLD}, {"stop": 1, "bgColor": WARM}]}
+
+
+WRITTEN = ("report.html", "report.json", "report.md", "layers.csv", "samples.csv", "node_data.json")
 
 
 def write_report(report: Report, folder: Path) -> tuple[Path, ...]:
@@ -227,7 +283,9 @@ def write_report(report: Report, folder: Path) -> tuple[Path, ...]:
     write_text(folder / "report.html", render_html(report))
     write_json(folder / "report.json", report_document(report), format_version=FORMAT_VERSION)
     write_text(folder / "layers.csv", layers_csv(report))
+    write_text(folder / "report.md", render_markdown(report))
     write_text(folder / "samples.csv", samples_csv(report))
+    write_text(folder / "node_data.json", json.dumps(node_data(report), indent=1) + "\n")
     return tuple(folder / name for name in WRITTEN)
 
 

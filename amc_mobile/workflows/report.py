@@ -171,7 +171,7 @@ class ReportResult:
 
 
 def report_run(space: Workspace, *, run: str | None) -> ReportResult:
-    """Writes report.html, report.json and layers.csv into the run's folder. Steps that have not run are left out.
+    """Writes the files of a report into the run's folder. Steps that have not run are left out.
 
     Reads the run's records alone: network, images, latency table and device may be gone.
     """

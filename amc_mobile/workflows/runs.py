@@ -557,7 +557,7 @@ class Run:
         )
 
     def report(self) -> ReportResult:
-        """Writes report.html, report.json and layers.csv into the run's folder; `paths` of the result names them.
+        """Writes report.html, report.json, report.md and more into the run's folder; `paths` of the result names them.
 
         print(run.report().text())
         """

@@ -38,7 +38,9 @@ from amc_mobile.report.pages import (
     LAYER_COLUMNS,
     WRITTEN,
     layers_csv,
+    node_data,
     render_html,
+    render_markdown,
     render_text,
     report_document,
     samples_csv,
@@ -244,6 +246,28 @@ def test_the_layers_file_keeps_names_with_commas_quotes_and_line_breaks_on_one_l
 def test_the_layers_file_gives_the_keep_ratio() -> None:
     report = replace(finished_report(), layers=finished_report().layers[:1])
     assert next(csv.DictReader(layers_csv(report).splitlines()))["keep_ratio"] == "0.5"
+
+
+def test_the_markdown_of_a_finished_run_is_as_expected(golden: Golden) -> None:
+    golden("report.md", render_markdown(finished_report()))
+
+
+def test_names_are_text_in_markdown() -> None:
+    evil = "](http://x) <img src=x> @team | **x** `y` \n# PASS"
+    layers = (LayerRow(evil, evil, evil, 8, 4, 1.0, 0.5),)
+    text = render_markdown(replace(finished_report(), model=evil, layers=layers, flags=(evil,), commands=(evil,)))
+    shown = [line for line in text.splitlines() if not line.startswith("    ")]  # the commands are code
+    assert len(re.findall(r"\\\]\(http", text)) == text.count("](http") - 1
+    assert not any(re.search(r"(?<!\\)<img|@team|^# PASS", line) for line in shown)
+    (layer,) = [line for line in shown if line.startswith("| \\](http")]
+    assert len(re.findall(r"(?<!\\)\|", layer)) == 8  # seven cells
+
+
+def test_the_node_data_has_a_value_for_each_node_and_two_colours() -> None:
+    layers = (LayerRow("a", ms_after=0.123456, nodes=("0", "1")), LayerRow("b", ms_after=None, nodes=("2",)))
+    data = node_data(replace(finished_report(), layers=layers))
+    assert data["results"] == {"0": {"value": 0.1235}}
+    assert [stop["stop"] for stop in data["gradient"]] == [0, 1]
 
 
 def test_every_run_is_in_the_samples_file() -> None:
