@@ -65,11 +65,6 @@ def test_the_package_runs_as_the_command_does(tmp_path: Path) -> None:
     assert_clear_error(done[1], "no run yet in amc-workspace")
 
 
-def test_every_command_is_in_the_readme() -> None:
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    assert [command for command in COMMANDS if f"`{command}" not in readme] == []
-
-
 def test_models_prints_one_json_document(tmp_path: Path) -> None:
     done = amc("models", "--json", cwd=tmp_path)
     assert {"mobilenet_v1", "resnet56"} <= {entry["name"] for entry in json.loads(done.stdout)["models"]}
