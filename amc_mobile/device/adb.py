@@ -1,30 +1,32 @@
-"""One phone through adb: commands and files with total deadlines, retried where a retry can help.
+"""One phone through adb: shell commands and files with total deadlines, retried where a retry can help.
 
-This is the only code that talks to adb. adbutils brings the program and its connections; deadlines and errors are
-ours, since its time limits hold per receive and its failures come as ten kinds of exception.
+This is the only code that talks to adb. adbutils brings the adb program, which starts the server; the server is asked
+over a socket. Tried instead, and left:
 
-The phone's shell joins and splits again whatever it is given: only words that `quote` made may enter a command.
+- The adb program for each command. It is as fast (3 ms for `true` on the tests' phone), but it mixes its own errors into
+  the command's stderr, and its pipes need a thread each to be read and fed under a deadline.
+- The library adbutils: its time limits hold per receive, so 2 s may take 8; a phone that stalls in a transfer blocks it
+  for ever; its `shell2` raised EOFError after a command without output; the phone's reason for a failure is lost.
 
-Our own framing over adbutils' connection: adbutils sends 4 KiB at a time with send(), which may stop half way on a
-socket with a time limit, waits for ever on a phone that stalls, and drops the reason that the phone gives.
+Everything is a command of the shell protocol v2, files too, which arrive on the stdin of a `cat`. The phone's shell
+joins and splits again whatever it is given: only words that `quote` made may enter a command.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import secrets
 import select
 import socket
-import stat as stat_modes
-import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from typing import TypeVar
 
 from amc_mobile.device.phone_output import parse_free_bytes, phone_text
 from amc_mobile.errors import (
@@ -40,10 +42,6 @@ from amc_mobile.errors import (
     PhoneOutputInvalid,
     readable_s,
 )
-
-if TYPE_CHECKING:  # loaded when a phone is asked for: every command imports this module
-    from adbutils import AdbConnection
-
 
 NOTICE_S = 4.0  # a wait is reported after this time, and again after each further one
 OnWait = Callable[[str, float, float], None]  # what is waited for, the seconds waited so far, the limit in seconds
@@ -77,34 +75,22 @@ class Deadline:
 
     def check(self) -> float:
         """Seconds left, above 0. Raises DeadlineExceeded when there are none."""
-        left = self._end - time.monotonic()
-        if left <= 0:
+        if not (left_s := self.left_s):
             raise self.exceeded()
-        return left
+        return left_s
 
     def exceeded(self) -> DeadlineExceeded:
         return DeadlineExceeded(self.what, self.limit_s, why=self._why, next_step=self._next_step)
 
-    def limit(self, connection: socket.socket) -> None:
-        """Lets the next operation of a socket take what is left."""
-        self._set(connection, self.check())
+    def limit(self, connection: socket.socket, most_s: float = math.inf) -> None:
+        """Lets the next operation of a socket take what is left, but no more than `most_s`."""
+        connection.settimeout(min(self.check(), most_s))
 
-    def limit_for_notice(self, connection: socket.socket) -> None:
-        """Lets the next operation of a socket take what is left until the wait is to be reported: see `has_waited`."""
-        self._set(connection, min(self.check(), NOTICE_S))
-
-    def has_waited(self) -> None:
-        """Reports a wait that goes on. Raises DeadlineExceeded when its time is over."""
+    def report_wait(self) -> None:
+        """Calls `on_wait` while there is time left. Raises DeadlineExceeded when there is none."""
         left_s = self.check()
         if self.on_wait:
             self.on_wait(self.what, self.limit_s - left_s, self.limit_s)
-
-    def _set(self, connection: socket.socket, limit_s: float) -> None:
-        connection.settimeout(limit_s)
-
-    def sleep(self, seconds: float) -> None:
-        """Sleeps, but not past the end. Raises DeadlineExceeded when there is no time left before sleeping."""
-        time.sleep(min(seconds, self.check()))
 
 
 _TRANSPORT = re.compile(r"[0-9]{1,18}")
@@ -162,6 +148,7 @@ def parse_devices(answer: str) -> list[AttachedPhone]:
 
 START_TIMEOUT_S = 20.0  # a cold start of the server scans for emulators first
 LIST_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 1.0
 SETTLE_S = 3.0
 # An adbd that is frozen accepts whatever is sent. So the first answer to each question has a limit of its own, and a
 # phone that gave none is not waited for as long again: giving up and cleaning up come within a minute.
@@ -186,9 +173,7 @@ class AdbServer:
     def phones(self) -> list[AttachedPhone]:
         """Every phone adb sees, whatever its state. Raises DeviceUnavailable without a working adb."""
         deadline = Deadline("asking adb for the attached phones", LIST_TIMEOUT_S + START_TIMEOUT_S)
-        with self.connection(deadline) as connection:
-            answer = _request(connection, "host:devices-l", deadline)
-        return parse_devices(answer)
+        return parse_devices(self.ask("host:devices-l", deadline))
 
     def settled_phones(self) -> list[AttachedPhone]:
         """As `phones`, after those that are just connecting have had a moment to finish."""
@@ -199,36 +184,25 @@ class AdbServer:
                 return phones
             time.sleep(0.1)
 
-    def features(self, transport_id: int, deadline: Deadline) -> frozenset[str]:
-        with self.connection(deadline) as connection:
-            answer = _request(connection, f"host-transport-id:{transport_id}:features", deadline)
-        return frozenset(answer.split(","))
+    def ask(self, request: str, deadline: Deadline) -> str:
+        """The server's answer to a request such as `host:devices-l`."""
+        with self._connected(deadline) as connection, translated(deadline):
+            _send_request(connection, request, deadline)
+            size = read_exactly(connection, 4, deadline)
+            return phone_text(read_exactly(connection, _length(size, deadline), deadline))
 
-    def connect(self, address: str, deadline: Deadline) -> str:
-        """Attaches a phone over the network; `address`: host:port. Returns what adb says, also about failures."""
-        with self.connection(deadline) as connection:
-            return _request(connection, f"host:connect:{address}", deadline)
-
-    def disconnect(self, address: str, deadline: Deadline) -> None:
-        """Forgets a phone on the network. Harmless when it is not known."""
-        with self.connection(deadline) as connection:
-            try:
-                _request(connection, f"host:disconnect:{address}", deadline)
-            except DeviceUnavailable:
-                return
-
-    @contextmanager
-    def service(self, transport_id: int, service: str, deadline: Deadline) -> Iterator[socket.socket]:
-        """A connection to a service of one phone, such as `shell,v2,raw:...` or `sync:`.
-
-        Every failure inside the block leaves as one of our errors; the socket's time limit is what the deadline leaves.
-        """
-        with self.connection(deadline) as connection:
-            _send_request(connection, f"host:transport-id:{transport_id}", deadline)
-            with self.answering(transport_id, deadline) as first:
-                _send_request(connection, service, first)
-            deadline.limit(connection.conn)
-            yield connection.conn
+    def service(self, transport_id: int, service: str, deadline: Deadline) -> socket.socket:
+        """A connection to a service of one phone, such as `shell,v2,raw:...`. The caller closes it."""
+        connection = self._connected(deadline)
+        try:
+            with translated(deadline):
+                _send_request(connection, f"host:transport-id:{transport_id}", deadline)
+                with self.answering(transport_id, deadline) as first:
+                    _send_request(connection, service, first)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     @contextmanager
     def answering(self, transport_id: int, deadline: Deadline) -> Iterator[Deadline]:
@@ -245,31 +219,23 @@ class AdbServer:
         """The phone has answered a question, so that the next ones are given all their time."""
         self._silent.discard(transport_id)
 
-    @contextmanager
-    def connection(self, deadline: Deadline) -> Iterator[AdbConnection]:
-        """A connection to the server, all of whose failures are ours."""
-        self._start_if_silent(deadline)
-        from adbutils import AdbClient
-
-        with translated(deadline):
-            connection = AdbClient("127.0.0.1", self.port).make_connection()
+    def _connected(self, deadline: Deadline) -> socket.socket:
+        address, limit_s = ("127.0.0.1", self.port), min(CONNECT_TIMEOUT_S, deadline.check())
+        with suppress(OSError):
+            return socket.create_connection(address, limit_s)
+        said = self._start(deadline)
         try:
-            with translated(deadline):
-                deadline.limit(connection.conn)
-                yield connection
-        finally:
-            connection.conn.close()  # adbutils' close sleeps for 10 ms, which a command in 1 ms need not wait for
+            return socket.create_connection(address, limit_s)
+        except OSError as error:
+            raise DeviceUnavailable(f"the adb server does not start: {said}", next_step=INSTALL_ADB) from error
 
-    def _start_if_silent(self, deadline: Deadline) -> None:
-        # Not left to adbutils: its start raises CalledProcess and Timeout errors of its own and ignores exit codes.
-        if self._answers():
-            return
-        import adbutils
+    def _start(self, deadline: Deadline) -> str:
+        """Starts the server and returns what the adb program says about it."""
+        import adbutils  # brings the program where none is installed
 
         try:
-            program = adbutils.adb_path()
             done = subprocess.run(
-                [program, "-P", str(self.port), "start-server"],
+                [adbutils.adb_path(), "-P", str(self.port), "start-server"],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=min(START_TIMEOUT_S, deadline.check()),
@@ -281,14 +247,7 @@ class AdbServer:
             ) from error
         except (OSError, adbutils.AdbError) as error:
             raise DeviceUnavailable(f"no adb program can be run: {error}", next_step=INSTALL_ADB) from error
-        if done.returncode != 0 and not self._answers():
-            said = " ".join(done.stderr.decode(errors="replace").split())[-300:]
-            raise DeviceUnavailable(f"the adb server does not start: {said}", next_step=INSTALL_ADB)
-
-    def _answers(self) -> bool:
-        with socket.socket() as probe:
-            probe.settimeout(1.0)
-            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+        return " ".join(done.stderr.decode(errors="replace").split())[-300:]
 
 
 def _port_from_environment() -> int:
@@ -300,23 +259,14 @@ def _port_from_environment() -> int:
 
 @contextmanager
 def translated(deadline: Deadline) -> Iterator[None]:
-    """Turns whatever adb, adbutils and sockets raise into our errors: the one place that knows them all."""
-    import adbutils
-
+    """Turns what sockets raise into our errors."""
     try:
         yield
-    except DeviceError:
-        raise
-    except (TimeoutError, adbutils.AdbTimeout) as error:
+    except TimeoutError as error:
         raise deadline.exceeded() from error
-    except (EOFError, ConnectionError) as error:
-        raise DeviceDisconnected(
-            f"{deadline.what}: the link broke ({error or type(error).__name__})", next_step=CABLE
-        ) from error
-    except adbutils.AdbError as error:
-        raise adb_failure(str(error), deadline.what) from error
     except OSError as error:
-        raise DeviceDisconnected(f"{deadline.what}: {error}", next_step=CABLE) from error
+        reason = str(error) or type(error).__name__
+        raise DeviceDisconnected(f"{deadline.what}: the link broke ({reason})", next_step=CABLE) from error
 
 
 CABLE = "check the cable, then run the same command again: it goes on where it was"
@@ -339,11 +289,11 @@ def read_exactly(connection: socket.socket, size: int, deadline: Deadline) -> by
     parts: list[bytes] = []
     missing = size
     while missing:
-        deadline.limit_for_notice(connection)
+        deadline.limit(connection, NOTICE_S)
         try:
             part = connection.recv(min(missing, 1 << 20))
         except TimeoutError:
-            deadline.has_waited()
+            deadline.report_wait()
             continue
         if not part:
             raise DeviceDisconnected(f"{deadline.what}: the link broke in the middle of an answer", next_step=CABLE)
@@ -352,17 +302,17 @@ def read_exactly(connection: socket.socket, size: int, deadline: Deadline) -> by
     return b"".join(parts)
 
 
-def _send_request(connection: AdbConnection, request: str, deadline: Deadline) -> None:
+def _send_request(connection: socket.socket, request: str, deadline: Deadline) -> None:
     """Sends a request in the server's framing and waits for its OKAY."""
     encoded = request.encode()
     if len(encoded) > 0xFFFF:
         raise DeviceUnavailable(f"{deadline.what}: a request of {len(encoded)} bytes is too long for adb")
-    deadline.limit(connection.conn)
-    # sendall: send() may stop half way on a socket with a time limit, which adbutils does not check.
-    connection.conn.sendall(f"{len(encoded):04x}".encode() + encoded)
-    status = read_exactly(connection.conn, 4, deadline)
+    deadline.limit(connection)
+    connection.sendall(f"{len(encoded):04x}".encode() + encoded)
+    status = read_exactly(connection, 4, deadline)
     if status == b"FAIL":
-        raise adb_failure(_read_block(connection.conn, deadline), deadline.what)
+        size = _length(read_exactly(connection, 4, deadline), deadline)
+        raise adb_failure(phone_text(read_exactly(connection, size, deadline)), deadline.what)
     if status != b"OKAY":
         raise DeviceUnavailable(
             f"{deadline.what}: whatever listens on the adb port answers {status!r}",
@@ -370,18 +320,11 @@ def _send_request(connection: AdbConnection, request: str, deadline: Deadline) -
         )
 
 
-def _read_block(connection: socket.socket, deadline: Deadline) -> str:
-    size = read_exactly(connection, 4, deadline)
+def _length(digits: bytes, deadline: Deadline) -> int:
     try:
-        length = int(size, 16)
+        return int(digits, 16)
     except ValueError as error:
-        raise DeviceUnavailable(f"{deadline.what}: adb sent the length {size!r}") from error
-    return phone_text(read_exactly(connection, length, deadline))
-
-
-def _request(connection: AdbConnection, request: str, deadline: Deadline) -> str:
-    _send_request(connection, request, deadline)
-    return _read_block(connection.conn, deadline)
+        raise DeviceUnavailable(f"{deadline.what}: adb sent the length {digits!r}") from error
 
 
 STDIN, STDOUT, STDERR, EXIT, CLOSE_STDIN = range(5)  # packet kinds
@@ -400,6 +343,12 @@ class ShellOutput:
     @property
     def text(self) -> str:
         return phone_text(self.stdout)
+
+    def checked(self, what: str) -> ShellOutput:
+        """Itself. Raises PhoneCommandFailed, naming `what`, for an exit code that is not 0."""
+        if self.exit_code != 0:
+            raise PhoneCommandFailed(what, self.exit_code, self.stderr or self.text)
+        return self
 
 
 def quote(word: str) -> str:
@@ -428,19 +377,12 @@ def process_holds(pid: str, token: str) -> str:
     return f"{{ {{ {read}; }} || grep -q {token} {file}; }} 2>/dev/null"
 
 
-def run_shell(server: AdbServer, transport_id: int, script: str, deadline: Deadline) -> ShellOutput:
-    """Runs a script in the phone's shell and returns everything it printed, or raises.
-
-    The process group is killed when the deadline passes.
-    """
-    return RunningShell(server, transport_id, script, deadline).finish(deadline)
-
-
 class RunningShell:
     """A script in the phone's shell, and what it printed so far.
 
     The script's output is between two marker lines with a token of this call; whatever else reaches stdout is left
-    out, and output without its end marker is an error. `stdin`: what the script reads, all of it.
+    out, and output without its end marker is an error. `stdin`: what the script reads, all of it. Where a call fails,
+    the script's process group is killed.
     """
 
     def __init__(
@@ -453,20 +395,20 @@ class RunningShell:
     ) -> None:
         self._server, self._transport_id = server, transport_id
         self._token = secrets.token_hex(8)
-        self._begin, self._end = f"amc-begin-{self._token}", f"amc-end-{self._token}"
         self._stdout, self._stderr = bytearray(), bytearray()
-        self._stack = ExitStack()
         self._goes_on = False
         # The subshell keeps an `exit` in the script from skipping the end marker.
-        wrapped = f"echo {self._begin} $$; (\n{script}\n); amc_code=$?; echo; echo {self._end} $amc_code"
-        self._connection = self._stack.enter_context(server.service(transport_id, f"shell,v2,raw:{wrapped}", deadline))
+        wrapped = (
+            f"echo amc-begin-{self._token} $$; (\n{script}\n); amc_code=$?; echo; echo amc-end-{self._token} $amc_code"
+        )
+        self._connection = server.service(transport_id, f"shell,v2,raw:{wrapped}", deadline)
         if stdin is not None:
-            with self._killed_on_failure(), translated(deadline):
+            with self._killed_on_failure(deadline):
                 self._feed(stdin, deadline)
 
     def finish(self, deadline: Deadline) -> ShellOutput:
         """Everything it printed, once it has ended."""
-        with self._killed_on_failure(), translated(deadline):
+        with self._killed_on_failure(deadline):
             while self._read_packet(deadline):
                 pass
         return self.output(deadline.what)
@@ -474,20 +416,29 @@ class RunningShell:
     def output(self, what: str) -> ShellOutput:
         """Everything it printed, after it has ended. `what` names it in errors."""
         self.close()
-        stderr = phone_text(bytes(self._stderr))
-        return _between_markers(bytes(self._stdout), stderr, self._begin, self._end, what)
+        stdout, stderr = bytes(self._stdout), phone_text(bytes(self._stderr))
+        started = self._started()
+        if started is None:
+            if stdout.strip() or stderr.strip():
+                raise PhoneCommandFailed(what, 127, (stderr or phone_text(stdout))[:200])
+            raise DeviceDisconnected(f"{what}: the phone's shell did not answer", next_step=CABLE)
+        ended = re.search(rf"\namc-end-{self._token} (\d+)\r?\n?$".encode(), stdout)
+        if ended is None or ended.start() < started.end() - 1:
+            raise DeviceDisconnected(f"{what}: the answer was cut short", next_step=CABLE)
+        return ShellOutput(stdout[started.end() : ended.start()], stderr, int(ended[1]))
 
     def read_until(self, marker: bytes, deadline: Deadline) -> bytes | None:
         """What it printed before a line that consists of `marker`; None when it ended without one.
 
         From that line on the script goes on whatever becomes of the link: nothing kills it.
         """
-        with self._killed_on_failure(), translated(deadline):
-            while (found := self._stdout.find(b"\n" + marker + b"\n")) < 0:
+        with self._killed_on_failure(deadline):
+            while (end := self._stdout.find(b"\n" + marker + b"\n")) < 0:
                 if not self._read_packet(deadline):
                     return None
         self._goes_on = True
-        return bytes(self._stdout[self._stdout.index(b"\n", self._stdout.index(self._begin.encode())) + 1 : found])
+        started = self._started()
+        return bytes(self._stdout[started.end() if started else 0 : end])
 
     def is_silent_for(self, seconds: float) -> bool:
         """Waits until it prints or ends, or the link breaks: then False; True after `seconds` without any of these."""
@@ -495,7 +446,11 @@ class RunningShell:
 
     def close(self) -> None:
         """Listens no longer; the script may go on."""
-        self._stack.close()
+        self._connection.close()
+
+    def _started(self) -> re.Match[bytes] | None:
+        """The line before the script's output, with the pid of its shell."""
+        return re.search(rf"(?:^|\n)amc-begin-{self._token} (\d+)\r?\n".encode(), self._stdout)
 
     def _read_packet(self, deadline: Deadline) -> bool:
         """False for the exit code, which is the last one."""
@@ -514,7 +469,7 @@ class RunningShell:
         return kind != EXIT
 
     def _feed(self, stdin: Iterable[bytes], deadline: Deadline) -> None:
-        """Sends what the script reads, in packets of about CHUNK_BYTES, and its end."""
+        """Sends what the script reads, in packets of about SHELL_CHUNK_BYTES, and its end."""
         waiting = bytearray()
         for part in stdin:
             waiting += part
@@ -531,15 +486,32 @@ class RunningShell:
             self._connection.sendall(bytes([kind]) + len(content).to_bytes(4, "little") + content)
 
     @contextmanager
-    def _killed_on_failure(self) -> Iterator[None]:
+    def _killed_on_failure(self, deadline: Deadline) -> Iterator[None]:
         try:
-            yield
+            with translated(deadline):
+                yield
         except BaseException:
             # A closed socket does not end the process: it would go on and disturb what is measured next.
             self.close()
             if not self._goes_on:
-                _kill_group(self._server, self._transport_id, bytes(self._stdout), self._begin, self._token)
+                self._kill()
             raise
+
+    def _kill(self) -> None:
+        """Ends the script's process group; without a link there is nothing to do."""
+        started = self._started()
+        if started is None:
+            return
+        pid = started[1].decode()
+        deadline = Deadline("stopping a command on the phone", KILL_TIMEOUT_S)
+        # adbd gives each shell a process group of its own. The token in its command line proves that the pid is ours.
+        script = f"{process_holds(pid, self._token)} && {{ kill -9 -{pid} || kill -9 {pid}; }}"
+        with (
+            suppress(Exception),
+            self._server.service(self._transport_id, f"shell,v2,raw:{script}", deadline) as connection,
+        ):
+            while _read_packet(connection, deadline)[0] != EXIT:
+                pass
 
 
 def _read_packet(connection: socket.socket, deadline: Deadline) -> tuple[int, bytes]:
@@ -550,134 +522,6 @@ def _read_packet(connection: socket.socket, deadline: Deadline) -> tuple[int, by
     return kind, read_exactly(connection, size, deadline)
 
 
-def _between_markers(stdout: bytes, stderr: str, begin: str, end: str, what: str) -> ShellOutput:
-    started = re.search(rb"(?:^|\n)" + begin.encode() + rb" \d+\r?\n", stdout)
-    if started is None:
-        if stdout.strip() or stderr.strip():
-            said = (stderr or phone_text(stdout))[:200]
-            raise PhoneCommandFailed(what, 127, said)
-        raise DeviceDisconnected(f"{what}: the phone's shell did not answer", next_step=CABLE)
-    ended = re.search(rb"\n" + end.encode() + rb" (\d+)\r?\n?$", stdout)
-    if ended is None or ended.start() < started.end() - 1:
-        raise DeviceDisconnected(f"{what}: the answer was cut short", next_step=CABLE)
-    return ShellOutput(stdout[started.end() : ended.start()], stderr, int(ended.group(1)))
-
-
-def _kill_group(server: AdbServer, transport_id: int, stdout: bytes, begin: str, token: str) -> None:
-    """Kills what a call that failed left running. Without a link there is nothing to do: errors are swallowed."""
-    started = re.search(begin.encode() + rb" (\d+)", stdout)
-    if started is None:
-        return
-    pid = started.group(1).decode()
-    deadline = Deadline("stopping a command on the phone", KILL_TIMEOUT_S)
-    # adbd gives each shell a process group of its own. The token in the command line proves that the pid is still ours.
-    script = f"{process_holds(pid, token)} && {{ kill -9 -{pid} || kill -9 {pid}; }}"
-    try:
-        with server.service(transport_id, f"shell,v2,raw:{script}", deadline) as connection:
-            while _read_packet(connection, deadline)[0] != EXIT:
-                pass
-    except Exception:
-        return
-
-
-SYNC_CHUNK_BYTES = 64 * 1024  # the most that the protocol allows
-MAX_PATH_BYTES = 1024
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    mode: int
-    size_bytes: int  # modulo 2^32
-
-    @property
-    def exists(self) -> bool:
-        return self.mode != 0
-
-
-def stat_file(server: AdbServer, transport_id: int, path: str, deadline: Deadline) -> RemoteFile:
-    """Mode 0 says that there is no such file."""
-    with server.service(transport_id, "sync:", deadline) as connection:
-        with server.answering(transport_id, deadline) as first:
-            _send(connection, b"STAT", _encoded(path), first)
-            answer = read_exactly(connection, 16, first)
-        server.heard(transport_id)
-        if answer[:4] != b"STAT":
-            raise DeviceDisconnected(f"{deadline.what}: unexpected answer {answer[:4]!r} to STAT")
-        mode, size, _ = struct.unpack("<III", answer[4:])
-        _quit(connection)
-    return RemoteFile(mode, size)
-
-
-def push_file(server: AdbServer, transport_id: int, source: BinaryIO, path: str, mode: int, deadline: Deadline) -> int:
-    """Writes `source` to `path`; returns its size in bytes. Raises PhoneCommandFailed with the reason.
-
-    The phone says only at the end, or when it closes, why it did not take a file.
-    """
-    total = 0
-    with server.service(transport_id, "sync:", deadline) as connection:
-        _send(connection, b"SEND", _encoded(path) + f",{stat_modes.S_IFREG | mode}".encode(), deadline)
-        try:
-            while chunk := source.read(SYNC_CHUNK_BYTES):
-                with server.answering(transport_id, deadline) as taking:
-                    _send(connection, b"DATA", chunk, taking)
-                total += len(chunk)
-            deadline.limit(connection)
-            connection.sendall(b"DONE" + struct.pack("<I", int(time.time())))
-        except (BrokenPipeError, ConnectionResetError) as error:
-            _raise_pending_failure(connection, path, deadline, error)
-        with server.answering(transport_id, deadline) as last:
-            _expect(connection, b"OKAY", path, last)
-        _quit(connection)
-    return total
-
-
-def _encoded(path: str) -> bytes:
-    encoded = path.encode()
-    if not path.startswith("/") or len(encoded) > MAX_PATH_BYTES or b"\0" in encoded:
-        raise InvalidInput(f"{path!r} is no path on a phone: absolute, at most {MAX_PATH_BYTES} bytes")
-    return encoded
-
-
-def _send(connection: socket.socket, kind: bytes, content: bytes, deadline: Deadline) -> None:
-    deadline.limit(connection)
-    connection.sendall(kind + struct.pack("<I", len(content)) + content)
-
-
-def _header(connection: socket.socket, deadline: Deadline) -> tuple[bytes, int]:
-    answer = read_exactly(connection, 8, deadline)
-    return answer[:4], int.from_bytes(answer[4:], "little")
-
-
-def _expect(connection: socket.socket, expected: bytes, path: str, deadline: Deadline) -> None:
-    kind, size = _header(connection, deadline)
-    if kind != expected:
-        raise _failure(kind, size, connection, path, deadline)
-
-
-def _failure(kind: bytes, size: int, connection: socket.socket, path: str, deadline: Deadline) -> DeviceError:
-    if kind != b"FAIL":
-        return DeviceDisconnected(f"{deadline.what}: unexpected answer {kind!r}")
-    reason = phone_text(read_exactly(connection, min(size, SYNC_CHUNK_BYTES), deadline))
-    return PhoneCommandFailed(f"transfer of {path}", 1, reason)
-
-
-def _raise_pending_failure(connection: socket.socket, path: str, deadline: Deadline, error: OSError) -> None:
-    """The phone closed while we were sending: it has usually said why."""
-    try:
-        _expect(connection, b"OKAY", path, deadline)
-    except DeviceDisconnected:
-        raise error from None
-    raise error
-
-
-def _quit(connection: socket.socket) -> None:
-    """Ends the service politely; the work is done, so a link that breaks now does not matter."""
-    try:
-        connection.sendall(b"QUIT" + struct.pack("<I", 0))
-    except OSError:
-        return
-
-
 PHONE_FOLDER = "/data/local/tmp"  # the only place where the shell user may both write and execute
 COMMAND_TIMEOUT_S = 20.0  # dumpsys on an old phone takes seconds
 TRANSFER_TIMEOUT_S = 300.0
@@ -685,7 +529,7 @@ RECONNECT_TIMEOUT_S = 60.0
 ATTEMPTS = 3
 POLL_S = 0.25
 CONNECT_EVERY_S = 1.0
-CONNECT_TIMEOUT_S = 3.0
+BACK_TIMEOUT_S = 3.0  # of one attempt to connect a wireless phone
 PASSING_STATES = ("offline", "connecting", "authorizing")  # a phone that comes back goes through these
 UNAUTHORIZED_GRACE_S = 3.0  # a phone that connects is unauthorized before its key is checked
 
@@ -716,33 +560,37 @@ class AdbPhone:
         return Deadline(what, limit_s, self.server.on_wait)
 
     def shell(
-        self, script: str, *, what: str, timeout_s: float | None = None, check: bool = True, retry: bool = True
+        self,
+        script: str,
+        *,
+        what: str,
+        timeout_s: float | None = None,
+        check: bool = True,
+        retry: bool = True,
+        stdin: Callable[[], Iterable[bytes]] | None = None,
     ) -> ShellOutput:
         """Runs a script in the phone's shell, by default for COMMAND_TIMEOUT_S. `what` names it in errors.
 
-        Raises PhoneCommandFailed for a non-zero exit code when `check`, DeadlineExceeded, DeviceDisconnected.
+        `stdin`: gives what the script reads, once per attempt. Raises PhoneCommandFailed for a non-zero exit code when
+        `check`, DeadlineExceeded, DeviceDisconnected.
         """
-
-        def run(deadline: Deadline) -> ShellOutput:
-            self._check_shell_v2(deadline)
-            return run_shell(self.server, self.transport_id, script, deadline)
-
-        output = self._with_retries(run, self.deadline(what, timeout_s or COMMAND_TIMEOUT_S), ATTEMPTS if retry else 1)
-        if check and output.exit_code != 0:
-            raise PhoneCommandFailed(what, output.exit_code, output.stderr or output.text)
-        return output
+        output = self._with_retries(
+            lambda deadline: self._started(script, deadline, stdin).finish(deadline),
+            self.deadline(what, timeout_s or COMMAND_TIMEOUT_S),
+            ATTEMPTS if retry else 1,
+        )
+        return output.checked(what) if check else output
 
     def start(
         self, script: str, *, what: str, timeout_s: float, stdin: Callable[[], Iterable[bytes]], until: bytes
     ) -> tuple[bytes, RunningShell]:
         """Starts a script that goes on: what it printed before the line `until`, and the shell in which it runs.
 
-        `stdin`: gives what the script reads, once per attempt. Raises PhoneCommandFailed when it ended instead.
+        `stdin`: as for `shell`. Raises PhoneCommandFailed when it ended instead.
         """
 
         def run(deadline: Deadline) -> tuple[bytes, RunningShell]:
-            self._check_shell_v2(deadline)
-            running = RunningShell(self.server, self.transport_id, script, deadline, stdin())
+            running = self._started(script, deadline, stdin)
             printed = running.read_until(until, deadline)
             if printed is None:
                 output = running.output(what)
@@ -751,34 +599,49 @@ class AdbPhone:
 
         return self._with_retries(run, self.deadline(what, timeout_s))
 
+    def _started(self, script: str, deadline: Deadline, stdin: Callable[[], Iterable[bytes]] | None) -> RunningShell:
+        # Without version 2 adb falls back to a shell that merges the streams, loses exit codes and truncates silently.
+        if not self._has_shell_v2:
+            features = self.server.ask(f"host-transport-id:{self.transport_id}:features", deadline)
+            if "shell_v2" not in features.split(","):
+                raise DeviceUnavailable(
+                    f"the phone {self.serial} has no shell protocol v2, which Android has since version 7",
+                    next_step="use a phone with Android 7 or newer",
+                )
+            self._has_shell_v2 = True
+        return RunningShell(self.server, self.transport_id, script, deadline, stdin() if stdin else None)
+
     def run(self, *words: str, timeout_s: float | None = None, retry: bool = True) -> str:
         """Runs one command and returns its stdout. The words reach the program as they are, whatever they hold."""
         return self.shell(command_line(*words), what=" ".join(words), timeout_s=timeout_s, retry=retry).text
 
-    def stat(self, path: str, *, timeout_s: float | None = None) -> RemoteFile:
-        return self._with_retries(
-            lambda deadline: stat_file(self.server, self.transport_id, path, deadline),
-            self.deadline(f"looking at {path} on the phone", timeout_s or COMMAND_TIMEOUT_S),
-        )
-
     def push(self, source: Path, path: str, *, mode: int = 0o644, timeout_s: float | None = None) -> int:
         """Copies a file to the phone, checks its size there and returns it in bytes. Raises PhoneDiskFull."""
 
-        def push_once(deadline: Deadline) -> int:
+        def content() -> Iterator[bytes]:
             with source.open("rb") as file:
-                return push_file(self.server, self.transport_id, file, path, mode, deadline)
+                while chunk := file.read(SHELL_CHUNK_BYTES):
+                    yield chunk
 
-        deadline = self.deadline(f"copying {source.name} to the phone", timeout_s or TRANSFER_TIMEOUT_S)
+        size, file = source.stat().st_size, quote(path)
+        # All that is sent is read: adbd may drop what a script says that ends before.
+        script = (
+            f"mkdir -p {quote(path.rpartition('/')[0])} && cat >{file} && chmod {mode:o} {file} && "
+            f"wc -c <{file} && exit\ncode=$?; cat >/dev/null; exit $code"
+        )
         try:
-            size = self._with_retries(push_once, deadline)
+            output = self.shell(
+                script,
+                what=f"copying {source.name} to the phone",
+                timeout_s=timeout_s or TRANSFER_TIMEOUT_S,
+                stdin=content,
+            )
         except PhoneCommandFailed as error:
             if is_disk_full(error):
                 raise PhoneDiskFull(self.free_bytes(), f"{path} does not fit") from error
             raise
-        arrived = self.stat(path)
-        if arrived.size_bytes != size % (1 << 32):
-            what = f"{arrived.size_bytes} of {size} bytes of {path} arrived on the phone"
-            raise PhoneDiskFull(self.free_bytes(), what)
+        if (arrived := output.text.strip()) != str(size):
+            raise PhoneDiskFull(self.free_bytes(), f"{arrived[:20]} of {size} bytes of {path} arrived on the phone")
         return size
 
     def free_bytes(self) -> int:
@@ -786,12 +649,11 @@ class AdbPhone:
         output = self.shell(f"df -k {PHONE_FOLDER}", what="looking for free space on the phone", check=False)
         return parse_free_bytes(output.text)
 
-    def wait_until_back(self, timeout_s: float | None = None) -> None:
-        """Waits for the phone to be usable again after its link broke, by default for RECONNECT_TIMEOUT_S.
+    def wait_until_back(self, timeout_s: float) -> None:
+        """Waits for the phone to be usable again after its link broke.
 
         Raises DeviceUnauthorized, DeviceUnavailable or DeviceDisconnected, as adb last saw it.
         """
-        timeout_s = RECONNECT_TIMEOUT_S if timeout_s is None else timeout_s
         began = time.monotonic()
         connect_at = began
         seen: AttachedPhone | None = None  # between two attempts to connect, adb lists no phone at all
@@ -814,7 +676,7 @@ class AdbPhone:
             if self.server.on_wait and waited >= NOTICE_S:
                 self.server.on_wait("the phone is gone: waiting for it to come back", waited, timeout_s)
             if time.monotonic() >= connect_at:
-                self._connect_again(min(CONNECT_TIMEOUT_S, timeout_s - waited))
+                self._connect_again(min(BACK_TIMEOUT_S, timeout_s - waited))
                 connect_at = time.monotonic() + CONNECT_EVERY_S
             time.sleep(POLL_S)
 
@@ -837,22 +699,17 @@ class AdbPhone:
         host, colon, port = self.serial.rpartition(":")
         if not (host and colon and port.isdecimal()):
             return
-        try:
-            # While adb holds the dead connection, it takes a new one for a repetition.
-            self.server.disconnect(self.serial, Deadline("forgetting the phone's old link", limit_s))
-            self.server.connect(self.serial, Deadline("connecting to the phone", limit_s))
-        except DeviceError:
-            return
-
-    def _check_shell_v2(self, deadline: Deadline) -> None:
-        # Without it adb falls back to a shell that merges the streams, loses exit codes and truncates silently.
-        if not self._has_shell_v2:
-            if "shell_v2" not in self.server.features(self.transport_id, deadline):
-                raise DeviceUnavailable(
-                    f"the phone {self.serial} has no shell protocol v2, which Android has since version 7",
-                    next_step="use a phone with Android 7 or newer",
-                )
-            self._has_shell_v2 = True
+        # While adb holds the dead connection, it takes a new one for a repetition.
+        for request, what in (
+            ("disconnect", "forgetting the phone's old link"),
+            ("connect", "connecting to the phone"),
+        ):
+            try:
+                self.server.ask(f"host:{request}:{self.serial}", Deadline(what, limit_s))
+            except DeviceUnavailable:  # adb does not know it
+                continue
+            except DeviceError:
+                return
 
     def _with_retries(self, call: Callable[[Deadline], T], deadline: Deadline, attempts: int = ATTEMPTS) -> T:
         for attempt in range(1, attempts + 1):

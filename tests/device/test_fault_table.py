@@ -227,9 +227,6 @@ def said(command: str, ended: Ended) -> str:
     return "\n".join(f"{problem['what']} [{problem['name']}]\nnext: {problem['remedy']}" for problem in problems)
 
 
-# adbutils leaves the socket open that a dead adb server refused.
-@pytest.mark.filterwarnings("ignore:.*unclosed <socket:pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 @pytest.mark.parametrize(("name", "command"), CELLS)
 def test_a_fault_loses_nothing_and_is_named(
     name: str,

@@ -117,7 +117,7 @@ FAULTS: dict[str, tuple[Callable[[FakePhone], object], str]] = {
         lambda phone: phone.faults.add("disconnect", "sleep.*tail -c", after_bytes=90),
         "",
     ),
-    "a cable pulled in a copy": (lambda phone: phone.faults.add("disconnect", "^sync:", after_bytes=5000), ""),
+    "a cable pulled in a copy": (lambda phone: phone.faults.add("disconnect", "cat >", after_bytes=5000), ""),
     "garbage on stdout": (lambda phone: phone.faults.add("garbage", "shell", times=999), ""),
     "a hot phone": (
         lambda phone: phone.sandbox.edit("dumpsys_thermalservice.txt", "Status: 0", "Status: 3"),

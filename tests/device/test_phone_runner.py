@@ -92,7 +92,7 @@ def test_runner_and_library_are_copied_once(runner: PhoneRunner, phone: FakePhon
     kept = phone.sandbox.local(FOLDER)
     before = {p: p.stat().st_mtime_ns for p in kept.glob("keep-*/*")}
     assert len(before) == 2
-    phone.faults.add("close", "^sync:.*", after_bytes=2000, times=9)
+    phone.faults.add("close", "cat >/data", after_bytes=2000, times=9)
     runner.open()
     assert {p: p.stat().st_mtime_ns for p in kept.glob("keep-*/*")} == before
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import time
 
@@ -39,11 +40,11 @@ class WaitingClock:
         """From now on the phone does not answer: each wait for it ends at once, and counts in full."""
         self._patch.setattr(self, "sleep", self._wait)
         self._patch.setattr(RunningShell, "is_silent_for", lambda shell, seconds: self._wait(seconds) is None)
-        exceeded, waited = Deadline.exceeded, Deadline.has_waited
+        exceeded, waited = Deadline.exceeded, Deadline.report_wait
 
-        def shortened(timed: Deadline, connection: socket.socket, limit_s: float) -> None:
-            self._limit_s = limit_s
-            connection.settimeout(min(limit_s, REAL_WAIT_S))
+        def shortened(timed: Deadline, connection: socket.socket, most_s: float = math.inf) -> None:
+            self._limit_s = min(timed.check(), most_s)
+            connection.settimeout(min(self._limit_s, REAL_WAIT_S))
 
         def counted(timed: Deadline) -> None:
             self._count()
@@ -53,8 +54,8 @@ class WaitingClock:
             self._count()
             return exceeded(timed)
 
-        self._patch.setattr(Deadline, "_set", shortened)
-        self._patch.setattr(Deadline, "has_waited", counted)
+        self._patch.setattr(Deadline, "limit", shortened)
+        self._patch.setattr(Deadline, "report_wait", counted)
         self._patch.setattr(Deadline, "exceeded", raised)
 
     def _wait(self, seconds: float) -> None:

@@ -1,8 +1,8 @@
 """The fake phone's files and programs: a folder on this computer.
 
 Commands run in this computer's /bin/sh with the phone's absolute paths turned into paths of the folder, and with small
-programs in front of PATH that answer for Android's: getprop, dumpsys, cmd, settings, svc, df,
-tar on a full disk.
+programs in front of PATH that answer for Android's: getprop, dumpsys, cmd, settings, svc, df; tar and
+cat on a full disk.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ PROGRAMS = {
     "df": 'read -r free < "$PHONE/state/free_kib"\n'
     'echo "Filesystem      1K-blocks     Used Available Use% Mounted on"\n'
     'echo "/dev/block/dm-9 112222333 $((112222333 - free)) $free  50% /data"',
+    "cat": '[ $# -eq 0 ] || exec /bin/cat "$@"\nread -r free < "$PHONE/state/free_kib"\n'
+    'head -c $((free * 1024)); [ "$(head -c 1 | wc -c)" -gt 0 ] || exit 0\n'
+    "echo 'cat: xwrite: No space left on device' >&2; exit 1",
     "tar": 'read -r free < "$PHONE/state/free_kib"\n'
     'if [ "$free" -lt 16 ]; then n=0; while [ $n -lt 40 ]; do n=$((n + 1))\n'
     "echo \"tar: can't write 'models/model-$n': No space left on device\" >&2; done; exit 1; fi\n"

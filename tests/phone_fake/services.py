@@ -1,10 +1,9 @@
-"""What the fake phone's adbd offers: the shell with protocol v2, and sync."""
+"""What the fake phone's adbd offers: the shell with protocol v2."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import stat
 import struct
 import threading
 from typing import IO
@@ -21,8 +20,6 @@ PIPE_BYTES = 1 << 20  # adbd has a socket here, which holds more than a pipe doe
 def serve(stream: Stream, sandbox: Sandbox) -> None:
     if stream.service.startswith("shell,v2,raw:"):
         _shell_v2(stream, sandbox, stream.service.removeprefix("shell,v2,raw:"))
-    elif stream.service.startswith("sync:"):
-        _Sync(stream, sandbox).serve()
 
 
 def _shell_v2(stream: Stream, sandbox: Sandbox, script: str) -> None:
@@ -69,59 +66,3 @@ def _shell_v2(stream: Stream, sandbox: Sandbox, script: str) -> None:
 
 def _packet(kind: int, data: bytes) -> bytes:
     return bytes([kind]) + struct.pack("<I", len(data)) + data
-
-
-class _Sync:
-    def __init__(self, stream: Stream, sandbox: Sandbox) -> None:
-        self._stream = stream
-        self._sandbox = sandbox
-
-    def serve(self) -> None:
-        while True:
-            name, size = self._header()
-            if name == b"QUIT":
-                return
-            argument = self._stream.read(size).decode()
-            if name == b"STAT":
-                self._stat(argument)
-            elif name == b"SEND":
-                self._receive_file(argument)
-            else:
-                self._fail(f"unknown command {name!r}")
-
-    def _header(self) -> tuple[bytes, int]:
-        header = self._stream.read(8)
-        return header[:4], int.from_bytes(header[4:], "little")
-
-    def _fail(self, why: str) -> None:
-        encoded = why.encode()
-        self._stream.write(b"FAIL" + struct.pack("<I", len(encoded)) + encoded)
-
-    def _stat(self, path: str) -> None:
-        try:
-            found = self._sandbox.local(path).stat()
-            answer = (found.st_mode, found.st_size & 0xFFFFFFFF, int(found.st_mtime))
-        except OSError:
-            answer = (0, 0, 0)
-        self._stream.write(b"STAT" + struct.pack("<III", *answer))
-
-    def _receive_file(self, argument: str) -> None:
-        path, _, mode = argument.rpartition(",")
-        local = self._sandbox.local(path)
-        local.parent.mkdir(parents=True, exist_ok=True)  # the real one does this too
-        problem, free_bytes = "", self._sandbox.free_bytes
-        with local.open("wb") as file:
-            while True:
-                name, size = self._header()
-                if name == b"DONE":
-                    break
-                content = self._stream.read(size)
-                if file.tell() + size > free_bytes:
-                    problem = "couldn't write to file: No space left on device"
-                if not problem:
-                    file.write(content)
-        if problem:
-            self._fail(problem)
-            return
-        local.chmod(stat.S_IMODE(int(mode)))
-        self._stream.write(b"OKAY" + bytes(4))
