@@ -12,7 +12,7 @@ import re
 import secrets
 import tarfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -149,210 +149,8 @@ CLEAN_TIMEOUT_S = 10.0
 # looks itself at each step whether the runner has ended.
 STEP_SHARE, SHORTEST_STEP_S, LONGEST_STEP_S = 0.01, 0.05, 0.5
 STEPS_PER_ANSWER = 10
-
-
-class PhoneBatch:
-    """One run of the runner. Its token is part of the command line, which proves that a pid is still the runner's.
-
-    `at_end`: scripts that the phone answers as soon as the runner has ended; `answers` holds what they printed.
-    `boot_id`: of a batch that was started before, by another process.
-    """
-
-    def __init__(self, adb: AdbPhone, token: str, at_end: Mapping[str, str], boot_id: str = "") -> None:
-        self.folder = f"batch-{token}"
-        self.answers: dict[str, str] | None = None
-        self.is_done = False  # the end line has come
-        self._adb = adb
-        self._token = token
-        self._at_end = at_end
-        self._boot_id = boot_id
-        self._watch_token = ""
-        self._watch: RunningShell | None = None  # the shell that started the runner, which ends when that ends
-
-    def start(self, runner: str, files: Callable[[], Iterable[bytes]], obsolete: Sequence[str] = ()) -> None:
-        """Starts the runner on a tar archive with the manifest, as its last file, and what it needs that is not there.
-
-        `files`: gives the archive in pieces. `obsolete`: folders of batches that have been seen to their end, which are
-        removed. Raises PhoneDiskFull.
-        """
-        token = secrets.token_hex(8)
-        # A marker keeps it from starting twice: a link that breaks here makes the command run again.
-        # All that is sent is read: adbd may drop what a script says that ends before.
-        script = (
-            f"cd {FOLDER} || {{ cat >/dev/null; exit 9; }}\n"
-            + "".join(f"rm -rf {folder}\n" for folder in obsolete)
-            + f"if [ -e {self.folder}/started ]; then cat >/dev/null\n"
-            # The archive of a link that broke may end between two files.
-            f"else tar xf - && [ -e {self.folder}/{MANIFEST} ] || {{ cat >/dev/null; exit 8; }}; fi\n"
-            f"cd {self.folder} || exit 9\n"
-            "started=; if mkdir started 2>/dev/null; then\n"
-            "  detach=$(command -v setsid || command -v nohup)\n"
-            # The token in the program's own name is what every way of reading a command line finds.
-            f"  ln -s ../{quote(runner)} run-{self._token}\n"
-            f"  {SAVE_TIMES}\n"
-            f"  $detach ./run-{self._token} {MANIFEST} {RESULTS} >log.txt 2>&1 </dev/null &\n"
-            f"  read -r id <{BOOT_ID}; echo $! >pid; echo $id >boot_id; started=yes\n"
-            "fi\n"
-            f"read -r id <boot_id; read -r pid <pid; echo $id $pid; echo {token}\n"
-            # On the first try only: another shell has nothing to wait for.
-            f'[ -n "$started" ] && wait $pid || exit 0\n{SAVE_OWN}\n' + self._answering(0, token)
-        )
-        try:
-            printed, self._watch = self._adb.start(
-                script,
-                what="starting the runner on the phone",
-                timeout_s=START_TIMEOUT_S,
-                stdin=files,
-                until=token.encode(),
-            )
-        except PhoneCommandFailed as error:
-            # tar says so once per file.
-            self._raise_if_disk_full("the models of a batch do not fit", certainly=is_disk_full(error))
-            raise
-        words = phone_text(printed).split()
-        if len(words) != 2 or not words[1].isdecimal():
-            self._raise_if_disk_full("the runner's own files do not fit")
-            raise RunnerFailed(f"the runner did not start: {' '.join(words)[:100]}", next_step="run the command again")
-        self._boot_id = words[0]
-        self._watch_token = token
-
-    def events(
-        self, stream: ResultStream, deadline: Deadline, waiting_for: Callable[[], str], patience_s: float
-    ) -> Iterator[BenchEvent]:
-        """What `stream` reads in the runner's output as that comes, until the runner has ended.
-
-        `waiting_for`: whose result is due, for people. Raises RunnerFailed when none came for `patience_s`.
-        """
-        offset = 0
-        began = heard = time.monotonic()
-        while True:
-            step_s = min(LONGEST_STEP_S, max(SHORTEST_STEP_S, STEP_SHARE * (time.monotonic() - began)))
-            answer = None
-            if self._watch and not self._watch.is_silent_for(min(STEPS_PER_ANSWER * step_s, deadline.check())):
-                answer = self._end_watch(offset)
-            boot_id, alive, content = answer or self._poll(offset, step_s, deadline)
-            complete = content[: content.rfind(b"\n") + 1]
-            offset += len(complete)
-            for line in complete.splitlines(keepends=True):
-                yield from stream.feed(line)
-            self.is_done = stream.end is not None
-            if self.is_done:
-                self._end_watch(offset)
-                return
-            if boot_id != self._boot_id:
-                raise PhoneRebooted(
-                    f"the phone {self._adb.serial} started anew while it measured",
-                    next_step="run the same command again: what was measured before is kept",
-                )
-            if not alive:
-                self._raise_if_disk_full("the runner could not write its results")  # then the log cannot say so either
-                raise self._early_end()
-            heard = time.monotonic() if complete else heard
-            self._watch_silence(time.monotonic() - heard, patience_s, waiting_for)
-
-    def _watch_silence(self, silent_s: float, patience_s: float, waiting_for: Callable[[], str]) -> None:
-        if silent_s >= patience_s:
-            raise RunnerFailed(
-                f"the runner on the phone hangs: it has given no result for {readable_s(silent_s)} s, while it "
-                f"measured {waiting_for()}",
-                next_step="run the same command again: what was measured is kept. If it hangs there again, restart the "
-                "phone, or use another runtime",
-            )
-        if self._adb.server.on_wait and silent_s >= NOTICE_S:
-            limit_s = patience_s if patience_s < math.inf else 0.0
-            self._adb.server.on_wait(f"the runner measures {waiting_for()}", silent_s, limit_s)
-
-    def _poll(self, offset: int, step_s: float, deadline: Deadline) -> tuple[str, bool, bytes]:
-        """Boot id, whether the runner lives, and the results from `offset` on. Answers at its end, or after a while."""
-        steps = 0 if self._watch else max(1, min(STEPS_PER_ANSWER, int(deadline.check() / step_s)))
-        token = secrets.token_hex(8)
-        script = (
-            f"cd {FOLDER}/{self.folder} || exit 9\n"
-            # The command line of a process that has ended is empty, also while nobody has collected it.
-            "read -r pid <pid; n=0\n"
-            f'while [ $n -lt {steps} ]; do line=; read -r line </proc/$pid/cmdline; [ -n "$line" ] || break; '
-            f"sleep {step_s:.2f} || sleep 1; n=$((n + 1)); done 2>/dev/null\n" + self._answering(offset, token)
-        )
-        asked = time.monotonic()
-        while True:
-            left_s = asked + SILENCE_TIMEOUT_S - time.monotonic()
-            timeout_s = min(POLL_TIMEOUT_S + steps * step_s, deadline.check(), max(left_s, SHORTEST_STEP_S))
-            try:
-                answer = self._adb.shell(script, what="asking for results", timeout_s=timeout_s, retry=False).stdout
-                break
-            except DeadlineExceeded as error:
-                if time.monotonic() - asked >= SILENCE_TIMEOUT_S:
-                    raise DeadlineExceeded(
-                        "asking for results", SILENCE_TIMEOUT_S, why=SILENT, next_step=WAKE
-                    ) from error
-                continue  # a stalled link, not the runner: it goes on alone
-            except DeviceDisconnected:
-                self._adb.wait_until_back(min(RECONNECT_TIMEOUT_S, deadline.check()))
-        return self._answered(answer, token)
-
-    def _answering(self, offset: int, token: str) -> str:
-        """The script, in the batch's folder and for its `$pid`, whose output `_answered` understands."""
-        # Alive is asked before reading: what a dead runner wrote is then all there.
-        return (
-            f"read -r id <{BOOT_ID}; echo $id; state=ended\n"
-            f"{process_holds('$pid', self._token)} && state=alive\n"
-            "echo $state\n"
-            f"[ -e {RESULTS} ] && tail -c +{offset + 1} {RESULTS}\n"
-            f"[ $state = alive ] || {{ echo; {asking(self._at_end, token)}\n}}\n"
-            "exit 0"
-        )
-
-    def _answered(self, answer: bytes, token: str) -> tuple[str, bool, bytes]:
-        head = answer.split(b"\n", 2)
-        if len(head) < 3 or head[1].strip() not in (b"alive", b"ended"):
-            raise PhoneOutputInvalid("answer about the runner", f"{answer[:80]!r}")
-        boot_id, alive = phone_text(head[0].strip()), head[1].strip() == b"alive"
-        if alive:
-            return boot_id, alive, head[2]
-        content, _, answers = head[2].partition(f"\n{token} ".encode())
-        self.answers = answers_in(f"{token} {phone_text(answers)}", self._at_end, token)
-        return boot_id, alive, content
-
-    def _early_end(self) -> DeviceError:
-        return RunnerFailed(
-            f"the runner on the phone ended without finishing; its log ends: {self._log_end()}",
-            next_step="run `amc-mobile doctor`; if it says nothing, the model or the runtime library fails",
-        )
-
-    def _raise_if_disk_full(self, what: str, *, certainly: bool = False) -> None:
-        free_bytes = self._adb.free_bytes()
-        if certainly or free_bytes < FULL_BYTES:
-            raise PhoneDiskFull(free_bytes, what)
-
-    def _log_end(self) -> str:
-        output = self._adb.shell(f"tail -n 5 {FOLDER}/{self.folder}/log.txt", what="reading the log", check=False)
-        return " / ".join(output.text.split("\n")).strip(" /")[-400:] or "(empty)"
-
-    def remove(self) -> None:
-        """Ends the runner if it lives and removes the folder; without a link the next `open` does."""
-        script = remove_batches(self.folder)
-        with suppress(DeviceError):
-            self._adb.shell(script, what="cleaning up on the phone", timeout_s=CLEAN_TIMEOUT_S)
-            self._end_watch(0)
-        if self._watch:
-            self._watch.close()
-
-    def _end_watch(self, offset: int) -> tuple[str, bool, bytes] | None:
-        """As `_poll`, what the shell that started the runner says at its end; None where that or the link failed."""
-        watch, self._watch = self._watch, None
-        if watch is None:
-            return None
-        try:
-            printed = watch.finish(self._adb.deadline("seeing the runner's end", POLL_TIMEOUT_S)).stdout
-            _, _, answer = printed.partition(f"{self._watch_token}\n".encode())
-            boot_id, alive, content = self._answered(answer, self._watch_token)
-        except DeviceError:
-            return None
-        finally:
-            watch.close()
-        return boot_id, alive, content[offset:]
-
-
+# What the phone answers as soon as the runner has ended. The first question comes before the others put it to work.
+AT_END = {NEIGHBOURS: LOOK_BACK, **STATE_QUESTIONS}
 KEEP_BYTES = 512 << 20  # of models on the phone
 REMOVE_TIMEOUT_S = 60.0  # of gigabytes on an old phone
 SPARE_BYTES = 32 << 20  # left free on the phone; Android misbehaves on a full disk
@@ -393,7 +191,8 @@ def remove_all(adb: AdbPhone) -> int:
 class PhoneRunner:
     """Runs batches on a phone with one runner and one runtime library.
 
-    Everything goes to a folder of ours on the phone. `open` before use; CLEAN_UP ends it.
+    Everything goes to a folder of ours on the phone. `open` before use; CLEAN_UP ends it. A batch is one run of the
+    runner; its token is part of the command line, which proves that a pid is still the runner's.
     """
 
     def __init__(self, adb: AdbPhone, runner: InstalledFile, library: InstalledFile) -> None:
@@ -408,12 +207,15 @@ class PhoneRunner:
         self._new: dict[str, bytes] = {}  # models that the next batch brings along
         self._free_bytes = 0  # as last asked, less what was copied since
         self._free_asked_s = 0.0
-        self._batch: PhoneBatch | None = None
-        self._left: dict[str, str] = {}  # batches of earlier processes that can be taken over: token -> boot id
-        self._obsolete: list[str] = []  # folders of batches that came to their end
-        self._began: dict[str, PhoneState] = {}  # the phone's state when the sessions of some of these began
-        self.taken_over: PhoneState | None = None  # the same of the running batch, where another process started it
         self._state: Mapping[str, str] = {}  # answers to STATE_QUESTIONS when the session began
+        self._left: dict[str, str] = {}  # batches of earlier processes that can be taken over: token -> boot id
+        self._began: dict[str, PhoneState] = {}  # the phone's state when the sessions of some of these began
+        self._obsolete: list[str] = []  # folders of batches that came to their end
+        # Of the present batch, or the last one:
+        self.taken_over: PhoneState | None = None  # the state when its session began, where another process started it
+        self._token = self._boot_id = ""
+        self._watch: tuple[RunningShell, str] | None = None  # the shell that waits for the runner, token of its answer
+        self._at_end: dict[str, str] | None = None  # answers to AT_END, once the runner has ended
 
     def open(self, script: str = "true") -> PhoneState:
         """Ends and removes what earlier processes left on the phone, then copies runner and library where missing.
@@ -495,41 +297,24 @@ class PhoneRunner:
         text = manifest.text()
         names = list(labels) or [model.id for model in manifest.models]
         stream = ResultStream([model.id for model in manifest.models])
-        patience_s = _patience_s(manifest)
         digest = hashlib.sha256(f"{self._runner.sha256}\n{text}".encode()).hexdigest()[:_DIGEST]
         same = [token for token in self._began if token.startswith(digest)]
-        token = same[0] if same else digest + secrets.token_hex(8)
-        self.taken_over = self._began.get(token)
-        # The first question comes before the others put the phone to work.
-        at_end = {NEIGHBOURS: LOOK_BACK, **STATE_QUESTIONS}
-        self._batch = batch = PhoneBatch(self.adb, token, at_end, self._left.get(token, ""))
+        self._token = same[0] if same else digest + secrets.token_hex(8)
+        self._boot_id = self._left.get(self._token, "")
+        self.taken_over = self._began.get(self._token)
+        self._at_end = None
         try:
-            self._remove_left(all_but=token)
+            self._remove_left(all_but=self._token)
             if not same:
-                files = {f"{MODELS}/{name}": model for name, model in self._new.items()}
-                if plan:
-                    files[f"{batch.folder}/{PLAN}"] = json.dumps({"plan": plan, "state": self._state}).encode()
-                if patience_s < math.inf:
-                    files[f"{batch.folder}/{PATIENCE}"] = f"{math.ceil(patience_s)}\n".encode()
-                files[f"{batch.folder}/{MANIFEST}"] = text.encode()
-                size = sum(len(content) + 2 * tarfile.BLOCKSIZE for content in files.values())
-                self._require_space(size)
-                batch.start(self._runner.remote, partial(_archive, files), self._obsolete)
-                self._free_bytes -= size
-                self._obsolete.clear()
+                self._start(text, plan, _patience_s(manifest))
             self._sizes |= {name: len(model) for name, model in self._new.items()}
             self._new.clear()
-            yield from batch.events(
-                stream,
-                Deadline("the batch on the phone", manifest.deadline_s + END_GRACE_S),
-                lambda: names[stream.missing[0]] if stream.missing else "nothing more",
-                patience_s,
-            )
+            yield from self._events(stream, manifest, names)
         finally:
-            if batch.is_done:  # what removes it comes with the next question
-                self._obsolete.append(batch.folder)
+            if stream.end is not None:  # what removes it comes with the next question
+                self._obsolete.append(self._folder)
             else:
-                batch.remove()
+                self._remove()
         if stream.end is not None and stream.end.status != "done":
             why = stream.end.message or stream.end.status
             if stream.missing:  # of all models only these can be named
@@ -538,6 +323,196 @@ class PhoneRunner:
                 f"the runner ended early with {len(stream.missing)} of {len(names)} models left: {why}",
                 next_step="run the same command again: what was measured is kept",
             )
+
+    @property
+    def _folder(self) -> str:
+        return f"batch-{self._token}"
+
+    def _start(self, manifest: str, plan: str, patience_s: float) -> None:
+        """Sends the manifest with the models that are not there, and starts the runner. Raises PhoneDiskFull."""
+        folder = self._folder
+        files = {f"{MODELS}/{name}": model for name, model in self._new.items()}
+        if plan:
+            files[f"{folder}/{PLAN}"] = json.dumps({"plan": plan, "state": self._state}).encode()
+        if patience_s < math.inf:
+            files[f"{folder}/{PATIENCE}"] = f"{math.ceil(patience_s)}\n".encode()
+        files[f"{folder}/{MANIFEST}"] = manifest.encode()  # the last one: where it is, all are
+        size = sum(len(content) + 2 * tarfile.BLOCKSIZE for content in files.values())
+        self._require_space(size)
+        token = secrets.token_hex(8)
+        # A marker keeps it from starting twice: a link that breaks here makes the command run again.
+        # All that is sent is read: adbd may drop what a script says that ends before.
+        script = (
+            f"cd {FOLDER} || {{ cat >/dev/null; exit 9; }}\n"
+            + "".join(f"rm -rf {obsolete}\n" for obsolete in self._obsolete)
+            + f"if [ -e {folder}/started ]; then cat >/dev/null\n"
+            # The archive of a link that broke may end between two files.
+            f"else tar xf - && [ -e {folder}/{MANIFEST} ] || {{ cat >/dev/null; exit 8; }}; fi\n"
+            f"cd {folder} || exit 9\n"
+            "started=; if mkdir started 2>/dev/null; then\n"
+            "  detach=$(command -v setsid || command -v nohup)\n"
+            # The token in the program's own name is what every way of reading a command line finds.
+            f"  ln -s ../{quote(self._runner.remote)} run-{self._token}\n"
+            f"  {SAVE_TIMES}\n"
+            f"  $detach ./run-{self._token} {MANIFEST} {RESULTS} >log.txt 2>&1 </dev/null &\n"
+            f"  read -r id <{BOOT_ID}; echo $! >pid; echo $id >boot_id; started=yes\n"
+            "fi\n"
+            f"read -r id <boot_id; read -r pid <pid; echo $id $pid; echo {token}\n"
+            # On the first try only: another shell has nothing to wait for.
+            f'[ -n "$started" ] && wait $pid || exit 0\n{SAVE_OWN}\n' + self._answering(0, token)
+        )
+        try:
+            printed, shell = self.adb.start(
+                script,
+                what="starting the runner on the phone",
+                timeout_s=START_TIMEOUT_S,
+                stdin=partial(_archive, files),
+                until=token.encode(),
+            )
+        except PhoneCommandFailed as error:
+            # tar says so once per file.
+            self._raise_if_disk_full("the models of a batch do not fit", certainly=is_disk_full(error))
+            raise
+        self._watch = shell, token
+        words = phone_text(printed).split()
+        if len(words) != 2 or not words[1].isdecimal():
+            self._raise_if_disk_full("the runner's own files do not fit")
+            raise RunnerFailed(f"the runner did not start: {' '.join(words)[:100]}", next_step="run the command again")
+        self._boot_id = words[0]
+        self._free_bytes -= size
+        self._obsolete.clear()
+
+    def _events(self, stream: ResultStream, manifest: BenchManifest, names: Sequence[str]) -> Iterator[BenchEvent]:
+        """What `stream` reads in the runner's output as that comes, until the runner has ended."""
+        deadline = Deadline("the batch on the phone", manifest.deadline_s + END_GRACE_S)
+        patience_s = _patience_s(manifest)
+        offset = 0
+        began = heard = time.monotonic()
+        while True:
+            step_s = min(LONGEST_STEP_S, max(SHORTEST_STEP_S, STEP_SHARE * (time.monotonic() - began)))
+            answer = None
+            if self._watch and not self._watch[0].is_silent_for(min(STEPS_PER_ANSWER * step_s, deadline.check())):
+                answer = self._end_watch(offset)
+            boot_id, alive, content = answer or self._poll(offset, step_s, deadline)
+            offset += len(content)
+            for line in content.splitlines(keepends=True):
+                yield from stream.feed(line)
+            if stream.end is not None:
+                self._end_watch(offset)
+                return
+            if boot_id != self._boot_id:
+                raise PhoneRebooted(
+                    f"the phone {self.adb.serial} started anew while it measured",
+                    next_step="run the same command again: what was measured before is kept",
+                )
+            if not alive:
+                self._raise_if_disk_full("the runner could not write its results")  # then the log cannot say so either
+                raise RunnerFailed(
+                    f"the runner on the phone ended without finishing; its log ends: {self._log_end()}",
+                    next_step="run `amc-mobile doctor`; if it says nothing, the model or the runtime library fails",
+                )
+            heard = time.monotonic() if content else heard
+            self._watch_silence(
+                time.monotonic() - heard, patience_s, names[stream.missing[0]] if stream.missing else "nothing more"
+            )
+
+    def _watch_silence(self, silent_s: float, patience_s: float, model: str) -> None:
+        """Reports that the result of `model` is due for `silent_s`. Raises RunnerFailed after `patience_s`."""
+        if silent_s >= patience_s:
+            raise RunnerFailed(
+                f"the runner on the phone hangs: it has given no result for {readable_s(silent_s)} s, while it "
+                f"measured {model}",
+                next_step="run the same command again: what was measured is kept. If it hangs there again, restart the "
+                "phone, or use another runtime",
+            )
+        if self.adb.server.on_wait and silent_s >= NOTICE_S:
+            limit_s = patience_s if patience_s < math.inf else 0.0
+            self.adb.server.on_wait(f"the runner measures {model}", silent_s, limit_s)
+
+    def _poll(self, offset: int, step_s: float, deadline: Deadline) -> tuple[str, bool, bytes]:
+        """Boot id, whether the runner lives, and the results from `offset` on. Answers at its end, or after a while."""
+        steps = 0 if self._watch else max(1, min(STEPS_PER_ANSWER, int(deadline.check() / step_s)))
+        token = secrets.token_hex(8)
+        script = (
+            f"cd {FOLDER}/{self._folder} || exit 9\n"
+            # The command line of a process that has ended is empty, also while nobody has collected it.
+            "read -r pid <pid; n=0\n"
+            f'while [ $n -lt {steps} ]; do line=; read -r line </proc/$pid/cmdline; [ -n "$line" ] || break; '
+            f"sleep {step_s:.2f} || sleep 1; n=$((n + 1)); done 2>/dev/null\n" + self._answering(offset, token)
+        )
+        asked = time.monotonic()
+        while True:
+            left_s = asked + SILENCE_TIMEOUT_S - time.monotonic()
+            timeout_s = min(POLL_TIMEOUT_S + steps * step_s, deadline.check(), max(left_s, SHORTEST_STEP_S))
+            try:
+                answer = self.adb.shell(script, what="asking for results", timeout_s=timeout_s, retry=False).stdout
+                break
+            except DeadlineExceeded as error:
+                if time.monotonic() - asked >= SILENCE_TIMEOUT_S:
+                    raise DeadlineExceeded(
+                        "asking for results", SILENCE_TIMEOUT_S, why=SILENT, next_step=WAKE
+                    ) from error
+                continue  # a stalled link, not the runner: it goes on alone
+            except DeviceDisconnected:
+                self.adb.wait_until_back(min(RECONNECT_TIMEOUT_S, deadline.check()))
+        return self._answered(answer, token)
+
+    def _answering(self, offset: int, token: str) -> str:
+        """The script, in the batch's folder and for its `$pid`, whose output `_answered` understands."""
+        # Alive is asked before reading: what a dead runner wrote is then all there.
+        return (
+            f"read -r id <{BOOT_ID}; echo $id; state=ended\n"
+            f"{process_holds('$pid', self._token)} && state=alive\n"
+            "echo $state\n"
+            f"[ -e {RESULTS} ] && tail -c +{offset + 1} {RESULTS}\n"
+            f"[ $state = alive ] || {{ echo; {asking(AT_END, token)}\n}}\n"
+            "exit 0"
+        )
+
+    def _answered(self, answer: bytes, token: str) -> tuple[str, bool, bytes]:
+        head = answer.split(b"\n", 2)
+        if len(head) < 3 or head[1].strip() not in (b"alive", b"ended"):
+            raise PhoneOutputInvalid("answer about the runner", f"{answer[:80]!r}")
+        boot_id, alive = phone_text(head[0].strip()), head[1].strip() == b"alive"
+        if alive:
+            return boot_id, alive, head[2]
+        content, _, answers = head[2].partition(f"\n{token} ".encode())
+        self._at_end = answers_in(f"{token} {phone_text(answers)}", AT_END, token)
+        return boot_id, alive, content
+
+    def _raise_if_disk_full(self, what: str, *, certainly: bool = False) -> None:
+        free_bytes = self.adb.free_bytes()
+        if certainly or free_bytes < FULL_BYTES:
+            raise PhoneDiskFull(free_bytes, what)
+
+    def _log_end(self) -> str:
+        output = self.adb.shell(f"tail -n 5 {FOLDER}/{self._folder}/log.txt", what="reading the log", check=False)
+        return " / ".join(output.text.split("\n")).strip(" /")[-400:] or "(empty)"
+
+    def _remove(self) -> None:
+        """Ends the runner if it lives and removes the batch; without a link the next `open` does."""
+        with suppress(DeviceError):
+            self.adb.shell(remove_batches(self._folder), what="cleaning up on the phone", timeout_s=CLEAN_TIMEOUT_S)
+            self._end_watch(0)
+        if self._watch:
+            self._watch[0].close()
+            self._watch = None
+
+    def _end_watch(self, offset: int) -> tuple[str, bool, bytes] | None:
+        """As `_poll`, what the shell that started the runner says at its end; None where that or the link failed."""
+        watch, self._watch = self._watch, None
+        if watch is None:
+            return None
+        shell, token = watch
+        try:
+            printed = shell.finish(self.adb.deadline("seeing the runner's end", POLL_TIMEOUT_S)).stdout
+            _, _, answer = printed.partition(f"{token}\n".encode())
+            boot_id, alive, content = self._answered(answer, token)
+        except DeviceError:
+            return None
+        finally:
+            shell.close()
+        return boot_id, alive, content[offset:]
 
     def _remove_left(self, all_but: str) -> None:
         others = [f"batch-{token}" for token in self._left if token != all_but]
@@ -549,8 +524,8 @@ class PhoneRunner:
 
     def take_state_at_end(self) -> PhoneState | None:
         """The phone's state when the last batch ended, once; None where unknown."""
-        batch, self._batch = self._batch, None
-        return state_from(batch.answers) if batch and batch.answers else None
+        answers, self._at_end = self._at_end, None
+        return state_from(answers) if answers else None
 
     def _see_free_space(self, answers: Mapping[str, str]) -> None:
         self._free_bytes = parse_free_bytes(answers["free"])
