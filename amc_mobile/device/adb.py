@@ -3,10 +3,10 @@
 This is the only code that talks to adb. adbutils brings the adb program, which starts the server; the server is asked
 over a socket. Tried instead, and left:
 
-- The adb program for each command. It is as fast (3 ms for `true` on the tests' phone), but it mixes its own errors into
-  the command's stderr, and its pipes need a thread each to be read and fed under a deadline.
-- The library adbutils: its time limits hold per receive, so 2 s may take 8; a phone that stalls in a transfer blocks it
-  for ever; its `shell2` raised EOFError after a command without output; the phone's reason for a failure is lost.
+- The adb program for each command. It is as fast (3 ms for `true` on the phone of the tests), but it mixes its own
+  errors into the command's stderr, and its pipes need a thread each to be read and fed under a deadline.
+- The library adbutils: its time limits hold per receive, so 2 s may take 8; a phone that stalls in a transfer blocks
+  it for ever; its `shell2` raised EOFError after a command without output; the phone's reason for a failure is lost.
 
 Everything is a command of the shell protocol v2, files too, which arrive on the stdin of a `cat`. The phone's shell
 joins and splits again whatever it is given: only words that `quote` made may enter a command.
