@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from amc_mobile.errors import SystemRefused as SystemRefused
     from amc_mobile.errors import UnreachableBudget as UnreachableBudget
     from amc_mobile.errors import UnsupportedLayer as UnsupportedLayer
+    from amc_mobile.export.metadata import inspect as inspect
     from amc_mobile.models.task import evaluate as evaluate
     from amc_mobile.pruning.reconstruction import prune as prune
     from amc_mobile.search.policy import POLICIES as POLICIES
@@ -84,6 +85,7 @@ _PLACES = {
         "SystemRefused", "UnreachableBudget", "UnsupportedLayer",
     ),
     "models.task": ("evaluate",),
+    "export.metadata": ("inspect",),
     "pruning.reconstruction": ("prune",),
     "search.policy": ("POLICIES",),
     "search.reward": ("REWARDS",),

@@ -419,6 +419,20 @@ def export(
     result.raise_if_not_passed()
 
 
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A .tflite or .onnx file, of this tool or of another.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Show what a file says about itself: how to feed it, labels, accuracy, budget, measured latency.
+
+    Example: amc-mobile inspect model.tflite
+    """
+    from amc_mobile.export.metadata import inspect as inspect_file
+
+    description = inspect_file(file)
+    show(description.text(), description.document(), as_json=as_json)
+
+
 @expand_groups
 def measure(
     *,
@@ -590,7 +604,8 @@ def _numbers(text: str, kind: Callable[[str], Number], flag: str) -> list[Number
 
 
 # In the order of `--help`.
-for command in (check, prune, train, profile, search, finetune, export, report, status, models, config):
+MAIN_COMMANDS = (check, prune, train, profile, search, finetune, export, inspect, report, status, models, config)
+for command in MAIN_COMMANDS:
     app.command(rich_help_panel=MAIN_JOB)(command)
 for command in (measure, cli_devices.devices, cli_devices.doctor):
     app.command(rich_help_panel=DEVICES)(command)

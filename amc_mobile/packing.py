@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import copy
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -112,3 +115,36 @@ def split(packed: Tensor, shapes: Shapes) -> list[Tensor]:
 def join(parts: list[Tensor]) -> Tensor:
     """(N, numbers) float of tensors (N, ...)."""
     return torch.cat([part.flatten(1).float() if part.ndim > 1 else part[:, None].float() for part in parts], 1)
+
+
+NAME_SIGNS = re.compile(r"[^A-Za-z0-9_./-]+")  # others are replaced in names of inputs and outputs
+
+
+def forward_names(module: nn.Module, content: str) -> tuple[list[str], list[str]]:
+    """Names of a network's inputs and outputs: the arguments of its forward, and the keys of a dict that it returns.
+
+    A single output is called by its `content`; others are numbered, output_0.
+    """
+    if not isinstance(module, PackedModule):
+        return _distinct(_arguments(type(module).forward, 1)), [content if content != "values" else "output"]
+    packing, own = module.packing, type(module).own_class  # type: ignore[attr-defined]
+    count = len(packing.output_shapes)
+    paths, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(list(range(count)), packing.structure))
+    keys = ["_".join(str(k.key) for k in path if isinstance(k, pytree.MappingKey)) for path, _ in paths]
+    outputs = [key or ("output" if count == 1 else f"output_{index}") for index, key in enumerate(keys)]
+    return _distinct(_arguments(own.forward, max(1, len(packing.input_shapes)))), _distinct(outputs)
+
+
+def _arguments(forward: Any, count: int) -> list[str]:
+    parameters = list(signature(forward).parameters.values())[1:]
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:count]
+    rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "input")
+    return [*names, *(f"{rest}_{index}" if count > 1 else rest for index in range(len(names), count))]
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    chosen: list[str] = []
+    for name in names:
+        plain = NAME_SIGNS.sub("_", name) or "tensor"
+        chosen.append(plain if plain not in chosen else f"{plain}_{len(chosen)}")
+    return chosen

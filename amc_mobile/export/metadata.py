@@ -9,27 +9,25 @@ later without moving a byte: the file that was measured and the file that ships 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
-from torch.utils import _pytree as pytree
 
-from amc_mobile.formats import FORMATS, TFLITE, TFLITE_IDENTIFIER
-from amc_mobile.packing import PackedModule
-from amc_mobile.store import to_document
+from amc_mobile.errors import AmcMobileError, CorruptFile, InvalidInput
+from amc_mobile.formats import BY_SUFFIX, FORMATS, ONNX, TFLITE, TFLITE_IDENTIFIER
+from amc_mobile.store import from_document, is_file, parse_object, to_document
 
 METADATA_KEY = "amc_mobile"
 FORMAT_VERSION = 1  # of the JSON text and of model.json. 1: first
 MEASUREMENT_BYTES = 4096  # left free in the text for what is known after measuring; LatencyInfo cuts long texts
 ALIGNMENT = 16  # bytes; the schema asks for it, and interpreters map weights from the file as they lie
+MOST_LABELS = 12  # that are printed
 MOST_SIGNS = 90  # of each text about the device; JSON may take six bytes for one
-NAME_SIGNS = re.compile(r"[^A-Za-z0-9_./-]+")
 
 
 @dataclass(frozen=True)
@@ -132,42 +130,6 @@ class FileInfo:
     budgets: tuple[BudgetInfo, ...]
     accuracy: float | None = None
     latency: LatencyInfo | None = None
-
-
-# Names ------------------------------------------------------------------------------------------------------------
-
-
-def forward_names(module: nn.Module, content: str) -> tuple[list[str], list[str]]:
-    """Names of a network's inputs and outputs: the arguments of its forward, and the keys of a dict that it returns.
-
-    A single output is called by its `content`; others are numbered, output_0.
-    """
-    if not isinstance(module, PackedModule):
-        return _distinct(_arguments(type(module).forward, 1)), [content if content != "values" else "output"]
-    packing, own = module.packing, type(module).own_class  # type: ignore[attr-defined]
-    count = len(packing.output_shapes)
-    paths, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(list(range(count)), packing.structure))
-    keys = ["_".join(str(k.key) for k in path if isinstance(k, pytree.MappingKey)) for path, _ in paths]
-    outputs = [key or ("output" if count == 1 else f"output_{index}") for index, key in enumerate(keys)]
-    return _distinct(_arguments(own.forward, max(1, len(packing.input_shapes)))), _distinct(outputs)
-
-
-def _arguments(forward: Any, count: int) -> list[str]:
-    parameters = list(inspect.signature(forward).parameters.values())[1:]
-    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][:count]
-    rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "input")
-    return [*names, *(f"{rest}_{index}" if count > 1 else rest for index in range(len(names), count))]
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    chosen: list[str] = []
-    for name in names:
-        plain = NAME_SIGNS.sub("_", name) or "tensor"
-        chosen.append(plain if plain not in chosen else f"{plain}_{len(chosen)}")
-    return chosen
-
-
-# Files ------------------------------------------------------------------------------------------------------------
 
 
 def parse_tflite(content: bytes) -> Any:
@@ -317,13 +279,13 @@ def _text_of(network: NetworkInfo, file: FileInfo) -> str:
 
 def graph_sha256(content: bytes, text: str) -> str:
     """Of everything in a file but its metadata text: equal for the measured and the shipped file."""
-    head, _, tail = content.partition(text.encode())
+    head, _, tail = content.partition(text.encode()) if text else (content, b"", b"")
     return hashlib.sha256(head + tail).hexdigest()
 
 
 @dataclass(frozen=True)
 class Ends:
-    """What a file itself says. `properties`: its metadata texts by key, those that are no text left out."""
+    """What a file says by itself. `properties`: its metadata by key; of what is no text, how many bytes it has."""
 
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
@@ -358,7 +320,7 @@ def _tflite_ends(content: bytes) -> Ends:
     if model.description:
         properties["description"] = _printable(model.description)
     inputs, outputs = (tuple(info(int(index)) for index in side) for side in (graph.inputs, graph.outputs))
-    return Ends(inputs, outputs, len(graph.operators), {key: value for key, value in properties.items() if value})
+    return Ends(inputs, outputs, len(graph.operators), properties)
 
 
 def _tflite_type(number: int) -> str:
@@ -393,9 +355,138 @@ def _text(name: Any) -> str:
 
 
 def _printable(data: Any) -> str:
-    """A buffer's text; "" where it holds something else."""
     content = bytes(np.asarray(data, np.uint8)) if isinstance(data, np.ndarray) else bytes(data or b"")
     try:
         return content.rstrip(b"\0").decode()
     except UnicodeDecodeError:
-        return ""
+        return f"{len(content)} bytes"
+
+
+@dataclass(frozen=True)
+class FileDescription:
+    """What a .tflite or .onnx file says about itself.
+
+    `network`, `info`: of a file that `amc-mobile export` wrote, None for others. `graph_sha256`: of everything outside
+    of these. `properties`: what other tools left in the file.
+    """
+
+    path: str
+    format: str
+    bytes: int
+    sha256: str
+    graph_sha256: str
+    operators: int
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    network: NetworkInfo | None
+    info: FileInfo | None
+    properties: Mapping[str, str]
+
+    def document(self) -> dict[str, Any]:
+        return dict(to_document(self))
+
+    def text(self) -> str:
+        lines = [f"{self.path}: {self.bytes / 1e6:.3f} MB, {self.operators} operators"]
+        for side, ends in (("input", self.inputs), ("output", self.outputs)):
+            lines += [f"{side:<7} {_end_text(end)}" for end in ends]
+        if self.network and self.info:
+            lines += _feeding_lines(self.network) + _result_lines(self.network, self.info)
+        lines.append(f"SHA-256 of everything but the metadata: {self.graph_sha256}")
+        lines += [f"{key}: {value[:MOST_SIGNS]}" for key, value in self.properties.items()]
+        plain = ("".join(sign if sign.isprintable() else "?" for sign in line) for line in lines)
+        return "\n  ".join(plain)
+
+
+def _end_text(end: TensorInfo) -> str:
+    parts = [end.name, " x ".join(str(n) if n >= 0 else "?" for n in end.shape), end.layout, end.dtype]
+    text = " ".join(filter(None, parts))
+    if end.scale is not None:
+        text += f", real = (stored - {end.zero_point}) * {end.scale:g}"
+    return text + (f": {end.content}" if end.content else "")
+
+
+def _feeding_lines(network: NetworkInfo) -> list[str]:
+    lines = []
+    if image := network.image:
+        pixels = "values as the data source gives them"
+        if image.pixel_range:
+            pixels = "pixels {:g} to {:g}".format(*image.pixel_range)
+        numbers = [", ".join(f"{value:g}" for value in values) for values in (image.mean, image.std)]
+        lines.append(
+            f"image: {image.colours} {pixels}, input = (pixel / {image.divisor:g} - mean) / std".replace("  ", " ")
+        )
+        lines.append(f"mean {numbers[0]}; std {numbers[1]}")
+        if image.resize == "crop":
+            lines.append(f"size: the shorter side to {image.resize_to} pixels, then the middle is cut out")
+        elif image.resize:
+            lines.append("size: stretched to the input's, bilinear")
+    if network.labels:
+        more = f" and {len(network.labels) - MOST_LABELS} more" if len(network.labels) > MOST_LABELS else ""
+        lines.append(f"labels: {', '.join(network.labels[:MOST_LABELS])}{more}")
+    return lines
+
+
+def _result_lines(network: NetworkInfo, info: FileInfo) -> list[str]:
+    kept, whole = (sum(counts[i] for counts in network.plan.values()) for i in (1, 0))
+    lines = [
+        f"network: {network.network} on {network.data}, {kept} of {whole} kept in {len(network.plan)} groups, "
+        f"{info.precision}, by amc-mobile {network.amc_mobile}"
+    ]
+    if info.accuracy is not None:
+        lines.append(f"accuracy: {network.metric} {info.accuracy:.1%} on {network.accuracy_on}")
+    for budget in info.budgets:
+        verdict = {True: "met", False: "not met", None: "not measured"}[budget.met]
+        lines.append(f"budget: {budget.asked} ({budget.limit:g} {budget.unit}): {verdict}")
+    if latency := info.latency:
+        threads = f"{latency.threads} thread{'s' if latency.threads > 1 else ''}"
+        lines.append(
+            f"latency: p50 {latency.p50_ms:.3f} ms (95 % CI {latency.ci_low_ms:.3f}-{latency.ci_high_ms:.3f}), "
+            f"original {latency.original_p50_ms:.3f} ms; on {latency.device} ({latency.soc}), {latency.runtime} "
+            f"{latency.runtime_version} {latency.delegate}, {threads}"
+        )
+    return lines
+
+
+def inspect(path: Path | str) -> FileDescription:
+    """What a .tflite or .onnx file says about itself, of this tool or of another. Nothing in the file is run.
+
+    Raises InvalidInput for other files, CorruptFile for broken ones.
+
+        amc.inspect("model.tflite").inputs[0].layout
+    """
+    path = Path(path)
+    if not is_file(path):
+        raise InvalidInput(f"no file {path}", next_step="check the path")
+    content = path.read_bytes()
+    is_tflite = content[4:8] == TFLITE_IDENTIFIER
+    if not is_tflite and path.suffix != ONNX.suffix:
+        raise InvalidInput(f"{path}: not a {' or '.join(BY_SUFFIX)} file", next_step="give a file of these formats")
+    form = TFLITE.name if is_tflite else ONNX.name
+    try:
+        ends = read_ends(content, form)
+    except AmcMobileError:
+        raise
+    except Exception as error:  # the readers check nothing: struct.error, IndexError, protobuf's own errors
+        why = f"cannot be read as .{form} ({str(error) or type(error).__name__})"
+        raise CorruptFile(path, why, next_step="export it again") from error
+    properties = dict(ends.properties)
+    text = properties.pop(METADATA_KEY, "")
+    network, info = _parsed(text)
+    return FileDescription(
+        str(path), form, len(content), hashlib.sha256(content).hexdigest(), graph_sha256(content, text),
+        ends.operators, info.inputs if info else ends.inputs, info.outputs if info else ends.outputs, network, info,
+        properties,
+    )  # fmt: skip
+
+
+def _parsed(text: str) -> tuple[NetworkInfo | None, FileInfo | None]:
+    """None where the text is not one of ours, or of a later version."""
+    try:
+        document = parse_object(text)
+        if document.pop("format_version", None) != FORMAT_VERSION:
+            return None, None
+        own = {field.name for field in fields(NetworkInfo)}
+        parts = [{k: v for k, v in document.items() if (k in own) is of_network} for of_network in (True, False)]
+        return from_document(NetworkInfo, parts[0], "metadata"), from_document(FileInfo, parts[1], "metadata")
+    except (ValueError, InvalidInput):
+        return None, None

@@ -32,7 +32,7 @@ from amc_mobile.errors import (
 )
 from amc_mobile.export import metadata
 from amc_mobile.export.converters import EXPORTERS, QUANTIZERS, calibration_choice
-from amc_mobile.export.metadata import BudgetInfo, ImageInput, LatencyInfo, NetworkInfo, ShippedFile, forward_names
+from amc_mobile.export.metadata import BudgetInfo, ImageInput, LatencyInfo, NetworkInfo, ShippedFile
 from amc_mobile.export.parity import Floats, file_logits, not_delegated, parity, sqnr_db
 from amc_mobile.formats import BY_SUFFIX, FLOAT32, FORMATS, REMEDY, TFLITE, precision_problem
 from amc_mobile.latency import protocol
@@ -41,7 +41,7 @@ from amc_mobile.latency.measurement import BUSY, ModelMeasurement, PairMeasureme
 from amc_mobile.latency.protocol import ProtocolConfig, measure_model, measure_pair
 from amc_mobile.models.loading import is_softmax
 from amc_mobile.models.task import CLASSIFICATION, Detection, Task, logits
-from amc_mobile.packing import PackedModule
+from amc_mobile.packing import PackedModule, forward_names
 from amc_mobile.report.content import TOP1
 from amc_mobile.report.tables import NOTHING, kilobytes, megahertz, number, percent
 from amc_mobile.search.budget import format_cost

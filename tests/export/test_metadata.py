@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from amc_mobile.errors import CorruptFile, InvalidInput
 from amc_mobile.export.converters import EXPORTERS, QUANTIZERS
 from amc_mobile.export.metadata import (
     METADATA_KEY,
@@ -22,14 +24,15 @@ from amc_mobile.export.metadata import (
     LatencyInfo,
     NetworkInfo,
     ShippedFile,
-    forward_names,
     graph_sha256,
+    inspect,
     named,
     read_ends,
+    with_metadata,
 )
 from amc_mobile.export.parity import run_onnx, run_tflite
 from amc_mobile.formats import open_onnx, open_tflite
-from amc_mobile.packing import join, pack
+from amc_mobile.packing import forward_names, join, pack
 
 SHAPE = (1, 3, 8, 6)
 NEEDS_TFLITE = pytest.mark.skipif(find_spec("litert_torch") is None, reason="needs the tflite extra")
@@ -165,3 +168,51 @@ def test_inputs_are_called_by_the_arguments_of_forward(forward: Any, names: list
     network = type("Own", (nn.Module,), {"forward": forward})()
     assert forward_names(network, "logits") == (names, ["logits"])
     assert forward_names(network, "values")[1] == ["output"]
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_inspect_tells_how_to_feed_a_file_and_what_was_measured(form: str, tmp_path: Path) -> None:
+    path = tmp_path / f"model.{form}"
+    file = shipped(form).filled(accuracy=0.75, latency=LATENCY, budgets=(replace(BUDGET, met=True),))
+    path.write_bytes(file.content)
+    description = inspect(path)
+    assert (description.network, description.info) == (INFO, file.info)
+    assert description.inputs == file.info.inputs and description.graph_sha256 == file.graph_sha256
+    text = description.text()
+    for part in (
+        "input   image 1 x ", ": logits", "RGB pixels 0 to 255, input = (pixel / 255 - mean) / std", "mean 0.5, 0.5, ",
+        "the shorter side to 9 pixels", "labels: Löwe, line?break", "4 of 8 kept in 1 groups", "top-1 75.0%",
+        "p50 1.000 ms (95 % CI 0.900-1.100), original 2.500 ms; on Pixel 6 (Tensor)", "(1.25 ms): met",
+    ):  # fmt: skip
+        assert part in text
+    assert json.loads(json.dumps(description.document()))["info"]["latency"]["threads"] == 2
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_inspect_reads_files_of_other_tools(form: str, tmp_path: Path) -> None:
+    path = tmp_path / f"other.{form}"
+    path.write_bytes(with_metadata(exported(form), form, '{"format_version": 1, "mine": "\x1b[31m"}'))
+    description = inspect(path)
+    assert description.network is None and description.info is None and description.operators > 2
+    assert [end.content for end in (*description.inputs, *description.outputs)] == ["", ""]
+    assert "\x1b" not in description.text()
+    path.write_bytes(exported(form))
+    assert {"onnx": "pytorch", "tflite": "min_runtime_version"}[form] in description.text()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_broken_file_is_named(form: str, tmp_path: Path) -> None:
+    path = tmp_path / f"broken.{form}"
+    content = exported(form)
+    for broken in (content[: len(content) // 2], content[:8] + b"\xff" * 400):
+        path.write_bytes(broken)
+        with pytest.raises(CorruptFile, match=f"cannot be read as .{form}"):
+            inspect(path)
+
+
+def test_files_of_other_formats_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(b"PK")
+    with pytest.raises(InvalidInput, match=r"not a \.tflite or \.onnx file"):
+        inspect(tmp_path / "model.pt")
+    with pytest.raises(InvalidInput, match="no file"):
+        inspect(tmp_path / "none.onnx")
