@@ -189,6 +189,8 @@ def from_document(kind: type[T], document: object, where: str, *, next_step: str
         built: T = _read(kind, document, where)
     except ValueError as error:
         raise InvalidInput(str(error), next_step=next_step) from error
+    except InvalidInput as error:  # of a dataclass that checks its values
+        raise InvalidInput(f"{where}: {error.message}", next_step=error.next_step or next_step) from error
     return built
 
 

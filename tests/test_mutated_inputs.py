@@ -40,7 +40,7 @@ from amc_mobile.latency.protocol import StretchPlan
 from amc_mobile.latency.table import LatencyTable, open_storage, read_pass, read_widths
 from amc_mobile.latency.table_files import foreign_conditions, from_csv
 from amc_mobile.search.episode_log import EpisodeLog, EpisodeRow, Pending
-from amc_mobile.store import parse_json, read_json, read_lines, write_json
+from amc_mobile.store import from_document, parse_json, read_json, read_lines, to_document, write_json
 from amc_mobile.workflows.workspace import Settings, Workspace
 
 MUTATIONS = 2000
@@ -162,10 +162,10 @@ def run_records(folder: Path) -> Input:
 
 @enters
 def plan_of_a_user(folder: Path) -> Input:
-    plan = PruningPlan({"conv1": 16, "conv2": 32}, {"conv1": 8, "conv2": 24}, None).to_document()
+    plan = to_document(PruningPlan({"conv1": 16, "conv2": 32}, {"conv1": 8, "conv2": 24}, None))
     path = folder / "search.json"
     write_json(path, {"plan": plan}, format_version=1)
-    return of_file(path, lambda: PruningPlan.from_document(read_json(path, format_version=1)["plan"]))
+    return of_file(path, lambda: from_document(PruningPlan, read_json(path, format_version=1)["plan"], "plan"))
 
 
 @enters

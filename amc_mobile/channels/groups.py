@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from amc_mobile.channels import surgery
 from amc_mobile.channels.plan import MIN_CHANNELS
 from amc_mobile.channels.structure import FIXED, ChannelGroup, ChannelGroups, DimensionIds, Ids, KeptGroup, Layer
-from amc_mobile.channels.trace import IdTrace, Parameter, TracedLayer, TraceRecord, exported, where_it_failed
+from amc_mobile.channels.trace import (
+    IdTrace,
+    Parameter,
+    TracedLayer,
+    TraceRecord,
+    exported,
+    tensor_inputs,
+    where_it_failed,
+)
 from amc_mobile.errors import InvalidInput, UnsupportedLayer
 
 LAYER_CLASSES = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
@@ -40,25 +48,16 @@ def find_groups(module: nn.Module, example_input: Tensor) -> ChannelGroups:
 
 
 def _traced(model: nn.Module, program: torch.export.ExportedProgram, *, rigid: bool) -> TraceRecord:
-    signature = program.graph_signature
-    # A tensor that two modules share has two names; the first is used for both.
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    first_name: dict[int, str] = {}
-    canonical = {name: first_name.setdefault(id(tensor), name) for name, tensor in tensors}
     layers = frozenset(name for name, module in model.named_modules() if isinstance(module, LAYER_CLASSES))
     trace = IdTrace(program.graph_module, layers, rigid=rigid)
+    names = tensor_inputs(model, program)
     arguments: list[Any] = []
     for node in program.graph.nodes:
         if node.op != "placeholder":
             continue
-        name = (
-            signature.inputs_to_parameters.get(node.name)
-            or signature.inputs_to_buffers.get(node.name)
-            or signature.inputs_to_lifted_tensor_constants.get(node.name)
-        )
         shape = tuple(node.meta["val"].shape)
         image = torch.full((), FIXED, dtype=torch.int64).expand(shape)
-        arguments.append(Parameter(canonical.get(name, name), shape) if name else image)
+        arguments.append(Parameter(names[node], shape) if node in names else image)
     for output in trace.run(*arguments, enable_io_processing=False):
         if isinstance(output, Tensor):
             trace.record.fix(output, "network output")

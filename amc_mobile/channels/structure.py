@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,36 +79,8 @@ class DimensionIds:
             stays[inside] = np.isin(self.position[inside], kept[index])
         return np.flatnonzero(stays).astype(np.int64)
 
-    def count(self, widths: NDArray[np.int64]) -> NDArray[np.int64]:
-        """How many positions stay at `widths`, shape (..., groups) -> (...); the same for every choice of channels."""
-        constant, factors = self.expression(widths.shape[-1])
-        return np.asarray(constant + widths @ factors, dtype=np.int64)
-
-    def runs(self) -> list[list[int]]:
-        """[group, first position, length] of each stretch of consecutive positions, for a JSON file."""
-        if not len(self):
-            return []
-        fixed = self.group < 0
-        steps = np.diff(self.position) == np.where(fixed[1:], 0, 1)
-        starts = np.flatnonzero(np.r_[True, (np.diff(self.group) != 0) | ~steps])
-        lengths = np.diff(np.r_[starts, len(self)])
-        return [
-            [int(self.group[start]), int(self.position[start]), int(length)]
-            for start, length in zip(starts, lengths, strict=True)
-        ]
-
-    @classmethod
-    def from_runs(cls, runs: Sequence[Sequence[int]]) -> DimensionIds:
-        none = [np.empty(0, dtype=np.int64)]
-        group = np.concatenate(none + [np.full(length, group, dtype=np.int64) for group, _, length in runs])
-        position = np.concatenate(
-            none
-            + [np.arange(length) + first if group >= 0 else np.full(length, first) for group, first, length in runs]
-        )
-        return cls(group, position.astype(np.int64))
-
     def expression(self, groups: int) -> tuple[int, NDArray[np.int64]]:
-        """(constant, factor per group): the count of surviving positions as a sum of group widths."""
+        """(constant, factor per group): the number of surviving positions as a sum of group widths."""
         factors = np.zeros(groups, dtype=np.int64)
         for index in np.unique(self.group[self.group >= 0]):
             inside = self.position[self.group == index]
@@ -243,48 +215,6 @@ class ChannelGroups:
     def surviving(self, ids: DimensionIds, kept: Mapping[str, Ids]) -> Ids:
         """The original positions of a dimension that stay, ascending."""
         return ids.surviving(self.kept_lists(kept))
-
-    def to_document(self) -> dict[str, Any]:
-        """Plain data for a JSON file; channel ids are stored as runs."""
-        return {
-            "input_shape": list(self.input_shape),
-            "other_macs": self.other_macs,
-            "groups": [asdict(group) for group in self.groups],
-            "kept_groups": [asdict(group) for group in self.kept_groups],
-            "parameters": {
-                name: [None if ids is None else ids.runs() for ids in dims] for name, dims in self.parameters.items()
-            },
-            "layers": [
-                {**vars(layer), "in_ids": layer.in_ids.runs(), "out_ids": layer.out_ids.runs()} for layer in self.layers
-            ],
-        }
-
-    @classmethod
-    def from_document(cls, document: Mapping[str, Any]) -> ChannelGroups:
-        """Reads `to_document`'s data back. Raises InvalidInput when it is something else."""
-        try:
-            return cls(
-                groups=tuple(
-                    ChannelGroup(g["name"], int(g["channels"]), tuple(g["producers"]), tuple(g["consumers"]))
-                    for g in document["groups"]
-                ),
-                kept_groups=tuple(KeptGroup(**g) for g in document["kept_groups"]),
-                parameters={
-                    name: tuple(None if runs is None else DimensionIds.from_runs(runs) for runs in dims)
-                    for name, dims in document["parameters"].items()
-                },
-                layers=tuple(_layer_from(layer) for layer in document["layers"]),
-                input_shape=tuple(int(n) for n in document["input_shape"]),
-                other_macs=int(document["other_macs"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InvalidInput(f"not a description of channel groups: {error!r}") from error
-
-
-def _layer_from(document: Mapping[str, Any]) -> Layer:
-    pairs = ("kernel_size", "stride", "padding", "dilation", "in_size", "out_size")
-    ids = {key: DimensionIds.from_runs(document[key]) for key in ("in_ids", "out_ids")}
-    return Layer(**{**document, **ids, **{key: tuple(document[key]) for key in pairs}})
 
 
 class CostModel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -28,18 +28,23 @@ def sliced_state(model: nn.Module, groups: ChannelGroups, kept: Mapping[str, Ids
 
 def apply(model: nn.Module, groups: ChannelGroups, kept: Mapping[str, Ids]) -> nn.Module:
     """A new, smaller network that keeps the channels `kept` of each group; `model` is left as it was."""
-    state = sliced_state(model, groups, kept)
-    # Copying the network puts the cut tensors in place of the originals, in every module that shares one.
+    return with_tensors(model, [(_tensor(model, n), cut) for n, cut in sliced_state(model, groups, kept).items()])
+
+
+def with_tensors(model: nn.Module, pairs: Iterable[tuple[Tensor, Tensor]]) -> nn.Module:
+    """A copy of `model` with new tensors; its modules have their widths. `pairs`: (tensor of `model`, its successor).
+
+    A tensor that several modules share is replaced in all of them. The successors are not copied.
+    """
     memo: dict[int, Any] = {}
-    for name, tensor in state.items():
-        original = _tensor(model, name)
+    for original, tensor in pairs:
         if isinstance(original, nn.Parameter):
             tensor = nn.Parameter(tensor, requires_grad=original.requires_grad)
         memo[id(original)] = tensor
-    pruned = copied(model, memo)
-    for module in pruned.modules():
+    built = copied(model, memo)
+    for module in built.modules():
         resize(module)
-    return pruned
+    return built
 
 
 def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:

@@ -199,6 +199,26 @@ def module_path(node: Node) -> str:
     return paths[-1].removeprefix("L['self'].").removeprefix("L['self']") if paths else ""
 
 
+def first_names(model: nn.Module) -> dict[str, str]:
+    """For every name of a parameter or buffer the first one of the same tensor: modules may share tensors."""
+    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors}
+
+
+def tensor_inputs(model: nn.Module, program: torch.export.ExportedProgram) -> dict[Node, str]:
+    """The placeholders of `model`'s program that hold parameters, buffers or constants, with their (first) names."""
+    signature, first = program.graph_signature, first_names(model)
+    names = {
+        **signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants
+    }  # fmt: skip
+    return {
+        node: first.get(names[node.name], names[node.name])
+        for node in program.graph.nodes
+        if node.op == "placeholder" and node.name in names
+    }
+
+
 @dataclass(frozen=True)
 class Parameter:
     """A parameter, buffer or constant of the network: its name and shape in place of its values."""

@@ -207,7 +207,9 @@ class _Sums:
     def __init__(self, program: Program, step: LayerStep, matrices: Matrices) -> None:
         self.weight = as_columns(program.state[f"{step.layer}.weight"], transposed=step.is_transposed).double()
         self.transposed = step.is_transposed
-        self.scale = output_scale(program, step).double()
+        self.scale = (
+            torch.ones(self.weight.shape[1]) if step.norm is None else step.norm.scale(program.state)
+        ).double()
         self.moment = matrices.zeros(len(self.weight), len(self.weight))
         self.total = torch.zeros(len(self.weight), dtype=torch.float64)
         self.rows = 0
@@ -236,15 +238,6 @@ def columns_of(program: Program, step: LayerStep) -> int:
     """How many columns the rows of a layer have."""
     weight = program.state[f"{step.layer}.weight"]
     return weight.numel() // weight.shape[1 if step.is_transposed else 0]
-
-
-def output_scale(program: Program, step: LayerStep) -> Tensor:
-    """(outputs,): gamma / sqrt(variance + epsilon) of the batch norm that follows a layer, else ones."""
-    outputs = program.state[f"{step.layer}.weight"].shape[1 if step.is_transposed else 0]
-    if step.norm is None:
-        return torch.ones(outputs)
-    deviation = torch.sqrt(program.state[step.norm.variance] + step.norm.epsilon)
-    return (program.state[step.norm.weight] if step.norm.weight else torch.ones(outputs)) / deviation
 
 
 def group_channels(ids: DimensionIds, group: int, channels: int) -> Ids | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from amc_mobile.channels.structure import ChannelGroups, Widths
+from amc_mobile.channels.surgery import with_tensors
 from amc_mobile.errors import InvalidInput
 
 LINEAR_MIN_DENSITY = 0.02  # linear layers hold many weights and bear more pruning than convolutions
@@ -57,11 +57,8 @@ class MagnitudePruner:
 
     def build(self, kept: Widths) -> nn.Module:
         """A copy of the network in evaluation mode with zeros in place of the weights that go."""
-        memo: dict[int, Any] = {}
-        for name, mask in self.masks(kept).items():
-            original = self._model.get_parameter(name)
-            memo[id(original)] = nn.Parameter(original.detach() * mask, requires_grad=original.requires_grad)
-        return copy.deepcopy(self._model, memo).eval()
+        weights = ((self._model.get_parameter(name), mask) for name, mask in self.masks(kept).items())
+        return with_tensors(self._model, ((weight, weight.detach() * mask) for weight, mask in weights)).eval()
 
     def lost_energy(self, layer: int, kept: Widths) -> NDArray[np.float64]:
         """(n,): the share of a layer's squared weights that goes when it keeps each of `kept` weights."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from amc_mobile.channels.trace import exported, operator_name
+from amc_mobile.channels.trace import exported, first_names, operator_name, tensor_inputs
 from amc_mobile.errors import UnsupportedLayer
 from amc_mobile.models.task import LabelledImages
 
@@ -32,6 +33,11 @@ class NormStep:
     mean: str
     variance: str
     epsilon: float
+
+    def scale(self, state: Mapping[str, Tensor]) -> Tensor:
+        """(channels,): gamma / sqrt(variance + epsilon). `state`: tensors by name."""
+        deviation = torch.sqrt(state[self.variance] + self.epsilon)
+        return (state[self.weight] if self.weight else torch.ones_like(deviation)) / deviation
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,25 +82,16 @@ class Program:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # torch's own, about its own tree specs
                 program = program.run_decompositions({})
-        signature = program.graph_signature
-        first_name = _first_names(model)
+        first_name = first_names(model)
         self.nodes: tuple[Node, ...] = tuple(program.graph.nodes)
         self.state: dict[str, Tensor] = {
             first_name.get(name, name): value.detach()
             for name, value in {**program.state_dict, **program.constants}.items()
             if isinstance(value, Tensor)
         }
-        self.names: dict[Node, str] = {}
-        for node in self.nodes:
-            if node.op == "get_attr":
-                raise UnsupportedLayer("", f"the exported graph holds the sub-graph {node.target}")
-            name = (
-                signature.inputs_to_parameters.get(node.name)
-                or signature.inputs_to_buffers.get(node.name)
-                or signature.inputs_to_lifted_tensor_constants.get(node.name)
-            )
-            if node.op == "placeholder" and name:
-                self.names[node] = first_name.get(name, name)
+        if any(node.op == "get_attr" for node in self.nodes):
+            raise UnsupportedLayer("", "the exported graph holds a sub-graph")
+        self.names = tensor_inputs(model, program)
         self.readers = Counter(name for node, name in self.names.items() for _ in node.users)
         self.steps = tuple(step for node in self.nodes if (step := self._layer_step(node)) is not None)
 
@@ -150,13 +147,6 @@ class Program:
             total=total,
             other=other,  # type: ignore[arg-type]
         )
-
-
-def _first_names(model: nn.Module) -> dict[str, str]:
-    """For every name of a tensor the first one: modules may share tensors."""
-    first: dict[int, str] = {}
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors}
 
 
 def _only_reader(node: Node) -> Node | None:

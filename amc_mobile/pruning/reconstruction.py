@@ -30,7 +30,7 @@ from amc_mobile.channels import surgery
 from amc_mobile.channels.groups import find_groups
 from amc_mobile.channels.plan import PruningPlan
 from amc_mobile.channels.structure import ChannelGroups, DimensionIds, Ids, Widths
-from amc_mobile.channels.surgery import copied, resize
+from amc_mobile.channels.surgery import copied, with_tensors
 from amc_mobile.channels.trace import operator_name
 from amc_mobile.errors import InvalidInput, NotFinite, UnsupportedLayer
 from amc_mobile.models.task import LabelledImages, runs_channels_last
@@ -206,13 +206,9 @@ class Reconstructor:
         self._cuts = _Cuts(groups, self._order)
         self._matrices = gram.matrices.branch()  # one reconstructor's factors go with it
         self._nested = _nested_solvers(gram, groups, self._order, self._matrices)
-        modules = dict(model.named_modules())
-        self._tensors: dict[str, Tensor] = {
-            f"{path}.{name}" if path else name: tensor
-            for path, module in modules.items()
-            for name, tensor in (*module._parameters.items(), *module._buffers.items())
-            if tensor is not None
-        }
+        self._tensors: dict[str, Tensor] = dict(
+            [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+        )
 
     @property
     def sizes(self) -> Widths:
@@ -242,7 +238,7 @@ class Reconstructor:
                     tensor = tensor.index_select(axis, torch.from_numpy(positions))
             # Views of cached solutions and uncut tensors must not be shared with the new network.
             state[name] = tensor.clone(memory_format=torch.contiguous_format)
-        return _assembled(self._model, self._tensors, state)
+        return with_tensors(self._model, ((self._tensors[name], new) for name, new in state.items())).eval()
 
     def group_errors(self, group: int, widths: Ids) -> NDArray[np.float64]:
         """(widths,): the sum over the layers that read a group of the squared error of their refitted outputs, over
@@ -347,20 +343,6 @@ class _Cuts:
             stays = rank < limits[group]
             found.append(None if stays.all() else np.flatnonzero(stays))
         return found
-
-
-def _assembled(model: nn.Module, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of `model` in evaluation mode with the tensors of `state` in place of its own."""
-    memo: dict[int, Any] = {}
-    for name, tensor in state.items():
-        original = tensors[name]
-        if isinstance(original, nn.Parameter):
-            tensor = nn.Parameter(tensor, requires_grad=original.requires_grad)
-        memo[id(original)] = tensor
-    built = copied(model, memo).eval()
-    for module in built.modules():
-        resize(module)
-    return built
 
 
 @dataclass(frozen=True, eq=False)
@@ -547,7 +529,7 @@ class _Fitter:
         visible = torch.ones(outputs, dtype=torch.bool)
         scale = torch.ones(outputs)
         if step.norm is not None:
-            scale = _scale(state, step.norm)
+            scale = step.norm.scale(state)
             visible = (scale.abs() > SMALLEST_SCALE) if task.residual else visible
         kind = Moments if columns <= MAX_COLUMNS else WideRows
         parts: list[Moments] = [kind(columns, outputs) for _ in range(2)]
@@ -590,18 +572,13 @@ class _Fitter:
             assert step.other is not None
             targets = targets - written_at(pruned.value(step.other), drawn, channels_last=linear)
             if step.norm is not None:
-                scale = _scale(state, step.norm)
+                scale = step.norm.scale(state)
                 shift = state[step.norm.bias] if step.norm.bias else torch.zeros_like(scale)
                 scale = torch.where(scale.abs() > SMALLEST_SCALE, scale, 1.0)
                 targets = (targets - shift) / scale + state[step.norm.mean]
         if step.bias is not None:
             targets = targets - state[step.bias]
         return read_at(step.node, images, drawn), targets, drawn.shape[1]
-
-
-def _scale(state: Mapping[str, Tensor], norm: NormStep) -> Tensor:
-    deviation = torch.sqrt(state[norm.variance] + norm.epsilon)
-    return (state[norm.weight] if norm.weight else torch.ones_like(deviation)) / deviation
 
 
 def _refresh(runs: PairedExecutions, program: Program, node: Node, task: NormTask) -> set[str]:

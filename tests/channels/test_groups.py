@@ -1,23 +1,23 @@
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import PRUNABLE, ControlFlow, UnknownOperator, build, example, randomised
+from networks import ControlFlow, UnknownOperator, build, example, randomised
 from torch import Tensor, nn
 
 from amc_mobile.channels import surgery
-from amc_mobile.channels.groups import find_groups, prove
-from amc_mobile.channels.structure import ChannelGroups, CostModel, DimensionIds
+from amc_mobile.channels.groups import find_groups, later_half, prove, random_kept
+from amc_mobile.channels.structure import ChannelGroups, CostModel, DimensionIds, Layer
 from amc_mobile.errors import InvalidInput, UnsupportedLayer
+from amc_mobile.models.zoo.registry import MODELS
 
 
-def widths(groups: ChannelGroups) -> dict[str, int]:
-    return groups.channels
+def layers(groups: ChannelGroups) -> dict[str, Layer]:
+    return {layer.name: layer for layer in groups.layers}
 
 
 def reasons(groups: ChannelGroups) -> dict[str, str]:
@@ -26,7 +26,7 @@ def reasons(groups: ChannelGroups) -> dict[str, str]:
 
 def test_a_chain_has_one_group_per_convolution(traced) -> None:
     groups = traced("Chain").groups
-    assert widths(groups) == {"stem": 12, "wide": 16, "last": 12}
+    assert groups.channels == {"stem": 12, "wide": 16, "last": 12}
     assert [(g.producers, g.consumers) for g in groups.groups] == [
         (("stem",), ("wide",)),
         (("wide",), ("last",)),
@@ -36,107 +36,103 @@ def test_a_chain_has_one_group_per_convolution(traced) -> None:
 
 
 def test_a_residual_sum_couples_what_it_adds(traced) -> None:
-    groups = traced("Bottleneck").groups
-    joined = next(group for group in groups.groups if group.name == "block.2")
+    joined = next(group for group in traced("Bottleneck").groups.groups if group.name == "block.2")
     assert joined.producers == ("block.2", "shortcut", "again.2")
     assert joined.consumers == ("again.0.0", "fc")
 
 
 def test_depthwise_convolutions_follow_their_input(traced) -> None:
     groups = traced("PaddedDepthwise").groups
-    assert widths(groups) == {"stem.1": 8, "expand.0": 24, "project": 16, "inner.0.0": 32}
-    depthwise = next(layer for layer in groups.layers if layer.name == "depthwise")
+    assert groups.channels == {"stem.1": 8, "expand.0": 24, "project": 16, "inner.0.0": 32}
+    depthwise = layers(groups)["depthwise"]
     assert depthwise.kind == "depthwise"
     assert (depthwise.padding, depthwise.in_size, depthwise.out_size) == ((0, 0), (9, 9), (4, 4))
 
 
 def test_zero_channels_of_a_padded_shortcut_stay(traced) -> None:
     groups = traced("PaddedShortcut").groups
-    last = next(layer for layer in groups.layers if layer.name == "b2")
-    padded = np.r_[0:4, 12:16]
-    assert (last.out_ids.group[padded] == -1).all()
-    assert last.out_ids.group[4:12].tolist() == [groups.names.index("stem.0")] * 8
+    last = layers(groups)["b2"].out_ids.group
+    assert (last[np.r_[0:4, 12:16]] == -1).all()
+    assert last[4:12].tolist() == [groups.names.index("stem.0")] * 8
 
 
 def test_flattening_repeats_each_channel_for_every_position(traced) -> None:
-    groups = traced("Flattened").groups
-    linear = next(layer for layer in groups.layers if layer.name == "classifier.0")
+    linear = layers(traced("Flattened").groups)["classifier.0"]
     assert linear.in_ids.position.tolist() == np.repeat(np.arange(12), 4).tolist()
 
 
 def test_a_concatenation_reads_several_groups(traced) -> None:
     groups = traced("InceptionLike").groups
-    hidden = next(layer for layer in groups.layers if layer.name == "hidden")
-    names = [groups.names[index] for index in dict.fromkeys(hidden.in_ids.group.tolist())]
-    assert names == ["point.0", "wide.1.0", "pool.1.0"]
+    read = dict.fromkeys(layers(groups)["hidden"].in_ids.group.tolist())
+    assert [groups.names[index] for index in read] == ["point.0", "wide.1.0", "pool.1.0"]
 
 
-def test_both_sides_of_a_grouped_convolution_are_kept_with_the_reason(traced) -> None:
-    groups = traced("Grouped").groups
-    assert set(groups.names) == {"stem.0", "after.0"}
-    assert reasons(groups)["before.0"] == "read by a grouped convolution"
-    assert reasons(groups)["grouped.0"] == "grouped convolution"
-
-
-def test_channels_combined_with_a_bare_parameter_are_kept(traced) -> None:
-    assert reasons(traced("BareParameter").groups)["stem.0"] == "combined with the bare parameter scale"
-
-
-def test_channels_split_at_numbers_in_the_code_are_kept(traced) -> None:
-    groups = traced("HardCodedSplit").groups
-    assert set(groups.names) == {"stem.0", "left.0"}
-    assert "sizes that do not follow" in reasons(groups)["free.0"]
+@pytest.mark.parametrize(
+    ("name", "kept", "reason", "others"),
+    [
+        ("Grouped", "before.0", "read by a grouped convolution", {"stem.0", "after.0"}),
+        ("Grouped", "grouped.0", "grouped convolution", {"stem.0", "after.0"}),
+        ("BareParameter", "stem.0", "combined with the bare parameter scale", {"body.0"}),
+        ("HardCodedSplit", "free.0", "sizes that do not follow", {"stem.0", "left.0"}),
+    ],
+)
+def test_channels_that_must_stay_are_kept_with_the_reason(name: str, kept: str, reason: str, others: set[str], traced):
+    groups = traced(name).groups
+    assert set(groups.names) == others
+    assert reason in reasons(groups)[kept]
 
 
 def test_a_squeeze_and_excite_gate_joins_the_channels_it_scales(traced) -> None:
     groups = traced("SqueezeExcite").groups
     assert groups.groups[0].producers == ("stem.0", "excite")
-    assert widths(groups) == {"stem.0": 12, "squeeze": 4, "project": 8, "hidden": 16}
+    assert groups.channels == {"stem.0": 12, "squeeze": 4, "project": 8, "hidden": 16}
 
 
 def test_a_module_called_twice_and_a_shared_weight_are_one_group_each(traced) -> None:
     groups = traced("CalledTwice").groups
     assert [layer.name for layer in groups.layers].count("body.0") == 2
-    assert widths(groups) == {"stem.0": 8, "one": 12}
+    assert groups.channels == {"stem.0": 8, "one": 12}
 
 
 def test_layers_come_in_the_order_of_execution_with_what_a_convolution_needs(traced) -> None:
-    layers = {layer.name: layer for layer in traced("Chain").groups.layers}
-    assert list(layers) == ["stem", "wide", "last", "fc"]
-    assert (layers["stem"].stride, layers["stem"].padding, layers["stem"].out_size) == ((2, 2), (1, 1), (8, 8))
-    assert (layers["wide"].dilation, layers["wide"].padding) == ((2, 2), (2, 2))
-    assert (layers["last"].kernel_size, layers["last"].padding) == ((3, 1), (1, 0))  # padding="same"
-    assert (layers["fc"].kind, layers["fc"].kernel_size, layers["fc"].has_bias) == ("linear", (1, 1), True)
+    found = layers(traced("Chain").groups)
+    assert list(found) == ["stem", "wide", "last", "fc"]
+    assert (found["stem"].stride, found["stem"].padding, found["stem"].out_size) == ((2, 2), (1, 1), (8, 8))
+    assert (found["wide"].dilation, found["wide"].padding) == ((2, 2), (2, 2))
+    assert (found["last"].kernel_size, found["last"].padding) == ((3, 1), (1, 0))  # padding="same"
+    assert (found["fc"].kind, found["fc"].kernel_size, found["fc"].has_bias) == ("linear", (1, 1), True)
 
 
-def test_the_batch_of_the_example_does_not_matter(traced) -> None:
-    for name in ("ShuffleLike", "Flattened"):
-        alone = find_groups(build(name), example(batch=1))
-        assert widths(alone) == widths(traced(name).groups)
-
-
-def test_finding_groups_leaves_the_network_as_it_was() -> None:
-    model = build("Flattened").train()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    find_groups(model, example())
+@pytest.mark.parametrize("name", ["ShuffleLike", "Flattened"])
+def test_the_batch_of_the_example_does_not_matter_and_the_network_stays_as_it_was(name: str, traced) -> None:
+    model = build(name).train()
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    assert find_groups(model, example(batch=1)).channels == traced(name).groups.channels
     assert model.training
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("name", PRUNABLE)
-def test_groups_survive_being_saved_as_json(name: str, traced) -> None:
-    groups = traced(name).groups
-    document = groups.to_document()
-    restored = ChannelGroups.from_document(json.loads(json.dumps(document)))
-    assert restored.to_document() == document
-    assert (restored.groups, restored.kept_groups) == (groups.groups, groups.kept_groups)
-    assert [layer.out_size for layer in restored.layers] == [layer.out_size for layer in groups.layers]
-
-
-def test_reading_something_else_than_groups_is_an_error() -> None:
-    with pytest.raises(InvalidInput, match="not a description of channel groups"):
-        ChannelGroups.from_document({"groups": []})
+def test_a_detector_is_cut_but_for_the_outputs_of_its_heads_and_keeps_its_task() -> None:
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    build_detector = MODELS["ssdlite_mobilenet_v2"].factory
+    model = randomised(build_detector(num_classes=3, width_multiplier=0.125, input_size=32))
+    groups = find_groups(model, images[:1])
+    heads = [f"{kind}_heads.{scale}.1" for kind in ("classification", "regression") for scale in range(3)]
+    assert {group.name: (group.channels, group.reason) for group in groups.kept_groups} == dict.fromkeys(
+        heads, (4 * 4, "network output")
+    )
+    readers = {group.name: set(group.consumers) for group in groups.groups}
+    assert {"classification_heads.0.1", "regression_heads.0.1"} < readers["backbone.14.conv.0.0"]
+    assert readers["backbone.18.0"] == {"extras.0.0.0", "classification_heads.1.1", "regression_heads.1.1"}
+    assert readers["extras.0.2.0"] == {"classification_heads.2.1", "regression_heads.2.1"}
+    for seed in range(3):
+        assert prove(model, groups, images, seed=seed) < 1e-5
+    assert prove(model, groups, images, kept=later_half(groups)) < 1e-5
+    pruned = surgery.apply(model, groups, random_kept(groups, np.random.default_rng(0)))
+    with torch.no_grad():
+        assert pruned(images).shape == model(images).shape
+    assert pruned.task.num_classes(model(images[:1])) == 3
 
 
 @pytest.mark.parametrize(
@@ -168,7 +164,7 @@ def test_weights_that_give_nan_are_named_as_the_cause() -> None:
 def test_what_an_unknown_operator_reads_is_kept_and_the_reason_names_it() -> None:
     model = randomised(UnknownOperator())
     groups = find_groups(model, example())
-    assert widths(groups) == {"after": 12}
+    assert groups.channels == {"after": 12}
     assert reasons(groups)["stem.0"] == "read by operator cumsum (middle.1), which has no rule for channels"
     assert prove(model, groups, example()) < 1e-5
 
@@ -212,7 +208,7 @@ def test_what_has_no_rule_is_kept_whole_and_named_and_the_rest_is_cut(change, wh
     model = randomised(Head(change))
     groups = find_groups(model, example())
     assert why in reasons(groups)["stem"]
-    assert widths(groups) == {"after": 10}
+    assert groups.channels == {"after": 10}
     assert prove(model, groups, example()) < 1e-5
     whole = surgery.apply(model, groups, {"after": np.arange(4)})
     assert whole.weight.shape == model.weight.shape
@@ -231,7 +227,7 @@ def test_what_has_no_rule_is_kept_whole_and_named_and_the_rest_is_cut(change, wh
 def test_channels_that_stay_apart_can_be_cut(change) -> None:
     model = randomised(Head(change))
     groups = find_groups(model, example())
-    assert widths(groups) == {"stem": 8, "after": 10}
+    assert groups.channels == {"stem": 8, "after": 10}
     assert prove(model, groups, example()) < 1e-5
 
 
@@ -242,7 +238,7 @@ def test_channels_behind_any_padding_can_be_cut(convolution: dict[str, object]) 
     model = Head(lambda net, x: x)
     model.stem = nn.Conv2d(3, 8, **{"kernel_size": 3, **convolution})
     groups = find_groups(randomised(model), example())
-    assert widths(groups) == {"stem": 8, "after": 10}
+    assert groups.channels == {"stem": 8, "after": 10}
     assert prove(model, groups, example()) < 1e-5
 
 
@@ -260,7 +256,7 @@ def test_standardised_weights_stay_and_the_other_layers_are_cut() -> None:
     model.standardised = Standardised(8, 6, 3, padding=1)
     model.after = nn.Conv2d(6, 10, 1)
     groups = find_groups(randomised(model), example())
-    assert widths(groups) == {"after": 10}
+    assert groups.channels == {"after": 10}
     assert reasons(groups)["standardised"].startswith(
         "made by operator conv2d (standardised), whose weight is computed"
     )
