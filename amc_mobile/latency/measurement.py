@@ -479,17 +479,6 @@ class PairMeasurement:
             raise InvalidInput(f"not a measurement of two models: {error!r}") from error
 
 
-class Request(Protocol):
-    """What the protocol needs to know of either. `model` builds the file; it is called once per pass."""
-
-    @property
-    def key(self) -> str: ...
-    @property
-    def label(self) -> str: ...
-    @property
-    def model(self) -> Callable[[], bytes]: ...
-
-
 class KernelInfo(Protocol):
     """What a latency table needs to know of a kernel."""
 
@@ -534,6 +523,9 @@ class ModelRequest:
     @property
     def label(self) -> str:
         return f"the whole model at {' '.join(map(str, self.widths))} channels"
+
+
+Request = KernelRequest | ModelRequest  # `model` is called once per pass
 
 
 def model_key(template: str, widths: Sequence[int]) -> str:

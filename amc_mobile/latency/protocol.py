@@ -284,93 +284,6 @@ def _mean_mhz(timed: Sequence[TimedPass]) -> float | None:
     return sum(mhz_ms for mhz_ms, _ in clocked) / total_ms if total_ms >= SHORTEST_CLOCK_MS else None
 
 
-class StretchMaker:
-    """Makes stretches within one session of a device.
-
-    `requests`: by key; `anchor`: None for a device that is not watched. `stored`: the passes by key that outlive this
-    process, as they grow, None where none do; with them a device that can goes on after a kill. `plan`: what a killed
-    process left, whose count of repeats goes on.
-    """
-
-    def __init__(
-        self,
-        device: Device,
-        requests: Mapping[str, Request],
-        timing: Timing,
-        anchor: Anchor | None,
-        config: ProtocolConfig,
-        *,
-        stored: Mapping[str, Sequence[Pass]] | None,
-        plan: StretchPlan | None,
-    ) -> None:
-        self._device = device
-        self._requests = requests
-        self._timing = timing
-        self._anchor = anchor
-        self._config = config
-        self._stored = stored
-        self._in_a_row = plan.in_a_row if plan else 0
-        self._repeats_left = plan.repeats_left if plan else config.anchor_total_repeats
-
-    def make(self, stretches: Sequence[Sequence[str]]) -> Iterator[Stretch]:
-        """Makes a pass per key. A stretch that is made again comes after those made along with it."""
-        waiting = list(stretches)
-        while waiting:
-            count = max(1, self._device.jobs_per_batch // self._config.anchor_every)
-            batch, waiting = waiting[:count], waiting[count:]
-            again = []
-            for keys, timed, steady, state in self._batch(batch):
-                self._in_a_row = 0 if steady else self._in_a_row + 1
-                if steady or self._in_a_row > self._config.anchor_repeats or self._repeats_left == 0:
-                    under_load = is_busy(self._device)
-                    passes = [Pass(one.samples_ms, under_load or not steady, one.record) for one in timed]
-                    yield Stretch(list(zip(keys, passes, strict=True)), under_load, state)
-                else:
-                    self._repeats_left -= 1
-                    again.append(keys)
-            if again:
-                self._device.settle()
-                waiting = again + waiting
-
-    def _batch(
-        self, stretches: Sequence[Sequence[str]]
-    ) -> Iterator[tuple[Sequence[str], list[TimedPass], bool, DeviceState]]:
-        """For each stretch as it comes: keys, what was timed, whether the device stayed the same, and its state."""
-        anchor = self._anchor
-        first = anchor.first_jobs() if anchor else []
-        last = anchor.jobs() if anchor else []
-        jobs = list(first)
-        for keys in stretches:
-            requests = [self._requests[key] for key in keys]
-            jobs += [Job(request.key, request.label, request.model, self._timing) for request in requests] + last
-        with closing(self._start(jobs, stretches)) as made:
-            if anchor is not None:
-                anchor.see([one.samples_ms for one in islice(made, len(first))])
-            for position, keys in enumerate(stretches):
-                timed = list(islice(made, len(keys)))
-                readings = list(islice(made, len(last)))
-                steady = anchor.is_steady([one.samples_ms for one in readings]) if anchor else True
-                # Heat shows in the anchor as well; the device itself is asked when it has nothing to do.
-                if position == len(stretches) - 1:
-                    steady = steady and self._device.is_steady()
-                anchor_ms = min((pass_low_ms(one.samples_ms) for one in readings), default=None)
-                yield keys, timed, steady, DeviceState(anchor_ms, _mean_mhz([*timed, *readings]))
-
-    def _start(self, jobs: Sequence[Job], stretches: Sequence[Sequence[str]]) -> Generator[TimedPass, None, None]:
-        if self._stored is None or not isinstance(self._device, ResumableDevice):
-            return self._device.passes(jobs)
-        anchor = self._anchor
-        plan = StretchPlan(
-            tuple(tuple(keys) for keys in stretches),
-            {key: len(self._stored[key]) for keys in stretches for key in keys},
-            anchor.key if anchor else "",
-            anchor.lowest_ms if anchor else math.inf,
-            self._in_a_row,
-            self._repeats_left,
-        )
-        return self._device.passes(jobs, plan=plan.to_text())
-
-
 WINDOW_S = 5.0
 FEWEST_WINDOWS = 4  # fewer do not show how latency changes
 MOST_SAMPLES = 100_000  # of one session, as the runner on phones has it
@@ -396,9 +309,11 @@ def measure_kernels(
     """
     if table is not None:
         table.add_kernels(request.kernel for request in requests.values())
-    made = _Run(device, requests, table, config, on_result).all_passes(
-        config.kernel_timing, config.is_kernel_done, config.min_passes, anchor, config.max_passes
-    )
+    run = _Run(
+        device, requests, table, config, on_result, timing=config.kernel_timing, is_done=config.is_kernel_done,
+        at_least=config.min_passes, most=config.max_passes,
+    )  # fmt: skip
+    made = run.all_passes(anchor)
     conditions = device.conditions()
     return {
         key: KernelMeasurement(key, request.label, tuple(made[key]), conditions) for key, request in requests.items()
@@ -417,9 +332,11 @@ def measure_models(
     """Measures several whole models, their passes interleaved in shuffled order. Resumes from `table` as kernels do."""
     if table is not None:
         table.add_models(requests.values())
-    made = _Run(device, requests, table, config, on_result).all_passes(
-        config.model_timing, config.is_model_done, config.model_passes, anchor
-    )
+    run = _Run(
+        device, requests, table, config, on_result, timing=config.model_timing, is_done=config.is_model_done,
+        at_least=config.model_passes,
+    )  # fmt: skip
+    made = run.all_passes(anchor)
     conditions = device.conditions()
     return {key: ModelMeasurement(tuple(made[key]), conditions, WARMUP_RUNS) for key in requests}
 
@@ -500,88 +417,140 @@ def _until_steady(device: Device, config: ProtocolConfig, attempt: Callable[[], 
 
 
 class _Run:
-    """One call of the protocol over many requests."""
+    """One call of the protocol over many requests, which are made in stretches: a pass per key, then the anchor's.
+
+    `requests`: by key. `is_done`: of the passes of a key that count; `at_least`: no key is done with fewer. `most`:
+    below so many, passes made while the device was slow do not count; 0: they do. With a `table`, a device that can
+    goes on after a kill.
+    """
 
     def __init__(
-        self,
-        device: Device,
-        requests: Mapping[str, Request],
-        table: LatencyTable | None,
-        config: ProtocolConfig,
-        on_result: OnResult | None,
-    ) -> None:
-        self._device = device
-        self._requests = requests
-        self._table = table
-        self._config = config
-        self._on_result = on_result
+        self, device: Device, requests: Mapping[str, Request], table: LatencyTable | None, config: ProtocolConfig,
+        on_result: OnResult | None, *, timing: Timing, is_done: Callable[[Sequence[Pass]], bool], at_least: int,
+        most: int = 0,
+    ) -> None:  # fmt: skip
+        self._device, self._requests, self._table, self._config = device, requests, table, config
+        self._on_result, self._timing, self._is_done, self._at_least = on_result, timing, is_done, at_least
+        self._most = most
         self._conditions = device.conditions()
         self._passes: dict[str, list[Pass]] = {key: [] for key in requests}
         if table is not None:
-            for key, stored in table.passes(self._conditions, requests).items():
-                self._passes[key] = list(stored)
+            self._passes |= {key: list(made) for key, made in table.passes(self._conditions, requests).items()}
         # Among the first so many passes of a key, busy ones do not count.
         self._outdated = dict.fromkeys(requests, 0)
-        self._outdatings_left = config.anchor_total_repeats
+        self._outdatings_left = self._repeats_left = config.anchor_total_repeats
+        self._in_a_row = 0
         self._states: dict[str, list[DeviceState | None]] = {
             key: [None] * len(made) for key, made in self._passes.items()
         }
-        self._anchor_in_use: Anchor | None = None
-        self._most = 0  # so many passes of a key count, however slow the device was
+        self._anchor: Anchor | None = None
         self._highest_mhz = 0.0
         self._has_busy = any(one.busy for made in self._passes.values() for one in made)
 
-    def all_passes(
-        self,
-        timing: Timing,
-        is_done: Callable[[Sequence[Pass]], bool],
-        at_least: int,
-        anchor_request: Request | None,
-        most: int = 0,
-    ) -> dict[str, list[Pass]]:
-        """Passes by key, until `is_done` of each; `at_least`: no key is done with fewer. `most`: below so many, passes
-        made while the device was slow do not count; 0: they do."""
-        passes, self._most = self._passes, most
-        todo = [key for key in passes if not is_done(passes[key])]
-        if not todo and not self._has_busy:
+    def all_passes(self, anchor_request: Request | None) -> dict[str, list[Pass]]:
+        """Passes by key."""
+        passes = self._passes
+        if not self._has_busy and all(map(self._is_done, passes.values())):
             return passes
-        order = random.Random(SEED)
+        order, length = random.Random(SEED), self._config.anchor_every
         with self._device.session():
             self._outdate()
-            todo = [key for key in passes if not is_done(self._counted(key))]
-            left, total = set(todo), len(passes)
-            plan = self._unfinished(anchor_request)
-            anchor, stored = self._anchor(anchor_request, todo, plan), passes if self._table is not None else None
-            self._anchor_in_use = anchor
-            maker = StretchMaker(self._device, self._requests, timing, anchor, self._config, stored=stored, plan=plan)
+            todo = self._unfinished_keys()
+            plan = self._unfinished_plan(anchor_request)
+            if plan is not None:  # whose count of repeats goes on
+                self._in_a_row, self._repeats_left = plan.in_a_row, plan.repeats_left
+            self._anchor = self._choose_anchor(anchor_request, todo, plan)
             waiting: list[Sequence[str]] = list(plan.stretches) if plan else []
             old = StoredStretches(plan, {key: len(made) for key, made in passes.items()}) if plan else None
             while todo:
                 if not waiting:
                     # Rounds that every key needs in any case can be given to the device at once.
-                    rounds = max(1, at_least - max(len(self._counted(key)) for key in todo))
+                    rounds = max(1, self._at_least - max(len(self._counted(key)) for key in todo))
                     queue = [key for _ in range(rounds) for key in order.sample(todo, len(todo))]
-                    length = self._config.anchor_every
                     waiting = [queue[start : start + length] for start in range(0, len(queue), length)]
-                for stretch in maker.make(waiting):
+                left = set(todo)
+                for stretch in self._make(waiting):
                     self._has_busy |= stretch.under_load
-                    if old and old.holds([key for key, _ in stretch.passes]):
-                        continue
-                    if self._table is not None:
-                        self._table.add_passes(self._conditions, stretch.passes, warmup_runs=timing.warmup_runs)
-                    self._highest_mhz = max(self._highest_mhz, stretch.state.mhz or 0.0)
-                    for key, one in stretch.passes:
-                        passes[key].append(one)
-                        self._states[key].append(stretch.state)
-                        if key in left and is_done(self._counted(key)):
-                            left.discard(key)
-                            if self._on_result:
-                                self._on_result(total - len(left), total, key)
+                    if not (old and old.holds([key for key, _ in stretch.passes])):
+                        self._keep(stretch, left)
                 waiting, old = [], None
                 self._outdate()
-                todo = [key for key in passes if not is_done(self._counted(key))]
-                left = set(todo)
+                todo = self._unfinished_keys()
         return passes
+
+    def _unfinished_keys(self) -> list[str]:
+        return [key for key in self._passes if not self._is_done(self._counted(key))]
+
+    def _keep(self, stretch: Stretch, left: set[str]) -> None:
+        """Stores a stretch, and reports the keys of `left` that are done with it."""
+        if self._table is not None:
+            self._table.add_passes(self._conditions, stretch.passes, warmup_runs=self._timing.warmup_runs)
+        self._highest_mhz = max(self._highest_mhz, stretch.state.mhz or 0.0)
+        for key, one in stretch.passes:
+            self._passes[key].append(one)
+            self._states[key].append(stretch.state)
+            if key in left and self._is_done(self._counted(key)):
+                left.discard(key)
+                if self._on_result:
+                    self._on_result(len(self._passes) - len(left), len(self._passes), key)
+
+    def _make(self, stretches: Sequence[Sequence[str]]) -> Iterator[Stretch]:
+        """Makes a pass per key. A stretch that is made again comes after those made along with it."""
+        waiting = list(stretches)
+        while waiting:
+            count = max(1, self._device.jobs_per_batch // self._config.anchor_every)
+            batch, waiting = waiting[:count], waiting[count:]
+            again = []
+            for keys, timed, steady, state in self._batch(batch):
+                self._in_a_row = 0 if steady else self._in_a_row + 1
+                if steady or self._in_a_row > self._config.anchor_repeats or self._repeats_left == 0:
+                    under_load = is_busy(self._device)
+                    passes = [Pass(one.samples_ms, under_load or not steady, one.record) for one in timed]
+                    yield Stretch(list(zip(keys, passes, strict=True)), under_load, state)
+                else:
+                    self._repeats_left -= 1
+                    again.append(keys)
+            if again:
+                self._device.settle()
+                waiting = again + waiting
+
+    def _batch(
+        self, stretches: Sequence[Sequence[str]]
+    ) -> Iterator[tuple[Sequence[str], list[TimedPass], bool, DeviceState]]:
+        """For each stretch as it comes: keys, what was timed, whether the device stayed the same, and its state."""
+        anchor = self._anchor
+        first = anchor.first_jobs() if anchor else []
+        last = anchor.jobs() if anchor else []
+        jobs = list(first)
+        for keys in stretches:
+            requests = [self._requests[key] for key in keys]
+            jobs += [Job(request.key, request.label, request.model, self._timing) for request in requests] + last
+        with closing(self._start(jobs, stretches)) as made:
+            if anchor is not None:
+                anchor.see([one.samples_ms for one in islice(made, len(first))])
+            for position, keys in enumerate(stretches):
+                timed = list(islice(made, len(keys)))
+                readings = list(islice(made, len(last)))
+                steady = anchor.is_steady([one.samples_ms for one in readings]) if anchor else True
+                # Heat shows in the anchor as well; the device itself is asked when it has nothing to do.
+                if position == len(stretches) - 1:
+                    steady = steady and self._device.is_steady()
+                anchor_ms = min((pass_low_ms(one.samples_ms) for one in readings), default=None)
+                yield keys, timed, steady, DeviceState(anchor_ms, _mean_mhz([*timed, *readings]))
+
+    def _start(self, jobs: Sequence[Job], stretches: Sequence[Sequence[str]]) -> Generator[TimedPass, None, None]:
+        if self._table is None or not isinstance(self._device, ResumableDevice):
+            return self._device.passes(jobs)
+        anchor = self._anchor
+        plan = StretchPlan(
+            tuple(tuple(keys) for keys in stretches),
+            {key: len(self._passes[key]) for keys in stretches for key in keys},
+            anchor.key if anchor else "",
+            anchor.lowest_ms if anchor else math.inf,
+            self._in_a_row,
+            self._repeats_left,
+        )
+        return self._device.passes(jobs, plan=plan.to_text())
 
     def _counted(self, key: str) -> list[Pass]:
         """The passes that count towards being done."""
@@ -596,7 +565,7 @@ class _Run:
         """Whether anchor or clocks have done better at another time: passes may agree on a slow device."""
         if state is None:
             return False
-        lowest_ms = self._anchor_in_use.lowest_ms if self._anchor_in_use else math.inf
+        lowest_ms = self._anchor.lowest_ms if self._anchor else math.inf
         is_behind = state.anchor_ms is not None and state.anchor_ms > lowest_ms * (1 + ANCHOR_DRIFT)
         return is_behind or (state.mhz is not None and state.mhz < self._highest_mhz * (1 - ANCHOR_DRIFT))
 
@@ -608,7 +577,7 @@ class _Run:
             self._has_busy = False
             self._outdatings_left -= 1
 
-    def _unfinished(self, anchor: Request | None) -> StretchPlan | None:
+    def _unfinished_plan(self, anchor: Request | None) -> StretchPlan | None:
         """What a killed process left on the device, where it is a part of the present work."""
         if self._table is None or not isinstance(self._device, ResumableDevice):
             return None
@@ -618,7 +587,7 @@ class _Run:
             return None
         return plan if anchor is None or anchor.key == plan.anchor else None
 
-    def _anchor(self, request: Request | None, todo: Sequence[str], plan: StretchPlan | None) -> Anchor | None:
+    def _choose_anchor(self, request: Request | None, todo: Sequence[str], plan: StretchPlan | None) -> Anchor | None:
         if plan is not None and not plan.anchor:
             return None
         if plan is None and len(todo) < 2 and request is None:
