@@ -8,7 +8,6 @@ import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -304,31 +303,6 @@ class Graph:
         if self.nodes[index].inputs[slot] in self.quantised:  # e.g. a bias
             return False
         return array.dtype.kind == "i" and array.dtype.itemsize >= 4 and array.size <= SMALL_CONSTANT
-
-
-def differences(a: Graph, b: Graph) -> list[str]:
-    """How two graphs differ besides their weights and names: operators, shapes, types, attributes, integers."""
-    lines = []
-    for index, (one, other) in enumerate(zip_longest(a.nodes, b.nodes)):
-        if one is None or other is None:
-            lines.append(f"{len(a.nodes)} operators against {len(b.nodes)}")
-            break
-        left, right = _facts(a, index), _facts(b, index)
-        lines += [
-            f"{a.describe(index)} {key}: {left[key]} against {right[key]}" for key in left if left[key] != right[key]
-        ]
-    return lines
-
-
-def _facts(graph: Graph, index: int) -> dict[str, object]:
-    node = graph.nodes[index]
-    return {
-        "operator": node.operator,
-        "inputs": tuple(None if v is None else (graph.shapes[v], graph.types[v]) for v in node.inputs),
-        "outputs": tuple((graph.shapes[v], graph.types[v]) for v in node.outputs),
-        "attributes": dict(node.attributes),
-        "integers": {s: c.ravel().tolist() for s, c in node.constants.items() if graph.is_small_integer(index, s)},
-    }
 
 
 # Work that is folded into its neighbour: it does not name the unit.

@@ -15,8 +15,7 @@ from amc_mobile.errors import UnsupportedLayer
 from amc_mobile.formats import ONNX
 from amc_mobile.kernels.kernel import CONVERSIONS, Array, Attribute, Expression, Graph, Node, Value
 from amc_mobile.kernels.labels import Cut
-from amc_mobile.kernels.onnx_layout import Border
-from amc_mobile.kernels.onnx_layout import borders as layout_borders
+from amc_mobile.kernels.onnx_layout import Border, Layouts
 from amc_mobile.kernels.template import Template
 
 SHAPE_ONLY = {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"}
@@ -251,8 +250,10 @@ class OnnxTemplate(Template):
 
     @cached_property
     def borders(self) -> tuple[Border, ...]:
+        if self._graph.quantised or not self._layout.block:  # in QDQ form, integer convolutions are laid out otherwise
+            return ()
         units = [site.nodes for site in self.sites]
-        return layout_borders(self._graph, self._labels.shapes, units, self.sizes, self._layout)
+        return Layouts(self._graph, self._labels.shapes, units, self.sizes, self._layout).borders()
 
     def build(self, cut: Cut, nodes: Sequence[int] | None) -> bytes:
         source = self._source

@@ -105,19 +105,9 @@ def _are_met(demands: Demands, widths: Widths) -> Flags:
     return met
 
 
-def borders(
-    graph: Graph,
-    shapes: Mapping[Value, tuple[Expression, ...]],
-    units: Sequence[Sequence[int]],
-    sizes: Widths,
-    layout: OnnxLayout,
-) -> tuple[Border, ...]:
-    """Every image that crosses the border of a kernel where something may be spared. There are none without blocks, nor
-    in files in QDQ form: their integer convolutions are laid out otherwise."""
-    return () if graph.quantised or not layout.block else _Layouts(graph, shapes, units, sizes, layout).borders()
+class Layouts:
+    """The layouts of a float graph's images on a device that lays them out in blocks."""
 
-
-class _Layouts:
     def __init__(
         self,
         graph: Graph,
@@ -134,6 +124,7 @@ class _Layouts:
         self._taken: list[Demands] = []  # per node
 
     def borders(self) -> tuple[Border, ...]:
+        """Every image that crosses the border of a kernel where something may be spared."""
         for index, node in enumerate(self._graph.nodes):
             taken, given = self._demands(index, node)
             self._taken.append(taken)

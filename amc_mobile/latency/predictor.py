@@ -255,13 +255,26 @@ class Predictor(ABC):
         """(N, groups) -> ms (N,): the sum over kernels of their lowest p20, before calibration."""
         return self._sums.sums(widths)
 
-    @abstractmethod
     def p50_ms(self, widths: Widths, calibration: Calibration) -> Floats:
         """(N, groups) -> ms (N,), of the whole model."""
+        return calibration.p50_ms(
+            self.sum_ms(widths),
+            self.weight_mb(widths) if calibration.needs_weights else None,
+            self.boundary_mb(widths) if calibration.needs_boundary else None,
+        )
 
-    @abstractmethod
     def risk_ms(self, widths: Widths) -> Floats:
-        """(N, groups) -> (N,): what kernels far from everything timed may cost beyond `sum_ms`."""
+        """(N, groups) -> (N,): what kernels far from everything timed may cost beyond `sum_ms` and the band."""
+        return np.zeros(len(widths))
+
+    def weight_mb(self, widths: Widths) -> Floats:
+        """(N, groups) -> (N,): the weights of the whole model; 0 where they are not known."""
+        return np.zeros(len(widths))
+
+    def boundary_mb(self, widths: Widths) -> Floats:
+        """(N, groups) -> (N,): what kernels cut out convert between layouts and the whole model does not. Where the
+        template does not know: what crosses the borders of kernels that multiply."""
+        return np.zeros(len(widths))
 
     @abstractmethod
     def explain(self, widths: Widths) -> dict[int, Prediction]:
@@ -315,16 +328,6 @@ class LatencyPredictor(Predictor):
         amounts = [self.sites[site.index].predict_at for site in template.sites]
         super().__init__(PlanSums(self._grid, template.sites, amounts))
 
-    def p50_ms(self, widths: Widths, calibration: Calibration) -> Floats:
-        return calibration.p50_ms(
-            self.sum_ms(widths),
-            self.weight_mb(widths) if calibration.needs_weights else None,
-            self.boundary_mb(widths) if calibration.needs_boundary else None,
-        )
-
-    def risk_ms(self, widths: Widths) -> Floats:
-        return np.zeros(len(widths))  # it is in the calibration's band
-
     def explain(self, widths: Widths) -> dict[int, Prediction]:
         asked = np.asarray(widths, dtype=np.int64)[None]
         snapped = self._grid.snapped(asked)
@@ -346,12 +349,9 @@ class LatencyPredictor(Predictor):
         return predictions
 
     def weight_mb(self, widths: Widths) -> Floats:
-        """(N, groups) -> (N,): the weights of the whole model."""
         return self._weights.sums(widths)
 
     def boundary_mb(self, widths: Widths) -> Floats:
-        """(N, groups) -> (N,): what kernels cut out convert between layouts and the whole model does not. Where the
-        template does not know: what crosses the borders of kernels that multiply."""
         return self._boundaries.sums(widths)
 
     @property
@@ -525,27 +525,22 @@ class ShapeFit:
 
         Models whose latency lies mostly in kernels unlike the others' do not count.
         """
-        errors, inside = [], []
-        for network in dict.fromkeys(row.network for row in self.rows if row.network):
-            error, share = self._left_out(network)
-            errors.append(error)
-            inside.append(share)
-        trusted = np.array([share >= 0.5 for share in inside], dtype=bool)
-        absolute = np.abs(np.array(errors, dtype=np.float64)[trusted])
+        left_out = self.left_out()
+        absolute = np.array([abs(error) for error, nearby in left_out.values() if nearby >= 0.5])
         if len(absolute) < 2:
             absolute = np.array([UNKNOWN_ERROR])
         return Calibration(
             offset_ms=0.0, scale=1.0, p50_ratio=1.0, band=max(BAND_FLOOR, error_band(absolute, np.ones(len(absolute)))),
-            loo_mape=float(absolute.mean()), models=len(errors),
+            loo_mape=float(absolute.mean()), models=len(left_out),
         )  # fmt: skip
 
-    def left_out_errors(self) -> dict[str, float]:
-        """Network -> relative error of its sum, predicted from the others."""
+    def left_out(self) -> dict[str, tuple[float, float]]:
+        """Network -> relative error of its sum, predicted from the others; the share of its latency in kernels near
+        theirs."""
         networks = dict.fromkeys(row.network for row in self.rows if row.network)
-        return {network: self._left_out(network)[0] for network in networks}
+        return {network: self._left_out(network) for network in networks}
 
     def _left_out(self, network: str) -> tuple[float, float]:
-        """Relative error of the sum, and the share of the latency in kernels near those of the other networks."""
         others = ShapeFit([row for row in self.rows if row.network != network])
         mine = [row for row in self.rows if row.network == network]
         total, predicted, nearby = sum(row.ms for row in mine), 0.0, 0.0
@@ -647,9 +642,6 @@ class ShapePredictor(Predictor):
     @cached_property
     def calibration(self) -> Calibration:
         return self.fit.calibration()
-
-    def p50_ms(self, widths: Widths, calibration: Calibration) -> Floats:
-        return calibration.p50_ms(self.sum_ms(widths))
 
     def risk_ms(self, widths: Widths) -> Floats:
         return self._risks.sums(widths)

@@ -1,9 +1,5 @@
 """How kernels of a type climb with their channels on a device, read from widths around powers of two.
 
-Kernels of t-1, t and t+1 channels show whether channels are filled up to multiples of t, and whether widths that are no
-multiple of t run other, slower code. What is found is worked out anew from the table's kernels whenever it is asked
-for.
-
 Kernels of t-1, t and t+1 channels tell whether channels are filled up to multiples of t, and whether widths that are
 no multiple of t run other, slower code. The steps are worked out anew from the table's kernels whenever it is asked
 for.

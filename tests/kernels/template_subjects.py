@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import tempfile
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import networks
@@ -86,3 +87,28 @@ def graph_of(content: bytes, runtime: str) -> Graph:
     graph = form.to_graph(form.parse(content))
     assert isinstance(graph, Graph)
     return graph
+
+
+def differences(a: Graph, b: Graph) -> list[str]:
+    """How two graphs differ besides their weights and names: operators, shapes, types, attributes, integers."""
+    lines = []
+    for index, (one, other) in enumerate(zip_longest(a.nodes, b.nodes)):
+        if one is None or other is None:
+            lines.append(f"{len(a.nodes)} operators against {len(b.nodes)}")
+            break
+        left, right = _facts(a, index), _facts(b, index)
+        lines += [
+            f"{a.describe(index)} {key}: {left[key]} against {right[key]}" for key in left if left[key] != right[key]
+        ]
+    return lines
+
+
+def _facts(graph: Graph, index: int) -> dict[str, object]:
+    node = graph.nodes[index]
+    return {
+        "operator": node.operator,
+        "inputs": tuple(None if v is None else (graph.shapes[v], graph.types[v]) for v in node.inputs),
+        "outputs": tuple((graph.shapes[v], graph.types[v]) for v in node.outputs),
+        "attributes": dict(node.attributes),
+        "integers": {s: c.ravel().tolist() for s, c in node.constants.items() if graph.is_small_integer(index, s)},
+    }

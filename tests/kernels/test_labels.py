@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from template_subjects import differences
 from torch import nn
 
 from amc_mobile.channels.groups import find_groups
 from amc_mobile.channels.structure import ChannelGroups
 from amc_mobile.errors import UnsupportedLayer
-from amc_mobile.kernels.kernel import Expression, Graph, Node, differences
+from amc_mobile.kernels.kernel import Expression, Graph, Node
 from amc_mobile.kernels.labels import Cut, Labels, Vocabulary, WidthCode, decode
 from amc_mobile.kernels.template import independent
 

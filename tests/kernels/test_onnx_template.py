@@ -7,7 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from template_subjects import ALL, graph_of, subject
+from template_subjects import ALL, differences, graph_of, subject
 from torch import nn
 
 from amc_mobile.channels.groups import find_groups
@@ -16,7 +16,6 @@ from amc_mobile.device.host import layout_here
 from amc_mobile.device.layout import OnnxLayout
 from amc_mobile.errors import InvalidInput
 from amc_mobile.export.parity import run_onnx
-from amc_mobile.kernels.kernel import differences
 from amc_mobile.kernels.onnx import fused_units
 from amc_mobile.kernels.template import load_or_build
 

@@ -12,14 +12,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from template_subjects import ALL, FOLDER, Subject, graph_of, subject
+from template_subjects import ALL, FOLDER, Subject, differences, graph_of, subject
 
 from amc_mobile.device.host import HostDevice, layout_here
 from amc_mobile.errors import InvalidConfig, UnsupportedLayer
 from amc_mobile.export.converters import quantize_onnx, quantize_tflite, stand_in_images
 from amc_mobile.export.parity import not_delegated, run_onnx, run_tflite, sqnr_db
 from amc_mobile.formats import open_tflite
-from amc_mobile.kernels.kernel import Graph, Node, Value, differences
+from amc_mobile.kernels.kernel import Graph, Node, Value
 from amc_mobile.kernels.template import Template, load_or_build
 from amc_mobile.kernels.tflite import partners
 

@@ -4,13 +4,12 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from template_subjects import ALL, graph_of, subject
+from template_subjects import ALL, differences, graph_of, subject
 
 from amc_mobile.channels.structure import CostModel
 from amc_mobile.errors import InvalidInput
 from amc_mobile.export.parity import run_tflite
 from amc_mobile.formats import open_tflite
-from amc_mobile.kernels.kernel import differences
 
 RUNTIME = "tflite"
 pytestmark = [

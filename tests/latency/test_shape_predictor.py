@@ -102,4 +102,4 @@ def test_a_table_without_windows_tells_of_kernels_with_any() -> None:
 def test_the_band_is_wide_where_no_whole_models_are_told() -> None:
     rows = [replace(row, network="") for row in timed()]
     assert ShapeFit(rows).calibration().band == pytest.approx(0.15)
-    assert ShapeFit(rows).left_out_errors() == {}
+    assert ShapeFit(rows).left_out() == {}
