@@ -26,7 +26,6 @@ SEARCHES = ("search", "compare")
 SAID_BY: dict[str, tuple[str, ...] | dict[str, tuple[str, ...]]] = {
     "data/sources.py": ("train", "search", "finetune", "compare", "sensitivity"),
     "device/adb.py": (*MEASURES, "export"),
-    "device/clock_mode.py": (*MEASURES, "export"),
     "device/host.py": MEASURES,
     "device/libraries.py": ("runtime add",),
     "device/phone.py": {"serial": (*MEASURES, "export"), "*": MEASURES},  # `export` says --offline instead

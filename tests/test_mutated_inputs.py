@@ -22,8 +22,8 @@ from device.elf_files import ARM64, shared_library
 from amc_mobile.channels.plan import PruningPlan
 from amc_mobile.cli import app
 from amc_mobile.cli_options import flags_from
-from amc_mobile.device import clock_mode
 from amc_mobile.device import phone_output as out
+from amc_mobile.device import phone_state
 from amc_mobile.device.adb import parse_devices
 from amc_mobile.device.benchmark_model import parse_benchmark_model
 from amc_mobile.device.conditions import Conditions
@@ -194,9 +194,9 @@ def episode_log_header(folder: Path) -> Input:
 
 @enters
 def held_phone_settings(folder: Path) -> Input:
-    clock_mode.note(clock_mode.HeldSettings("2A061JEGR0", "0", True))
-    (path,) = clock_mode.held_settings_folder().iterdir()
-    return of_file(path, partial(clock_mode.noted, "2A061JEGR0"), CorruptFile)
+    phone_state.note(phone_state.HeldSettings("2A061JEGR0", "0", True))
+    (path,) = phone_state.held_settings_folder().iterdir()
+    return of_file(path, partial(phone_state.noted, "2A061JEGR0"), CorruptFile)
 
 
 @enters

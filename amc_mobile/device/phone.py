@@ -13,7 +13,6 @@ from pathlib import Path
 from amc_mobile import store
 from amc_mobile.device import phone_state
 from amc_mobile.device.adb import AdbPhone, AdbServer, AttachedPhone, choose_phone, remedy
-from amc_mobile.device.clock_mode import UNLOCKED, clock_mode, held_mode, note_caps, noted_caps, phone_lock
 from amc_mobile.device.conditions import Conditions, core_ranges
 from amc_mobile.device.device import Heat, Job, Neighbourhood, Neighbours, OnNeighbours, PassRecord, TimedPass, Timing
 from amc_mobile.device.layout import OnnxLayout, questions
@@ -22,8 +21,14 @@ from amc_mobile.device.libraries import RuntimeLibrary
 from amc_mobile.device.phone_output import parse_core_list
 from amc_mobile.device.phone_runner import CLEAN_UP, InstalledFile, PhoneRunner
 from amc_mobile.device.phone_state import (
+    UNLOCKED,
     PhoneFacts,
     PhoneState,
+    clock_mode,
+    held_mode,
+    note_caps,
+    noted_caps,
+    phone_lock,
     read_facts,
     read_neighbours,
     read_properties,

@@ -13,7 +13,6 @@ from typing import Any
 from amc_mobile.device import phone_state
 from amc_mobile.device.adb import AdbPhone, AdbServer, AttachedPhone, remedy
 from amc_mobile.device.benchmark_model import BenchmarkModelDevice
-from amc_mobile.device.clock_mode import give_back_left_over, noted_caps, phone_lock
 from amc_mobile.device.conditions import Conditions, unit_of
 from amc_mobile.device.device import Device, Neighbours
 from amc_mobile.device.host import HostDevice, HostNeighbours, installed_runtimes
@@ -26,7 +25,15 @@ from amc_mobile.device.libraries import (
 )
 from amc_mobile.device.phone import PhoneDevice, select_phone
 from amc_mobile.device.phone_runner import remove_all
-from amc_mobile.device.phone_state import PhoneFacts, read_facts, read_neighbours, waiting_stage
+from amc_mobile.device.phone_state import (
+    PhoneFacts,
+    give_back_left_over,
+    noted_caps,
+    phone_lock,
+    read_facts,
+    read_neighbours,
+    waiting_stage,
+)
 from amc_mobile.device.profiles import (
     HOST,
     DeviceProfile,

@@ -132,8 +132,7 @@ class Settings:
 
 def check_settings(settings: Settings) -> None:
     """Raises InvalidConfig for values that cannot be."""
-    from amc_mobile.device.clock_mode import MODES  # here: --help needs no phone
-    from amc_mobile.device.phone_state import check_waivers
+    from amc_mobile.device.phone_state import MODES, check_waivers  # here: --help needs no phone
     from amc_mobile.device.profiles import load_profiles, profile_named, profiles_folder
 
     if settings.runtime not in ("", *RUNTIMES):

@@ -28,8 +28,8 @@ from stored_passes import stored_rows
 
 from amc_mobile.cli import Stopped, main
 from amc_mobile.device import phone_runner
-from amc_mobile.device.clock_mode import noted
 from amc_mobile.device.libraries import add_library
+from amc_mobile.device.phone_state import noted
 
 HANG_S = 300.0  # far above what any command takes here, also where it gets little of a busy machine
 NETWORK = """

@@ -14,7 +14,7 @@ from command_line import CommandLine
 from elf_files import ARM64, shared_library
 from phone_fake.phone import FakePhone, PrivateAdbServer
 
-from amc_mobile.device.clock_mode import phone_lock
+from amc_mobile.device.phone_state import phone_lock
 
 ROOT = Path(__file__).parent.parent.parent
 AAR = "tensorflow-lite-2.17.0.aar"

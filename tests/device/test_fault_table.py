@@ -15,7 +15,7 @@ import pytest
 from fault_stand import COMMANDS, Ended, Kept, Stand, copied, furnish
 from phone_fake.phone import FEATURES, FakePhone, PrivateAdbServer
 
-from amc_mobile.device import adb, clock_mode, phone_runner
+from amc_mobile.device import adb, phone_runner, phone_state
 
 MIDDLE = {
     "devices": 0,
@@ -58,7 +58,7 @@ def hurry(stand: Stand, seconds: float) -> None:
         stand.limits.setattr(phone_runner, name, seconds)
     stand.limits.setattr(phone_runner, "SILENCE_TIMEOUT_S", 2 * seconds)
     stand.limits.setattr(adb, "KILL_TIMEOUT_S", seconds / 2)
-    stand.limits.setattr(clock_mode, "RESTORE_TIMEOUT_S", seconds)
+    stand.limits.setattr(phone_state, "RESTORE_TIMEOUT_S", seconds)
 
 
 def become(state: str, within_s: float) -> Callable[[Stand], None]:

@@ -20,14 +20,13 @@ from waiting_clock import WaitingClock
 from amc_mobile.device import device as neighbours
 from amc_mobile.device import phone_runner, phone_state
 from amc_mobile.device.adb import AdbPhone
-from amc_mobile.device.clock_mode import FIXED
 from amc_mobile.device.conditions import Conditions, unit_of
 from amc_mobile.device.device import Job, Neighbours, Timing
 from amc_mobile.device.layout import questions, read
 from amc_mobile.device.libraries import RuntimeLibrary
 from amc_mobile.device.phone import PhoneDevice
 from amc_mobile.device.phone_runner import FOLDER
-from amc_mobile.device.phone_state import BUSY, read_neighbours
+from amc_mobile.device.phone_state import BUSY, FIXED, read_neighbours
 from amc_mobile.device.profiles import load_profiles
 from amc_mobile.device.runner import BenchEnd, BenchError, BenchModel, BenchPair, BenchResult, BenchStart, BenchTiming
 from amc_mobile.errors import DeadlineExceeded, DeviceError, InvalidConfig, PhoneBusy, PhoneUnfit, RunnerFailed

@@ -13,11 +13,20 @@ import pytest
 from phone_fake.phone import FakePhone
 
 from amc_mobile.cli import main
-from amc_mobile.device import clock_mode as clock_module
 from amc_mobile.device import phone_state
 from amc_mobile.device.adb import AdbPhone
-from amc_mobile.device.clock_mode import FIXED, UNLOCKED, HeldSettings, clock_mode, give_back_left_over, phone_lock
-from amc_mobile.device.phone_state import PhoneFacts, PhoneState, read_facts, read_state
+from amc_mobile.device.phone_state import (
+    FIXED,
+    UNLOCKED,
+    HeldSettings,
+    PhoneFacts,
+    PhoneState,
+    clock_mode,
+    give_back_left_over,
+    phone_lock,
+    read_facts,
+    read_state,
+)
 from amc_mobile.device.profiles import held_settings_folder, load_profiles
 from amc_mobile.errors import CorruptFile, DeviceError, InvalidConfig, PhoneBusy, PhoneUnfit
 
@@ -194,7 +203,7 @@ def test_the_settings_come_back_over_a_link_that_breaks(adb: AdbPhone, phone: Fa
 def test_settings_that_cannot_be_given_back_are_told(
     adb: AdbPhone, phone: FakePhone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amc_mobile.device.clock_mode.RESTORE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("amc_mobile.device.phone_state.RESTORE_TIMEOUT_S", 0.5)
     with pytest.raises(DeviceError, match="did not get its settings back") as caught, clock_mode(adb, 34, FIXED):
         phone.unplug()
     assert "amc-mobile doctor" in caught.value.next_step
@@ -209,7 +218,7 @@ def test_old_androids_stay_unlocked(adb: AdbPhone, phone: FakePhone) -> None:
 def test_a_phone_is_held_by_one_process_and_freed_by_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AMC_MOBILE_HOME", str(tmp_path))
     program = (
-        "import sys\nfrom amc_mobile.device.clock_mode import phone_lock\n"
+        "import sys\nfrom amc_mobile.device.phone_state import phone_lock\n"
         "with phone_lock('a b/../c'):\n print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(
@@ -236,8 +245,7 @@ HOLD = """
 import sys
 from amc_mobile.device.adb import AdbPhone, choose_phone
 from amc_mobile.device.adb import AdbServer
-from amc_mobile.device.clock_mode import FIXED, clock_mode
-from amc_mobile.device.clock_mode import phone_lock
+from amc_mobile.device.phone_state import FIXED, clock_mode, phone_lock
 
 server = AdbServer()
 adb = AdbPhone(server, choose_phone(server.phones(), sys.argv[1]))
@@ -277,7 +285,7 @@ def test_the_next_measurement_starts_from_the_phones_own_settings(
 ) -> None:
     with clock_mode(adb, 34, FIXED):
         assert settings(phone) == ("true", "7")
-        assert clock_module.noted(phone.serial) == HeldSettings(phone.serial, "0", True)
+        assert phone_state.noted(phone.serial) == HeldSettings(phone.serial, "0", True)
     assert settings(phone) == ("false", "0")
 
 
@@ -288,7 +296,7 @@ def test_what_another_process_holds_is_left_alone(adb: AdbPhone, phone: FakePhon
 
 
 def test_a_setting_that_was_never_set_is_taken_away_again(adb: AdbPhone, phone: FakePhone) -> None:
-    clock_module.note(HeldSettings(phone.serial, "null", False))
+    phone_state.note(HeldSettings(phone.serial, "null", False))
     (phone.sandbox.state / "setting_stay_on_while_plugged_in").write_text("7\n")
     give_back_left_over(adb)
     assert settings(phone) == ("false", "-")
@@ -297,8 +305,8 @@ def test_a_setting_that_was_never_set_is_taken_away_again(adb: AdbPhone, phone: 
 def test_settings_stay_noted_until_the_phone_has_them(
     adb: AdbPhone, phone: FakePhone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amc_mobile.device.clock_mode.RESTORE_TIMEOUT_S", 0.5)
-    clock_module.note(HeldSettings(phone.serial, "3", True))
+    monkeypatch.setattr("amc_mobile.device.phone_state.RESTORE_TIMEOUT_S", 0.5)
+    phone_state.note(HeldSettings(phone.serial, "3", True))
     phone.unplug()
     with pytest.raises(DeviceError, match="did not get its settings back"):
         give_back_left_over(adb)
@@ -310,7 +318,7 @@ def test_settings_stay_noted_until_the_phone_has_them(
 
 @pytest.mark.parametrize("text", ["{", '{"format_version": 1, "serial": "other", "stayed_on": "1; reboot"}'])
 def test_a_note_that_cannot_be_read_is_named_and_not_obeyed(adb: AdbPhone, phone: FakePhone, text: str) -> None:
-    clock_module.note(HeldSettings(phone.serial, "3", True))
+    phone_state.note(HeldSettings(phone.serial, "3", True))
     (file,) = held_settings_folder().iterdir()
     file.write_text(text)
     with pytest.raises(CorruptFile, match=file.name):

@@ -14,11 +14,10 @@ from command_line import CommandLine
 from main_job import run_main_job
 
 from amc_mobile.device.adb import PHONE_FOLDER, AdbPhone
-from amc_mobile.device.clock_mode import FIXED, clock_mode, held_mode
 from amc_mobile.device.libraries import RuntimeLibrary
 from amc_mobile.device.phone import PhoneDevice
 from amc_mobile.device.phone_output import parse_core_list
-from amc_mobile.device.phone_state import PhoneFacts
+from amc_mobile.device.phone_state import FIXED, PhoneFacts, clock_mode, held_mode
 from amc_mobile.device.profiles import DeviceProfile
 from amc_mobile.device.runner import BenchError, BenchModel, BenchResult, BenchStart, BenchTiming
 
