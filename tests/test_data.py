@@ -5,7 +5,7 @@ import os
 import pickle
 import zipfile
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from amc_mobile.errors import CorruptFile, InvalidConfig, InvalidInput
 COLOURS = {"blue": (0, 0, 255), "red": (255, 0, 0)}
 
 
-def jpeg(colour: tuple[int, int, int], size: tuple[int, int] = (16, 16)) -> bytes:
+def png(colour: tuple[int, int, int], size: tuple[int, int] = (16, 16)) -> bytes:
     content = io.BytesIO()
     Image.new("RGB", size, colour).save(content, "PNG")
     return content.getvalue()
@@ -29,8 +29,8 @@ def jpeg(colour: tuple[int, int, int], size: tuple[int, int] = (16, 16)) -> byte
 
 def image_files(*, top: str = "") -> dict[str, bytes]:
     """Three training images and one validation image of each of two colours."""
-    files = {f"{top}train/{name}/{i}.png": jpeg(rgb) for name, rgb in COLOURS.items() for i in range(3)}
-    return files | {f"{top}val/{name}/9.png": jpeg(rgb) for name, rgb in COLOURS.items()}
+    files = {f"{top}train/{name}/{i}.png": png(rgb) for name, rgb in COLOURS.items() for i in range(3)}
+    return files | {f"{top}val/{name}/9.png": png(rgb) for name, rgb in COLOURS.items()}
 
 
 def write_zip(path: Path, files: dict[str, bytes]) -> Path:
@@ -142,48 +142,36 @@ def test_folders_and_archives_give_the_same_labelled_images(tmp_path: Path, top:
     assert photos.input_shape == (1, 3, 16, 16)
 
 
-def test_a_flat_folder_is_refused_with_the_layout_that_is_expected(tmp_path: Path) -> None:
-    path = write_zip(tmp_path / "flat.zip", {"blue/1.png": jpeg((0, 0, 255))})
-    with pytest.raises(InvalidInput, match=r"expected train/CLASS/IMAGE and val/CLASS/IMAGE, found 1 images in blue"):
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"blue/1.png": png((0, 0, 255))}, r"expected train/CLASS/IMAGE and val/CLASS/IMAGE, found 1 images in blue"),
+        (image_files() | {"val/green/1.png": png((0, 255, 0))}, "validation images only: green"),
+        (image_files() | {"train/red/broken.jpg": b"not an image"}, r"train/red/broken\.jpg cannot be read"),
+        (None, r"not a \.zip file"),
+    ],
+)
+def test_folders_that_cannot_be_read_are_refused(tmp_path: Path, files: dict[str, bytes] | None, said: str) -> None:
+    path = tmp_path / "photos.zip"
+    if files is None:
+        path.write_bytes(b"PK but not really")
+    else:
+        write_zip(path, files)
+    with pytest.raises(InvalidInput if files else CorruptFile, match=said):
         load_dataset(f"imagefolder:{path}")
-
-
-def test_a_class_only_in_the_validation_images_is_named(tmp_path: Path) -> None:
-    path = write_zip(tmp_path / "photos.zip", image_files() | {"val/green/1.png": jpeg((0, 255, 0))})
-    with pytest.raises(InvalidInput, match="validation images only: green"):
-        load_dataset(f"imagefolder:{path}")
-
-
-def test_a_broken_image_is_named(tmp_path: Path) -> None:
-    path = write_folder(tmp_path, image_files() | {"train/red/broken.jpg": b"not an image"})
-    with pytest.raises(InvalidInput, match=r"train/red/broken\.jpg cannot be read"):
-        load_dataset(f"imagefolder:{path}")
-
-
-def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "photos.zip").write_bytes(b"PK but not really")
-    with pytest.raises(CorruptFile, match=r"not a \.zip file"):
-        load_dataset(f"imagefolder:{tmp_path / 'photos.zip'}")
-
-
-def test_more_images_than_the_memory_holds_are_refused_before_reading_them(tmp_path: Path) -> None:
-    path = write_zip(tmp_path / "photos.zip", image_files())
-    with pytest.raises(InvalidInput, match="GiB of memory"):
-        load_dataset(f"imagefolder:{path}", image_size=10_000_000)
 
 
 def test_images_left_in_their_files_are_the_same_images(tmp_path: Path) -> None:
-    path = write_zip(tmp_path / "photos.zip", image_files())
-    held, filed = (load_dataset(f"imagefolder:{path}", image_size=12, workers=workers) for workers in (0, 3))
+    spec = f"imagefolder:{write_zip(tmp_path / 'photos.zip', image_files())}"
+    held, filed = (load_dataset(spec, image_size=12, workers=workers) for workers in (0, 3))
     index = torch.tensor([5, 0, 3])
+    assert isinstance(held.train.images, torch.Tensor)
     assert torch.equal(filed.train.images[index], held.train.images[index])
     assert torch.equal(filed.test.normalised(), held.test.normalised())
     assert torch.equal(filed.train.subset([4, 1]).normalised(slice(1, 2)), held.train.normalised([1]))
     assert filed.input_shape == held.input_shape == (1, 3, 12, 12)
-    assert (
-        filed.train.fingerprint() == load_dataset(f"imagefolder:{path}", image_size=12, workers=1).train.fingerprint()
-    )
-    assert filed.train.fingerprint() != load_dataset(f"imagefolder:{path}", image_size=8, workers=1).train.fingerprint()
+    prints = [load_dataset(spec, image_size=size, workers=1).train.fingerprint() for size in (12, 8)]
+    assert filed.train.fingerprint() == prints[0] != prints[1]
 
 
 def test_only_what_is_looked_at_again_and_again_is_held(tmp_path: Path) -> None:
@@ -203,12 +191,12 @@ def test_a_broken_image_is_named_when_it_is_needed(tmp_path: Path) -> None:
         photos.train.normalised()
 
 
-def test_more_images_than_the_memory_holds_can_stay_in_their_files(tmp_path: Path) -> None:
-    path = write_folder(tmp_path, image_files())
-    with pytest.raises(InvalidInput) as caught:
-        load_dataset(f"imagefolder:{path}", image_size=10_000_000)
+def test_more_images_than_the_memory_holds_are_refused_unread_and_can_stay_in_their_files(tmp_path: Path) -> None:
+    spec, size = f"imagefolder:{write_folder(tmp_path, image_files())}", 10_000_000
+    with pytest.raises(InvalidInput, match="GiB of memory") as caught:
+        load_dataset(spec, image_size=size)
     assert "--workers" in caught.value.next_step
-    assert load_dataset(f"imagefolder:{path}", image_size=10_000_000, workers=1).train.images.shape[2] == 10_000_000
+    assert load_dataset(spec, image_size=size, workers=1).train.images.shape[2] == size
 
 
 def test_an_image_between_crop_and_resize_keeps_its_middle_pixels() -> None:
@@ -254,15 +242,11 @@ def test_cifar_s_pickled_version_is_refused_unread(tmp_path: Path) -> None:
     assert "binary version" in caught.value.next_step
 
 
-def test_an_archive_of_python_objects_is_refused(tmp_path: Path) -> None:
-    write_cifar_npz(tmp_path / "cifar.npz", y_train=np.array([{}, {}], dtype=object))
+def test_archives_of_python_objects_and_cut_off_ones_are_refused(tmp_path: Path) -> None:
+    path = write_cifar_npz(tmp_path / "cifar.npz", y_train=np.array([{}, {}], dtype=object))
     with pytest.raises(CorruptFile, match="plain arrays"):
-        load_dataset(f"cifar10:{tmp_path / 'cifar.npz'}")
-
-
-def test_a_cut_off_cifar_archive_is_corrupt(tmp_path: Path) -> None:
-    path = write_cifar_npz(tmp_path / "cifar.npz")
-    path.write_bytes(path.read_bytes()[:5000])
+        load_dataset(f"cifar10:{path}")
+    path.write_bytes(write_cifar_npz(path).read_bytes()[:5000])
     with pytest.raises(CorruptFile):
         load_dataset(f"cifar10:{path}")
 
@@ -270,42 +254,65 @@ def test_a_cut_off_cifar_archive_is_corrupt(tmp_path: Path) -> None:
 # A user's function
 
 
-def test_a_user_s_function_may_return_arrays(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(
-        "import numpy as np\n"
+def of_function(tmp_path: Path, source: str, **options: Any) -> Dataset:
+    (tmp_path / "mine.py").write_text(f"import numpy as np\nimport torch\n{source}\n")
+    return load_dataset(f"{tmp_path}/mine.py:load", **options)
+
+
+def test_a_user_s_function_may_return_arrays_of_the_size_asked_for(tmp_path: Path) -> None:
+    source = (
         "def load(image_size=12):\n"
         "    part = np.full((4, 3, image_size, image_size), 7, np.uint8), np.array([0, 1, 2, 1])\n"
         "    return part, part\n"
     )
-    mine = load_dataset(f"{tmp_path}/mine.py:load", image_size=10)
+    mine = of_function(tmp_path, source, image_size=10)
     assert mine.input_shape == (1, 3, 10, 10)
     assert mine.classes == ("0", "1", "2")
 
 
-def test_a_user_s_torch_dataset_of_normalised_tensors_is_taken_as_it_is(tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(
-        "import torch\n"
-        "from torch.utils.data import TensorDataset\n"
-        "def load():\n"
-        "    part = TensorDataset(torch.full((3, 3, 4, 4), -2.5), torch.tensor([0, 1, 1]))\n"
-        "    return part, part\n"
-    )
-    mine = load_dataset(f"{tmp_path}/mine.py:load")
-    assert mine.train.normalised().unique().tolist() == [-2.5]
+@pytest.mark.parametrize(
+    ("body", "message", "next_step"),
+    [
+        ("return 5", "must return", ""),
+        ("return [(1, 2)], [(1, 2)]", "not a sequence of", "(image, label)"),
+        ("raise OSError('no disk')", "OSError: no disk", ""),
+        ("return [(np.zeros((2, 3, 8, 8), np.uint8), ['cat', 'dog'])] * 2",
+         "numbers of classes, it returned 'cat', 'dog'", ".index("),
+        ("return [(np.array(['a', 'b']), [0, 1])] * 2", "images are no array of numbers", "uint8 or float32"),
+        ("return [(np.zeros((6, 12, 12, 6), np.uint8), np.arange(6) % 2)] * 2",
+         r"look like \(N, H, W, C\) with 6 channels", "transpose"),
+    ],
+)  # fmt: skip
+def test_what_a_user_s_function_does_wrong_is_said(tmp_path: Path, body: str, message: str, next_step: str) -> None:
+    with pytest.raises(InvalidInput, match=message) as raised:
+        of_function(tmp_path, f"def load():\n    {body}")
+    assert next_step in raised.value.next_step
+
+
+def of_images(images: np.ndarray, classes: int = 2) -> Dataset:
+    part = images, np.arange(len(images)) % classes
+    return load_dataset(name_data((part, part)))
 
 
 @pytest.mark.parametrize(
-    ("body", "message"),
+    ("stored", "shape"),
     [
-        ("    return 5", "must return"),
-        ("    return [(1, 2)], [(1, 2)]", "not a sequence of"),
-        ("    raise OSError('no disk')", "OSError: no disk"),
+        ((6, 12, 20, 3), (1, 3, 12, 20)),
+        ((6, 12, 20), (1, 1, 12, 20)),
+        ((6, 3, 12, 20), (1, 3, 12, 20)),
+        ((6, 6, 12, 12), (1, 6, 12, 12)),
     ],
 )
-def test_what_a_user_s_function_does_wrong_is_said(tmp_path: Path, body: str, message: str) -> None:
-    (tmp_path / "mine.py").write_text(f"def load():\n{body}\n")
-    with pytest.raises(InvalidInput, match=message):
-        load_dataset(f"{tmp_path}/mine.py:load")
+def test_the_usual_arrangements_of_images_are_recognised(stored: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    assert of_images(np.zeros(stored, np.uint8)).input_shape == shape
+
+
+def test_pixels_as_if_normalised_and_a_single_class_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    of_images(np.linspace(-2, 2, 6 * 3 * 64).reshape(6, 3, 8, 8))
+    assert not caplog.text
+    of_images(np.linspace(0, 255, 6 * 3 * 64).reshape(6, 3, 8, 8), classes=1)
+    assert "floating-point images with values from 0 to 255" in caplog.text
+    assert "all 6 training images" in caplog.text
 
 
 def test_an_unknown_data_set_is_refused_with_what_there_is() -> None:
@@ -318,31 +325,19 @@ def test_an_unknown_data_set_is_refused_with_what_there_is() -> None:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_reward_images_are_in_no_other_part(seed: int) -> None:
-    parts = split(some_dataset(40), calibration=10, reward=12, seed=seed)
+def test_reward_images_are_in_no_other_part_and_each_class_has_its_share(seed: int) -> None:
+    dataset = some_dataset(40)
+    parts = split(dataset, calibration=8, reward=12, seed=seed)
     train, calibration, reward = (
         set(part.images[:, 0, 0, 0].tolist()) for part in (parts.train, parts.calibration, parts.reward)
     )
-    assert len(reward) == 12
-    assert not reward & train
-    assert not reward & calibration
-    assert calibration < train
-    assert train | reward == set(range(40))
-
-
-def test_every_part_has_about_the_same_share_of_each_class() -> None:
-    parts = split(some_dataset(40), calibration=8, reward=12)
+    assert calibration < train and not reward & train and train | reward == set(range(40))
     assert torch.bincount(parts.reward.labels).tolist() == [3, 3, 3, 3]
-    assert torch.bincount(parts.calibration.labels).tolist() == [2, 2, 2, 2]
-
-
-def test_the_split_record_names_the_images_used() -> None:
-    dataset = some_dataset(40)
-    parts = split(dataset, calibration=8, reward=12, seed=3)
+    assert all(1 <= count <= 3 for count in torch.bincount(parts.calibration.labels).tolist())
     record = parts.record()
     assert record.sizes == {"train": 28, "calibration": 8, "reward": 12, "test": 8}
     assert torch.equal(dataset.train.subset(list(record.reward_indices)).images, parts.reward.images)
-    assert record == split(dataset, calibration=8, reward=12, seed=3).record()
+    assert record == split(dataset, calibration=8, reward=12, seed=seed).record()
 
 
 def test_a_split_that_leaves_no_image_to_train_on_is_refused() -> None:
@@ -355,62 +350,6 @@ def test_the_pixels_of_real_cifar_are_read() -> None:
     cifar = load_dataset(f"cifar10:{os.environ['AMC_MOBILE_DATA']}/cifar10/cifar10_lossless.npz")
     assert (len(cifar.train), len(cifar.test)) == (4000, 500)
     assert cifar.train.normalised(slice(0, 500)).std().item() == pytest.approx(1.1, abs=0.1)
-
-
-IMAGES = """
-import numpy as np
-
-def data():
-    images = np.{images}
-    return (images, np.arange(6) % {classes}), (images, np.arange(6) % {classes})
-"""
-
-
-def of_images(tmp_path: Path, images: str, classes: int = 2) -> Dataset:
-    (tmp_path / "images.py").write_text(IMAGES.format(images=images, classes=classes))
-    return load_dataset(f"{tmp_path}/images.py:data")
-
-
-@pytest.mark.parametrize(
-    ("images", "shape"),
-    [
-        ("zeros((6, 12, 20, 3), np.uint8)", (1, 3, 12, 20)),
-        ("zeros((6, 12, 20), np.uint8)", (1, 1, 12, 20)),
-        ("zeros((6, 3, 12, 20), np.uint8)", (1, 3, 12, 20)),
-        ("zeros((6, 6, 12, 12), np.uint8)", (1, 6, 12, 12)),
-    ],
-)
-def test_the_usual_arrangements_of_images_are_recognised(images: str, shape: tuple[int, ...], tmp_path: Path) -> None:
-    assert of_images(tmp_path, images).input_shape == shape
-
-
-def test_many_channels_that_come_last_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidInput, match=r"look like \(N, H, W, C\) with 6 channels"):
-        of_images(tmp_path, "zeros((6, 12, 12, 6), np.uint8)")
-
-
-def test_pixels_as_if_normalised_and_a_single_class_are_warned_of(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    of_images(tmp_path, "linspace(-2, 2, 6 * 3 * 64).reshape(6, 3, 8, 8)")
-    assert not caplog.text
-    of_images(tmp_path, "linspace(0, 255, 6 * 3 * 64).reshape(6, 3, 8, 8)", classes=1)
-    assert "floating-point images with values from 0 to 255" in caplog.text
-    assert "all 6 training images" in caplog.text
-
-
-@pytest.mark.parametrize(("images", "labels", "said", "next_step"), [
-    ("np.zeros((2, 3, 8, 8), np.uint8)", "['cat', 'dog']", "numbers of classes, it returned 'cat', 'dog'", ".index("),
-    ("np.array(['a', 'b'])", "[0, 1]", "images are no array of numbers", "uint8 or float32"),
-])  # fmt: skip
-def test_texts_where_numbers_belong_are_refused_with_the_way_to_numbers(
-    tmp_path: Path, images: str, labels: str, said: str, next_step: str
-) -> None:
-    part = f"({images}, {labels})"
-    (tmp_path / "mine.py").write_text(f"import numpy as np\ndef load():\n    return {part}, {part}\n")
-    with pytest.raises(InvalidInput, match=said) as raised:
-        load_dataset(f"{tmp_path}/mine.py:load")
-    assert next_step in raised.value.next_step
 
 
 def test_arrays_given_as_objects_become_training_and_test_images() -> None:

@@ -43,8 +43,11 @@ class FileImages:
 
     def __getitem__(self, select: slice | Tensor) -> Tensor:
         """The selected images, decoded. Raises what `decode` does for a broken file."""
-        decoded = list(self._workers.map(self._decode, self._selected(select)))
-        return torch.from_numpy(np.stack(decoded)) if decoded else torch.empty((0, *self.shape[1:]), dtype=self.dtype)
+        names = self._selected(select)
+        images = torch.empty((len(names), *self.shape[1:]), dtype=self.dtype)
+        for place, decoded in zip(images, self._workers.map(self._decode, names), strict=True):
+            place.copy_(torch.from_numpy(decoded))
+        return images
 
     def subset(self, index: Tensor) -> FileImages:
         """The images at `index`, still in their files."""

@@ -11,12 +11,10 @@ import io
 import logging
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from threading import Lock
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -273,36 +271,29 @@ def load_folder(spec: str, location: str, options: ReadOptions) -> Dataset:
     path, channels, workers = Path(location).expanduser(), options.channels or COLOURS, options.workers
     if channels not in (1, 3):
         raise InvalidInput(f"images can be read with 1 or 3 channels, not {channels}")
-    with _opened(path) as files:
-        train_files, test_files = _find_parts(path, files.names())
-        classes = tuple(sorted({file.parent.name for file in train_files}))
-        unknown = sorted({file.parent.name for file in test_files} - set(classes))
-        if unknown:
-            raise InvalidInput(f"{path}: classes in the validation images only: {', '.join(unknown[:5])}")
-        size = options.image_size or min(min(_decoded(files, path, train_files[0], "RGB").size), LARGEST_DEFAULT_SIZE)
-        mean, std = options.normaliser(IMAGENET)
-        if not workers:
-            _refuse_more_than_memory(path, len(train_files) + len(test_files), channels * size * size)
-        # A file of its own, which stays open as long as images may be asked for.
-        source = _reopened(path) if workers else files
+    files = _Files(path)
+    train_files, test_files = _find_parts(path, files.names())
+    classes = tuple(sorted({file.parent.name for file in train_files}))
+    unknown = sorted({file.parent.name for file in test_files} - set(classes))
+    if unknown:
+        raise InvalidInput(f"{path}: classes in the validation images only: {', '.join(unknown[:5])}")
+    size = options.image_size or min(min(_decoded(files, path, train_files[0], "RGB").size), LARGEST_DEFAULT_SIZE)
+    if not workers:
+        _refuse_more_than_memory(path, len(train_files) + len(test_files), channels * size * size)
 
-        def decode(name: str) -> NDArray[np.uint8]:
-            image = fitted(_decoded(source, path, PurePosixPath(name), "RGB" if channels == 3 else "L"), size)
-            return np.ascontiguousarray(np.array(image).reshape(size, size, channels).transpose(2, 0, 1))
+    def decode(name: str) -> NDArray[np.uint8]:
+        image = fitted(_decoded(files, path, PurePosixPath(name), "RGB" if channels == 3 else "L"), size)
+        return np.ascontiguousarray(np.array(image).reshape(size, size, channels).transpose(2, 0, 1))
 
-        def image_set(names: Sequence[PurePosixPath]) -> ImageSet:
-            labels = torch.tensor([classes.index(name.parent.name) for name in names], dtype=torch.int64)
-            if workers:
-                identity = f"{size} {[source.size(str(name)) for name in names]}"
-                pixels = FileImages([str(n) for n in names], decode, (channels, size, size), workers=workers,
-                                    identity=identity)  # fmt: skip
-                return ImageSet(pixels, labels, mean, std)
-            held = torch.empty((len(names), channels, size, size), dtype=torch.uint8)
-            for index, name in enumerate(names):
-                held[index] = torch.from_numpy(decode(str(name)))
-            return ImageSet(held, labels, mean, std)
+    def image_set(paths: Sequence[PurePosixPath]) -> ImageSet:
+        labels = torch.tensor([classes.index(file.parent.name) for file in paths], dtype=torch.int64)
+        names = [str(file) for file in paths]
+        identity = f"{size} {[files.size(name) for name in names]}"
+        images = FileImages(names, decode, (channels, size, size), workers=max(workers, 1), identity=identity)
+        return ImageSet(images, labels, *options.normaliser(IMAGENET))
 
-        return Dataset(image_set(train_files), image_set(test_files), classes, spec, resize="crop")
+    train, test = image_set(train_files), image_set(test_files)
+    return Dataset(*((train, test) if workers else (train.in_memory(), test.in_memory())), classes, spec)
 
 
 def fitted(image: Image.Image, size: int) -> Image.Image:
@@ -315,59 +306,31 @@ def fitted(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-class _Files(Protocol):
-    def names(self) -> list[str]: ...
-    def read(self, name: str) -> bytes: ...
-    def size(self, name: str) -> int: ...
+class _Files:
+    """The files of a folder or a .zip file, by their paths in it. May be read by several threads at once."""
 
-
-class _Folder:
-    def __init__(self, root: Path) -> None:
-        self._root = root
-
-    def names(self) -> list[str]:
-        return [file.relative_to(self._root).as_posix() for file in self._root.rglob("*") if file.is_file()]
-
-    def read(self, name: str) -> bytes:
-        return (self._root / name).read_bytes()
-
-    def size(self, name: str) -> int:
-        return (self._root / name).stat().st_size
-
-
-class _Zip:
-    def __init__(self, archive: zipfile.ZipFile) -> None:
-        self._archive = archive
-        self._reading = Lock()  # the threads share one file position
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._archive: zipfile.ZipFile | None = None
+        if path.is_dir():
+            return
+        if not path.is_file():
+            raise InvalidInput(f"no folder or .zip file {path}", next_step=f"give imagefolder:PATH with {LAYOUT}")
+        try:
+            self._archive = zipfile.ZipFile(path)  # closed with this object
+        except (zipfile.BadZipFile, OSError) as error:
+            raise CorruptFile(path, f"not a .zip file ({error})") from error
 
     def names(self) -> list[str]:
-        return [entry.filename for entry in self._archive.infolist() if not entry.is_dir()]
+        if self._archive is not None:
+            return [entry.filename for entry in self._archive.infolist() if not entry.is_dir()]
+        return [file.relative_to(self._path).as_posix() for file in self._path.rglob("*") if file.is_file()]
 
     def read(self, name: str) -> bytes:
-        with self._reading:
-            return self._archive.read(name)
+        return (self._path / name).read_bytes() if self._archive is None else self._archive.read(name)
 
     def size(self, name: str) -> int:
-        return self._archive.getinfo(name).file_size
-
-
-def _reopened(path: Path) -> _Files:
-    return _Folder(path) if path.is_dir() else _Zip(zipfile.ZipFile(path))
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[_Files]:
-    if path.is_dir():
-        yield _Folder(path)
-        return
-    if not path.is_file():
-        raise InvalidInput(f"no folder or .zip file {path}", next_step=f"give imagefolder:PATH with {LAYOUT}")
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise CorruptFile(path, f"not a .zip file ({error})") from error
-    with archive:
-        yield _Zip(archive)
+        return (self._path / name).stat().st_size if self._archive is None else self._archive.getinfo(name).file_size
 
 
 def _find_parts(path: Path, names: Sequence[str]) -> tuple[list[PurePosixPath], list[PurePosixPath]]:

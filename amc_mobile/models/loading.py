@@ -37,8 +37,6 @@ LOG = logging.getLogger(__name__)
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params")
 AVERAGED = ("ema", "swa", "average", "teacher", "shadow")
 MAX_NESTING = 3
-# Put before every name by nn.DataParallel and torch.compile.
-PREFIXES = ("module.", "_orig_mod.")
 SAVE_WEIGHTS = "save the weights alone: torch.save(model.state_dict(), 'weights.pt')"
 HEAD_BYTES = 64
 NAMES_SHOWN = 6
