@@ -88,12 +88,9 @@ def _key(widths: Widths) -> str:
     return ",".join(str(int(w)) for w in widths)
 
 
-Measure = Callable[[Widths], MeasuredCost]
-
-
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One budget, named as the user put it. `measure`: on its device, None where only the table tells.
+    """One budget, named as the user put it. `measurer`: on its device, None where only the table tells.
 
     `reference_ms`: the original's p50 there when the run began.
     """
@@ -102,33 +99,35 @@ class Part:
     latency: LatencyModel | None = None
     device: str = ""
     reference_ms: float = 0.0
-    measure: Measure | None = None
+    measurer: PlanMeasurer | None = None
 
-    @property
-    def is_attached(self) -> bool:
-        return self.latency is not None and self.latency.is_attached
+    def measured_in(self, run: Run, plans: Plans, *, is_own: bool) -> Part:
+        """With a measurer where the device is attached. `is_own`: the run's own budget, not a further one."""
+        if self.latency is None or not self.latency.is_attached:
+            return self
+        name = "" if is_own else self.device
+        return replace(self, measurer=PlanMeasurer(self.latency, run, plans, self.reference_ms, name))
 
     def record(self, widths: Widths) -> BudgetRecord:
         """What a plan costs there: predicted, without the band that the search adds; measured where it can be."""
-        predicted = self.budget.cost_of(widths)
-        if self.latency is not None:
-            predicted = float(self.latency.p50_ms(widths[None])[0])
-        found = self.measure(widths) if self.measure is not None else None
-        verdict = WITHIN if is_within(found.ci_high if found else predicted, self.budget.limit) else OVER
-        if self.latency is not None and found is None:
+        latency, measurer = self.latency, self.measurer
+        predicted = latency.p50_ms(widths[None])[0] if latency is not None else self.budget.cost_of(widths)
+        measured = measurer(widths) if measurer is not None else None
+        verdict = WITHIN if is_within(measured.ci_high if measured else predicted, self.budget.limit) else OVER
+        if latency is not None and measured is None:
             verdict = f"predicted {verdict}, not measured"
         return BudgetRecord(
             asked=self.budget.label,
             unit=self.budget.unit,
             limit=self.budget.limit,
             device=self.device,
-            runtime=self.latency.template.runtime if self.latency is not None else "",
-            predicted_cost=predicted,
-            measured_ms=found.measured if found else None,
-            ci_high_ms=found.ci_high if found else None,
+            runtime=latency.template.runtime if latency is not None else "",
+            predicted_cost=float(predicted),
+            measured_ms=measured.measured if measured else None,
+            ci_high_ms=measured.ci_high if measured else None,
             verdict=verdict,
-            drift=self.latency.drift if self.latency is not None else 1.0,
-            drift_at_plan=self.measure.drift_at(widths) if isinstance(self.measure, PlanMeasurer) else None,
+            drift=latency.drift if latency is not None else 1.0,
+            drift_at_plan=measurer.drift_at(widths) if measurer is not None else None,
         )
 
 
@@ -137,15 +136,16 @@ def met_together(parts: Sequence[Part]) -> CostLimit:
     return joined([part.budget for part in parts]) if len(parts) > 1 else parts[0].budget
 
 
-def measured_together(parts: Sequence[Part]) -> Measure | None:
+def measured_together(parts: Sequence[Part]) -> Callable[[Widths], MeasuredCost] | None:
     """Measures on every device there is; the interval's end is that of the device nearest to its limit.
 
     Counts as the first part does; None where that one's device is not there.
     """
     own, *others = parts
-    if own.measure is None:
+    if own.measurer is None:
         return None
-    first, measured = own.measure, [(part.measure, part.budget.limit) for part in others if part.measure is not None]
+    first = own.measurer
+    measured = [(part.measurer, part.budget.limit) for part in others if part.measurer is not None]
 
     def measure(widths: Widths) -> MeasuredCost:
         cost = first(widths)
@@ -177,43 +177,45 @@ def attached(settings: Settings, progress: Progress, *, runtime: str = "") -> De
 
 def further_counts(own: CostLimit, plans: Plans, *, macs: float | None, parameters: float | None) -> list[Part]:
     """Shares of the original's MACs and parameters, where they are asked for besides the first budget."""
-    found = []
     shares: list[tuple[float | None, Unit, str, Callable[[Widths], NDArray[np.float64]]]] = [
         (macs, "macs", "macs-ratio", plans.macs), (parameters, "parameters", "params-ratio", plans.parameters),
     ]  # fmt: skip
-    for share, unit, name, cost in shares:
-        if share is not None and unit != own.unit:
-            found.append(Part(CostLimit(cost, share * float(cost(plans.sizes)), own.grids, unit, f"{name} {share:g}")))
-    return found
+    return [
+        Part(CostLimit(cost, share * float(cost(plans.sizes)), own.grids, unit, f"{name} {share:g}"))
+        for share, unit, name, cost in shares
+        if share is not None and unit != own.unit
+    ]
 
 
-def on_device(
-    space: Workspace, settings: Settings, network: Network, own: CostLimit, device: str, limit_ms: float, run: Run,
-    progress: Progress,
-) -> Part:  # fmt: skip
-    """A latency budget on another device: measured where it is attached, else by the table alone.
-
-    How long the original takes there now is measured when the run begins, and kept in its folder.
-    """
+def further_latency(
+    space: Workspace, settings: Settings, network: Network, device: str, progress: Progress
+) -> LatencyModel:
+    """Of another device than that of the settings: measured where it is attached, else by the table alone."""
     if device == settings.device:
         raise InvalidConfig(f"--also {device} is the --device itself", next_step="pass its budget with --latency-ms")
     other = settings_of(settings, device)
     opened = attached(other, progress)
     if opened is None:
         opened, other = recorded(space, other)
-    latency = latency_model(space, other, network, own.grids, progress, device=opened)
+    return latency_model(space, other, network, progress, device=opened)
+
+
+def on_device(
+    latency: LatencyModel, own: CostLimit, device: str, limit_ms: float, run: Run, progress: Progress
+) -> Part:
+    """A latency budget on another device.
+
+    How long the original takes there now is measured when the run begins, and kept in its folder.
+    """
+    latency = latency.with_grids(own.grids)
     label, reference_ms = f"also {device}:{limit_ms:g}", 0.0
-    try:
-        if latency.is_attached:
-            reference = run.find(ReferenceRecord, device=device)
-            if reference is None or reference.asked != label:
-                drift = latency.measure_drift(progress)
-                reference = ReferenceRecord(label, reference_p50_ms(latency.with_drift(drift), network), drift)
-                run.save(reference, device=device)
-            latency, reference_ms = latency.with_drift(reference.drift), reference.reference_ms
-    except BaseException:
-        latency.close()
-        raise
+    if latency.is_attached:
+        reference = run.find(ReferenceRecord, device=device)
+        if reference is None or reference.asked != label:
+            drift = latency.measure_drift(progress)
+            reference = ReferenceRecord(label, reference_p50_ms(latency.with_drift(drift)), drift)
+            run.save(reference, device=device)
+        latency, reference_ms = latency.with_drift(reference.drift), reference.reference_ms
     return Part(CostLimit(latency.safe_p50_ms, limit_ms, own.grids, "ms", label), latency, device, reference_ms)
 
 
@@ -227,11 +229,11 @@ def require_usable(parts: Sequence[Part], waived: Collection[str]) -> None:
             )
 
 
-def reference_p50_ms(latency: LatencyModel, network: Network) -> float:
+def reference_p50_ms(latency: LatencyModel) -> float:
     """The original's p50: as measured while profiling, else predicted. The full width is a calibration model."""
-    full = network.groups.sizes
+    full = latency.template.sizes
     measured = {point.widths: point.p50_ms for point in latency.points()}
-    return measured.get(tuple(int(w) for w in full), float(latency.p50_ms(full[None])[0]))
+    return measured.get(tuple(full.tolist()), float(latency.p50_ms(full[None])[0]))
 
 
 def drift_text(budget: BudgetRecord) -> str:

@@ -414,8 +414,9 @@ def compared_run(settings: Settings, search: SearchConfig, seed: int) -> str:
     """The run folder's name: everything that distinguishes two runs of one comparison, or of two."""
     policy, _, file = search.policy.partition(":")
     granularity = "" if search.granularity == "channel" else search.granularity
+    place = place_part(settings.device, settings.runtime, settings.threads, search.unit)
     offline = "offline" if _is_offline(settings, search) else ""
-    parts = ("compare", Path(settings.model).stem, precision_part(settings), place_part(settings, search.unit), offline,
+    parts = ("compare", Path(settings.model).stem, precision_part(settings.precision), place, offline,
              search.asked, granularity, policy, Path(file).stem, f"e{search.episodes}",
              "" if search.reward == "fidelity" else search.reward, f"s{seed}")  # fmt: skip
     return run_name(*parts)
@@ -456,14 +457,14 @@ def _check_same(folder: Run, settings: Settings, search: SearchConfig, network: 
     before = {**asdict(begun.settings), **asdict(begun.search)}
     if begun.weights_sha256 != weights_sha256(network.module):
         raise InvalidInput(
-            f"run {folder.folder.name} was made with other weights of the original network",
+            f"run {folder.name} was made with other weights of the original network",
             next_step="compare in another --workspace, or delete that run",
         )
     free = {"workers", "waive"} if search.unit == "ms" else {"workers", "waive", "offline", "conditions"}
     for key, value in {**asdict(settings), **asdict(search)}.items():
         if key not in free and before[key] != value:
             raise InvalidInput(
-                f"run {folder.folder.name} was made with {key} {before[key]!r}, not {value!r}",
+                f"run {folder.name} was made with {key} {before[key]!r}, not {value!r}",
                 next_step="compare in another workspace, or delete that run",
             )
 
@@ -473,7 +474,7 @@ def _is_finetuned(folder: Run, epochs: int) -> bool:
     before = folder.find(FinetuneRecord)
     if before is not None and before.epochs != epochs:
         raise InvalidInput(
-            f"run {folder.folder.name} was fine-tuned for {before.epochs} epochs, not {epochs}",
+            f"run {folder.name} was fine-tuned for {before.epochs} epochs, not {epochs}",
             next_step=f"pass --finetune-epochs {before.epochs}, or delete the run's finetune.json",
         )
     return before is not None
@@ -485,7 +486,7 @@ def finished_run(folder: Run) -> FinishedRun:
     rewards = [row.reward for row in EpisodeLog(folder.folder / "episodes.csv").rows if row.policy != CHECK]
     ratios = search.plan.keep_ratios
     return FinishedRun(
-        run=folder.folder.name,
+        run=folder.name,
         budget=begun.search.asked,
         policy=begun.search.policy,
         seed=begun.settings.seed,

@@ -53,9 +53,9 @@ from amc_mobile.store import to_document
 from amc_mobile.workflows.workspace import Progress, Settings, Workspace, check_settings, silent
 
 
-def profile_of(settings: Settings) -> DeviceProfile:
+def profile_of(device: str) -> DeviceProfile:
     """Raises InvalidConfig for a device that no profile describes."""
-    return profile_named(load_profiles(profiles_folder()), settings.device)
+    return profile_named(load_profiles(profiles_folder()), device)
 
 
 def chosen_runtime(settings: Settings) -> str:
@@ -66,7 +66,7 @@ def chosen_runtime(settings: Settings) -> str:
     """
     if settings.offline and settings.runtime:
         return settings.runtime
-    profile = profile_of(settings)
+    profile = profile_of(settings.device)
     if not profile.is_host:
         wanted = settings.runtime or profile.runtime
         return PHONE_RUNTIMES[wanted].format.runtime
@@ -84,7 +84,7 @@ def chosen_runtime(settings: Settings) -> str:
 
 def device_of(settings: Settings, runtime: str, progress: Progress) -> Device:
     """Raises DeviceUnavailable saying what adb sees, InvalidInput when the phone lacks a library for `runtime`."""
-    profile = profile_of(settings)
+    profile = profile_of(settings.device)
 
     def on_neighbours(found: Neighbours, waited_s: float) -> None:
         progress("wait for other programs to end", int(waited_s), int(profile.quiet_wait_s), found.text())

@@ -451,15 +451,15 @@ def export_run(
     settings = replace(folder.settings(), **given)
     if given:
         check_settings(settings)
-    with space.working_on(folder.folder.name):
-        return _exported(space, folder, formats, settings, progress, offline=offline)
+    with space.working_on(folder.name):
+        return _exported(folder, formats, settings, progress, offline=offline)
 
 
 def _exported(
-    space: Workspace, folder: Run, formats: list[str], settings: Settings, progress: Progress, *, offline: bool
+    folder: Run, formats: list[str], settings: Settings, progress: Progress, *, offline: bool
 ) -> ExportResult:
-    check_quantizers(settings, formats)
-    exporter, search = _Exporter(space, folder, settings), folder.search()
+    check_quantizers(settings.precision, formats)
+    exporter, search = _Exporter(folder, settings), folder.search()
     runtime = chosen_runtime(settings)  # of the search
     # Before the exports: a phone that is not there should not take minutes to be missed.
     devices = {form: None if offline else _device(settings, form, progress) for form in formats}
@@ -483,16 +483,16 @@ def _exported(
         all_of(own, further), folder.accuracy_kept(),
     )  # fmt: skip
     folder.save(record)
-    return ExportResult(folder.folder.name, record)
+    return ExportResult(folder.name, record)
 
 
 class _Exporter:
     """The files of one export: written, checked against torch, measured and described."""
 
-    def __init__(self, space: Workspace, run: Run, settings: Settings) -> None:
+    def __init__(self, run: Run, settings: Settings) -> None:
         config = run.search_config()
         self._run, self._settings, self._search, self._ratio = run, settings, run.search(), config.latency_ratio
-        self.network, self.stage = run.original(space, settings), run.best_stage()
+        self.network, self.stage = run.original(), run.best_stage()
         self.data = self.network.split(
             calibration=config.calibration_images, reward=config.reward_images, seed=settings.seed
         )
@@ -658,12 +658,12 @@ def _latency_info(pair: PairMeasurement | None) -> LatencyInfo | None:
     )  # fmt: skip
 
 
-def check_quantizers(settings: Settings, formats: list[str]) -> None:
-    """Raises InvalidConfig for a format that cannot be had in the settings' precision."""
+def check_quantizers(precision: str, formats: list[str]) -> None:
+    """Raises InvalidConfig for a format that cannot be had in this precision."""
     for form in formats:
-        if settings.precision not in FORMATS[form].precisions:
+        if precision not in FORMATS[form].precisions:
             raise InvalidConfig(
-                f"there is no {settings.precision} for .{form} files", next_step="export with --tflite, or with --int8"
+                f"there is no {precision} for .{form} files", next_step="export with --tflite, or with --int8"
             )
 
 

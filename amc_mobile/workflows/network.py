@@ -57,14 +57,14 @@ def list_models() -> ModelList:
     return ModelList(tuple(BuiltInModel(e.name, e.summary, e.default_input_size) for e in MODELS.values()))
 
 
-def resolved_checkpoint(space: Workspace, settings: Settings) -> Path | None:
+def resolved_checkpoint(space: Workspace, model: str, checkpoint: str) -> Path | None:
     """The checkpoint asked for, else what `train` left in this workspace."""
-    if settings.checkpoint:
-        path = Path(settings.checkpoint).expanduser()
+    if checkpoint:
+        path = Path(checkpoint).expanduser()
         if not path.is_file():
             raise InvalidInput(f"no checkpoint file {path}", next_step="check --checkpoint")
         return path
-    if settings.model in OBJECTS:  # it came with the weights that its user wants
+    if model in OBJECTS:  # it came with the weights that its user wants
         return None
     return space.trained_checkpoint if space.trained_checkpoint.exists() else None
 
@@ -98,7 +98,7 @@ def load_model_and_data(settings: Settings, checkpoint: Path | None) -> tuple[Lo
         in_channels=channels,
         checkpoint=checkpoint,
         seed=settings.seed,
-        task=own_task(settings),
+        task=_own_task(settings.accuracy, settings.loss),
         input_shapes=dataset.input_shapes if dataset is not None else (),
     )
     if dataset is not None:
@@ -107,13 +107,13 @@ def load_model_and_data(settings: Settings, checkpoint: Path | None) -> tuple[Lo
     return loaded, dataset
 
 
-def own_task(settings: Settings) -> OwnTask | None:
+def _own_task(accuracy: str, loss: str) -> OwnTask | None:
     """The task that the user's own accuracy function makes. Raises InvalidInput."""
-    if not settings.accuracy:
-        if settings.loss:
+    if not accuracy:
+        if loss:
             raise InvalidInput("--loss needs the accuracy function that belongs to it", next_step="pass --accuracy too")
         return None
-    return OwnTask(load_function(settings.accuracy), load_function(settings.loss) if settings.loss else None)
+    return OwnTask(load_function(accuracy), load_function(loss) if loss else None)
 
 
 def require_trained(network: Network, images: ImageSet) -> None:
@@ -186,7 +186,7 @@ OF_NETWORK = ("model", "accuracy", "loss", "data", "width_multiplier", "input_si
 
 def _source(space: Workspace, settings: Settings) -> tuple[object, ...]:
     """Equal for settings that give the same network."""
-    checkpoint = resolved_checkpoint(space, settings)
+    checkpoint = resolved_checkpoint(space, settings.model, settings.checkpoint)
     weights = (checkpoint, checkpoint.stat().st_mtime_ns) if checkpoint is not None else (settings.seed,)
     return *(getattr(settings, name) for name in OF_NETWORK), *weights
 
@@ -204,20 +204,21 @@ def load_network(space: Workspace, settings: Settings, opened: Network | None = 
     source = _source(space, settings)
     if opened is not None and opened.source == source:
         return opened
-    loaded, dataset = load_model_and_data(settings, resolved_checkpoint(space, settings))
+    loaded, dataset = load_model_and_data(settings, resolved_checkpoint(space, settings.model, settings.checkpoint))
     example = torch.randn(loaded.input_shape, generator=torch.Generator().manual_seed(0))
     groups = find_groups(loaded.module, example)
     prove(loaded.module, groups, example)
     return Network(loaded, dataset, groups, settings, source)
 
 
-def may_have_seen(space: Workspace, settings: Settings, network: Network, reward_images: int) -> bool:
+def may_have_seen(space: Workspace, network: Network, reward_images: int) -> bool:
     """Whether the checkpoint may have been trained on some of the reward images.
 
     Not where `train` made it from the start in this workspace, which leaves `held_out_count` of them out.
     """
-    checkpoint = resolved_checkpoint(space, settings)
-    if settings.model in OBJECTS:
+    model = network.settings.model
+    checkpoint = resolved_checkpoint(space, model, network.settings.checkpoint)
+    if model in OBJECTS:
         return True
     if checkpoint is None or network.dataset is None:
         return False

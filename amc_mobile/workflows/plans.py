@@ -6,7 +6,6 @@ import fnmatch
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +26,7 @@ from amc_mobile.pruning.reconstruction import Reconstructor, find_folding, folde
 from amc_mobile.search.budget import Unit
 from amc_mobile.search.policy import GroupFacts
 from amc_mobile.search.reward import GUARANTEED, Outcome, fidelity, reward_of
-from amc_mobile.workflows.network import Network, default_grids, load_network
+from amc_mobile.workflows.network import Network, load_network
 from amc_mobile.workflows.runs import RefitRecord
 from amc_mobile.workflows.workspace import Progress, Settings, Workspace
 
@@ -63,15 +62,9 @@ class Preparations:
         return network
 
     def statistics(
-        self,
-        network: Network,
-        data: DataSplit,
-        *,
-        channel_choice: str,
-        seed: int,
-        matrices: Matrices,
+        self, network: Network, data: DataSplit, *, channel_choice: str, seed: int, matrices: Matrices,
         progress: Progress,
-    ) -> Statistics:
+    ) -> Statistics:  # fmt: skip
         key = (id(network), data.calibration_indices, channel_choice, seed)
         if self._statistics is None or self._statistics[0] != key:
             started = time.process_time()
@@ -84,8 +77,7 @@ class Preparations:
                 labelled=(calibration.normalised(), calibration.labels) if channel_choice == "taylor" else None,
             )  # fmt: skip
             progress("prepare reconstruction", 2, 2)
-            found = Statistics(calibration, gram, order, time.process_time() - started)
-            self._statistics = (key, found)
+            self._statistics = (key, Statistics(calibration, gram, order, time.process_time() - started))
         return self._statistics[1]
 
 
@@ -95,30 +87,21 @@ Costs = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Finished:
-    """The final network of a search: `refitted`, or the one that the search scored where that is nearer to the
-    original on the reward images. The scores are the two fidelities there; `images`: those that were refitted on, by
-    `method`.
-    """
+    """The final network of a search, in evaluation mode, and how it was chosen."""
 
     network: nn.Module
-    method: str
-    refitted: bool
-    scored_fidelity: float
-    refitted_fidelity: float
-    images: int
-
-    def record(self) -> RefitRecord:
-        fidelities = {"one-shot": self.scored_fidelity, "refitted": self.refitted_fidelity}
-        return RefitRecord("refitted" if self.refitted else "one-shot", self.method, self.images, fidelities)
+    refit: RefitRecord
 
 
 def _better(
     original: nn.Module, data: DataSplit, scored: nn.Module, refitted: nn.Module, *, method: str, images: int
 ) -> Finished:
-    wanted = logits(original, data.reward)
-    first, second = (fidelity(logits(net, data.reward), wanted) for net in (scored, refitted))
-    wins = second >= first
-    return Finished(refitted if wins else scored, method, wins, first, second, images)
+    """The one of two networks that is nearer to the original on the reward images. `images`: refitted on."""
+    reference = logits(original, data.reward)
+    networks = {"one-shot": scored, "refitted": refitted}
+    fidelities = {name: fidelity(logits(network, data.reward), reference) for name, network in networks.items()}
+    kept = "refitted" if fidelities["refitted"] >= fidelities["one-shot"] else "one-shot"
+    return Finished(networks[kept], RefitRecord(kept, method, images, fidelities))
 
 
 class Plans(ABC):
@@ -128,7 +111,7 @@ class Plans(ABC):
     """
 
     grids: Sequence[Widths]
-    set_up_s: float = 0.0
+    set_up_s: float
 
     @property
     def sizes(self) -> Widths:
@@ -147,6 +130,11 @@ class Plans(ABC):
 
     def kept(self, widths: Widths) -> dict[str, Ids]:
         """By group, the channels that stay, where whole channels go."""
+        del widths
+        return {}
+
+    def masks(self, widths: Widths) -> dict[str, Tensor]:
+        """By parameter, the weights that stay, where single weights are pruned."""
         del widths
         return {}
 
@@ -171,8 +159,7 @@ class Plans(ABC):
 
     @abstractmethod
     def finished(self, widths: Widths, data: DataSplit, *, seed: int, memory_bytes: int | None = None) -> Finished:
-        """The final network of the search. `memory_bytes`: for what refitting keeps of all images; None: half of
-        what is free."""
+        """The final network. `memory_bytes`: for what refitting keeps of all images; None: half of what is free."""
 
     @abstractmethod
     def plan(self, widths: Widths) -> PruningPlan | WeightPlan:
@@ -182,29 +169,25 @@ class Plans(ABC):
     def widths(self, plan: PruningPlan | WeightPlan) -> Widths:
         """(groups,) of a saved plan. Raises InvalidInput for one of another network or granularity."""
 
-    def masks(self, widths: Widths) -> dict[str, Tensor]:
-        """By parameter, the weights that stay, where single weights are pruned."""
-        del widths
-        return {}
-
 
 class ChannelPlans(Plans):
-    """Channels of channel groups go; what reads them is reconstructed. Those that are `prepared` can be built."""
+    """Channels of channel groups go; what reads them is reconstructed, which takes `statistics`."""
 
-    def __init__(self, network: Network, *, multiple: int, min_keep_ratio: float, keep: str) -> None:
-        self._network = network
-        self._statistics: Statistics
-        self.reconstructor: Reconstructor
+    def __init__(self, network: Network, grids: Sequence[Widths], statistics: Statistics | None = None) -> None:
+        started = time.process_time()
+        self.grids = grids
+        self._network, self._statistics = network, statistics
         self._costs = CostModel(network.module, network.groups)
-        self.grids = default_grids(network, multiple=multiple, min_keep_ratio=min_keep_ratio, keep=keep)
+        self._reconstructor = statistics.reconstructor(network) if statistics is not None else None
+        self.set_up_s = (statistics.cpu_s if statistics is not None else 0.0) + time.process_time() - started
 
     def prepared(self, collect: Callable[[], Statistics]) -> ChannelPlans:
-        plans, statistics = copy(self), collect()
-        started = time.process_time()
-        plans._statistics = statistics
-        plans.reconstructor = statistics.reconstructor(self._network)
-        plans.set_up_s = statistics.cpu_s + time.process_time() - started
-        return plans
+        return ChannelPlans(self._network, self.grids, collect())
+
+    @property
+    def reconstructor(self) -> Reconstructor:
+        assert self._reconstructor is not None, "these plans have no statistics"
+        return self._reconstructor
 
     def finer_multiples(self, multiple: int) -> dict[str, int]:
         return {
@@ -218,8 +201,7 @@ class ChannelPlans(Plans):
 
     def facts(self) -> list[GroupFacts]:
         layers = {layer.name: layer for layer in self._network.groups.layers}
-        groups = self._network.groups.groups
-        return [_facts(group.name, layers[group.producers[0]]) for group in groups]
+        return [_facts(group.name, layers[group.producers[0]]) for group in self._network.groups.groups]
 
     def errors(self) -> list[Costs]:
         return [self.reconstructor.group_errors(group, grid) for group, grid in enumerate(self.grids)]
@@ -235,6 +217,7 @@ class ChannelPlans(Plans):
 
     def finished(self, widths: Widths, data: DataSplit, *, seed: int, memory_bytes: int | None = None) -> Finished:
         """Refitted layer by layer on the calibration images, from the weights that were scored."""
+        assert self._statistics is not None
         scored, used = self.build(widths), list[int]()
         refitted = refit(
             self._network.module, self._network.groups, self.kept(widths), self._statistics.calibration,
@@ -243,6 +226,7 @@ class ChannelPlans(Plans):
         return _better(self._network.module, data, scored, refitted, method="refitted", images=used[0])
 
     def plan(self, widths: Widths) -> PruningPlan:
+        assert self._statistics is not None
         return PruningPlan.from_widths(self._network.groups.channels, widths).with_order(self._statistics.order)
 
     def widths(self, plan: PruningPlan | WeightPlan) -> Widths:
@@ -346,15 +330,17 @@ class PlanScorer:
         self._unit: Unit = unit
 
     def __call__(self, widths: Widths) -> Outcome:
-        if self._reward == "macs":
-            return self._size_alone(widths)
+        macs, parameters = float(self._plans.macs(widths)), float(self._plans.parameters(widths))
+        if self._reward == "macs":  # no image decides anything
+            share = macs / self._original_macs
+            reward = reward_of("macs", top1=None, fidelity=None, cost=macs, unit="macs", macs_kept=share)
+            return Outcome(reward, None, None, macs, parameters, {"reconstruction": 0.0, "evaluation": 0.0})
         started = time.process_time()
         model = folded(self._plans.build(widths), self.folding)
         built = time.process_time()
         outputs = self._logits(model)
         seconds = {"reconstruction": built - started, "evaluation": time.process_time() - built}
         accuracy, closeness = self._task.accuracy(outputs, self._labels), fidelity(outputs, self.reference)
-        macs, parameters = float(self._plans.macs(widths)), float(self._plans.parameters(widths))
         unit = GUARANTEED.get(self._reward, self._unit)
         # The reward's own unit, where it is not the budget's.
         cost = self._cost_of(widths) if unit == self._unit else {"macs": macs, "parameters": parameters}.get(unit, 0.0)
@@ -368,13 +354,6 @@ class PlanScorer:
     def _logits(self, model: nn.Module) -> Tensor:
         channels_last = self.folding.channels_last
         return logits(model, self.images, BATCH_SIZE, channels_last=channels_last, bf16=self._bf16)
-
-    def _size_alone(self, widths: Widths) -> Outcome:
-        """No image decides anything."""
-        macs, parameters = float(self._plans.macs(widths)), float(self._plans.parameters(widths))
-        kept = macs / self._original_macs
-        reward = reward_of(self._reward, top1=None, fidelity=None, cost=macs, unit="macs", macs_kept=kept)
-        return Outcome(reward, None, None, macs, parameters, {"reconstruction": 0.0, "evaluation": 0.0})
 
     def measured_reward(self, outcome: Outcome, p50_ms: float) -> float:
         """The reward of a scored plan once its latency is measured: only rewards that hold the latency change."""

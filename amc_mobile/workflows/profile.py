@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from amc_mobile.device.conditions import Conditions, readable
 from amc_mobile.device.device import Device, Neighbours
@@ -32,7 +31,6 @@ def latency_model(
     space: Workspace,
     settings: Settings,
     network: Network,
-    grids: Sequence[NDArray[np.int64]],
     progress: Progress,
     *,
     device: Device | None = None,
@@ -62,7 +60,7 @@ def latency_model(
         template=template,
         device=device,
         table=LatencyTable(space.table_location(settings)),
-        grids=grids,
+        grids=sampled,
         sampled=sampled,
         quick=quick,
         protocol=QUICK if quick else ProtocolConfig(),
@@ -180,12 +178,12 @@ class ProfileResult:
         return (f", {layout}" if layout else "") + (f", unit {unit}" if unit else "")
 
 
-def profile_result(settings: Settings, latency: LatencyModel, kernels: int) -> ProfileResult:
+def profile_result(model: str, precision: str, latency: LatencyModel, kernels: int) -> ProfileResult:
     smallest = np.array([widths[0] for widths in latency.grids])
     ends = latency.p50_ms(np.stack([latency.template.sizes, smallest]))
     return ProfileResult(
-        settings.model,
-        settings.precision,
+        model,
+        precision,
         latency.conditions,
         kernels,
         float(ends[0]),
@@ -220,8 +218,7 @@ def profiled_latency(
     space: Workspace, settings: Settings, network: Network | None, progress: Progress, *, quick: bool = False
 ) -> LatencyModel:
     """The latency model over the widths that a profile measures. `network`: the one of the settings, if it is open."""
-    network = load_network(space, settings, network)
-    return latency_model(space, settings, network, default_grids(network), progress, quick=quick)
+    return latency_model(space, settings, load_network(space, settings, network), progress, quick=quick)
 
 
 def profile_device(
@@ -234,7 +231,7 @@ def profile_device(
     serials = settings.serials
     if len(set(serials)) < len(serials):
         raise InvalidConfig(f"--serial {settings.serial} names a phone twice", next_step="name each phone once")
-    if len(serials) > 1 and profile_of(settings).is_host:
+    if len(serials) > 1 and profile_of(settings.device).is_host:
         raise InvalidConfig("this computer has no --serial", next_step="pass --device with a phone's profile")
     own = replace(settings, serial=serials[0] if serials else "")
     latency = profiled_latency(space, own, network, progress, quick=quick)
@@ -250,7 +247,9 @@ def profile_device(
             if not problems:
                 raise
             raise DeviceError("; before: ".join([error.message, *problems]), next_step=error.next_step) from error
-        result = replace(profile_result(settings, latency, kernels), phones=phones, other_units=others)
+        result = replace(
+            profile_result(settings.model, settings.precision, latency, kernels), phones=phones, other_units=others
+        )
     space.remember(own)
     parts = {each.name: getattr(latency, each.name) for each in fields(latency)}
     return ProfiledLatency(**parts, settings=own, result=result)

@@ -249,7 +249,8 @@ def _exporter(form: Format) -> Exporter:
 
 
 def _weights_text(space: Workspace, settings: Settings) -> str:
-    checkpoint, spec = resolved_checkpoint(space, settings), settings.model
+    spec = settings.model
+    checkpoint = resolved_checkpoint(space, spec, settings.checkpoint)
     if checkpoint is not None:
         return str(checkpoint) + (", of `amc-mobile train`" if checkpoint == space.trained_checkpoint else "")
     if spec in OBJECTS or names_a_function(spec):

@@ -209,7 +209,7 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
         conditions = search.conditions.to_document() if offline and search.conditions else {}
     report = Report(
         model=_described(replace(settings, precision=exported or settings.precision)),
-        run=folder.folder.name,
+        run=folder.name,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         program_version=__version__,
         budget=budget,

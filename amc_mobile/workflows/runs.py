@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,7 +32,7 @@ from amc_mobile.search.loop import OverBudget
 from amc_mobile.store import from_document, read_json, to_document, write_json
 from amc_mobile.workflows.network import Network, load_network
 from amc_mobile.workflows.search_config import SearchConfig
-from amc_mobile.workflows.workspace import BEGUN, Progress, Settings, Workspace, safe_name, silent
+from amc_mobile.workflows.workspace import BEGUN, Progress, Settings, Workspace, check_settings, safe_name, silent
 
 if TYPE_CHECKING:
     from amc_mobile.workflows.export import ExportResult
@@ -361,19 +361,19 @@ def run_name(*parts: object) -> str:
     return safe_name("-".join(str(part) for part in parts if part != ""))
 
 
-def precision_part(settings: Settings) -> str:
+def precision_part(precision: str) -> str:
     """Of a run's name: runs of other precisions than float32 are other runs."""
-    return "" if settings.precision == FLOAT32 else settings.precision
+    return "" if precision == FLOAT32 else precision
 
 
-def place_part(settings: Settings, unit: Unit) -> str:
+def place_part(device: str, runtime: str, threads: int, unit: Unit) -> str:
     """Of a run's name: where its latency budget holds, what is the default left out; empty for other budgets."""
     if unit != "ms":
         return ""
     parts = (
-        "" if settings.device == Settings.device else settings.device,
-        "" if settings.runtime in ("", TFLITE.runtime) else settings.runtime,
-        "" if settings.threads == Settings.threads else f"t{settings.threads}",
+        "" if device == Settings.device else device,
+        "" if runtime in ("", TFLITE.runtime) else runtime,
+        "" if threads == Settings.threads else f"t{threads}",
     )
     return "-".join(filter(None, parts))
 
@@ -384,6 +384,10 @@ class Run:
 
     folder: Path
 
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
     def save(self, record: object, *, device: str = "") -> None:
         """Writes a step's record. `device`: for one that each further device of a run has."""
         write_json(self._path(type(record), device), to_document(record), format_version=FORMAT_VERSION)
@@ -393,9 +397,7 @@ class Run:
         path = self._path(kind, device)
         step = path.stem if kind in (FinetuneRecord, ExportRecord) else "search"
         if not path.exists():
-            raise InvalidInput(
-                f"run {self.folder.name} has no {path.stem} yet", next_step=f"run `amc-mobile {step}` first"
-            )
+            raise InvalidInput(f"run {self.name} has no {path.stem} yet", next_step=f"run `amc-mobile {step}` first")
         document = read_json(path, format_version=FORMAT_VERSION)
         del document["format_version"]
         try:
@@ -424,12 +426,19 @@ class Run:
     def begin(self, settings: Settings, search: SearchConfig, network: Network) -> None:
         self.save(SettingsRecord(settings, search, weights_sha256(network.module)))
 
-    def original(self, space: Workspace, settings: Settings) -> Network:
-        """The network that the run prunes. Raises InvalidInput where its weights are no longer those of the search."""
-        network = load_network(space, settings)
+    def original(self, *, workers: int | None = None) -> Network:
+        """The network that the run prunes. `workers`: None for as many as it was searched with.
+
+        Raises InvalidInput where its weights are no longer those of the search.
+        """
+        settings = self.settings()
+        if workers is not None:
+            settings = replace(settings, workers=workers)
+            check_settings(settings)
+        network = load_network(self.space, settings)
         if self.load(SettingsRecord).weights_sha256 != weights_sha256(network.module):
             raise InvalidInput(
-                f"the original network's weights are not those that run {self.folder.name} was searched with",
+                f"the original network's weights are not those that run {self.name} was searched with",
                 next_step="bring back that checkpoint, or search again: `amc-mobile search --run NAME`",
             )
         return network
@@ -525,7 +534,7 @@ class Run:
         from amc_mobile.workflows.training import finetune_run
 
         return finetune_run(
-            self.space, run=self.folder.name, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size,
+            self.space, run=self.name, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size,
             bf16=bf16, ema_decay=ema_decay, workers=workers, progress=progress,
         )  # fmt: skip
 
@@ -553,7 +562,7 @@ class Run:
             "precision": precision, "serial": serial, "waive": ",".join(waive) or None, "clock_mode": clock_mode,
         }  # fmt: skip
         return export_run(
-            self.space, run=self.folder.name, formats=list(formats), changed=changed, offline=offline, progress=progress
+            self.space, run=self.name, formats=list(formats), changed=changed, offline=offline, progress=progress
         )
 
     def report(self) -> ReportResult:
@@ -563,12 +572,11 @@ class Run:
         """
         from amc_mobile.workflows.report import report_run
 
-        return report_run(self.space, run=self.folder.name)
+        return report_run(self.space, run=self.name)
 
     def module(self, stage: str | None = None) -> nn.Module:
         """The pruned network with its weights, in evaluation mode. `stage`: "pruned" or "finetuned"; None: the best."""
-        network = self.original(self.space, self.settings())
-        return self.load_pruned(network, stage or self.best_stage())
+        return self.load_pruned(self.original(), stage or self.best_stage())
 
     def episodes(self) -> Any:
         """A pandas DataFrame, one row per plan tried: episode, policy, reward, predicted_cost, measured_ms ..."""

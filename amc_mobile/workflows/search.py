@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from torch import nn
 
 from amc_mobile.channels.plan import LEAST_CHOICES, PruningPlan, WeightPlan
 from amc_mobile.data.split import DataSplit
-from amc_mobile.device.device import Device
 from amc_mobile.errors import AccuracyNotKept, AmcMobileError, CorruptFile, InvalidConfig, InvalidInput, MissingLatency
 from amc_mobile.latency.model import LatencyModel
 from amc_mobile.latency.probe import LEAST_MULTIPLE, stored_steps
@@ -35,10 +35,10 @@ from amc_mobile.search.reward import HOLDING_COST
 from amc_mobile.store import MAX_DOCUMENT_BYTES, from_document, parse_object, read_bytes, to_document
 from amc_mobile.workflows.budgets import (
     Part,
-    PlanMeasurer,
     drift_text,
     further_budget_text,
     further_counts,
+    further_latency,
     measured_text,
     measured_together,
     met_together,
@@ -47,7 +47,7 @@ from amc_mobile.workflows.budgets import (
     require_usable,
 )
 from amc_mobile.workflows.devices import not_measured, recorded
-from amc_mobile.workflows.network import Network, may_have_seen, require_trained
+from amc_mobile.workflows.network import Network, default_grids, may_have_seen, require_trained
 from amc_mobile.workflows.plans import ChannelPlans, Plans, PlanScorer, Preparations, Statistics, WeightPlans
 from amc_mobile.workflows.profile import latency_model
 from amc_mobile.workflows.report import keep_details
@@ -71,12 +71,12 @@ Widths = NDArray[np.int64]
 LOG = logging.getLogger(__name__)
 
 
-def plans_of(network: Network, wanted: SearchConfig) -> Plans:
+def plans_of(network: Network, wanted: SearchConfig, multiple: int) -> Plans:
     """The plans that may be proposed, in the granularity asked for."""
     if wanted.granularity == "weight":
         return WeightPlans(network, min_density=wanted.min_keep_ratio, keep=wanted.keep)
-    multiple = wanted.multiple or LEAST_MULTIPLE
-    return ChannelPlans(network, multiple=multiple, min_keep_ratio=wanted.min_keep_ratio, keep=wanted.keep)
+    grids = default_grids(network, multiple=multiple, min_keep_ratio=wanted.min_keep_ratio, keep=wanted.keep)
+    return ChannelPlans(network, grids)
 
 
 def multiple_of(run: Run, wanted: SearchConfig, network: Network, latency: LatencyModel | None) -> GridMultiple:
@@ -112,9 +112,8 @@ def _unmeasured(multiple: int, latency: LatencyModel | None) -> str:
 
 
 def limit_of(
-    run: Run, wanted: SearchConfig, place: str, network: Network, plans: Plans, latency: LatencyModel | None,
-    progress: Progress,
-) -> LimitRecord:  # fmt: skip
+    run: Run, wanted: SearchConfig, place: str, plans: Plans, latency: LatencyModel | None, progress: Progress
+) -> LimitRecord:
     """The run's own budget, fixed when the run starts.
 
     Raises InvalidInput for a run that began at another `place`: device, runtime and threads, as in a run's name.
@@ -124,7 +123,7 @@ def limit_of(
         if before.place != place:
             there, here = (name or "this computer" for name in (before.place, place))
             raise InvalidInput(
-                f"run {run.folder.name} has its latency budget on {there}, not on {here}",
+                f"run {run.name} has its latency budget on {there}, not on {here}",
                 next_step="pass another name with --run, or that --device, --runtime and --threads",
             )
         return before
@@ -133,7 +132,7 @@ def limit_of(
     if latency is not None:
         if wanted.latency_ms is not None:  # is held against the device of now, a ratio against both alike
             drift = latency.measure_drift(progress)
-        reference_ms = reference_p50_ms(latency.with_drift(drift), network)
+        reference_ms = reference_p50_ms(latency.with_drift(drift))
         limit = wanted.latency_ms if wanted.latency_ms is not None else (wanted.latency_ratio or 1.0) * reference_ms
     elif wanted.macs_ratio is not None:
         limit = wanted.macs_ratio * float(plans.macs(full))
@@ -174,13 +173,13 @@ def plan_from_file(path: Path, plans: Plans) -> Widths:
     return plans.widths(from_document(kind, document, str(path), next_step=next_step))
 
 
-def _identity(settings: Settings, wanted: SearchConfig, network: Network, data: DataSplit) -> dict[str, Any]:
+def _identity(network: Network, data: DataSplit, wanted: SearchConfig, seed: int, precision: str) -> dict[str, Any]:
     """What makes two searches the same: the log of one cannot go on as the other."""
     images = data.record()
     return {
-        "model": settings.model, "weights": weights_sha256(network.module), "seed": settings.seed,
-        "data": settings.data, "split": dict(images.sizes), "train": images.train_sha256,
-        **({"precision": precision_part(settings)} if precision_part(settings) else {}),
+        "model": network.settings.model, "weights": weights_sha256(network.module), "seed": seed,
+        "data": network.settings.data, "split": dict(images.sizes), "train": images.train_sha256,
+        **({"precision": precision} if precision_part(precision) else {}),
         **{f"search.{key}": value for key, value in asdict(wanted).items() if key != "episodes"},
         "scored_images": wanted.scored_images,
     }  # fmt: skip
@@ -198,7 +197,7 @@ def check_continues(run: Run, log: EpisodeLog, wanted: SearchConfig) -> None:
     tried = sum(row.policy != CHECK for row in log.rows)
     if wanted.episodes < min(before, tried):
         raise InvalidInput(
-            f"run {run.folder.name} has tried {tried} plans, more than --episodes {wanted.episodes}",
+            f"run {run.name} has tried {tried} plans, more than --episodes {wanted.episodes}",
             next_step=f"pass --episodes {tried} or more, or another name with --run NAME",
         )
     name = wanted.policy.partition(":")[0]
@@ -309,45 +308,54 @@ def search_plan(
     Raises UnreachableBudget before searching, MissingLatency when the device has not been profiled, BudgetNotMet. A
     search that is refused before its first episode leaves no run and changes none.
     """
+    place = place_part(settings.device, settings.runtime, settings.threads, wanted.unit)
     granularity = "" if wanted.granularity == "channel" else wanted.granularity
-    place = place_part(settings, wanted.unit)
-    words = (
-        settings.model, precision_part(settings), place, wanted.asked, granularity, wanted.policy, f"s{settings.seed}"
-    )  # fmt: skip
-    name = run_name(run or "", *(() if run else words))
-    folder = Run(space.runs / name)
+    words = (settings.model, precision_part(settings.precision), place, wanted.asked, granularity, wanted.policy)
+    folder = Run(space.runs / (run_name(run) if run else run_name(*words, f"s{settings.seed}")))
+    is_offline = settings.offline and wanted.unit == "ms"
+    command = f"amc-mobile profile --device {settings.device} --model {settings.model}" if is_offline else ""
     prepared = prepared or Preparations()
-    with space.working_on(name), ExitStack() as opened:
+    with space.working_on(folder.name), _refusals(folder, command), ExitStack() as opened:
         network = prepared.network(space, settings)
-        device, used = recorded(space, settings) if settings.offline and wanted.unit == "ms" else (None, settings)
-        try:
-            search = _set_up(space, settings, used, device, wanted, folder, network, opened, progress)
-            _require_use(search, untrained=untrained)
-            folder.begin(used, search.config, network)
-            folder.save(search.data.record())
-            if not is_compared:
-                space.remember(settings, run=name)
-            search = search.prepared(
-                lambda: prepared.statistics(
-                    network, search.data, channel_choice=wanted.channel_choice, seed=settings.seed,
-                    matrices=Matrices(settings.memory_bytes, space.folder), progress=progress,
-                )
-            )  # fmt: skip
-            outcome = _episodes(search, progress)
-            final = _final_network(search, outcome, settings.memory_bytes, progress)
-            may_be_seen = may_have_seen(space, settings, network, len(search.data.reward))
-            record = _record(search, outcome, final, may_be_seen=may_be_seen, offline=device is not None)
-            latency = search.own.latency
-            keep_details(folder, network, latency, outcome.result.widths, granularity=wanted.granularity)
-            folder.save(record)
-            return SearchOutcome(name, record)
-        except AmcMobileError as error:
-            if isinstance(error, MissingLatency) and device is not None:
-                command = f"amc-mobile profile --device {used.device} --model {used.model}"
-                error.next_step = f"attach the device and measure: `{command}`; or import a table that has them"
-            if not folder.has_begun:
-                shutil.rmtree(folder.folder, ignore_errors=True)
-            raise
+        device, used = recorded(space, settings) if is_offline else (None, settings)
+        torch.manual_seed(settings.seed)
+        own = None
+        if wanted.unit == "ms":
+            own = opened.enter_context(closing(latency_model(space, used, network, progress, device=device)))
+        further = [
+            (name, ms, opened.enter_context(closing(further_latency(space, settings, network, name, progress))))
+            for name, ms in asked_devices(wanted.also)
+        ]
+        search = _set_up(
+            folder, wanted, network, own, further, device=settings.device, seed=settings.seed, place=place,
+            precision=settings.precision, progress=progress,
+        )  # fmt: skip
+        _require_use(search, used.waived, untrained=untrained)
+        folder.begin(used, search.config, network)
+        folder.save(search.data.record())
+        if not is_compared:
+            space.remember(settings, run=folder.name)
+        matrices = Matrices(settings.memory_bytes, space.folder)
+        statistics = partial(
+            prepared.statistics, network, search.data, channel_choice=wanted.channel_choice, seed=settings.seed,
+            matrices=matrices, progress=progress,
+        )  # fmt: skip
+        may_be_seen = may_have_seen(space, network, len(search.data.reward))
+        return _searched(search.prepared(statistics), progress, settings.memory_bytes, may_be_seen, is_offline)
+
+
+@contextmanager
+def _refusals(run: Run, command: str) -> Iterator[None]:
+    """A search that is refused before its first episode leaves no run. `command`: measures what a table lacks that is
+    used without its device."""
+    try:
+        yield
+    except AmcMobileError as error:
+        if isinstance(error, MissingLatency) and command:
+            error.next_step = f"attach the device and measure: `{command}`; or import a table that has them"
+        if not run.has_begun:
+            shutil.rmtree(run.folder, ignore_errors=True)
+        raise
 
 
 @dataclass(frozen=True, eq=False)
@@ -364,7 +372,6 @@ class _Search:
     log: EpisodeLog
     limit: LimitRecord
     parts: tuple[Part, ...]
-    waived: tuple[str, ...]
 
     @property
     def own(self) -> Part:
@@ -378,54 +385,49 @@ class _Search:
     def prepared(self, collect: Callable[[], Statistics]) -> _Search:
         """With plans that can be built, and budgets that are measured where their device is attached."""
         plans = self.plans.prepared(collect)
-        parts = []
-        for part in self.parts:
-            if part.latency is not None and part.is_attached:
-                name = "" if part is self.own else part.device
-                part = replace(part, measure=PlanMeasurer(part.latency, self.run, plans, part.reference_ms, name))
-            parts.append(part)
-        return replace(self, plans=plans, parts=tuple(parts))
+        parts = tuple(part.measured_in(self.run, plans, is_own=part is self.own) for part in self.parts)
+        return replace(self, plans=plans, parts=parts)
 
 
 def _set_up(
-    space: Workspace, settings: Settings, used: Settings, device: Device | None, config: SearchConfig, run: Run,
-    network: Network, opened: ExitStack, progress: Progress,
+    run: Run, config: SearchConfig, network: Network, latency: LatencyModel | None,
+    further: Sequence[tuple[str, float, LatencyModel]], *, device: str, seed: int, place: str, precision: str,
+    progress: Progress,
 ) -> _Search:  # fmt: skip
-    """Plans, log and budgets. `used`: the settings with the conditions that an offline search found; `opened`: closes
-    the latency models."""
-    data = network.split(calibration=config.calibration_images, reward=config.reward_images, seed=settings.seed)
-    torch.manual_seed(settings.seed)
-    latency = None
-    if config.unit == "ms":
-        grids = plans_of(network, config).grids
-        latency = latency_model(space, used, network, list(grids), progress, device=device)
-        opened.callback(latency.close)
+    """Plans, log and budgets. `further`: devices with their own budgets, in ms; `place`: see LimitRecord."""
+    data = network.split(calibration=config.calibration_images, reward=config.reward_images, seed=seed)
     multiple = multiple_of(run, config, network, latency)
     config = replace(config, multiple=multiple.used)
-    plans = plans_of(network, config)
-    log = EpisodeLog(run.folder / "episodes.csv", identity=_identity(used, config, network, data))
+    plans = plans_of(network, config, multiple.used)
+    log = EpisodeLog(run.folder / "episodes.csv", identity=_identity(network, data, config, seed, precision))
     check_continues(run, log, config)
-    limit = limit_of(run, config, place_part(settings, config.unit), network, plans, latency, progress)
-    if latency is not None:
-        latency = latency.with_grids(list(plans.grids)).with_drift(limit.drift)
+    latency = latency.with_grids(plans.grids) if latency is not None else None
+    limit = limit_of(run, config, place, plans, latency, progress)
+    latency = latency.with_drift(limit.drift) if latency is not None else None
     cost = cost_of(config.unit, plans, latency)
     own = CostLimit(cost, limit.limit, tuple(plans.grids), config.unit, config.asked_of_model[0])
-    parts = [Part(own, latency, used.device if latency else "", limit.reference_ms)]
+    parts = [Part(own, latency, device if latency else "", limit.reference_ms)]
     parts += further_counts(own, plans, macs=config.macs_ratio, parameters=config.params_ratio)
-    for name, limit_ms in asked_devices(config.also):
-        part = on_device(space, settings, network, own, name, limit_ms, run, progress)
-        if part.latency is not None:
-            opened.callback(part.latency.close)
-        parts.append(part)
-    return _Search(
-        run, config, settings.seed, network, data, plans, multiple, log, limit, tuple(parts), used.waived
-    )  # fmt: skip
+    parts += [on_device(model, own, name, limit_ms, run, progress) for name, limit_ms, model in further]
+    return _Search(run, config, seed, network, data, plans, multiple, log, limit, tuple(parts))
 
 
-def _require_use(search: _Search, *, untrained: bool) -> None:
+def _searched(
+    search: _Search, progress: Progress, memory_bytes: int | None, may_be_seen: bool, offline: bool
+) -> SearchOutcome:
+    episodes = _episodes(search, progress)
+    final = _final_network(search, episodes, memory_bytes, progress)
+    record = _record(search, episodes, final, may_be_seen=may_be_seen, offline=offline)
+    widths, granularity = episodes.result.widths, search.config.granularity
+    keep_details(search.run, search.network, search.own.latency, widths, granularity=granularity)
+    search.run.save(record)
+    return SearchOutcome(search.run.name, record)
+
+
+def _require_use(search: _Search, waived: Collection[str], *, untrained: bool) -> None:
     """Raises InvalidInput or UnreachableBudget where there is nothing to be found."""
     config, own = search.config, search.own.budget
-    require_usable(search.parts, search.waived)
+    require_usable(search.parts, waived)
     budget = search.budget
     budget.check()
     if config.reward not in HOLDING_COST and config.max_loss is None and budget.allows(budget.full):
@@ -506,7 +508,7 @@ def _final_network(search: _Search, episodes: _Episodes, memory_bytes: int | Non
     run.remove(SearchRecord)  # never beside the weights of another plan
     run.save_weights("pruned", finished.network)
     run.save_masks(plans.masks(widths))
-    return _Final(finished.network, finished.record(), cpu_s)
+    return _Final(finished.network, finished.refit, cpu_s)
 
 
 def _record(search: _Search, episodes: _Episodes, final: _Final, *, may_be_seen: bool, offline: bool) -> SearchRecord:

@@ -17,7 +17,7 @@ from amc_mobile.report.content import TOP1
 from amc_mobile.report.pages import Picture, SeriesPage, write_series_page
 from amc_mobile.report.tables import NOTHING, Section, percent, render_rows
 from amc_mobile.store import from_document, read_json, to_document, write_json
-from amc_mobile.workflows.network import Network, load_network, require_trained
+from amc_mobile.workflows.network import Network, default_grids, load_network, require_trained
 from amc_mobile.workflows.plans import ChannelPlans, PlanScorer, Preparations
 from amc_mobile.workflows.search_config import SensitivityConfig
 from amc_mobile.workflows.workspace import Progress, Settings, Workspace
@@ -195,13 +195,10 @@ def _cuts(network: Network, wanted: SensitivityConfig) -> list[tuple[tuple[str, 
 def _scorer(
     network: Network, data: DataSplit, wanted: SensitivityConfig, seed: int, matrices: Matrices, progress: Progress
 ) -> PlanScorer:
-    plans = ChannelPlans(network, multiple=wanted.multiple, min_keep_ratio=1.0, keep="")
-    plans = plans.prepared(
-        lambda: Preparations().statistics(
-            network, data, channel_choice=wanted.channel_choice, seed=seed, matrices=matrices, progress=progress
-        )
+    statistics = Preparations().statistics(
+        network, data, channel_choice=wanted.channel_choice, seed=seed, matrices=matrices, progress=progress
     )
-    return PlanScorer(network, data, plans, "top1")
+    return PlanScorer(network, data, ChannelPlans(network, default_grids(network), statistics), "top1")
 
 
 def _stored(path: Path, identity: SensitivityIdentity) -> SensitivityRecord | None:

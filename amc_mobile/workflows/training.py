@@ -25,7 +25,6 @@ from amc_mobile.workflows.workspace import (
     Settings,
     TrainingProgress,
     Workspace,
-    check_settings,
 )
 
 
@@ -79,7 +78,7 @@ def _trained(
 ) -> TrainResult:  # fmt: skip
     spec = settings.required("model")
     settings.required("data")
-    checkpoint = resolved_checkpoint(space, settings) if settings.checkpoint else None
+    checkpoint = resolved_checkpoint(space, spec, settings.checkpoint) if settings.checkpoint else None
     loaded, data = load_model_and_data(settings, checkpoint)
     assert data is not None  # the settings name one
     if isinstance(loaded.task, OwnTask) and loaded.task.loss_of is None:
@@ -149,7 +148,7 @@ def finetune_run(
     test images only report.
     """
     folder = Run(space.run_folder(run))
-    with space.working_on(folder.folder.name):
+    with space.working_on(folder.name):
         return _finetuned(
             space, folder, epochs, learning_rate, batch_size, bf16=bf16, ema_decay=ema_decay, workers=workers,
             progress=progress,
@@ -160,13 +159,9 @@ def _finetuned(
     space: Workspace, folder: Run, epochs: int, learning_rate: float | None, batch_size: int, *, bf16: bool,
     ema_decay: float, workers: int | None, progress: Progress,
 ) -> FinetuneResult:  # fmt: skip
-    settings = folder.settings()
-    if workers is not None:
-        settings = replace(settings, workers=workers)
-        check_settings(settings)
-    search = folder.search_config()
-    network = folder.original(space, settings)
-    data = network.split(calibration=search.calibration_images, reward=search.reward_images, seed=settings.seed)
+    search, seed = folder.search_config(), folder.settings().seed
+    network = folder.original(workers=workers)
+    data = network.split(calibration=search.calibration_images, reward=search.reward_images, seed=seed)
     if learning_rate is None:
         learning_rate = network.task.learning_rate / SLOWER
     model = folder.load_pruned(network, "pruned")
@@ -177,7 +172,7 @@ def _finetuned(
     mixed = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     config = TrainConfig(
         epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, distill_weight=DISTILL_WEIGHT,
-        bf16=bf16 or mixed, ema_decay=ema_decay, seed=settings.seed,
+        bf16=bf16 or mixed, ema_decay=ema_decay, seed=seed,
         threads=os.cpu_count(),  # those of `settings` are for timing
     )  # fmt: skip
     state = folder.folder / "finetune-state.safetensors"
@@ -214,7 +209,7 @@ def _finetuned(
     )
     folder.save(record)
     state.unlink(missing_ok=True)
-    return FinetuneResult(folder.folder.name, record)
+    return FinetuneResult(folder.name, record)
 
 
 def clearly_worse(before: Tensor, after: Tensor) -> bool:

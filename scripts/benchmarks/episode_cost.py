@@ -87,8 +87,7 @@ def episode_cost(
         network, data, channel_choice="backward", seed=0, matrices=Matrices(), progress=silent
     )
     started = time.process_time()
-    plans = ChannelPlans(network, multiple=8, min_keep_ratio=0.2, keep="")
-    plans = plans.prepared(lambda: known)
+    plans = ChannelPlans(network, default_grids(network), known)
     scorer = PlanScorer(network, data, plans, reward, bf16=bf16)
     cost = TimedCost(CostModel(network.module, network.groups))
     full = network.groups.sizes

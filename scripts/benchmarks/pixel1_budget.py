@@ -52,7 +52,7 @@ def latency_of(space: Workspace, table: Path, runtime: str) -> tuple[Network, Co
     )  # fmt: skip
     device, settings = recorded(space, Settings(model="mobilenet_v1", device="pixel_1", offline=True))
     network = load_network(space, settings)
-    latency = latency_model(space, settings, network, default_grids(network), silent, device=device)
+    latency = latency_model(space, settings, network, silent, device=device)
     return network, CostModel(network.module, network.groups), latency
 
 
@@ -65,9 +65,7 @@ def most_macs(network: Network, costs: CostModel, budget: CostLimit, policy: str
 
     with tempfile.TemporaryDirectory() as folder:
         log = EpisodeLog(Path(folder) / "episodes.csv")
-        made = make_policy(
-            policy, ChannelPlans(network, multiple=8, min_keep_ratio=0.2, keep="").facts(), budget, episodes=episodes
-        )
+        made = make_policy(policy, ChannelPlans(network, default_grids(network)).facts(), budget, episodes=episodes)
         return run_search(made, budget, score, episodes=episodes, log=log).widths
 
 

@@ -10,7 +10,7 @@ from amc_mobile.kernels.kernel import Kernel
 from amc_mobile.latency.measurement import Pass
 from amc_mobile.latency.model import LatencyModel
 from amc_mobile.latency.table import LatencyTable, RecordedDevice
-from amc_mobile.workflows.network import default_grids, load_network
+from amc_mobile.workflows.network import load_network
 from amc_mobile.workflows.profile import latency_model
 from amc_mobile.workflows.workspace import Settings, Workspace, silent
 
@@ -62,7 +62,7 @@ def opened(space: Workspace, settings: Settings, conditions: Conditions) -> Late
     """The latency model of a device that is not there, over the widths of a profile."""
     network = load_network(space, settings)
     device = RecordedDevice(conditions)
-    return latency_model(space, settings, network, default_grids(network), silent, device=device)
+    return latency_model(space, settings, network, silent, device=device)
 
 
 def record_two_phones(folder: Path) -> None:

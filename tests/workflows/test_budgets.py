@@ -25,7 +25,7 @@ def part(limit: float, ci_high_ms: float | None) -> Part:
     budget = CostLimit(lambda widths: widths[:, 0] * 1.0, limit, GRIDS, "ms", f"also d{limit}:{limit:g}")
     if ci_high_ms is None:
         return Part(budget)
-    return Part(budget, measure=lambda _: MeasuredCost(1.0, ci_high_ms * 0.9, ci_high_ms))
+    return Part(budget, measurer=lambda _: MeasuredCost(1.0, ci_high_ms * 0.9, ci_high_ms))
 
 
 @pytest.mark.parametrize(

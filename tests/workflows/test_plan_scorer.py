@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import nn
 
+from amc_mobile.data.split import DataSplit
 from amc_mobile.models.task import logits
 from amc_mobile.pruning.least_squares import Matrices
 from amc_mobile.pruning.reconstruction import Reconstructor
 from amc_mobile.search.budget import Unit
 from amc_mobile.search.reward import Outcome, fidelity
-from amc_mobile.workflows.network import load_network
+from amc_mobile.workflows.network import Network, default_grids, load_network
 from amc_mobile.workflows.plans import ChannelPlans, PlanScorer, Preparations
 from amc_mobile.workflows.search_config import SearchConfig
 from amc_mobile.workflows.workspace import Settings, Workspace, silent
@@ -39,17 +40,20 @@ def net(num_classes=10, width_multiplier=1.0, input_size=32, in_channels=3):
 """
 
 
+def prepared(network: Network, data: DataSplit) -> ChannelPlans:
+    statistics = Preparations().statistics(
+        network, data, channel_choice="l1", seed=0, matrices=Matrices(), progress=silent
+    )
+    return ChannelPlans(network, default_grids(network), statistics)
+
+
 def scored(
     model: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *, reward: str = "fidelity", unit: Unit = "macs"
 ) -> tuple[PlanScorer, Reconstructor, list[int]]:
     """A scorer, and the number of batch norms in every network that it evaluates."""
     network = load_network(Workspace(folder / "space"), Settings(model=model, data="digits", input_size=32))
     data = network.split(calibration=60, reward=40, seed=0)
-    plans = ChannelPlans(network, multiple=8, min_keep_ratio=0.2, keep="").prepared(
-        lambda: Preparations().statistics(
-            network, data, channel_choice="l1", seed=0, matrices=Matrices(), progress=silent
-        )
-    )
+    plans = prepared(network, data)
     norms: list[int] = []
 
     def watched(net: nn.Module, *args: object, **options: object) -> torch.Tensor:
@@ -82,11 +86,7 @@ def test_the_fidelity_looks_at_few_images_unless_told_or_accuracy_counts() -> No
 def test_few_images_hold_every_class_alike_and_score_like_all_of_them(tmp_path: Path) -> None:
     network = load_network(Workspace(tmp_path), Settings(model="resnet20", data="digits", input_size=32))
     data = network.split(calibration=60, reward=140, seed=0)
-    plans = ChannelPlans(network, multiple=8, min_keep_ratio=0.2, keep="").prepared(
-        lambda: Preparations().statistics(
-            network, data, channel_choice="l1", seed=0, matrices=Matrices(), progress=silent
-        )
-    )
+    plans = prepared(network, data)
     part, whole = (PlanScorer(network, data, plans, "fidelity", images=n, bf16=False) for n in (40, None))
     counts = torch.bincount(part.images.labels)
     assert len(part.images) == 40

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from amc_mobile.models.loading import name_module
 from amc_mobile.models.task import logits
 from amc_mobile.pruning.least_squares import Matrices
 from amc_mobile.search.reward import fidelity
-from amc_mobile.workflows.network import load_network, may_have_seen
+from amc_mobile.workflows.network import default_grids, load_network, may_have_seen
 from amc_mobile.workflows.plans import ChannelPlans, Preparations
 from amc_mobile.workflows.workspace import Settings, Workspace, silent
 
@@ -48,22 +47,21 @@ def test_the_final_network_is_refitted_unless_that_loses_fidelity(tmp_path: Path
         stripes.to(torch.uint8).expand(200, 3, 32, 32), data.calibration.labels, data.calibration.mean,
         data.calibration.std,
     )  # fmt: skip
-    plans = ChannelPlans(network, multiple=8, min_keep_ratio=0.2, keep="")
-    widths = np.full_like(plans.sizes, 8)
-    found = {}
+    widths = np.full_like(network.groups.sizes, 8)
+    finished = {}
     for name, calibration in (("like", data.calibration), ("unlike", unlike)):
-        plans = plans.prepared(partial(replace, known, calibration=calibration))
-        found[name] = plans.finished(widths, data, seed=0)
+        plans = ChannelPlans(network, default_grids(network), replace(known, calibration=calibration))
+        finished[name] = plans.finished(widths, data, seed=0)
     wanted = logits(network.module, data.reward)
     scored = fidelity(logits(plans.build(widths), data.reward), wanted)
     for name, kept in (("like", "refitted"), ("unlike", "one-shot")):
-        record = found[name].record()
+        record = finished[name].refit
         scores = record.reward_fidelity
         assert record.kept == kept
         assert (record.images, scores["one-shot"]) == (200, scored)
-        assert fidelity(logits(found[name].network, data.reward), wanted) == max(scores.values()) == scores[kept]
-    assert found["like"].record().text().startswith("refitted on 200 images: fidelity 0.")
-    assert found["unlike"].record().text().startswith("kept as it was scored; refitted on 200 images it loses")
+        assert fidelity(logits(finished[name].network, data.reward), wanted) == max(scores.values()) == scores[kept]
+    assert finished["like"].refit.text().startswith("refitted on 200 images: fidelity 0.")
+    assert finished["unlike"].refit.text().startswith("kept as it was scored; refitted on 200 images it loses")
 
 
 def test_a_network_may_be_python_objects(tmp_path: Path) -> None:
@@ -73,4 +71,4 @@ def test_a_network_may_be_python_objects(tmp_path: Path) -> None:
     network = load_network(space, settings)
     assert network.groups.names == ("stem", "wide", "last") and network.loaded.spec.startswith("Chain@")
     assert len(network.split(calibration=5, reward=5, seed=0).test) == 10
-    assert may_have_seen(space, settings, network, 5)
+    assert may_have_seen(space, network, 5)
