@@ -44,6 +44,11 @@ class EpisodeRow:
     latency_s: float  # waited for measurements
     widths: tuple[int, ...]  # kept channels in group order
 
+    @property
+    def cost(self) -> float:
+        """Measured where it was, else predicted."""
+        return self.predicted_cost if self.measured_ms is None else self.measured_ms
+
 
 @dataclass(frozen=True)
 class Pending:

@@ -28,7 +28,7 @@ from amc_mobile.pruning.least_squares import Matrices
 from amc_mobile.report.tables import nothing_pruned
 from amc_mobile.search.budget import CostLimit, Unit, format_cost
 from amc_mobile.search.episode_log import CHECK, EpisodeLog, EpisodeRow
-from amc_mobile.search.loop import AccuracyGuarantee, DrawnLimits, SearchResult, run_search
+from amc_mobile.search.loop import HIGHEST_REWARD, AccuracyGuarantee, DrawnLimits, SearchResult, run_search
 from amc_mobile.search.policies import SPREAD_OVER_EPISODES, make_policy
 from amc_mobile.search.policy import Policy
 from amc_mobile.search.reward import HOLDING_COST
@@ -463,9 +463,11 @@ def _episodes(search: _Search, progress: Progress) -> _Episodes:
     policy = policy_of(config, budget, search.plans, seed=search.seed)
     set_up_s = search.plans.set_up_s + time.process_time() - started
     episodes = min(config.episodes, policy.episodes_per_round or config.episodes)
-    guarantee = None
+    target, guarantee = HIGHEST_REWARD, None
     if config.max_loss is not None:
-        guarantee = AccuracyGuarantee(max(scorer.original_top1 - config.max_loss, 0.0))
+        target = guarantee = AccuracyGuarantee(max(scorer.original_top1 - config.max_loss, 0.0))
+    elif config.reward in HOLDING_COST:
+        target = DrawnLimits(search.seed)
 
     def on_episode(row: EpisodeRow) -> None:
         shown = f", {measured_text(row.measured_ms)}" if row.measured_ms is not None else ""
@@ -473,11 +475,10 @@ def _episodes(search: _Search, progress: Progress) -> _Episodes:
         note = f"reward {row.reward:.4f}, predicted {format_cost(row.predicted_cost, config.unit)}{shown}"
         progress("search", row.episode + 1, episodes, note)
 
-    holds_cost = config.reward in HOLDING_COST and guarantee is None
     result = run_search(
         policy, budget, scorer, episodes=episodes, log=search.log, on_episode=on_episode, measure=measure,
         measure_every=config.measure_every if measure else 0, measured_reward=scorer.measured_reward,
-        guarantee=guarantee, drawn_limits=DrawnLimits(search.seed) if holds_cost else None,
+        target=target,
     )  # fmt: skip
     return _Episodes(result, scorer, guarantee, set_up_s)
 

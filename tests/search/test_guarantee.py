@@ -27,7 +27,7 @@ def guaranteed(folder: Path, name: str, *, episodes: int = 200, floor: float = F
     budget = toy.budget(FULL_COST)
     return run_search(
         toy.policy_for(budget, name, episodes=episodes), budget, score, episodes=episodes,
-        log=EpisodeLog(folder / "episodes.csv"), guarantee=AccuracyGuarantee(floor),
+        log=EpisodeLog(folder / "episodes.csv"), target=AccuracyGuarantee(floor),
     )  # fmt: skip
 
 
@@ -62,7 +62,7 @@ def test_without_a_plan_that_keeps_it_the_highest_reward_wins(tmp_path: Path) ->
     budget = toy.budget(7.0)
     result = run_search(
         toy.policy_for(budget, "random", episodes=12), budget, score, episodes=12,
-        log=EpisodeLog(tmp_path / "episodes.csv"), guarantee=AccuracyGuarantee(1.0),
+        log=EpisodeLog(tmp_path / "episodes.csv"), target=AccuracyGuarantee(1.0),
     )  # fmt: skip
     assert result.reward == max(row.reward for row in EpisodeLog(tmp_path / "episodes.csv").rows)
 
@@ -70,14 +70,14 @@ def test_without_a_plan_that_keeps_it_the_highest_reward_wins(tmp_path: Path) ->
 def test_limits_fall_fast_after_a_success_and_near_the_cheapest_after_failures(tmp_path: Path) -> None:
     guaranteed(tmp_path, "random", episodes=40)
     rows = EpisodeLog(tmp_path / "episodes.csv").rows
-    guarantee = AccuracyGuarantee(FLOOR)
-    assert guarantee.limit([], FULL_COST) == pytest.approx(0.7 * FULL_COST)
+    guarantee, budget = AccuracyGuarantee(FLOOR), toy.budget(FULL_COST)
+    assert guarantee.limit([], budget) == pytest.approx(0.7 * FULL_COST)
     kept = next(i for i, row in enumerate(rows) if guarantee.keeps(row))
-    assert guarantee.limit(rows[: kept + 1], FULL_COST) == pytest.approx(0.7 * rows[kept].predicted_cost)
+    assert guarantee.limit(rows[: kept + 1], budget) == pytest.approx(0.7 * rows[kept].predicted_cost)
     failing = [dataclasses.replace(rows[kept], top1=0.1)] * 15
-    assert guarantee.limit([*rows[: kept + 1], *failing], FULL_COST) > 0.98 * rows[kept].predicted_cost
-    assert not guarantee.is_over([*rows[: kept + 1], *failing], FULL_COST)
-    assert guarantee.is_over([*rows[: kept + 1], *failing, *failing], FULL_COST)
+    assert guarantee.limit([*rows[: kept + 1], *failing], budget) > 0.98 * rows[kept].predicted_cost
+    assert not guarantee.is_reached([*rows[: kept + 1], *failing], budget)
+    assert guarantee.is_reached([*rows[: kept + 1], *failing, *failing], budget)
 
 
 def test_impossible_guarantees_are_refused() -> None:
@@ -91,7 +91,7 @@ def test_without_a_plan_that_keeps_the_accuracy_no_patience_runs_out(tmp_path: P
     budget = toy.budget(toy.cost(np.full((1, 6), 8))[0] + 1)
     result = run_search(
         toy.policy_for(budget, "random", episodes=45), budget, score, episodes=45,
-        log=EpisodeLog(tmp_path / "episodes.csv"), guarantee=AccuracyGuarantee(1.0),
+        log=EpisodeLog(tmp_path / "episodes.csv"), target=AccuracyGuarantee(1.0),
     )  # fmt: skip
     assert result.episodes == 45
 
@@ -102,7 +102,7 @@ def test_a_reward_that_holds_the_cost_is_searched_below_the_budget(tmp_path: Pat
         budget = toy.budget(FULL_COST)
         return run_search(
             toy.policy_for(budget, name, episodes=60), budget, score, episodes=episodes,
-            log=EpisodeLog(folder / "episodes.csv"), drawn_limits=DrawnLimits(seed=0),
+            log=EpisodeLog(folder / "episodes.csv"), target=DrawnLimits(seed=0),
         )  # fmt: skip
 
     result = search(tmp_path / "whole", 60)
@@ -122,6 +122,6 @@ def test_of_equal_rewards_the_cheaper_plan_is_the_result(tmp_path: Path) -> None
     budget = toy.budget(FULL_COST)
     result = run_search(
         toy.policy_for(budget, "random", episodes=30), budget, perfect, episodes=30,
-        log=EpisodeLog(tmp_path / "episodes.csv"), drawn_limits=DrawnLimits(seed=0),
+        log=EpisodeLog(tmp_path / "episodes.csv"), target=DrawnLimits(seed=0),
     )  # fmt: skip
     assert result.predicted_cost == min(row.predicted_cost for row in EpisodeLog(tmp_path / "episodes.csv").rows)
