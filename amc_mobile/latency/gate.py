@@ -67,6 +67,11 @@ def is_within(cost: float, limit: float) -> bool:
     return cost <= limit
 
 
+def is_accuracy_kept(top1: float, original_top1: float, max_loss: float) -> bool:
+    """Whether a network loses no more accuracy than --max-loss allows, all in [0, 1] and on the same images."""
+    return top1 >= original_top1 - max_loss - 1e-9  # a difference of two shares is not exact
+
+
 def all_passed(passed: Iterable[bool | None], *, accuracy_kept: bool | None = None) -> bool | None:
     """Of all budgets, and of the accuracy that --max-loss asks for (None: nothing was asked).
 

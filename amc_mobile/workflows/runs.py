@@ -20,7 +20,7 @@ from amc_mobile.device.conditions import Conditions
 from amc_mobile.errors import AmcMobileError, CorruptFile, InvalidInput
 from amc_mobile.export.parity import Parity
 from amc_mobile.formats import FLOAT32, TFLITE
-from amc_mobile.latency.gate import Gate
+from amc_mobile.latency.gate import Gate, is_accuracy_kept
 from amc_mobile.latency.measurement import ModelMeasurement, PairMeasurement
 from amc_mobile.models.loading import load_checkpoint, save_checkpoint, weights_sha256, write_tensors
 from amc_mobile.models.training import EpochReport
@@ -460,9 +460,10 @@ class Run:
         search, tuned = self.search(), self.finetuned()
         if search.max_loss is None or search.accuracy_kept is None or tuned is None or not tuned.kept:
             return search.accuracy_kept
-        lowest = search.original_reward_top1 - search.max_loss - 1e-9
         best = [report.validation_top1 for report in tuned.epoch_reports if report.epoch == tuned.best_epoch]
-        return best[0] >= lowest if best and best[0] is not None else search.accuracy_kept
+        if not best or best[0] is None:
+            return search.accuracy_kept
+        return is_accuracy_kept(best[0], search.original_reward_top1, search.max_loss)
 
     def weights(self, stage: str) -> Path:
         return self.folder / f"{stage}.safetensors"

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from amc_mobile.channels.plan import LEAST_CHOICES, PruningPlan, WeightPlan
 from amc_mobile.data.split import DataSplit
 from amc_mobile.errors import AccuracyNotKept, AmcMobileError, CorruptFile, InvalidConfig, InvalidInput, MissingLatency
+from amc_mobile.latency.gate import is_accuracy_kept
 from amc_mobile.latency.model import LatencyModel
 from amc_mobile.latency.probe import LEAST_MULTIPLE, stored_steps
 from amc_mobile.models.loading import weights_sha256
@@ -48,14 +48,13 @@ from amc_mobile.workflows.budgets import (
 )
 from amc_mobile.workflows.devices import not_measured, recorded
 from amc_mobile.workflows.network import Network, default_grids, may_have_seen, require_trained
-from amc_mobile.workflows.plans import ChannelPlans, Plans, PlanScorer, Preparations, Statistics, WeightPlans
+from amc_mobile.workflows.plans import ChannelPlans, Finished, Plans, PlanScorer, Preparations, Statistics, WeightPlans
 from amc_mobile.workflows.profile import latency_model
 from amc_mobile.workflows.report import keep_details
 from amc_mobile.workflows.runs import (
     GridMultiple,
     LimitRecord,
     MultipleRecord,
-    RefitRecord,
     Run,
     SearchedBudget,
     SearchRecord,
@@ -415,10 +414,11 @@ def _set_up(
 def _searched(
     search: _Search, progress: Progress, memory_bytes: int | None, may_be_seen: bool, offline: bool
 ) -> SearchOutcome:
+    """Figure 1 of the paper for each episode; then the best plan becomes the final network."""
     episodes = _episodes(search, progress)
-    final = _final_network(search, episodes, memory_bytes, progress)
-    record = _record(search, episodes, final, may_be_seen=may_be_seen, offline=offline)
     widths, granularity = episodes.result.widths, search.config.granularity
+    final, refit_s = _final_network(search, widths, memory_bytes, progress)
+    record = _record(search, episodes, final, refit_s, may_be_seen=may_be_seen, offline=offline)
     keep_details(search.run, search.network, search.own.latency, widths, granularity=granularity)
     search.run.save(record)
     return SearchOutcome(search.run.name, record)
@@ -447,25 +447,23 @@ class _Episodes:
 
     result: SearchResult
     scorer: PlanScorer
-    guarantee: AccuracyGuarantee | None
     set_up_s: float
 
 
 def _episodes(search: _Search, progress: Progress) -> _Episodes:
-    """Figure 1 of the paper: the agent proposes, the budget clips, the plan is pruned and scored; group by group."""
+    """The agent proposes, the budget clips, the plan is pruned, scored and measured, the agent learns from it."""
     config, own, measure = search.config, search.own.budget, measured_together(search.parts)
     started = time.process_time()
     scorer = PlanScorer(
         search.network, search.data, search.plans, config.reward, images=config.scored_images, unit=config.unit,
         cost_of=own.cost_of,
     )  # fmt: skip
-    budget = search.budget
-    policy = policy_of(config, budget, search.plans, seed=search.seed)
+    policy = policy_of(config, search.budget, search.plans, seed=search.seed)
     set_up_s = search.plans.set_up_s + time.process_time() - started
     episodes = min(config.episodes, policy.episodes_per_round or config.episodes)
-    target, guarantee = HIGHEST_REWARD, None
+    target = HIGHEST_REWARD
     if config.max_loss is not None:
-        target = guarantee = AccuracyGuarantee(max(scorer.original_top1 - config.max_loss, 0.0))
+        target = AccuracyGuarantee(max(scorer.original_top1 - config.max_loss, 0.0))
     elif config.reward in HOLDING_COST:
         target = DrawnLimits(search.seed)
 
@@ -476,31 +474,23 @@ def _episodes(search: _Search, progress: Progress) -> _Episodes:
         progress("search", row.episode + 1, episodes, note)
 
     result = run_search(
-        policy, budget, scorer, episodes=episodes, log=search.log, on_episode=on_episode, measure=measure,
-        measure_every=config.measure_every if measure else 0, measured_reward=scorer.measured_reward,
-        target=target,
+        policy, search.budget, scorer, episodes=episodes, log=search.log, on_episode=on_episode, measure=measure,
+        measure_every=config.measure_every if measure else 0, measured_reward=scorer.measured_reward, target=target,
     )  # fmt: skip
-    return _Episodes(result, scorer, guarantee, set_up_s)
+    return _Episodes(result, scorer, set_up_s)
 
 
-@dataclass(frozen=True, eq=False)
-class _Final:
-    """The network that a search ends with. `cpu_s`: what refitting it took."""
-
-    module: nn.Module
-    refit: RefitRecord
-    cpu_s: float
-
-
-def _final_network(search: _Search, episodes: _Episodes, memory_bytes: int | None, progress: Progress) -> _Final:
-    """Refits the best plan and saves its weights.
+def _final_network(
+    search: _Search, widths: Widths, memory_bytes: int | None, progress: Progress
+) -> tuple[Finished, float]:
+    """Refits the best plan and saves its weights. The number: CPU seconds that it took.
 
     A finished search that was extended without a better plan keeps its weights, and what was made of them.
     """
-    run, plans, widths = search.run, search.plans, episodes.result.widths
+    run, plans = search.run, search.plans
     before = run.find(SearchRecord)
     if before is not None and before.plan == plans.plan(widths):
-        return _Final(run.load_pruned(search.network, "pruned"), before.refit, before.cpu_s["refit"])
+        return Finished(run.load_pruned(search.network, "pruned"), before.refit), before.cpu_s["refit"]
     progress("refit", 0, 1)
     started = time.process_time()
     finished = plans.finished(widths, search.data, seed=search.seed, memory_bytes=memory_bytes)
@@ -509,19 +499,22 @@ def _final_network(search: _Search, episodes: _Episodes, memory_bytes: int | Non
     run.remove(SearchRecord)  # never beside the weights of another plan
     run.save_weights("pruned", finished.network)
     run.save_masks(plans.masks(widths))
-    return _Final(finished.network, finished.refit, cpu_s)
+    return finished, cpu_s
 
 
-def _record(search: _Search, episodes: _Episodes, final: _Final, *, may_be_seen: bool, offline: bool) -> SearchRecord:
+def _record(
+    search: _Search, episodes: _Episodes, final: Finished, refit_s: float, *, may_be_seen: bool, offline: bool
+) -> SearchRecord:
     config, data, plans, network, latency = search.config, search.data, search.plans, search.network, search.own.latency
-    result, scorer, guarantee = episodes.result, episodes.scorer, episodes.guarantee
+    result, scorer, limit, sizes = episodes.result, episodes.scorer, search.limit, plans.sizes
     budgets = tuple(part.record(result.widths) for part in search.parts)
-    # What was promised is of the network that is kept, not of the one that the search scored.
-    refitted_top1 = None if guarantee is None else scorer.top1(final.module)
-    limit = search.limit
+    refitted_top1 = kept = None
+    if config.max_loss is not None:  # is of the network that is kept, not of the one that the search scored
+        refitted_top1 = scorer.top1(final.network)
+        kept = is_accuracy_kept(refitted_top1, scorer.original_top1, config.max_loss)
     stages = {
         "original": network.module, "one-shot": plans.build(result.widths),
-        "refitted": final.module,  # or what was kept instead of it
+        "refitted": final.network,  # or what was kept instead of it
     }  # fmt: skip
     return SearchRecord(
         budgets=budgets,
@@ -543,16 +536,16 @@ def _record(search: _Search, episodes: _Episodes, final: _Final, *, may_be_seen:
         plan=plans.plan(result.widths),
         granularity=config.granularity,
         macs=float(plans.macs(result.widths)),
-        original_macs=float(plans.macs(plans.sizes)),
+        original_macs=float(plans.macs(sizes)),
         parameters=float(plans.parameters(result.widths)),
-        original_parameters=float(plans.parameters(plans.sizes)),
-        cpu_s={"set_up": episodes.set_up_s, **search.log.seconds(), "refit": final.cpu_s},
+        original_parameters=float(plans.parameters(sizes)),
+        cpu_s={"set_up": episodes.set_up_s, **search.log.seconds(), "refit": refit_s},
         reward_top1=result.top1,
         original_reward_top1=scorer.original_top1,
         max_loss=config.max_loss,
         refitted_reward_top1=refitted_top1,
         reward_images_may_be_seen=may_be_seen,
-        accuracy_kept=None if guarantee is None else (refitted_top1 or 0.0) >= guarantee.top1,
+        accuracy_kept=kept,
         test_images=len(data.test),
         metric=network.task.metric,
         accuracy_on=data.accuracy_on,
