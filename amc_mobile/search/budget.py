@@ -124,7 +124,7 @@ class CostLimit:
             climbed = self._climb(index, group[open_groups[group] & (step >= index[group])])
             steps = climbed + np.eye(index.size, dtype=np.int64)  # one plan for each group raised once more
             fits = open_groups & (climbed < self._tops)
-            fits[fits] = self.cost(self._widths(steps[fits])) <= self.limit if fits.any() else False
+            fits[fits] = self.cost(self.widths_at(steps[fits])) <= self.limit if fits.any() else False
             if fits.any() and np.array_equal(climbed, index):
                 # Costs rounded differently in another batch: take a step that is known to fit, to move on.
                 climbed = steps[np.flatnonzero(fits)[0]]
@@ -135,7 +135,7 @@ class CostLimit:
         """`widths` rounded down to the grid, or when that is over the limit the plan scaled to it."""
         wanted = np.asarray(widths, dtype=np.float64)
         index = np.array([max(np.searchsorted(g, w, "right") - 1, 0) for g, w in zip(self.grids, wanted, strict=True)])
-        plan = self._widths(index)
+        plan = self.widths_at(index)
         return plan if self.allows(plan) else self.scale(wanted / self.full)
 
     def uniform(self) -> Widths:
@@ -150,9 +150,20 @@ class CostLimit:
         """The deep groups pruned most (a hand-made policy of the paper)."""
         return self.scale(np.linspace(1, SHALLOWEST_RATIO, len(self.grids)))
 
-    def _widths(self, index: Widths) -> Widths:
+    def widths_at(self, index: Widths) -> Widths:
+        """(..., G): the widths at these positions of the grids."""
         widths: Widths = self._padded[np.arange(self._tops.size), index]
         return widths
+
+    def index_of(self, widths: Widths) -> Widths:
+        """(..., G): the positions of widths in the grids."""
+        columns = [np.searchsorted(grid, widths[..., group]) for group, grid in enumerate(self.grids)]
+        return np.stack(columns, axis=-1).astype(np.int64)
+
+    @property
+    def tops(self) -> Widths:
+        """(G,): the positions of the last widths."""
+        return self._tops.copy()
 
     def _climb(self, index: Widths, groups: npt.NDArray[np.int64]) -> Widths:
         """From `index`, which fits, takes the steps (the group of each, in order) as far as the plan still fits."""
@@ -165,7 +176,7 @@ class CostLimit:
             cells = between * index.size + groups[fits_at : taken[-1]]
             counts = np.bincount(cells, minlength=taken.size * index.size).reshape(taken.size, index.size)
             candidates = found + np.cumsum(counts, axis=0)
-            fitting = np.flatnonzero(self.cost(self._widths(candidates)) <= self.limit)
+            fitting = np.flatnonzero(self.cost(self.widths_at(candidates)) <= self.limit)
             if not fitting.size:
                 over_at = int(taken[0])
                 continue
@@ -180,7 +191,7 @@ class CostLimit:
         Costed alone, a plan may differ from the same plan in a batch by the last bit.
         """
         index = index.copy()
-        while not self.allows(plan := self._widths(index)):
+        while not self.allows(plan := self.widths_at(index)):
             reached = np.where(index > 0, factors[np.arange(index.size), index - 1], -np.inf)
             if not np.isfinite(reached).any():
                 self.check()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ class EpisodeLog:
             self._write_header({"policy": dict(policy_document), "settings": settings, "pending": None})
             return
         self._refuse_others(settings, self._header["settings"].keys() | settings.keys())
-        # Mends a torn last line, and a header that was written before the first line of columns was.
+        # Repairs a torn last line, and a header that was written before the first line of columns was.
         write_text(self.path, ",".join(COLUMNS) + "\n" + "".join(_line(row) for row in self.rows))
 
     def check_identity(self) -> None:
@@ -175,16 +175,12 @@ def _read_rows(path: Path) -> list[EpisodeRow]:
         return []
     if tuple(lines[0].split(",")) != COLUMNS:
         raise CorruptFile(path, "the first line does not hold the columns of an episode log")
-    rows = []
-    reader = csv.reader(lines[1:])
-    while True:
-        try:
-            cells = next(reader, None)
-            if cells is None:
-                break
+    rows: list[EpisodeRow] = []
+    try:
+        for cells in csv.reader(lines[1:]):
             rows.append(_row(dict(zip(COLUMNS, cells, strict=True))))
-        except (ValueError, csv.Error) as error:
-            raise CorruptFile(path, f"line {len(rows) + 2}: {error}", next_step=ANOTHER) from error
+    except (ValueError, csv.Error) as error:
+        raise CorruptFile(path, f"line {len(rows) + 2}: {error}", next_step=ANOTHER) from error
     return rows
 
 
@@ -195,28 +191,14 @@ def _width(value: object) -> int:
     return width
 
 
+_READ: Mapping[str, Callable[[str], object]] = {  # by the type of a column
+    "int": int,
+    "str": str,
+    "float": float,
+    "float | None": lambda cell: float(cell) if cell else None,
+    "tuple[int, ...]": lambda cell: tuple(map(_width, cell.split())),
+}
+
+
 def _row(cells: Mapping[str, str]) -> EpisodeRow:
-    def number(name: str) -> float:
-        return float(cells[name])
-
-    def maybe(name: str) -> float | None:
-        return float(cells[name]) if cells[name] else None
-
-    return EpisodeRow(
-        episode=int(cells["episode"]),
-        policy=cells["policy"],
-        reward=number("reward"),
-        top1=maybe("top1"),
-        fidelity=maybe("fidelity"),
-        predicted_cost=number("predicted_cost"),
-        limit=number("limit"),
-        measured_ms=maybe("measured_ms"),
-        ci_high_ms=maybe("ci_high_ms"),
-        macs=maybe("macs"),
-        parameters=maybe("parameters"),
-        reconstruction_s=number("reconstruction_s"),
-        evaluation_s=number("evaluation_s"),
-        agent_s=number("agent_s"),
-        latency_s=number("latency_s"),
-        widths=tuple(map(_width, cells["widths"].split())),
-    )
+    return EpisodeRow(**{column.name: _READ[str(column.type)](cells[column.name]) for column in fields(EpisodeRow)})  # type: ignore[arg-type]

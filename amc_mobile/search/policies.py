@@ -20,7 +20,6 @@ from amc_mobile.search.policy import (
     Knowledge,
     Policy,
     SearchingPolicy,
-    best_additive_plan,
     moved,
 )
 
@@ -164,17 +163,11 @@ class UniformPolicy(FixedPolicy):
 
     name = "uniform"
 
-    def _propose(self, budget: CostLimit, rng: np.random.Generator) -> Widths:
-        return budget.uniform()
-
 
 class ShallowPolicy(FixedPolicy):
     """The shallow groups pruned most (a hand-made policy of the paper)."""
 
     name = "shallow"
-
-    def _propose(self, budget: CostLimit, rng: np.random.Generator) -> Widths:
-        return budget.shallow()
 
 
 class DeepPolicy(FixedPolicy):
@@ -182,19 +175,11 @@ class DeepPolicy(FixedPolicy):
 
     name = "deep"
 
-    def _propose(self, budget: CostLimit, rng: np.random.Generator) -> Widths:
-        return budget.deep()
-
 
 class DynamicProgrammingPolicy(FixedPolicy):
     """The smallest sum of relative reconstruction errors; no evaluation decides anything."""
 
     name = "dp"
-
-    def _propose(self, budget: CostLimit, rng: np.random.Generator) -> Widths:
-        if self.knowledge.errors is None:
-            raise InvalidConfig("the policy dp needs the groups' reconstruction errors")
-        return best_additive_plan(budget, self.knowledge.errors)
 
 
 class GivenPolicy(FixedPolicy):

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from amc_mobile.errors import InvalidInput
+from amc_mobile.errors import InvalidConfig, InvalidInput
 from amc_mobile.search.budget import CostLimit, Floats, Widths
 
 FEATURES = ("t", "n", "c", "h", "w", "stride", "k", "cost", "reduced", "rest", "previous_keep_ratio")
@@ -125,7 +125,7 @@ def best_additive_plan(budget: CostLimit, errors: Sequence[Floats]) -> Widths:
     tables = [np.asarray(row, dtype=np.float64) for row in errors]
     best: Index | None = None
     for start in (budget.uniform(), budget.shallow(), budget.deep()):
-        index = _index_of(budget, start)
+        index = budget.index_of(start)
         for _ in range(ROUNDS):
             found = _round(budget, tables, index)
             if best is None or _error(tables, found) < _error(tables, best):
@@ -134,23 +134,23 @@ def best_additive_plan(budget: CostLimit, errors: Sequence[Floats]) -> Widths:
                 break
             index = found
     assert best is not None
-    return _cheapest_widths(budget, _exchanged(budget, tables, best))
+    return budget.widths_at(_exchanged(budget, tables, best))
 
 
 def _round(budget: CostLimit, tables: Sequence[Floats], index: Index) -> Index:
     """The best plan when costs are additive around `index`, brought within the true budget."""
-    base = budget.cost_of(_cheapest_widths(budget, index))
+    base = budget.cost_of(budget.widths_at(index))
     changes = []
     for group, grid in enumerate(budget.grids):
-        plans = np.repeat(_cheapest_widths(budget, index)[None], grid.size, axis=0)
+        plans = np.repeat(budget.widths_at(index)[None], grid.size, axis=0)
         plans[:, group] = grid
         changes.append(budget.cost(plans) - base)
     chosen = _knapsack(changes, tables, budget.limit - base)
     if chosen is None:
         return index
-    wanted = _cheapest_widths(budget, chosen)
+    wanted = budget.widths_at(chosen)
     # Full width everywhere else must not be needed to scale: ratios of the plan found are kept.
-    return _index_of(budget, wanted if budget.allows(wanted) else budget.scale(wanted / budget.full))
+    return budget.index_of(wanted if budget.allows(wanted) else budget.scale(wanted / budget.full))
 
 
 def _knapsack(costs: Sequence[Floats], errors: Sequence[Floats], room: float) -> Index | None:
@@ -193,8 +193,7 @@ def _undominated(total: Floats, loss: Floats) -> Index:
 
 def _exchanged(budget: CostLimit, tables: Sequence[Floats], index: Index) -> Index:
     """Raises single groups, or raises one and lowers another, while the sum of errors falls within the budget."""
-    groups = len(tables)
-    tops = np.array([len(row) - 1 for row in tables])
+    groups, tops = len(tables), budget.tops
     for _ in range(MOST_EXCHANGES):
         steps = [np.eye(groups, dtype=np.int64)[g] for g in range(groups)]
         moves = np.array(steps + [a - b for i, a in enumerate(steps) for j, b in enumerate(steps) if i != j])
@@ -204,25 +203,13 @@ def _exchanged(budget: CostLimit, tables: Sequence[Floats], index: Index) -> Ind
         better = np.flatnonzero(gains > 1e-12)
         better = better[np.argsort(-gains[better], kind="stable")]
         for part in np.array_split(better, max(1, -(-len(better) // 64))):
-            fits = (
-                np.flatnonzero(budget.cost(_cheapest_widths(budget, tried[part])) <= budget.limit)
-                if len(part)
-                else part
-            )
-            if fits.size and budget.allows(_cheapest_widths(budget, tried[part[fits[0]]])):
+            fits = np.flatnonzero(budget.cost(budget.widths_at(tried[part])) <= budget.limit) if len(part) else part
+            if fits.size and budget.allows(budget.widths_at(tried[part[fits[0]]])):
                 index = tried[part[fits[0]]]
                 break
         else:
             return index
     return index
-
-
-def _cheapest_widths(budget: CostLimit, index: Index) -> Widths:
-    return np.stack([grid[index[..., g]] for g, grid in enumerate(budget.grids)], axis=-1)
-
-
-def _index_of(budget: CostLimit, widths: Widths) -> Index:
-    return np.array([np.searchsorted(grid, w) for grid, w in zip(budget.grids, widths, strict=True)], dtype=np.int64)
 
 
 def _errors(tables: Sequence[Floats], index: Index) -> Floats:
@@ -247,8 +234,7 @@ def moved(budget: CostLimit, parents: Widths, rng: np.random.Generator) -> Width
     """
     parents = np.asarray(parents, dtype=np.int64)
     count, groups = parents.shape
-    tops = np.array([grid.size - 1 for grid in budget.grids])
-    index = np.stack([np.searchsorted(grid, parents[:, g]) for g, grid in enumerate(budget.grids)], axis=1)
+    tops, index = budget.tops, budget.index_of(parents)
     open_groups = np.flatnonzero(tops)
     held = np.zeros((count, groups), dtype=np.int64)
     for row in range(count):
@@ -261,7 +247,7 @@ def moved(budget: CostLimit, parents: Widths, rng: np.random.Generator) -> Width
             index[row, group] = min(max(place, 0), tops[group])
             held[row, group] = 1
     index = _lowered(budget, index, held, rng)
-    return _widths(budget, _filled(budget, index, tops, rng))
+    return budget.widths_at(_filled(budget, index, tops, rng))
 
 
 def _drawn(groups: Widths, rng: np.random.Generator) -> Widths:
@@ -272,7 +258,7 @@ def _drawn(groups: Widths, rng: np.random.Generator) -> Widths:
 def _lowered(budget: CostLimit, index: Widths, held: Widths, rng: np.random.Generator) -> Widths:
     """Steps down, one random group at a time, until every plan fits; moved groups only when nothing else is left."""
     while True:
-        over = np.flatnonzero(budget.cost(_widths(budget, index)) > budget.limit)
+        over = np.flatnonzero(budget.cost(budget.widths_at(index)) > budget.limit)
         can = index[over] > 0
         over = over[can.any(axis=1)]
         if not over.size:
@@ -293,16 +279,12 @@ def _filled(budget: CostLimit, index: Widths, tops: Widths, rng: np.random.Gener
             while open_rows.size:
                 raised = index[open_rows].copy()
                 raised[np.arange(open_rows.size), group[open_rows]] += 1
-                fits = budget.cost(_widths(budget, raised)) <= budget.limit
+                fits = budget.cost(budget.widths_at(raised)) <= budget.limit
                 index[open_rows[fits]] = raised[fits]
                 open_rows = open_rows[fits]
                 open_rows = open_rows[index[open_rows, group[open_rows]] < tops[group[open_rows]]]
                 open_rows = open_rows[rng.random(open_rows.size) < probability]
     return index
-
-
-def _widths(budget: CostLimit, index: Widths) -> Widths:
-    return np.stack([grid[index[:, g]] for g, grid in enumerate(budget.grids)], axis=1)
 
 
 POLICIES = (
@@ -381,7 +363,10 @@ class Policy(ABC):
     def propose(self, budget: CostLimit) -> Widths:
         """The next plan, within the budget. Asking again before `observe` gives the same plan."""
         if self.episode < len(self.seeds):
-            return self._seed_plan(budget, self.episode)
+            source = self.seeds[self.episode]
+            if source == "given":
+                return budget.fit(self.knowledge.given[self.episode - len(self.seeds)])
+            return self._planned(budget, source)
         return self._propose(budget, np.random.default_rng([self.knowledge.seed, self.episode, 0]))
 
     def observe(self, widths: Widths, reward: float) -> None:
@@ -405,12 +390,11 @@ class Policy(ABC):
             )
         self.knowledge = self.knowledge.restored(document)
 
-    def _seed_plan(self, budget: CostLimit, number: int) -> Widths:
-        source = self.seeds[number]
-        if source == "given":
-            return budget.fit(self.knowledge.given[number - len(self.seeds)])
+    def _planned(self, budget: CostLimit, source: str) -> Widths:
+        """The plan of a seed that is worked out anew under the budget as it is."""
         if source == "dp":
-            assert self.knowledge.errors is not None
+            if self.knowledge.errors is None:
+                raise InvalidConfig("the policy dp needs the groups' reconstruction errors")
             return best_additive_plan(budget, self.knowledge.errors)
         return {"uniform": budget.uniform, "shallow": budget.shallow, "deep": budget.deep}[source]()
 
@@ -423,13 +407,16 @@ class Policy(ABC):
 
 
 class FixedPolicy(Policy):
-    """Proposes one plan, worked out anew under the budget as it is; the other seeds are left out."""
+    """Proposes the plan of one seed, worked out anew under the budget as it is; the other seeds are left out."""
 
     episodes_per_round = 1
 
     @property
     def seeds(self) -> tuple[str, ...]:
         return ()
+
+    def _propose(self, budget: CostLimit, rng: np.random.Generator) -> Widths:
+        return self._planned(budget, self.name)
 
 
 class SearchingPolicy(Policy):
