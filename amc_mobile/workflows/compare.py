@@ -397,7 +397,11 @@ def compare_policies(
     searches = wanted.searches()
     runs = []
     for position, (search, seed) in enumerate(searches):
-        name = compared_run(settings, search, seed)
+        place = place_part(settings.device, settings.runtime, settings.threads, search.unit)
+        # MACs and parameters are counted without a device in any case.
+        is_offline = settings.offline and search.unit == "ms"
+        parts = (Path(settings.model).stem, precision_part(settings.precision), place, "offline" if is_offline else "")
+        name = compared_run(parts, search, seed)
         progress("compare", position, len(searches), name)
         runs.append(_run(space, replace(settings, seed=seed), search, wanted, name, prepared, progress, untrained))
     progress("compare", len(searches), len(searches))
@@ -410,21 +414,17 @@ def compare_policies(
     return comparison
 
 
-def compared_run(settings: Settings, search: SearchConfig, seed: int) -> str:
-    """The run folder's name: everything that distinguishes two runs of one comparison, or of two."""
+def compared_run(parts: Sequence[str], search: SearchConfig, seed: int) -> str:
+    """The run folder's name: everything that distinguishes two runs of one comparison, or of two.
+
+    `parts`: of network and device.
+    """
     policy, _, file = search.policy.partition(":")
     granularity = "" if search.granularity == "channel" else search.granularity
-    place = place_part(settings.device, settings.runtime, settings.threads, search.unit)
-    offline = "offline" if _is_offline(settings, search) else ""
-    parts = ("compare", Path(settings.model).stem, precision_part(settings.precision), place, offline,
-             search.asked, granularity, policy, Path(file).stem, f"e{search.episodes}",
-             "" if search.reward == "fidelity" else search.reward, f"s{seed}")  # fmt: skip
-    return run_name(*parts)
-
-
-def _is_offline(settings: Settings, search: SearchConfig) -> bool:
-    """MACs and parameters are counted without a device in any case."""
-    return settings.offline and search.unit == "ms"
+    reward = "" if search.reward == "fidelity" else search.reward
+    return run_name(
+        "compare", *parts, search.asked, granularity, policy, Path(file).stem, f"e{search.episodes}", reward, f"s{seed}"
+    )
 
 
 def _run(
@@ -433,8 +433,9 @@ def _run(
 ) -> FinishedRun | FailedRun:  # fmt: skip
     folder = Run(space.runs / name)
     if folder.find(SearchRecord) is not None:
-        begun = recorded(space, settings)[1] if _is_offline(settings, search) else settings
-        _check_same(folder, begun, search, prepared.network(space, settings))
+        weights = weights_sha256(prepared.network(space, settings).module)
+        used = recorded(space, settings)[1] if settings.offline and search.unit == "ms" else settings
+        _check_same(name, folder.load(SettingsRecord), SettingsRecord(used, search, weights))
     else:
         try:
             search_plan(
@@ -451,20 +452,19 @@ def _run(
     return finished_run(folder)
 
 
-def _check_same(folder: Run, settings: Settings, search: SearchConfig, network: Network) -> None:
+def _check_same(run: str, before: SettingsRecord, now: SettingsRecord) -> None:
     """Raises InvalidInput, naming what differs, when a finished run is not the one that would be made now."""
-    begun = folder.load(SettingsRecord)
-    before = {**asdict(begun.settings), **asdict(begun.search)}
-    if begun.weights_sha256 != weights_sha256(network.module):
+    if before.weights_sha256 != now.weights_sha256:
         raise InvalidInput(
-            f"run {folder.name} was made with other weights of the original network",
+            f"run {run} was made with other weights of the original network",
             next_step="compare in another --workspace, or delete that run",
         )
-    free = {"workers", "waive"} if search.unit == "ms" else {"workers", "waive", "offline", "conditions"}
-    for key, value in {**asdict(settings), **asdict(search)}.items():
-        if key not in free and before[key] != value:
+    free = {"workers", "waive"} if now.search.unit == "ms" else {"workers", "waive", "offline", "conditions"}
+    old = {**asdict(before.settings), **asdict(before.search)}
+    for key, value in {**asdict(now.settings), **asdict(now.search)}.items():
+        if key not in free and old[key] != value:
             raise InvalidInput(
-                f"run {folder.name} was made with {key} {before[key]!r}, not {value!r}",
+                f"run {run} was made with {key} {old[key]!r}, not {value!r}",
                 next_step="compare in another workspace, or delete that run",
             )
 

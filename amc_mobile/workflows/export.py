@@ -123,6 +123,7 @@ def all_of(gate: Gate, further: tuple[FurtherGate, ...]) -> ExportGate:
 
 SHORTEST_S, LONGEST_S = 1.0, 3600.0  # of a sustained measurement
 LOWEST_FPS, HIGHEST_FPS = 1.0, 1000.0
+SUSTAINED_STAGE = "measure over time, s"
 
 
 def measurement_text(measurement: ModelMeasurement) -> str:
@@ -315,10 +316,11 @@ def measure_file(
         raise InvalidConfig(
             f"{settings.runtime} does not run {file.suffix} files", next_step=f"leave --runtime out, or use {runtime}"
         )
-    if sustained_s is not None:
-        return _measure_sustained(file, settings, runtime, sustained_s, cadence, progress)
-    progress("measure", 0, 1)
+    stage, total = ("measure", 1) if sustained_s is None else (SUSTAINED_STAGE, math.ceil(sustained_s))
+    progress(stage, 0, total)
     device = device_of(settings, runtime, progress)
+    if sustained_s is not None:
+        return _measure_sustained(file, device, sustained_s, cadence, progress)
     measurement = measure_model(device, file.read_bytes(), _protocol(cadence))
     progress("measure", 1, 1)
     return MeasureResult(str(file), measurement, device.most_neighbours(), cadence)
@@ -329,19 +331,17 @@ def _protocol(cadence: Cadence | None) -> ProtocolConfig:
 
 
 def _measure_sustained(
-    file: Path, settings: Settings, runtime: str, seconds: float, cadence: Cadence | None, progress: Progress
+    file: Path, device: Device, seconds: float, cadence: Cadence | None, progress: Progress
 ) -> SustainedResult:
-    stage, total = "measure over time, s", math.ceil(seconds)
-    progress(stage, 0, total)
-    device = device_of(settings, runtime, progress)
+    total = math.ceil(seconds)
     measured = protocol.measure_sustained(
         device,
         file.read_bytes(),
         seconds,
-        on_window=lambda done_s: progress(stage, min(int(done_s), total), total),
+        on_window=lambda done_s: progress(SUSTAINED_STAGE, min(int(done_s), total), total),
         config=_protocol(cadence),
     )
-    progress(stage, total, total)
+    progress(SUSTAINED_STAGE, total, total)
     return SustainedResult(str(file), measured, device.most_neighbours(), cadence)
 
 

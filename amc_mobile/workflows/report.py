@@ -200,7 +200,7 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
     predictions = replace(
         details.predictions,
         points=_points(details.predictions, pair, predicted_ms, scale),
-        drift=_drift(details, search, file, settings),
+        drift=_drift(details, search, file, settings.precision),
     )
     offline = pair is None and search.offline
     if pair:
@@ -321,10 +321,10 @@ def _command(name: str, flags: Mapping[str, object]) -> str:
     return shlex.join(words)
 
 
-def _drift(details: SearchDetails, search: SearchRecord, file: ExportedFile | None, settings: Settings) -> float | None:
+def _drift(details: SearchDetails, search: SearchRecord, file: ExportedFile | None, precision: str) -> float | None:
     """How many times as long as at the profile the original takes, as last seen; None where it was not measured."""
     first = search.budgets[0]
-    is_alike = file is not None and (file.precision, file.runtime) == (settings.precision, first.runtime)
+    is_alike = file is not None and (file.precision, file.runtime) == (precision, first.runtime)
     if is_alike and file and file.pair and details.profiled_p50_ms:
         return file.pair.before.p50_ms / details.profiled_p50_ms
     return first.drift_at_plan

@@ -69,44 +69,39 @@ def train_network(
     trains in this workspace.
     """
     with space.writing("train"):
-        return _trained(space, settings, epochs, learning_rate, batch_size, bf16=bf16, progress=progress)
-
-
-def _trained(
-    space: Workspace, settings: Settings, epochs: int, learning_rate: float | None, batch_size: int, *, bf16: bool,
-    progress: Progress,
-) -> TrainResult:  # fmt: skip
-    spec = settings.required("model")
-    settings.required("data")
-    checkpoint = resolved_checkpoint(space, spec, settings.checkpoint) if settings.checkpoint else None
-    loaded, data = load_model_and_data(settings, checkpoint)
-    assert data is not None  # the settings name one
-    if isinstance(loaded.task, OwnTask) and loaded.task.loss_of is None:
-        raise InvalidConfig("training with an accuracy function of your own needs a loss", next_step="pass --loss too")
-    exported(loaded.module, torch.zeros(loaded.input_shape))  # what cannot be pruned is not worth being trained
-    config = TrainConfig(
-        epochs=epochs, learning_rate=loaded.task.learning_rate if learning_rate is None else learning_rate,
-        batch_size=batch_size, bf16=bf16, seed=settings.seed,
-    )  # fmt: skip
-    parts = held_out(data)
-    del data  # its training set is in `parts`, too
-    state = space.folder / "train.safetensors"
-    size = " x ".join(map(str, loaded.input_shape[1:]))
-    steps = TrainingProgress(
-        progress, "train", loaded.task.metric, f"{len(parts.train)} images of {size}, {epochs} epochs"
-    )
-    train(
-        loaded.module, parts.train, config, task=loaded.task, resume=state, on_epoch=steps.on_epoch,
-        on_step=steps.on_step,
-    )  # fmt: skip
-    space.trained_record.unlink(missing_ok=True)  # never beside the weights of another training
-    save_checkpoint(loaded.module, space.trained_checkpoint)
-    record = {"held_out_sha256": parts.reward.fingerprint(), "started_from": settings.checkpoint}
-    write_json(space.trained_record, record, format_version=FORMAT_VERSION)
-    state.unlink(missing_ok=True)
-    space.remember(replace(settings, checkpoint=""))
-    top1, weights = evaluate(loaded.module, parts.test, task=loaded.task), str(space.trained_checkpoint)
-    return TrainResult(spec, top1, len(parts.test), epochs, weights, parts.accuracy_on, loaded.task.metric)
+        spec = settings.required("model")
+        settings.required("data")
+        checkpoint = resolved_checkpoint(space, spec, settings.checkpoint) if settings.checkpoint else None
+        loaded, data = load_model_and_data(settings, checkpoint)
+        assert data is not None  # the settings name one
+        if isinstance(loaded.task, OwnTask) and loaded.task.loss_of is None:
+            raise InvalidConfig(
+                "training with an accuracy function of your own needs a loss", next_step="pass --loss too"
+            )
+        exported(loaded.module, torch.zeros(loaded.input_shape))  # what cannot be pruned is not worth being trained
+        config = TrainConfig(
+            epochs=epochs, learning_rate=loaded.task.learning_rate if learning_rate is None else learning_rate,
+            batch_size=batch_size, bf16=bf16, seed=settings.seed,
+        )  # fmt: skip
+        parts = held_out(data)
+        del data  # its training set is in `parts`, too
+        state = space.folder / "train.safetensors"
+        size = " x ".join(map(str, loaded.input_shape[1:]))
+        steps = TrainingProgress(
+            progress, "train", loaded.task.metric, f"{len(parts.train)} images of {size}, {epochs} epochs"
+        )
+        train(
+            loaded.module, parts.train, config, task=loaded.task, resume=state, on_epoch=steps.on_epoch,
+            on_step=steps.on_step,
+        )  # fmt: skip
+        space.trained_record.unlink(missing_ok=True)  # never beside the weights of another training
+        save_checkpoint(loaded.module, space.trained_checkpoint)
+        record = {"held_out_sha256": parts.reward.fingerprint(), "started_from": settings.checkpoint}
+        write_json(space.trained_record, record, format_version=FORMAT_VERSION)
+        state.unlink(missing_ok=True)
+        space.remember(replace(settings, checkpoint=""))
+        top1, weights = evaluate(loaded.module, parts.test, task=loaded.task), str(space.trained_checkpoint)
+        return TrainResult(spec, top1, len(parts.test), epochs, weights, parts.accuracy_on, loaded.task.metric)
 
 
 DISTILL_WEIGHT = 0.7  # share of the loss that follows the original network
@@ -149,67 +144,57 @@ def finetune_run(
     """
     folder = Run(space.run_folder(run))
     with space.working_on(folder.name):
-        return _finetuned(
-            space, folder, epochs, learning_rate, batch_size, bf16=bf16, ema_decay=ema_decay, workers=workers,
-            progress=progress,
+        search, seed = folder.search_config(), folder.settings().seed
+        network = folder.original(workers=workers)
+        data = network.split(calibration=search.calibration_images, reward=search.reward_images, seed=seed)
+        if learning_rate is None:
+            learning_rate = network.task.learning_rate / SLOWER
+        model = folder.load_pruned(network, "pruned")
+        before, outputs = evaluate(model, data.test, task=network.task), logits(model, data.reward)
+        right = network.task.right(outputs, data.reward.labels)
+        held_out_before = network.task.accuracy(outputs, data.reward.labels)
+        # Mixed precision where a GPU does it: there it costs nothing and saves half the time.
+        mixed = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        config = TrainConfig(
+            epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, distill_weight=DISTILL_WEIGHT,
+            bf16=bf16 or mixed, ema_decay=ema_decay, seed=seed,
+            threads=os.cpu_count(),  # those of `settings` are for timing
         )  # fmt: skip
-
-
-def _finetuned(
-    space: Workspace, folder: Run, epochs: int, learning_rate: float | None, batch_size: int, *, bf16: bool,
-    ema_decay: float, workers: int | None, progress: Progress,
-) -> FinetuneResult:  # fmt: skip
-    search, seed = folder.search_config(), folder.settings().seed
-    network = folder.original(workers=workers)
-    data = network.split(calibration=search.calibration_images, reward=search.reward_images, seed=seed)
-    if learning_rate is None:
-        learning_rate = network.task.learning_rate / SLOWER
-    model = folder.load_pruned(network, "pruned")
-    before, outputs = evaluate(model, data.test, task=network.task), logits(model, data.reward)
-    right = network.task.right(outputs, data.reward.labels)
-    held_out_before = network.task.accuracy(outputs, data.reward.labels)
-    # Mixed precision where a GPU does it: there it costs nothing and saves half the time.
-    mixed = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    config = TrainConfig(
-        epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, distill_weight=DISTILL_WEIGHT,
-        bf16=bf16 or mixed, ema_decay=ema_decay, seed=seed,
-        threads=os.cpu_count(),  # those of `settings` are for timing
-    )  # fmt: skip
-    state = folder.folder / "finetune-state.safetensors"
-    place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    size = " x ".join(map(str, network.input_shape[1:]))
-    steps = TrainingProgress(
-        progress, "fine-tune", network.task.metric, f"{len(data.train)} images of {size}, {epochs} epochs"
-    )
-    reports = train(
-        model.to(place), data.train, config, task=network.task, teacher=network.module.to(place), resume=state,
-        validate=data.reward, keep_best=True, on_epoch=steps.on_epoch, on_step=steps.on_step,
-    )  # fmt: skip
-    model.to("cpu")
-    best = best_epoch(reports)
-    kept = not clearly_worse(right, network.task.right(logits(model, data.reward), data.reward.labels))
-    folder.save_weights("finetuned", model)
-    record = FinetuneRecord(
-        pruned_sha256=folder.stage_sha256("pruned"),
-        epochs=epochs,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        distill_weight=DISTILL_WEIGHT,
-        test_images=len(data.test),
-        test_top1_before=before,
-        test_top1=evaluate(model, data.test, task=network.task),
-        metric=network.task.metric,
-        accuracy_on=data.accuracy_on,
-        kept=kept,
-        ema_decay=ema_decay,
-        held_out_images=len(data.reward),
-        held_out_top1_before=held_out_before,
-        best_epoch=best.epoch if best else 0,
-        epoch_reports=tuple(reports),
-    )
-    folder.save(record)
-    state.unlink(missing_ok=True)
-    return FinetuneResult(folder.name, record)
+        state = folder.folder / "finetune-state.safetensors"
+        place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        size = " x ".join(map(str, network.input_shape[1:]))
+        steps = TrainingProgress(
+            progress, "fine-tune", network.task.metric, f"{len(data.train)} images of {size}, {epochs} epochs"
+        )
+        reports = train(
+            model.to(place), data.train, config, task=network.task, teacher=network.module.to(place), resume=state,
+            validate=data.reward, keep_best=True, on_epoch=steps.on_epoch, on_step=steps.on_step,
+        )  # fmt: skip
+        model.to("cpu")
+        best = best_epoch(reports)
+        kept = not clearly_worse(right, network.task.right(logits(model, data.reward), data.reward.labels))
+        folder.save_weights("finetuned", model)
+        record = FinetuneRecord(
+            pruned_sha256=folder.stage_sha256("pruned"),
+            epochs=epochs,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+            distill_weight=DISTILL_WEIGHT,
+            test_images=len(data.test),
+            test_top1_before=before,
+            test_top1=evaluate(model, data.test, task=network.task),
+            metric=network.task.metric,
+            accuracy_on=data.accuracy_on,
+            kept=kept,
+            ema_decay=ema_decay,
+            held_out_images=len(data.reward),
+            held_out_top1_before=held_out_before,
+            best_epoch=best.epoch if best else 0,
+            epoch_reports=tuple(reports),
+        )
+        folder.save(record)
+        state.unlink(missing_ok=True)
+        return FinetuneResult(folder.name, record)
 
 
 def clearly_worse(before: Tensor, after: Tensor) -> bool:
