@@ -44,7 +44,7 @@ SAID_BY: dict[str, tuple[str, ...] | dict[str, tuple[str, ...]]] = {
     "search/episode_log.py": SEARCHES,
     "search/loop.py": SEARCHES,
     "search/policy.py": SEARCHES,
-    "workflows/budgets.py": SEARCHES,
+    "workflows/budgets.py": {"run": ("search",), "*": SEARCHES},
     "workflows/compare.py": ("compare",),
     "workflows/devices.py": {
         "serial": (*MEASURES, "export"),

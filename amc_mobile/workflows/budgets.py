@@ -28,7 +28,17 @@ from amc_mobile.workflows.devices import chosen_runtime, device_of, recorded
 from amc_mobile.workflows.network import Network
 from amc_mobile.workflows.plans import Plans
 from amc_mobile.workflows.profile import latency_model
-from amc_mobile.workflows.runs import OVER, WITHIN, BudgetRecord, MeasuredPlan, MeasuredPlans, ReferenceRecord, Run
+from amc_mobile.workflows.runs import (
+    OVER,
+    WITHIN,
+    BudgetRecord,
+    LimitRecord,
+    MeasuredPlan,
+    MeasuredPlans,
+    ReferenceRecord,
+    Run,
+)
+from amc_mobile.workflows.search_config import SearchConfig
 from amc_mobile.workflows.workspace import Progress, Settings, Workspace, silent
 
 Widths = NDArray[np.int64]
@@ -129,6 +139,45 @@ class Part:
             drift=latency.drift if latency is not None else 1.0,
             drift_at_plan=measurer.drift_at(widths) if measurer is not None else None,
         )
+
+
+def limit_of(
+    run: Run, wanted: SearchConfig, place: str, plans: Plans, latency: LatencyModel | None, progress: Progress
+) -> LimitRecord:
+    """The run's own budget, fixed when the run starts.
+
+    Raises InvalidInput for a run that began at another `place`: device, runtime and threads, as in a run's name.
+    """
+    before = run.find(LimitRecord)
+    if before is not None and before.asked == wanted.asked:
+        if before.place != place:
+            there, here = (name or "this computer" for name in (before.place, place))
+            raise InvalidInput(
+                f"run {run.name} has its latency budget on {there}, not on {here}",
+                next_step="pass another name with --run, or that --device, --runtime and --threads",
+            )
+        return before
+    full = plans.sizes
+    reference_ms, drift = 0.0, 1.0
+    if latency is not None:
+        if wanted.latency_ms is not None:  # is held against the device of now, a ratio against both alike
+            drift = latency.measure_drift(progress)
+        reference_ms = reference_p50_ms(latency.with_drift(drift))
+        limit = wanted.latency_ms if wanted.latency_ms is not None else (wanted.latency_ratio or 1.0) * reference_ms
+    elif wanted.macs_ratio is not None:
+        limit = wanted.macs_ratio * float(plans.macs(full))
+    else:
+        limit = (wanted.params_ratio or 1.0) * float(plans.parameters(full))
+    fixed = LimitRecord(wanted.asked, place, limit, reference_ms, drift)
+    run.save(fixed)
+    return fixed
+
+
+def cost_of(unit: Unit, plans: Plans, latency: LatencyModel | None) -> Callable[[Widths], NDArray[np.float64]]:
+    """What plans cost, in `unit`; of a latency with its error band on top."""
+    if latency is not None:
+        return latency.safe_p50_ms
+    return plans.macs if unit == "macs" else plans.parameters
 
 
 def met_together(parts: Sequence[Part]) -> CostLimit:

@@ -26,7 +26,7 @@ from amc_mobile.models.loading import weights_sha256
 from amc_mobile.models.task import evaluate
 from amc_mobile.pruning.least_squares import Matrices
 from amc_mobile.report.tables import nothing_pruned
-from amc_mobile.search.budget import CostLimit, Unit, format_cost
+from amc_mobile.search.budget import CostLimit, format_cost
 from amc_mobile.search.episode_log import CHECK, EpisodeLog, EpisodeRow
 from amc_mobile.search.loop import HIGHEST_REWARD, AccuracyGuarantee, DrawnLimits, SearchResult, run_search
 from amc_mobile.search.policies import SPREAD_OVER_EPISODES, make_policy
@@ -35,15 +35,16 @@ from amc_mobile.search.reward import HOLDING_COST
 from amc_mobile.store import MAX_DOCUMENT_BYTES, from_document, parse_object, read_bytes, to_document
 from amc_mobile.workflows.budgets import (
     Part,
+    cost_of,
     drift_text,
     further_budget_text,
     further_counts,
     further_latency,
+    limit_of,
     measured_text,
     measured_together,
     met_together,
     on_device,
-    reference_p50_ms,
     require_usable,
 )
 from amc_mobile.workflows.devices import not_measured, recorded
@@ -108,45 +109,6 @@ def _unmeasured(multiple: int, latency: LatencyModel | None) -> str:
         "`amc-mobile table probe` first; it measures them.", multiple, LEAST_MULTIPLE,
     )  # fmt: skip
     return f"; other widths than multiples of {LEAST_MULTIPLE} were never measured"
-
-
-def limit_of(
-    run: Run, wanted: SearchConfig, place: str, plans: Plans, latency: LatencyModel | None, progress: Progress
-) -> LimitRecord:
-    """The run's own budget, fixed when the run starts.
-
-    Raises InvalidInput for a run that began at another `place`: device, runtime and threads, as in a run's name.
-    """
-    before = run.find(LimitRecord)
-    if before is not None and before.asked == wanted.asked:
-        if before.place != place:
-            there, here = (name or "this computer" for name in (before.place, place))
-            raise InvalidInput(
-                f"run {run.name} has its latency budget on {there}, not on {here}",
-                next_step="pass another name with --run, or that --device, --runtime and --threads",
-            )
-        return before
-    full = plans.sizes
-    reference_ms, drift = 0.0, 1.0
-    if latency is not None:
-        if wanted.latency_ms is not None:  # is held against the device of now, a ratio against both alike
-            drift = latency.measure_drift(progress)
-        reference_ms = reference_p50_ms(latency.with_drift(drift))
-        limit = wanted.latency_ms if wanted.latency_ms is not None else (wanted.latency_ratio or 1.0) * reference_ms
-    elif wanted.macs_ratio is not None:
-        limit = wanted.macs_ratio * float(plans.macs(full))
-    else:
-        limit = (wanted.params_ratio or 1.0) * float(plans.parameters(full))
-    fixed = LimitRecord(wanted.asked, place, limit, reference_ms, drift)
-    run.save(fixed)
-    return fixed
-
-
-def cost_of(unit: Unit, plans: Plans, latency: LatencyModel | None) -> Callable[[Widths], NDArray[np.float64]]:
-    """What plans cost, in `unit`; of a latency with its error band on top."""
-    if latency is not None:
-        return latency.safe_p50_ms
-    return plans.macs if unit == "macs" else plans.parameters
 
 
 def policy_of(wanted: SearchConfig, budget: CostLimit, plans: Plans, *, seed: int) -> Policy:
