@@ -212,8 +212,5 @@ def test_every_policy_stays_within_two_budgets_of_different_shape(name):
     first = toy.budget(7.0)
     deep = CostLimit(lambda widths: widths[:, -1] * 1.0, float(first.grids[-1][1]), first.grids, "parameters")
     both = joined([first, deep])
-    policy = toy.policy_for(both, name, episodes=8)
-    for _ in range(8):
-        plan = policy.propose(both)
-        assert first.allows(plan) and deep.allows(plan)
-        policy.observe(plan, toy.score(plan).reward)
+    plans = toy.play(toy.policy_for(both, name, episodes=8), 8, both)
+    assert all(first.allows(plan) and deep.allows(plan) for plan in plans)

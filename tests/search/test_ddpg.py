@@ -85,10 +85,8 @@ def test_noise_is_truncated_to_the_unit_interval_and_centred_on_the_mean():
 def test_the_executed_ratios_are_stored_not_the_proposed_ones(name):
     policy = toy.policy(name, episodes=30)
     assert isinstance(policy, DdpgProfile | DdpgSequential)
-    for _ in range(20):
-        widths = policy.propose(toy.budget())
-        policy.observe(widths, toy.score(widths).reward)
-        assert np.array_equal(policy.buffer.actions[-1], (widths / toy.FULL).astype(np.float32))
+    plans = toy.play(policy, 20)
+    assert np.array_equal(policy.buffer.actions, (np.array(plans) / toy.FULL).astype(np.float32))
 
 
 def test_agents_with_the_same_seed_start_equal_and_leave_the_global_generator_alone():

@@ -14,7 +14,7 @@ from amc_mobile.errors import BudgetNotMet, InvalidConfig, InvalidInput, Unreach
 from amc_mobile.search import loop
 from amc_mobile.search.budget import CostLimit
 from amc_mobile.search.episode_log import CHECK, EpisodeLog
-from amc_mobile.search.loop import SearchResult, run_search
+from amc_mobile.search.loop import AccuracyGuarantee, DrawnLimits, SearchResult, run_search
 from amc_mobile.search.policy import POLICIES
 from amc_mobile.search.reward import MeasuredCost, Outcome, reward_of
 from tests.search import toy
@@ -296,3 +296,96 @@ def test_a_better_plan_is_lost_only_by_a_measurement_over_the_budget_and_is_name
     assert better and all(plans[widths].ci_high_ms > 7.0 for widths in better)
     assert {row.widths for row in result.better_over} == better
     assert result.better_over[0].reward == max(row.reward for row in plans.values())
+
+
+# A guaranteed accuracy, and rewards that hold the cost
+
+FULL_COST = float(toy.cost(toy.FULL[None])[0])
+FLOOR = 0.97
+
+
+def with_cost(widths):
+    """A score whose reward holds the cost."""
+    outcome = toy.score(widths)
+    cost = float(toy.cost(widths[None])[0])
+    return dataclasses.replace(
+        outcome, reward=reward_of("error-log-latency", top1=outcome.top1, fidelity=None, cost=cost, unit="ms")
+    )
+
+
+def guaranteed(folder: Path, name: str, *, episodes: int = 200, limit: float = FULL_COST, floor: float = FLOOR):
+    return search(folder, name, episodes=episodes, limit=limit, score=with_cost, target=AccuracyGuarantee(floor))
+
+
+@pytest.mark.parametrize("name", ["critic", "evolution", "random", "ddpg"])
+def test_the_cheapest_plan_that_keeps_the_accuracy_is_the_result(tmp_path, name):
+    result = guaranteed(tmp_path, name)
+    keeping = [row for row in EpisodeLog(tmp_path / "episodes.csv").rows if row.top1 >= FLOOR]
+    assert result.top1 >= FLOOR
+    assert result.predicted_cost == min(row.predicted_cost for row in keeping) < 0.9 * FULL_COST
+
+
+def test_the_search_ends_when_nothing_cheaper_keeps_the_accuracy(tmp_path):
+    result = guaranteed(tmp_path, "evolution")
+    rows = EpisodeLog(tmp_path / "episodes.csv").rows
+    assert result.episodes < 200
+    assert len(rows) - 1 - max(row.episode for row in rows if row.widths == tuple(result.widths)) == 20
+
+
+def test_a_search_with_a_guarantee_that_goes_on_ends_the_same(tmp_path):
+    whole = guaranteed(tmp_path / "whole", "critic")
+    guaranteed(tmp_path / "parts", "critic", episodes=12)
+    continued = guaranteed(tmp_path / "parts", "critic")
+    assert (tuple(continued.widths), continued.episodes) == (tuple(whole.widths), whole.episodes)
+
+
+def test_without_a_plan_that_keeps_it_the_highest_reward_wins_and_no_patience_runs_out(tmp_path):
+    result = guaranteed(tmp_path, "random", episodes=45, limit=toy.cost(np.full((1, 6), 8))[0] + 1, floor=1.0)
+    assert result.episodes == 45
+    assert result.reward == max(row.reward for row in EpisodeLog(tmp_path / "episodes.csv").rows)
+
+
+def test_limits_fall_fast_after_a_success_and_near_the_cheapest_after_failures(tmp_path):
+    guaranteed(tmp_path, "random", episodes=40)
+    rows = EpisodeLog(tmp_path / "episodes.csv").rows
+    guarantee, budget = AccuracyGuarantee(FLOOR), toy.budget(FULL_COST)
+    assert guarantee.limit([], budget) == pytest.approx(0.7 * FULL_COST)
+    kept = next(i for i, row in enumerate(rows) if guarantee.keeps(row))
+    before, cost = rows[: kept + 1], rows[kept].predicted_cost
+    assert guarantee.limit(before, budget) == pytest.approx(0.7 * cost)
+    failing = [dataclasses.replace(rows[kept], top1=0.1)] * 15
+    assert guarantee.limit([*before, *failing], budget) > 0.98 * cost
+    assert not guarantee.is_reached([*before, *failing], budget)
+    assert guarantee.is_reached([*before, *failing, *failing], budget)
+
+
+def test_impossible_guarantees_are_refused():
+    for values in ({"top1": 1.2}, {"top1": 0.9, "patience": 0}):
+        with pytest.raises(InvalidConfig):
+            AccuracyGuarantee(**values)
+
+
+@pytest.mark.parametrize("name", ["critic", "evolution", "ddpg"])
+def test_a_reward_that_holds_the_cost_is_searched_below_the_budget(tmp_path, name):
+    def drawn(folder: Path, episodes: int):
+        budget = toy.budget(FULL_COST)
+        policy = toy.policy_for(budget, name, episodes=60)
+        log = EpisodeLog(folder / "episodes.csv")
+        return run_search(policy, budget, with_cost, episodes=episodes, log=log, target=DrawnLimits(seed=0))
+
+    result = drawn(tmp_path / "whole", 60)
+    rows = EpisodeLog(tmp_path / "whole/episodes.csv").rows
+    costs = [row.predicted_cost for row in rows]
+    assert sum(cost < 0.95 * FULL_COST for cost in costs) > 40
+    assert max(costs) - min(costs) > 0.3 * FULL_COST
+    assert result.reward == max(row.reward for row in rows)
+    drawn(tmp_path / "parts", 20)
+    assert tuple(drawn(tmp_path / "parts", 60).widths) == tuple(result.widths)
+
+
+def test_of_equal_rewards_the_cheaper_plan_is_the_result(tmp_path):
+    def perfect(widths):
+        return dataclasses.replace(with_cost(widths), reward=0.0, top1=1.0)
+
+    result = search(tmp_path, "random", episodes=30, limit=FULL_COST, score=perfect, target=DrawnLimits(seed=0))
+    assert result.predicted_cost == min(row.predicted_cost for row in EpisodeLog(tmp_path / "episodes.csv").rows)

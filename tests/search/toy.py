@@ -45,6 +45,9 @@ def budget(limit: float = 7.0, cost=cost) -> CostLimit:
     return CostLimit(cost, limit, GRIDS, "ms")
 
 
+TOY = budget()
+
+
 def policy(name: str, *, episodes: int, seed: int = 0, limit: float = 7.0) -> Policy:
     return policy_for(budget(limit), name, episodes=episodes, seed=seed)
 
@@ -52,6 +55,15 @@ def policy(name: str, *, episodes: int, seed: int = 0, limit: float = 7.0) -> Po
 def policy_for(budget: CostLimit, name: str, *, episodes: int, seed: int = 0) -> Policy:
     given = [FULL // 2] if name == "from-file" else []
     return make_policy(name, facts(), budget, seed=seed, episodes=episodes, errors=ERRORS, given=given)
+
+
+def play(policy: Policy, episodes: int, budget: CostLimit | None = None) -> list[Widths]:
+    """The plans of some episodes, each scored and observed."""
+    plans = []
+    for _ in range(episodes):
+        plans.append(policy.propose(budget if budget is not None else TOY))
+        policy.observe(plans[-1], score(plans[-1]).reward)
+    return plans
 
 
 class Phone:
