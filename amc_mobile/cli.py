@@ -75,7 +75,14 @@ from amc_mobile.cli_options import (
     show_json_error,
     training_option,
 )
-from amc_mobile.errors import AmcMobileError, BudgetNotMet, BudgetNotVerified, InvalidConfig, SystemRefused
+from amc_mobile.errors import (
+    AmcMobileError,
+    BudgetNotMet,
+    BudgetNotVerified,
+    InvalidConfig,
+    SystemRefused,
+    ToleranceExceeded,
+)
 from amc_mobile.formats import ONNX, TFLITE
 from amc_mobile.latency.database_url import ask_with
 from amc_mobile.workflows.workspace import Settings, Workspace, check_settings
@@ -476,17 +483,41 @@ def status(workspace: WorkspaceFlag = DEFAULT_WORKSPACE, as_json: JsonFlag = Fal
 
 def report(
     run: RunFlag = None,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            "--compare",
+            metavar="A B",
+            help="Write nothing; say how run B differs from run A. Names of runs, or paths of a report.json.",
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            help="With --compare: exit 3 where B is slower by more than this share or loses as much accuracy."
+        ),
+    ] = 0.05,
+    force: Annotated[
+        bool, typer.Option("--force", help="With --compare: in spite of unlike devices, runtimes or test images.")
+    ] = False,
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
     as_json: JsonFlag = False,
 ) -> None:
     """Write report.html, .json and .md of a run with its layers and samples, and print it.
 
     Example: amc-mobile report
-    """
-    from amc_mobile.workflows.report import report_run
 
-    result = report_run(Workspace(workspace), run=run)
-    show(result.text(), result.document(), as_json=as_json)
+    In a pull request: amc-mobile report --compare main/report.json my-run --tolerance 0.03
+    """
+    from amc_mobile.workflows.report import compare_reports, report_run
+
+    if compare is None:
+        result = report_run(Workspace(workspace), run=run)
+        show(result.text(), result.document(), as_json=as_json)
+        return
+    compared = compare_reports(Workspace(workspace), *compare, tolerance=tolerance, force=force)
+    show(compared.text(), compared.document(), as_json=as_json)
+    compared.raise_if_worse()
 
 
 @expand_groups
@@ -658,7 +689,7 @@ def main() -> None:
             raise
         error = SystemRefused(raised) if isinstance(raised, OSError) else raised
         # Whether a budget was met is told after the command's own document.
-        if "--json" in sys.argv and not isinstance(error, BudgetNotMet | BudgetNotVerified):
+        if "--json" in sys.argv and not isinstance(error, BudgetNotMet | BudgetNotVerified | ToleranceExceeded):
             show_json_error(type(error).__name__, error.message, error.next_step, error.exit_code)
         show_error(error.message, error.next_step)
         raise SystemExit(error.exit_code) from None

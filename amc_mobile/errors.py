@@ -170,6 +170,12 @@ class AccuracyNotKept(AmcMobileError):
     exit_code = 3
 
 
+class ToleranceExceeded(AmcMobileError):
+    """A run is worse than the one that it was compared with, by more than was allowed."""
+
+    exit_code = 3
+
+
 class BudgetNotVerified(AmcMobileError):
     """Whether the result meets the budget was not measured."""
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 from amc_mobile import __version__
 from amc_mobile.data.split import SplitRecord
 from amc_mobile.device.phone_state import WIDE_BAND
+from amc_mobile.errors import InvalidConfig, InvalidInput, ToleranceExceeded
 from amc_mobile.formats import BY_RUNTIME, FLOAT16, FLOAT32, INT8
 from amc_mobile.kernels.kernel import Kernel
 from amc_mobile.latency.calibration import USABLE_BAND
 from amc_mobile.latency.gate import OPEN, Gate
-from amc_mobile.latency.measurement import ModelMeasurement, PairMeasurement
+from amc_mobile.latency.measurement import FEW_PASSES, RESAMPLES, ModelMeasurement, PairMeasurement, interval
 from amc_mobile.latency.model import LatencyModel
 from amc_mobile.latency.probe import KernelType, stored_steps
+from amc_mobile.report.content import FORMAT_VERSION as REPORT_VERSION
 from amc_mobile.report.content import (
     Accuracy,
     AskedBudget,
@@ -43,7 +45,20 @@ from amc_mobile.report.content import (
     Stage,
 )
 from amc_mobile.report.pages import render_text, report_document, write_report
+from amc_mobile.report.tables import (
+    NOTHING,
+    accuracy,
+    count,
+    number,
+    p50_with_interval,
+    percent,
+    points,
+    printable,
+    render_rows,
+)
+from amc_mobile.report.tables import change as relative
 from amc_mobile.search.episode_log import EpisodeLog
+from amc_mobile.store import from_document, read_json
 from amc_mobile.workflows.network import Network
 from amc_mobile.workflows.runs import (
     BudgetRecord,
@@ -56,7 +71,11 @@ from amc_mobile.workflows.runs import (
 )
 from amc_mobile.workflows.workspace import Settings, Workspace
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 FILES: tuple[Literal["original", "pruned"], ...] = ("original", "pruned")
+ORIGINAL_WEIGHTS, TEST_IMAGES = "weights of the original", "test images"
 
 
 def keep_details(
@@ -171,11 +190,14 @@ class ReportResult:
 
 
 def report_run(space: Workspace, *, run: str | None) -> ReportResult:
-    """Writes the files of a report into the run's folder. Steps that have not run are left out.
-
-    Reads the run's records alone: network, images, latency table and device may be gone.
-    """
+    """Writes the files of a report into the run's folder. Steps that have not run are left out."""
     folder = Run(space.run_folder(run))
+    report = _report(folder)
+    return ReportResult(report, write_report(report, folder.folder))
+
+
+def _report(folder: Run) -> Report:
+    """Reads the run's records alone: network, images, latency table and device may be gone."""
     settings, search, details, split = (
         folder.settings(), folder.search(), folder.load(SearchDetails), folder.load(SplitRecord)
     )  # fmt: skip
@@ -207,7 +229,7 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
         conditions = pair.after.conditions.to_document()
     else:
         conditions = search.conditions.to_document() if offline and search.conditions else {}
-    report = Report(
+    return Report(
         model=_described(replace(settings, precision=exported or settings.precision)),
         run=folder.name,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -248,11 +270,10 @@ def report_run(space: Workspace, *, run: str | None) -> ReportResult:
         passes=_passes(pair),
         commands=_commands(folder, settings, written),
         hashes={
-            "weights of the original": folder.load(SettingsRecord).weights_sha256,
-            "training images": split.train_sha256, "test images": split.test_sha256,
+            ORIGINAL_WEIGHTS: folder.load(SettingsRecord).weights_sha256,
+            "training images": split.train_sha256, TEST_IMAGES: split.test_sha256,
         },
     )  # fmt: skip
-    return ReportResult(report, write_report(report, folder.folder))
 
 
 def _points(
@@ -431,3 +452,187 @@ def _files(export: ExportRecord | None, *, outdated: bool) -> tuple[FileRow, ...
         )
         for file in (export.files if export else ())
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Change:
+    """Of one run against another with its 95 % interval: relative for a latency, a share of images for accuracies."""
+
+    value: float
+    ci_low: float
+    ci_high: float
+
+    def exceeds(self, tolerance: float) -> bool:
+        """Whether it is above `tolerance`, and above 0 beyond chance."""
+        return self.value > tolerance and self.ci_low > 0
+
+
+@dataclass(frozen=True)
+class ReportComparison:
+    """How a run differs from an earlier one. `unlike`: what makes their numbers hard to compare."""
+
+    before: Report
+    after: Report
+    tolerance: float
+    latency: Change
+    is_paired: bool  # each against the same original, in the same rounds: what the device did meanwhile cancels out
+    accuracy_loss: Change | None
+    unlike: tuple[str, ...]
+
+    @property
+    def worse(self) -> tuple[str, ...]:
+        """What is worse by more than the tolerance."""
+        worse = [f"slower by {percent(self.latency.value)}"] if self.latency.exceeds(self.tolerance) else []
+        if self.accuracy_loss is not None and self.accuracy_loss.exceeds(self.tolerance):
+            worse.append(f"{100 * self.accuracy_loss.value:.1f} points of {self.after.metric} lost")
+        return tuple(worse)
+
+    def raise_if_worse(self) -> None:
+        """Raises ToleranceExceeded (exit 3)."""
+        if self.worse:
+            raise ToleranceExceeded(
+                f"{' and '.join(self.worse)}, more than --tolerance {self.tolerance:g}",
+                next_step="look at the layers that changed, measure again on a quiet device, or raise --tolerance",
+            )
+
+    def layers(self) -> pd.DataFrame:
+        """Kernels of both pruned networks by layer: ms, channels and the difference, the largest first."""
+        import pandas as pd
+
+        frames = []
+        for report in (self.before, self.after):
+            rows = [(row.name, row.channels_after, row.ms_after) for row in report.layers]
+            frame = pd.DataFrame(rows, columns=["layer", "channels", "ms"])
+            frames.append(frame.set_index(["layer", frame.groupby("layer").cumcount()]))  # some have several kernels
+        both = frames[0].join(frames[1], how="outer", lsuffix="_before", rsuffix="_after", sort=False).droplevel(1)
+        both["difference_ms"] = both["ms_after"] - both["ms_before"]
+        return both.sort_values("difference_ms", key=abs, ascending=False, kind="stable", na_position="last")
+
+    def document(self) -> dict[str, Any]:
+        layers = self.layers().reset_index().astype(object)
+        return {
+            "before": self.before.run, "after": self.after.run, "tolerance": self.tolerance,
+            "verdict": self.status, "worse": list(self.worse), "unlike": list(self.unlike), "is_paired": self.is_paired,
+            "p50_change": asdict(self.latency),
+            "accuracy_loss": asdict(self.accuracy_loss) if self.accuracy_loss is not None else None,
+            "layers": layers.where(layers.notna(), None).to_dict("records"),
+        }  # fmt: skip
+
+    @property
+    def status(self) -> Literal["WORSE", "BETTER", "WITHIN TOLERANCE"]:
+        if self.worse:
+            return "WORSE"
+        return "BETTER" if self.latency.ci_high < 0 else "WITHIN TOLERANCE"
+
+    def text(self) -> str:
+        change = self.latency
+        how = "each against the original in its own rounds" if self.is_paired else "not paired: the originals differ"
+        lines = [
+            f"{self.status}  {self.after.run} against {self.before.run}: p50 {100 * change.value:+.1f} % (95 % CI "
+            f"{100 * change.ci_low:+.1f} to {100 * change.ci_high:+.1f}; {how}), tolerated {percent(self.tolerance)}",
+            *(f"Unlike: {what}" for what in self.unlike),
+            "", render_rows(("", "before", "after", "change"), self._rows()),
+        ]  # fmt: skip
+        changed = self.layers().query("difference_ms != 0").dropna().head(MOST_CHANGED_LAYERS)
+        if len(changed):
+            rows = [
+                (str(name), f"{row.channels_before:.0f} -> {row.channels_after:.0f}", number(row.ms_before),
+                 number(row.ms_after), f"{row.difference_ms:+.4f}")
+                for name, row in changed.iterrows()
+            ]  # fmt: skip
+            headers = ("layer", "channels", "ms before", "ms after", "difference")
+            lines += ["", "Layers that changed most, in the latency table", render_rows(headers, rows)]
+        return "\n".join(printable(line) if line and "\n" not in line else line for line in lines)
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        columns = [report.pruned or ModelColumn() for report in (self.before, self.after)]
+        latencies = [column.latency for column in columns]
+        accuracies = [column.accuracy for column in columns]
+        p50s = [latency.p50_ms if latency else None for latency in latencies]
+        speedups = [f"{r.speedup.value:.2f}x" if r.speedup else NOTHING for r in (self.before, self.after)]
+        return [
+            ("latency p50", *map(p50_with_interval, latencies), relative(*p50s)),
+            ("speed-up", *speedups, NOTHING),
+            *(
+                (name, *map(count, values), relative(*values))
+                for name in ("macs", "parameters")
+                for values in [[getattr(column, name) for column in columns]]
+            ),
+            (self.after.metric, *map(accuracy, accuracies), points(*accuracies)),
+        ]  # fmt: skip
+
+
+MOST_CHANGED_LAYERS = 10
+
+
+def compare_reports(
+    space: Workspace, before: str, after: str, *, tolerance: float = 0.05, force: bool = False
+) -> ReportComparison:
+    """How run `after` differs from `before`: names of runs of the workspace, or paths of a report.json.
+
+    Raises InvalidInput where one has no measured file, and where they were measured under unlike conditions or on other
+    test images; `force`: such are compared all the same, and named.
+    """
+    if not 0 <= tolerance < 1:
+        raise InvalidConfig(f"--tolerance {tolerance:g} is no share", next_step="for 5 %: --tolerance 0.05")
+    reports = [_report_of(space, name) for name in (before, after)]
+    for report in reports:
+        if not report.passes:
+            raise InvalidInput(
+                f"run {report.run} has no measured file, or its report is of an older version",
+                next_step="run `amc-mobile export` and `amc-mobile report` first",
+            )
+    unlike = _unlike(*reports)
+    if unlike and not force:
+        raise InvalidInput(
+            f"runs {reports[0].run} and {reports[1].run} cannot be compared: {'; '.join(unlike)}",
+            next_step="measure both on one device; or pass --force to compare them all the same",
+        )
+    weights = [report.hashes.get(ORIGINAL_WEIGHTS) for report in reports]
+    is_paired = weights[0] is not None and weights[0] == weights[1]
+    old, new = (report.pruned.accuracy if report.pruned else None for report in reports)
+    loss = None
+    if old is not None and new is not None:
+        low, high = new.change_from(old) or (new.top1 - old.top1,) * 2
+        loss = Change(old.top1 - new.top1, -high, -low)
+    latency = _relative_change(*(_round_values(report, is_paired=is_paired) for report in reports))
+    return ReportComparison(reports[0], reports[1], tolerance, latency, is_paired, loss, unlike)
+
+
+def _report_of(space: Workspace, name: str) -> Report:
+    path = Path(name)
+    if path.suffix != ".json":
+        return _report(Run(space.run_folder(name)))
+    document = read_json(path, format_version=REPORT_VERSION)
+    return from_document(
+        Report, {k: v for k, v in document.items() if k not in ("format_version", "verdict")}, name,
+        next_step="make it again: `amc-mobile report`",
+    )  # fmt: skip
+
+
+def _unlike(before: Report, after: Report) -> tuple[str, ...]:
+    names = dict.fromkeys([*before.conditions, *after.conditions])
+    conditions: list[tuple[str, object, object]] = [
+        (name, before.conditions.get(name), after.conditions.get(name)) for name in names
+    ]
+    conditions.append((TEST_IMAGES, before.hashes.get(TEST_IMAGES), after.hashes.get(TEST_IMAGES)))
+    conditions.append(("accuracy", before.metric, after.metric))
+    return tuple(
+        f"{name.replace('_', ' ')} {str(old)[:60]} and {str(new)[:60]}" for name, old, new in conditions if old != new
+    )
+
+
+def _round_values(report: Report, *, is_paired: bool) -> NDArray[np.float64]:
+    """One value a round, of those on a device left alone where there are enough: ms, or the share of the original's."""
+    rounds = list(zip(report.passes[::2], report.passes[1::2], strict=True))
+    quiet = [pair for pair in rounds if not (pair[0].is_busy or pair[1].is_busy)]
+    counted = quiet if len(quiet) >= FEW_PASSES else rounds
+    medians = np.array([[np.median(one.samples_ms) for one in pair] for pair in counted])
+    return medians[:, 1] / medians[:, 0] if is_paired else medians[:, 1]
+
+
+def _relative_change(before: NDArray[np.float64], after: NDArray[np.float64]) -> Change:
+    """Of the medians over the rounds; its interval by resampling the rounds of each run."""
+    rng = np.random.default_rng(0)
+    old, new = (np.median(rng.choice(values, (RESAMPLES, len(values))), axis=1) for values in (before, after))
+    return Change(float(np.median(after) / np.median(before)) - 1, *interval(new / old - 1))

@@ -72,6 +72,23 @@ def test_a_report_says_how_to_make_the_run_again_and_keeps_every_run(amc: Amc) -
     assert {node for layer in document["layers"] for node in layer["nodes"]}
 
 
+def test_two_runs_are_compared_and_exit_3_says_that_the_later_is_worse(amc: Amc, bench: Bench) -> None:
+    done(amc, *SEARCH)
+    done(amc, "export", "--onnx", "--quiet")
+    done(amc, "report")
+    kept = Path("kept.json")
+    kept.write_bytes((RUN / "report.json").read_bytes())
+    document = json.loads(done(amc, "report", "--compare", "one", str(kept), "--json"))
+    assert (document["verdict"], document["p50_change"]["value"]) == ("WITHIN TOLERANCE", pytest.approx(0.0))
+    slower = json.loads(kept.read_text())
+    for row in slower["passes"]:
+        row["samples_ms"] = [ms * (1.5 if row["file"] == "pruned" else 1.0) for ms in row["samples_ms"]]
+    kept.write_text(json.dumps(slower))
+    code, out, err = amc("report", "--compare", "one", str(kept))
+    assert code == 3 and out.startswith("WORSE") and "slower by 50.0 %" in err
+    assert amc("report", "--compare", "one", str(kept), "--tolerance", "0.6")[0] == 0
+
+
 def test_a_share_of_an_original_that_became_slower_is_shown_with_both_its_values(amc: Amc, bench: Bench) -> None:
     done(amc, *SEARCH)
     searched = json.loads((RUN / "search.json").read_text())["budget"]["limit"]
