@@ -179,3 +179,13 @@ def test_the_interval_covers_the_true_median_as_often_as_it_says() -> None:
         low, high = p50_interval_ms([list(rng.normal(10 + shift, 0.2, 20)) for shift in shifts])
         covered += low <= 10 <= high
     assert covered >= 49  # 82 %: ten passes are few, a bootstrap of them is a little narrow
+
+
+@pytest.mark.parametrize(("quiet", "p50_ms"), [(2, 2.0), (3, 1.0)])
+def test_the_p50_is_of_a_device_left_alone_once_there_is_enough_of_that(quiet: int, p50_ms: float) -> None:
+    passes = (Pass((2.0,) * 20, busy=True),) * 5 + (Pass((1.0,) * 20),) * quiet
+    measured = ModelMeasurement(passes, CONDITIONS, 4)
+    assert measured.p50_ms == p50_ms
+    assert measured.ci_high_ms == pytest.approx(p50_ms)
+    assert math.isclose(measured.low_ms, 1.0)
+    assert not measured.is_busy

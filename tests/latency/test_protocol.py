@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from latency_toys import CONDITIONS, ToyDevice, conv, request
@@ -21,6 +22,9 @@ from amc_mobile.latency.protocol import (
     READINGS,
     Anchor,
     ProtocolConfig,
+    StoredStretches,
+    StretchPlan,
+    best_anchor,
     measure_kernels,
     measure_model,
     measure_models,
@@ -487,3 +491,264 @@ def test_a_sustained_measurement_may_keep_a_cadence(device: ToyDevice) -> None:
 def test_a_sustained_measurement_under_load_is_flagged(device: ToyDevice) -> None:
     device.load_at = lambda opens: Neighbours(1.0, "compiler")
     assert measure_sustained(device, b"a", 1.0).to_document()["flags"] == [BUSY]
+
+
+# Under load of other programs: what is measured then is flagged, and made again later
+
+BUSY_NOW, QUIET_NOW = Neighbours(1.0), Neighbours(0.05)
+BUSY_CONFIG = ProtocolConfig(anchor_every=4, model_passes=3, pair_rounds=2)
+
+
+def busy_at(opens: int) -> Neighbours:
+    return BUSY_NOW
+
+
+@pytest.fixture
+def busy_device(device: ToyDevice) -> ToyDevice:
+    device.load_at = busy_at
+    return device
+
+
+def opened(device: ToyDevice) -> Counter[str]:
+    return Counter(name for name in device.opened if name != "anchor")
+
+
+def test_a_neighbour_that_slows_all_alike_is_flagged_and_nothing_is_thrown_away_for_it(busy_device: ToyDevice) -> None:
+    busy_device.slowdown = lambda opens: 1.07
+    found = measure_kernels(busy_device, kernel_requests("abcd"), anchor=request("anchor"), config=BUSY_CONFIG)
+    assert {kernel.flags for kernel in found.values()} == {(BUSY,)}
+    assert set(opened(busy_device).values()) == {3 * 3}  # more than on a device left alone
+    assert busy_device.held == ["taken", "given back"]
+
+
+def test_single_models_and_pairs_are_flagged_too(busy_device: ToyDevice) -> None:
+    assert BUSY in measure_model(busy_device, b"a", BUSY_CONFIG).flags
+    pair = measure_pair(busy_device, b"b", b"a", BUSY_CONFIG)
+    assert (BUSY in pair.before.flags, BUSY in pair.after.flags) == (True, True)
+    busy_device.load_at = lambda opens: QUIET_NOW
+    assert BUSY not in measure_model(busy_device, b"a", BUSY_CONFIG).flags
+
+
+def test_a_device_left_alone_later_is_measured_anew_once(busy_device: ToyDevice, tmp_path: Path) -> None:
+    busy_device.slowdown = lambda opens: 1.07
+    with LatencyTable(tmp_path / "t.sqlite") as table:
+
+        def measure() -> dict[str, int]:
+            busy_device.opened.clear()
+            found = measure_kernels(
+                busy_device, kernel_requests("abcd"), table=table, anchor=request("anchor"), config=BUSY_CONFIG
+            )
+            assert min(kernel.low_ms for kernel in found.values()) == pytest.approx(0.1 * busy_device.slowdown(0))
+            return dict(opened(busy_device))
+
+        assert measure() == dict.fromkeys("abcd", 9)
+        assert measure() == {}  # still busy: as good as it gets
+        busy_device.load_at = lambda opens: None
+        assert measure() == {}  # unknown
+        busy_device.load_at, busy_device.slowdown = lambda opens: QUIET_NOW, lambda opens: 1.0
+        assert measure() == dict.fromkeys("abcd", 3)
+        assert {kernel.flags for kernel in table.kernels(CONDITIONS).values()} == {()}
+        busy_device.load_at = busy_at
+        assert measure() == {}
+
+
+def test_passes_are_made_again_as_soon_as_the_neighbour_has_gone(busy_device: ToyDevice) -> None:
+    busy_device.load_at = lambda opens: BUSY_NOW if opens <= READINGS + 8 else QUIET_NOW
+    done: list[int] = []
+    found = measure_kernels(
+        busy_device, kernel_requests("abcd"), anchor=request("anchor"), config=BUSY_CONFIG,
+        on_result=lambda number, total, key: done.append(number),
+    )  # fmt: skip
+    assert {kernel.flags for kernel in found.values()} == {()}
+    assert {sum(not one.busy for one in kernel.passes) for kernel in found.values()} == {3}
+    assert done[-4:] == [1, 2, 3, 4]
+
+
+def test_a_neighbour_that_comes_and_goes_does_not_take_for_ever(busy_device: ToyDevice) -> None:
+    looks = [0]
+
+    def flicker(opens: int) -> Neighbours:
+        # Every stretch is flagged, and when a round is over nobody is there.
+        looks[0] += 1
+        return BUSY_NOW if busy_device.opened and busy_device.opened[-1] == "anchor" and looks[0] % 4 else QUIET_NOW
+
+    busy_device.load_at = flicker
+    config = ProtocolConfig(anchor_every=4, anchor_total_repeats=2)
+    found = measure_kernels(busy_device, kernel_requests("abcd"), anchor=request("anchor"), config=config)
+    assert all(len(kernel.passes) >= 3 for kernel in found.values())
+    assert sum(opened(busy_device).values()) < 4 * 3 * 4
+
+
+def test_models_beside_a_neighbour_are_measured_more_often_until_it_has_gone(busy_device: ToyDevice) -> None:
+    busy_device.slowdown = lambda opens: 1.2 if opens < 20 else 1.01
+    models = {r.key: r for r in (ModelRequest("net", (n,), name.encode) for n, name in enumerate("ab"))}
+    found = measure_models(busy_device, models, config=BUSY_CONFIG)
+    assert {len(model.passes) for model in found.values()} == {3 * 3}
+    assert [model.low_ms for model in found.values()] == pytest.approx([0.101, 0.202])
+
+    busy_device.load_at = lambda opens: QUIET_NOW
+    again = measure_models(busy_device, models, config=BUSY_CONFIG)
+    assert {len(model.passes) for model in again.values()} == {3}
+
+
+def test_the_drift_of_an_anchor_alone_does_not_start_over(busy_device: ToyDevice) -> None:
+    busy_device.load_at = lambda opens: QUIET_NOW
+    busy_device.slowdown = lambda opens: 1.0 if opens <= READINGS else 2.0
+    config = ProtocolConfig(anchor_every=4, anchor_repeats=0)
+    found = measure_kernels(busy_device, kernel_requests("abcd"), anchor=request("anchor"), config=config)
+    assert {len(kernel.passes) for kernel in found.values()} == {9}
+    assert {kernel.flags for kernel in found.values()} == {(BUSY,)}
+
+
+# Anchors that the table knows
+
+
+def test_what_the_table_knows_is_the_level_from_the_first_reading_on(busy_device: ToyDevice, tmp_path: Path) -> None:
+    busy_device.load_at = lambda opens: None
+    with LatencyTable(tmp_path / "t.sqlite") as table:
+        measure_kernels(busy_device, kernel_requests("abcd"), table=table, config=BUSY_CONFIG)
+        busy_device.slowdown = lambda opens: 1.2  # from before the first reading of the next session
+        busy_device.opened.clear()
+        found = measure_kernels(busy_device, kernel_requests("abcdefgh"), table=table, config=BUSY_CONFIG)
+    assert busy_device.opened.count("a") > 0  # 0.1 ms long
+    assert {kernel.label for kernel in found.values() if BUSY in kernel.flags} == {
+        r.label for r in kernel_requests("efgh").values()
+    }
+
+
+def test_models_are_held_against_a_kernel_of_the_table(busy_device: ToyDevice, tmp_path: Path) -> None:
+    busy_device.load_at = lambda opens: None
+    kernels = kernel_requests("a")
+    models = {r.key: r for r in (ModelRequest("net", (8 * n,), name.encode) for n, name in enumerate("bcd", 1))}
+    with LatencyTable(tmp_path / "t.sqlite") as table:
+        measure_kernels(busy_device, kernels, table=table, config=BUSY_CONFIG)
+        busy_device.slowdown = lambda opens: 1.2
+        found = measure_models(
+            busy_device, models, table=table, anchor=next(iter(kernels.values())), config=BUSY_CONFIG
+        )
+        assert all(BUSY in model.flags for model in found.values())
+
+
+def test_the_best_anchor_is_nearest_to_a_tenth_of_a_millisecond() -> None:
+    lows = {"short": 0.004, "good": 0.08, "long": 2.0}
+    assert best_anchor({key: [Pass((low,)), Pass((low * 9,))] for key, low in lows.items()}) == "good"
+    assert best_anchor({"none": []}) is None
+    assert best_anchor({}) is None
+
+
+# A process that is killed while a device works on: the next one takes the results
+
+RESUMED = ProtocolConfig(anchor_every=5, min_passes=3, max_passes=3)
+PLAN = StretchPlan((("a", "b"), ("b", "a")), {"a": 1, "b": 0}, "b", 0.25, in_a_row=1, repeats_left=7)
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches SIGKILL."""
+
+
+@dataclass
+class WorksOn(ToyDevice):
+    """Does all jobs that it was given, whatever becomes of the process that gave them."""
+
+    jobs_per_batch: int = 15
+    left: tuple[str, list[str], list[TimedPass]] | None = None
+
+    def unfinished(self) -> str:
+        return self.left[0] if self.left else ""
+
+    def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[TimedPass, None, None]:
+        keys = [job.key for job in jobs]
+        if self.left is None or self.left[1] != keys:
+            self.left = (plan, keys, list(super().passes(jobs)))
+        yield from self.left[2]
+        self.left = None  # not reached by a process that was killed
+
+
+class Killing(LatencyTable):
+    """Its process is killed when it would store for the `after`-th time."""
+
+    after = math.inf
+
+    def add_passes(self, *arguments: Any, **options: Any) -> None:
+        self.after -= 1
+        if self.after < 0:
+            raise Killed
+        super().add_passes(*arguments, **options)
+
+
+def device_that_works_on(monkeypatch: pytest.MonkeyPatch, slow: range = range(0)) -> WorksOn:
+    made = WorksOn(MS, slowdown=lambda opens: 2.0 if opens in slow else 1.0)
+    monkeypatch.setattr(timing_module, "time", made.clock())
+    return made
+
+
+def stored(table: LatencyTable) -> Mapping[str, tuple[Pass, ...]]:
+    return table.passes(CONDITIONS, kernel_requests("abcdefgh"))
+
+
+@pytest.mark.parametrize("slow", [range(0), range(12, 20)], ids=["steady", "drifting"])
+@pytest.mark.parametrize("after", [0, 1, 2, 3, 4])
+def test_what_the_device_did_alone_is_taken_and_nothing_is_measured_twice(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, after: int, slow: range
+) -> None:
+    undisturbed = device_that_works_on(monkeypatch, slow)
+    with LatencyTable(tmp_path / "undisturbed.sqlite") as table:
+        measure_kernels(undisturbed, kernel_requests("abcdefgh"), table=table, config=RESUMED)
+        wanted = stored(table)
+    killed = device_that_works_on(monkeypatch, slow)
+    with Killing(tmp_path / "killed.sqlite") as table:
+        table.after = after
+        with pytest.raises(Killed):
+            measure_kernels(killed, kernel_requests("abcdefgh"), table=table, config=RESUMED)
+        assert killed.left is not None
+        table.after = math.inf
+        found = measure_kernels(killed, kernel_requests("abcdefgh"), table=table, config=RESUMED)
+        assert {key: len(passes) for key, passes in stored(table).items()} == dict.fromkeys(wanted, 3)
+    assert {kernel.flags for kernel in found.values()} == {()}
+    # The anchor's first readings come once more in a batch that a new process orders for itself.
+    assert len(killed.opened) <= len(undisturbed.opened) + 3
+    assert Counter(killed.opened)["a"] <= Counter(undisturbed.opened)["a"] + 3
+
+
+def test_a_batch_of_other_work_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    toy = device_that_works_on(monkeypatch)
+    with Killing(tmp_path / "t.sqlite") as table:
+        table.after = 1
+        with pytest.raises(Killed):
+            measure_kernels(toy, kernel_requests("abcdefgh"), table=table, config=RESUMED)
+        before = len(toy.opened)
+        table.after = math.inf
+        measure_kernels(toy, kernel_requests("abc"), table=table, config=RESUMED)
+        assert len(toy.opened) > before
+    with LatencyTable(tmp_path / "new.sqlite") as table:
+        toy = device_that_works_on(monkeypatch)
+        toy.left = (replace(PLAN, stored={"a": 1, "b": 0}).to_text(), [], [])
+        measure_kernels(toy, kernel_requests("abcdefgh"), table=table, config=RESUMED)
+        assert {len(passes) for passes in stored(table).values()} == {3}
+
+
+@pytest.mark.parametrize("plan", [PLAN, replace(PLAN, lowest_ms=math.inf, anchor="")])
+def test_a_plan_comes_back_from_its_text(plan: StretchPlan) -> None:
+    assert StretchPlan.from_text(plan.to_text()) == plan
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", "null", "\0", PLAN.to_text().replace("[[0", "[[9"), PLAN.to_text().replace("[[0", "[[-1"),
+     PLAN.to_text().replace('version": 1', 'version": 2'), PLAN.to_text().replace("0.25", '"low"')],
+)  # fmt: skip
+def test_a_text_that_is_no_plan_gives_none(text: str) -> None:
+    assert StretchPlan.from_text(text) is None
+
+
+def test_a_plan_fits_work_that_has_its_keys_and_a_table_that_has_its_passes() -> None:
+    assert PLAN.fits(["a", "b", "c"], {"a": 2, "b": 0, "c": 0})
+    assert not PLAN.fits(["a"], {"a": 2})
+    assert not PLAN.fits(["a", "b"], {"a": 0, "b": 0})
+    assert not replace(PLAN, anchor="z").fits(["a", "b"], {"a": 1, "b": 0})
+
+
+def test_stretches_are_told_apart_by_how_many_passes_came_since() -> None:
+    since = StoredStretches(PLAN, {"a": 2, "b": 1})
+    assert [since.holds(stretch) for stretch in PLAN.stretches] == [True, False]
+    assert not StoredStretches(PLAN, {"a": 1, "b": 0}).holds(["a", "b"])
