@@ -395,6 +395,9 @@ def export(
     *,
     tflite: Annotated[bool, output_option("--tflite", help="Write model.tflite.")] = False,
     onnx: Annotated[bool, output_option("--onnx", help="Write model.onnx.")] = False,
+    kotlin: Annotated[
+        bool, output_option("--kotlin", help="Write Classify.kt, which feeds the files on Android.")
+    ] = False,
     precision: PrecisionFlags,
     offline: Annotated[
         bool, device_option("--offline", help="Do not measure: the files are written and a latency budget stays open.")
@@ -420,7 +423,13 @@ def export(
     changed = joined({"serial": serial, **vars(state), "precision": precision.chosen()})
     with output.progress() as progress:
         result = export_run(
-            Workspace(workspace), run=run, formats=formats, changed=changed, progress=progress, offline=offline
+            Workspace(workspace),
+            run=run,
+            formats=formats,
+            changed=changed,
+            progress=progress,
+            offline=offline,
+            kotlin=kotlin,
         )
     output.show(result)
     result.raise_if_not_passed()

@@ -88,7 +88,7 @@ def test_a_network_is_profiled_searched_finetuned_exported_and_reported(tmp_path
     assert {"name", "ms_before", "ms_after"} <= set(run.layers().columns)
 
     run.finetune(epochs=1)
-    files = run.export("onnx")
+    files = run.export("onnx", kotlin=True)
     assert files.passed in (True, False)
     measured = files["onnx"].latency
     assert measured is not None and measured.p50_ms > 0
@@ -103,6 +103,7 @@ def test_a_network_is_profiled_searched_finetuned_exported_and_reported(tmp_path
     assert file["outputs"][0]["name"] == file["outputs"][0]["content"] == "logits"
     assert described["image"]["divisor"] == 255.0 and described["image"]["colours"] == "grey"
     assert described["plan"]["first"] == [32, run.plan().kept_channels["first"]]
+    assert "to image" in (run.folder / "Classify.kt").read_text()
     assert (run.folder / "labels.txt").read_text().splitlines() == described["labels"] == [str(i) for i in range(10)]
     assert "report.html" in {path.name for path in run.report().paths}
 

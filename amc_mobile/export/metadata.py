@@ -20,7 +20,7 @@ import numpy as np
 
 from amc_mobile.errors import AmcMobileError, CorruptFile, InvalidInput
 from amc_mobile.formats import BY_SUFFIX, FORMATS, ONNX, TFLITE, TFLITE_IDENTIFIER
-from amc_mobile.store import from_document, is_file, parse_object, to_document
+from amc_mobile.store import from_document, is_file, parse_object, to_document, write_json, write_text
 
 METADATA_KEY = "amc_mobile"
 FORMAT_VERSION = 1  # of the JSON text and of model.json. 1: first
@@ -267,6 +267,10 @@ class ShippedFile:
         return replace(self, content=self.content.replace(self.text.encode(), text.encode(), 1), info=info, text=text)
 
     @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
+    @property
     def graph_sha256(self) -> str:
         return graph_sha256(self.content, self.text)
 
@@ -281,6 +285,48 @@ def graph_sha256(content: bytes, text: str) -> str:
     """Of everything in a file but its metadata text: equal for the measured and the shipped file."""
     head, _, tail = content.partition(text.encode()) if text else (content, b"", b"")
     return hashlib.sha256(head + tail).hexdigest()
+
+
+MODEL_JSON, LABELS_TXT, CLASSIFY_KT = "model.json", "labels.txt", "Classify.kt"
+DESCRIPTIONS = (MODEL_JSON, LABELS_TXT, CLASSIFY_KT)
+
+
+def describe_files(folder: Path, files: Mapping[str, ShippedFile], *, kotlin: bool) -> None:
+    """Writes what is in the metadata of `files`, by name, into `folder`: model.json, labels.txt and Classify.kt."""
+    network = next(iter(files.values())).network
+    documents = {
+        name: {
+            **to_document(file.info), "bytes": len(file.content), "graph_sha256": file.graph_sha256,
+            "sha256": file.sha256,
+        }
+        for name, file in files.items()
+    }  # fmt: skip
+    for name in DESCRIPTIONS:
+        (folder / name).unlink(missing_ok=True)
+    write_json(folder / MODEL_JSON, {**to_document(network), "files": documents}, format_version=FORMAT_VERSION)
+    if network.labels:
+        write_text(folder / LABELS_TXT, "".join(f"{' '.join(label.split())}\n" for label in network.labels))
+    if kotlin:
+        # Of each format the last file: a quantised one comes after the float32 file that it was made from.
+        names = {file.info.format: name for name, file in files.items()}.values()
+        write_text(folder / CLASSIFY_KT, kotlin_source(network, {name: files[name].info for name in names}))
+
+
+def kotlin_source(network: NetworkInfo, files: Mapping[str, FileInfo]) -> str:
+    """A Kotlin file that feeds `files`, one of each format, by name. The network takes one grey or RGB image."""
+    import jinja2
+
+    assert network.image is not None
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("amc_mobile.export"), undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    end, output = next((file.inputs[0], file.outputs[0]) for file in files.values())
+    sides = end.shape[1:3] if end.layout == "NHWC" else end.shape[2:]
+    return environment.get_template(f"{CLASSIFY_KT}.j2").render(
+        network=network, files=files, channels=len(network.image.mean), height=sides[0], width=sides[1],
+        content=output.content, formats={file.format for file in files.values()},
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,9 +29,15 @@ from amc_mobile.errors import (
     InvalidInput,
     MissingDependency,
 )
-from amc_mobile.export import metadata
 from amc_mobile.export.converters import EXPORTERS, QUANTIZERS, calibration_choice
-from amc_mobile.export.metadata import BudgetInfo, ImageInput, LatencyInfo, NetworkInfo, ShippedFile
+from amc_mobile.export.metadata import (
+    BudgetInfo,
+    ImageInput,
+    LatencyInfo,
+    NetworkInfo,
+    ShippedFile,
+    describe_files,
+)
 from amc_mobile.export.parity import Floats, file_logits, not_delegated, parity, sqnr_db
 from amc_mobile.formats import BY_SUFFIX, FLOAT32, FORMATS, REMEDY, TFLITE, precision_problem
 from amc_mobile.latency import protocol
@@ -45,7 +50,7 @@ from amc_mobile.packing import PackedModule, forward_names
 from amc_mobile.report.content import TOP1
 from amc_mobile.report.tables import NOTHING, kilobytes, megahertz, number, percent
 from amc_mobile.search.budget import format_cost
-from amc_mobile.store import to_document, write_bytes, write_json, write_text
+from amc_mobile.store import to_document, write_bytes
 from amc_mobile.user_file import names_a_function
 from amc_mobile.workflows.budgets import attached, settings_of
 from amc_mobile.workflows.devices import OpenedDevice, chosen_runtime, device_of
@@ -438,13 +443,15 @@ def export_run(
     progress: Progress,
     changed: Mapping[str, str | None] | None = None,
     offline: bool = False,
+    kotlin: bool = False,
 ) -> ExportResult:
     """Exports a run's best weights. A latency budget is held against the file of the runtime it was searched for.
 
     `changed`: fields of Settings in place of those searched with; None leaves one as it was: precision, serial, waive,
     clock_mode. Quantised files are made anew from the final weights, with calibration images; the original they are
     measured against is quantised alike.
-    `offline`: the files are checked against torch and not measured; a latency budget stays open.
+    `offline`: the files are checked against torch and not measured; a latency budget stays open. `kotlin`: writes an
+    Android snippet, too.
     """
     folder = Run(space.run_folder(run))
     given: dict[str, Any] = {key: value for key, value in (changed or {}).items() if value is not None}
@@ -452,14 +459,19 @@ def export_run(
     if given:
         check_settings(settings)
     with space.working_on(folder.name):
-        return _exported(folder, formats, settings, progress, offline=offline)
+        return _exported(folder, formats, settings, progress, offline=offline, kotlin=kotlin)
 
 
 def _exported(
-    folder: Run, formats: list[str], settings: Settings, progress: Progress, *, offline: bool
+    folder: Run, formats: list[str], settings: Settings, progress: Progress, *, offline: bool, kotlin: bool
 ) -> ExportResult:
     check_quantizers(settings.precision, formats)
     exporter, search = _Exporter(folder, settings), folder.search()
+    if kotlin and not takes_a_picture(exporter.network):
+        raise InvalidConfig(
+            "there is an Android snippet only for networks that take one image, grey or RGB",
+            next_step="leave --kotlin out: model.json says how to feed the files",
+        )
     runtime = chosen_runtime(settings)  # of the search
     # Before the exports: a phone that is not there should not take minutes to be missed.
     devices = {form: None if offline else _device(settings, form, progress) for form in formats}
@@ -475,7 +487,7 @@ def _exported(
         for budget in search.budgets[1:]
     )
     own = own_gate(search, files, runtime, offline=offline)
-    files = exporter.describe(files, [own.passed, *(gate.passed for gate in further)])
+    files = exporter.describe(files, [own.passed, *(gate.passed for gate in further)], kotlin=kotlin)
     stage, data, task = exporter.stage, exporter.data, exporter.network.task
     record = ExportRecord(
         stage, folder.stage_sha256(stage), runtime, settings.precision, folder.search_config().granularity,
@@ -500,7 +512,7 @@ class _Exporter:
         self._images, self.reference = self.data.test.normalised().numpy(), logits(self._model, self.data.test)
         chosen = self.data.calibration.subset(calibration_choice(len(self.data.calibration)))
         self._calibration = chosen.normalised().numpy()
-        self._info = network_info(self.network, self.data, self._search.plan)
+        self.info = network_info(self.network, self.data, self._search.plan)
         self._shipped: dict[Path, ShippedFile] = {}
 
     def write(self, form: str) -> None:
@@ -517,7 +529,7 @@ class _Exporter:
         content = output_content(self.network.task, self.reference)
         budgets = tuple(BudgetInfo(b.asked, b.unit, _short(b.limit), b.device) for b in self._search.budgets)
         self._shipped[path] = ShippedFile.of(
-            exported, form, precision, self._info, names=forward_names(self.network.module, content),
+            exported, form, precision, self.info, names=forward_names(self.network.module, content),
             output_content=content, budgets=budgets,
         )  # fmt: skip
         write_bytes(path, self._shipped[path].content)
@@ -559,40 +571,28 @@ class _Exporter:
             write_bytes(path, quantised)
         return path
 
-    def describe(self, files: list[ExportedFile], met: Sequence[bool | None]) -> list[ExportedFile]:
-        """Adds what is known now to the metadata of `files`, and writes model.json and labels.txt.
+    def describe(self, files: list[ExportedFile], met: Sequence[bool | None], *, kotlin: bool) -> list[ExportedFile]:
+        """Adds what is known now to the metadata of `files`, and writes model.json and what goes with it.
 
         `met`: of each budget of the search, in their order. The files keep every byte outside of their metadata.
         """
-        documents, described = dict[str, dict[str, Any]](), []
+        described: dict[str, ShippedFile] = {}
         for file in files:
             if file.float32:
-                documents |= self._described(Path(file.float32.path), accuracy=file.float32.test_top1)
+                plain = Path(file.float32.path)
+                described[plain.name] = self._shipped[plain].filled(accuracy=file.float32.test_top1)
+            shipped = self._shipped[Path(file.path)]
             budgets = tuple(
                 replace(info, met=passed) if budget.unit != "ms" or budget.runtime == file.runtime else info
-                for info, budget, passed in zip(
-                    self._shipped[Path(file.path)].info.budgets, self._search.budgets, met, strict=True
-                )
+                for info, budget, passed in zip(shipped.info.budgets, self._search.budgets, met, strict=True)
             )
-            documents |= self._described(
-                Path(file.path), accuracy=file.test_top1, budgets=budgets, latency=_latency_info(file.pair)
+            described[Path(file.path).name] = shipped.filled(
+                accuracy=file.test_top1, budgets=budgets, latency=_latency_info(file.pair)
             )
-            described.append(replace(file, sha256=documents[Path(file.path).name]["sha256"]))
-        write_json(
-            self._run.folder / MODEL_JSON, {**to_document(self._info), "files": documents},
-            format_version=metadata.FORMAT_VERSION,
-        )  # fmt: skip
-        write_text(self._run.folder / LABELS_TXT, "".join(f"{' '.join(x.split())}\n" for x in self._info.labels))
-        return described
-
-    def _described(self, path: Path, **facts: Any) -> dict[str, dict[str, Any]]:
-        shipped = self._shipped[path].filled(**facts)
-        write_bytes(path, shipped.content)
-        sizes = {
-            "bytes": len(shipped.content), "sha256": hashlib.sha256(shipped.content).hexdigest(),
-            "graph_sha256": shipped.graph_sha256,
-        }  # fmt: skip
-        return {path.name: {**to_document(shipped.info), **sizes}}
+        for name, shipped in described.items():
+            write_bytes(self._run.folder / name, shipped.content)
+        describe_files(self._run.folder, described, kotlin=kotlin)
+        return [replace(file, sha256=described[Path(file.path).name].sha256) for file in files]
 
     def _path(self, name: str, form: str, precision: str) -> Path:
         return self._run.folder / (f"{name}.{form}" if precision == FLOAT32 else f"{name}_{precision}.{form}")
@@ -601,7 +601,12 @@ class _Exporter:
         return self.network.task.accuracy(torch.from_numpy(outputs), self.data.test.labels)
 
 
-MODEL_JSON, LABELS_TXT = "model.json", "labels.txt"  # of a run's folder, next to the files that they describe
+def takes_a_picture(network: Network) -> bool:
+    """Whether the network's only input is an image, grey or RGB."""
+    return network.dataset is not None and not network.dataset.input_shapes and network.input_shape[1] in COLOURS
+
+
+COLOURS = {1: "grey", 3: "RGB"}  # by channels
 
 
 def network_info(network: Network, data: DataSplit, plan: PruningPlan | WeightPlan) -> NetworkInfo:
@@ -615,7 +620,7 @@ def network_info(network: Network, data: DataSplit, plan: PruningPlan | WeightPl
         is_stored = test.images.dtype == torch.uint8
         channels, height = network.input_shape[1], network.input_shape[2]
         image = ImageInput(
-            {1: "grey", 3: "RGB"}.get(channels, ""), (0.0, 255.0) if is_stored else None, 255.0 if is_stored else 1.0,
+            COLOURS.get(channels, ""), (0.0, 255.0) if is_stored else None, 255.0 if is_stored else 1.0,
             tuple(map(_short, test.mean.tolist())), tuple(map(_short, test.std.tolist())), dataset.resize,
             round(height * RESIZE_TO_CROP) if dataset.resize == "crop" else None,
         )  # fmt: skip

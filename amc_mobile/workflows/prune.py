@@ -18,6 +18,7 @@ import torch
 
 from amc_mobile.channels.structure import CostModel, KeptGroup
 from amc_mobile.data.images import ImageSet
+from amc_mobile.export.metadata import DESCRIPTIONS, MODEL_JSON
 from amc_mobile.formats import FORMATS, TFLITE, Format
 from amc_mobile.latency.gate import STATUS_OF
 from amc_mobile.models.loading import OBJECTS
@@ -26,7 +27,7 @@ from amc_mobile.report.tables import count, percent
 from amc_mobile.store import to_document
 from amc_mobile.user_file import names_a_function
 from amc_mobile.workflows.devices import DeviceList, chosen_runtime, device_of, list_devices
-from amc_mobile.workflows.export import ExportResult
+from amc_mobile.workflows.export import ExportResult, takes_a_picture
 from amc_mobile.workflows.network import Network, load_network, require_trained, resolved_checkpoint, untrained_error
 from amc_mobile.workflows.plans import Preparations
 from amc_mobile.workflows.profile import profile_device
@@ -400,11 +401,12 @@ def prune_network(
         folder.finetune(epochs=epochs, workers=settings.workers or None, progress=job.begin("finetune"))
     export = _finished_export(folder, settings, formats) or folder.export(
         *formats, serial=settings.serial, waive=settings.waived, clock_mode=settings.clock_mode,
-        progress=job.begin("export"),
+        kotlin=takes_a_picture(network), progress=job.begin("export"),
     )  # fmt: skip
     job.begin("report")
     pages = [path for path in folder.report().paths if path.suffix == ".html"]
-    files = _ship([*(Path(file.path) for file in export.record.files), *pages], output)
+    described = [path for name in DESCRIPTIONS if (path := folder.folder / name).is_file()]
+    files = _ship([*(Path(file.path) for file in export.record.files), *described, *pages], output)
     verdict = _verdict(export, found.search.test_top1["original"])
     return PruneResult(found.run, export.passed, verdict, str(output), files, export)
 
@@ -439,7 +441,7 @@ def _finished_export(run: Run, settings: Settings, formats: Sequence[str]) -> Ex
     record = run.find(ExportRecord)
     if record is None or run.is_outdated(record) or not record.gate.passed or record.precision != settings.precision:
         return None
-    is_whole = all(Path(file.path).is_file() for file in record.files)
+    is_whole = all(path.is_file() for path in (*(Path(f.path) for f in record.files), run.folder / MODEL_JSON))
     return (
         ExportResult(run.folder.name, record) if is_whole and {f.format for f in record.files} >= {*formats} else None
     )
@@ -448,6 +450,8 @@ def _finished_export(run: Run, settings: Settings, formats: Sequence[str]) -> Ex
 def _ship(paths: Sequence[Path], folder: Path) -> tuple[str, ...]:
     """Copies the files; those of the same kind that an earlier job left there go."""
     folder.mkdir(parents=True, exist_ok=True)
+    for name in DESCRIPTIONS:
+        (folder / name).unlink(missing_ok=True)
     for form in FORMATS.values():
         for stem in ("model", *(f"model_{precision}" for precision in form.precisions)):
             (folder / f"{stem}{form.suffix}").unlink(missing_ok=True)

@@ -547,12 +547,14 @@ class Run:
         serial: str | None = None,
         waive: Sequence[str] = (),
         clock_mode: str | None = None,
+        kotlin: bool = False,
         progress: Progress = silent,
     ) -> ExportResult:
         """Writes the pruned network as "tflite", "onnx" or both, checks the files against torch and measures them.
 
         `precision`: "float32", "int8" or "float16"; None, as for the others: as the run was searched. `offline`: the
-        files are not measured, and a latency budget stays open. Raises DeviceUnavailable for a phone that is not there.
+        files are not measured, and a latency budget stays open. `kotlin`: writes Classify.kt, which feeds the files on
+        Android. Raises DeviceUnavailable for a phone that is not there.
 
             files = run.export("tflite", "onnx")
             files.passed, files["tflite"].latency.p50_ms, files["tflite"].accuracy
@@ -563,7 +565,13 @@ class Run:
             "precision": precision, "serial": serial, "waive": ",".join(waive) or None, "clock_mode": clock_mode,
         }  # fmt: skip
         return export_run(
-            self.space, run=self.name, formats=list(formats), changed=changed, offline=offline, progress=progress
+            self.space,
+            run=self.name,
+            formats=list(formats),
+            changed=changed,
+            offline=offline,
+            kotlin=kotlin,
+            progress=progress,
         )
 
     def report(self) -> ReportResult:

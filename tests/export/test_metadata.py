@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
@@ -24,13 +26,16 @@ from amc_mobile.export.metadata import (
     LatencyInfo,
     NetworkInfo,
     ShippedFile,
+    TensorInfo,
+    describe_files,
     graph_sha256,
     inspect,
+    kotlin_source,
     named,
     read_ends,
     with_metadata,
 )
-from amc_mobile.export.parity import run_onnx, run_tflite
+from amc_mobile.export.parity import run_onnx, run_tflite, sqnr_db
 from amc_mobile.formats import open_onnx, open_tflite
 from amc_mobile.packing import forward_names, join, pack
 
@@ -216,3 +221,55 @@ def test_files_of_other_formats_are_refused(tmp_path: Path) -> None:
         inspect(tmp_path / "model.pt")
     with pytest.raises(InvalidInput, match="no file"):
         inspect(tmp_path / "none.onnx")
+
+
+def folder_with(tmp_path: Path, *files: tuple[str, str]) -> Path:
+    described = {f"model_{precision}.{form}": shipped(form, precision) for form, precision in files}
+    for name, file in described.items():
+        (tmp_path / name).write_bytes(file.content)
+    describe_files(tmp_path, described, kotlin=True)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("precision", "least_db"), [("float32", 100), ("int8", 20)])
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_python_of_the_docs_feeds_a_file(form: str, precision: str, least_db: float, tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, (form, precision))
+    page = (Path(__file__).parents[2] / "docs" / "shipping.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (tmp_path / "feeding.py").write_text(code)
+    spec = importlib.util.spec_from_file_location("feeding", tmp_path / "feeding.py")
+    assert spec is not None and spec.loader is not None
+    feeding = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(feeding)
+    pictures = np.random.default_rng(0).integers(0, 256, (6, 8, 6, 3))
+    given = np.concatenate([feeding.outputs(folder, f"model_{precision}.{form}", picture) for picture in pictures])
+    with torch.no_grad():
+        images = (torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25
+        reference = Classifier()(images.float()).numpy()
+    assert sqnr_db(given, reference) > least_db
+
+
+@NEEDS_TFLITE
+def test_the_kotlin_file_has_the_values_of_the_files(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, ("tflite", "float32"), ("tflite", "int8"), ("onnx", "float32"))
+    kotlin = (folder / "Classify.kt").read_text()
+    (source,) = shipped("tflite", "int8").info.inputs
+    for part in (
+        'context.assets, "model_int8.tflite"', "WIDTH = 6", "HEIGHT = 8", "DIVISOR = 255.0f",
+        "MEAN = floatArrayOf(0.5f, 0.5f, 0.5f)", "val scale = 9f / minOf", f"values[it] / {source.scale}f",
+        f"+ {source.zero_point}).coerceIn", 'open("model_float32.onnx")', "longArrayOf(1, 3, 8, 6)", '"image" to image',
+        'results.get("logits")', "fun logits(picture: Bitmap)", "outputs.fold(0f)", "litert:litert:",
+    ):  # fmt: skip
+        assert part in kotlin, part
+    assert kotlin.count("{") == kotlin.count("}") and kotlin.count("(") == kotlin.count(")")
+    assert not re.search(r"\n\n\n|[ \t]\n|\{%|\{\{", kotlin)
+    assert (folder / "labels.txt").read_text() == "Löwe\nline break\n"
+    grey = replace(
+        INFO, labels=(), image=ImageInput("grey", (0.0, 255.0), 255.0, (0.3,), (0.2,), "stretch")
+    )  # fmt: skip
+    plain = kotlin_source(
+        grey, {"m.onnx": replace(shipped("onnx").info, outputs=(TensorInfo("y", (1, 2), "float32"),))}
+    )
+    assert "0.299f * red" in plain and "createScaledBitmap(picture, WIDTH, HEIGHT, true)" in plain
+    assert "fun outputs(" in plain and "LiteRt" not in plain and "labels" not in plain and "Prediction" not in plain
