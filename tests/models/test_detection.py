@@ -1,4 +1,4 @@
-"""Anchors, the loss and what a detector is said to have found."""
+"""Anchors, the loss, and the objects that a detector finds."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from amc_mobile.data.images import Dataset
 from amc_mobile.data.sources import load_dataset
@@ -15,12 +16,16 @@ from amc_mobile.models.loading import load_model
 from amc_mobile.models.task import (
     CLASSIFICATION,
     Detection,
+    Detections,
     SsdAnchors,
+    average_precision,
     corners,
     decoded,
     encoded,
     evaluate,
     logits,
+    matched,
+    mean_average_precision,
     overlaps,
     suppressed,
 )
@@ -186,12 +191,19 @@ def test_a_fresh_detector_knows_nothing_instead_of_being_far_off(shapes: Dataset
     assert float(outputs.abs().max()) < 2  # boxes are the anchors, nearly, and all classes as likely
 
 
-def test_a_detector_and_classes_of_whole_images_are_refused_together(shapes: Dataset) -> None:
-    with pytest.raises(InvalidInput, match="classes of whole images") as caught:
-        TASK.check_labels(torch.zeros(4, dtype=torch.int64))
-    assert "--data shapes" in str(caught.value.next_step)
+def test_labels_of_another_task_or_shape_are_refused(shapes: Dataset) -> None:
+    labels = shapes.test.labels
+    TASK.check_labels(labels)
+    for wrong, message, next_step in (
+        (torch.zeros(4, dtype=torch.int64), "classes of whole images", "--data shapes"),
+        (labels[..., :4], "are no boxes", "(N, objects, 5) float32"),
+        (labels.long(), "are no boxes", "(N, objects, 5) float32"),
+    ):
+        with pytest.raises(InvalidInput, match=message) as refused:
+            TASK.check_labels(wrong)
+        assert next_step in refused.value.next_step
     with pytest.raises(InvalidInput, match="are boxes"):
-        CLASSIFICATION.check_labels(shapes.test.labels)
+        CLASSIFICATION.check_labels(labels)
 
 
 OWN = """
@@ -234,9 +246,59 @@ def test_a_network_of_the_user_says_its_task(tmp_path: Path) -> None:
         load_model(f"{tmp_path}/own.py:wrong")
 
 
-def test_labels_of_another_shape_are_refused(shapes: Dataset) -> None:
-    for labels in (shapes.test.labels[..., :4], shapes.test.labels.long()):
-        with pytest.raises(InvalidInput, match="are no boxes") as refused:
-            TASK.check_labels(labels)
-        assert "(N, objects, 5) float32" in refused.value.next_step
-    TASK.check_labels(shapes.test.labels)
+LEFT, RIGHT = (0.0, 0.0, 0.4, 0.4), (0.6, 0.6, 1.0, 1.0)
+Found = tuple[tuple[float, float, float, float], int, float]
+
+
+def detections(*found: Found) -> Detections:
+    boxes, classes, scores = zip(*found, strict=True) if found else ((), (), ())
+    return Detections(
+        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), torch.tensor(classes, dtype=torch.int64),
+        torch.tensor(scores),
+    )  # fmt: skip
+
+
+def objects(*there: tuple[int, tuple[float, float, float, float]]) -> Tensor:
+    return torch.tensor([(kind, *box) for kind, box in there]).reshape(-1, 5)
+
+
+@pytest.mark.parametrize(
+    ("hits", "there", "expected"),
+    [
+        ([True, True], 2, 1.0),
+        ([True, False, True], 2, (1 + 2 / 3) / 2),
+        ([False, True, True], 2, (2 / 3 + 2 / 3) / 2),  # the higher precision later on counts from the start
+        ([True, False], 4, 0.25),
+        ([False, False], 3, 0.0),
+        ([], 2, 0.0),
+    ],
+)
+def test_the_average_precision_is_the_one_counted_by_hand(hits: list[bool], there: int, expected: float) -> None:
+    scores = torch.linspace(0.9, 0.1, len(hits))
+    assert average_precision(torch.tensor(hits, dtype=torch.bool), scores, there) == pytest.approx(expected)
+    backwards = average_precision(torch.tensor(hits[::-1], dtype=torch.bool), scores.flip(0), there)
+    assert backwards == pytest.approx(expected)
+
+
+def test_a_second_detection_of_an_object_is_wrong() -> None:
+    found = detections((LEFT, 0, 0.9), (LEFT, 0, 0.8), (RIGHT, 0, 0.7))
+    assert matched(found, objects((0, LEFT), (0, RIGHT))).tolist() == [True, False, True]
+
+
+def test_the_class_and_half_an_overlap_are_needed() -> None:
+    # Moved by a third of its side a box shares 2/3 of 4/3: just one half.
+    near, far = (0.13, 0.0, 0.53, 0.4), (0.14, 0.0, 0.54, 0.4)
+    there = objects((0, LEFT))
+    assert matched(detections((near, 0, 0.5)), there).tolist() == [True]
+    assert matched(detections((far, 0, 0.5)), there).tolist() == [False]
+    assert matched(detections((LEFT, 1, 0.5)), there).tolist() == [False]
+
+
+def test_the_mean_is_over_the_classes_that_occur_and_all_images_are_ranked_together() -> None:
+    found = [detections((LEFT, 0, 0.9), (RIGHT, 1, 0.6)), detections((RIGHT, 0, 0.8)), detections((LEFT, 2, 0.9))]
+    there = [objects((0, LEFT), (1, RIGHT)), objects((0, LEFT)), objects()]
+    # Class 0: one of two found, class 1: all; what is said of class 2, which is nowhere, counts for nothing.
+    assert mean_average_precision(found, there) == pytest.approx((0.5 + 1.0) / 2)
+    found = [detections((LEFT, 0, 0.3)), detections((LEFT, 0, 0.9))]
+    assert mean_average_precision(found, [objects((0, LEFT)), objects((0, RIGHT))]) == pytest.approx(0.5 * 0.5)
+    assert mean_average_precision([detections()], [objects((0, LEFT))]) == 0.0

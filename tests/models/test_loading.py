@@ -4,6 +4,7 @@ import importlib.util
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,35 +59,39 @@ def test_a_loaded_network_is_ready_to_evaluate() -> None:
 def test_a_user_s_function_gets_the_arguments_it_takes(user_file: str) -> None:
     loaded = load_model(f"{user_file}:net", num_classes=5)
     assert (loaded.num_classes, loaded.input_shape) == (5, (1, 3, 20, 20))
-
-
-def test_a_user_s_network_with_other_outputs_than_asked_for_is_refused(user_file: str) -> None:
     assert load_model(f"{user_file}:fixed", input_size=16).num_classes == 2
-    with pytest.raises(InvalidInput, match="gives 2 outputs, 5 classes"):
-        load_model(f"{user_file}:fixed", num_classes=5, input_size=16)
-
-
-@pytest.mark.parametrize(
-    ("function", "message"),
-    [("wrong", "returned a str"), ("maps", r"gave \(1, 8, 10, 10\)"), ("weightless", "no weights")],
-)
-def test_what_cannot_be_pruned_is_refused(user_file: str, function: str, message: str) -> None:
-    with pytest.raises(InvalidInput, match=message):
-        load_model(f"{user_file}:{function}", input_size=12)
-
-
-def test_an_input_may_have_one_channel_and_two_sizes(user_file: str) -> None:
     assert load_model(f"{user_file}:grey", input_size=(9, 14)).input_shape == (1, 1, 9, 14)
     assert load_model("resnet20", width_multiplier=0.25, in_channels=1).input_shape == (1, 1, 32, 32)
     assert expected_input(f"{user_file}:grey") == ExpectedInput(None, 1, None)
-    with pytest.raises(InvalidConfig, match="takes square images, not 9x14"):
-        load_model("resnet20", input_size=(9, 14))
 
 
-def test_a_network_of_unknown_input_size_is_refused_without_images_to_tell_it(user_file: str) -> None:
-    with pytest.raises(InvalidConfig, match="does not say for which images") as refused:
-        load_model(f"{user_file}:fixed")
-    assert "--data" in refused.value.next_step
+@pytest.mark.parametrize(
+    ("spec", "options", "error", "message", "next_step"),
+    [
+        (":fixed", {"num_classes": 5, "input_size": 16}, InvalidInput, "gives 2 outputs, 5 classes", ""),
+        (":wrong", {"input_size": 12}, InvalidInput, "returned a str", ""),
+        (":maps", {"input_size": 12}, InvalidInput, r"gave \(1, 8, 10, 10\)", ""),
+        (":weightless", {"input_size": 12}, InvalidInput, "no weights", ""),
+        (":fixed", {}, InvalidConfig, "does not say for which images", "--data"),
+        (":net", {"width_multiplier": 0.5}, InvalidConfig, "takes no width_multiplier", ""),
+        ("resnet20", {"input_size": (9, 14)}, InvalidConfig, "takes square images, not 9x14", "--input-size"),
+        ("vgg16", {"input_size": 8}, InvalidConfig, "at least 32 pixels, got 8", ""),
+        ("mobilenet_v9", {}, InvalidInput, "'mobilenet_v9'", "mobilenet_v2"),
+        (
+            "Net@0123456789ab",
+            {},
+            InvalidInput,
+            "Net@0123456789ab was given as a Python object",
+            "pass the module again",
+        ),
+    ],
+)
+def test_what_cannot_be_loaded_is_refused_with_the_way_out(
+    user_file: str, spec: str, options: dict[str, Any], error: type[Exception], message: str, next_step: str
+) -> None:
+    with pytest.raises(error, match=message) as refused:
+        load_model(user_file + spec if spec.startswith(":") else spec, **options)
+    assert next_step in refused.value.next_step
 
 
 def test_a_softmax_inside_the_network_is_warned_of(user_file: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -94,22 +99,6 @@ def test_a_softmax_inside_the_network_is_warned_of(user_file: str, caplog: pytes
     assert "softmax" not in caplog.text
     load_model(f"{user_file}:grey", input_size=12)
     assert "ends in a softmax" in caplog.text
-
-
-def test_a_width_that_a_user_s_function_would_ignore_is_refused(user_file: str) -> None:
-    with pytest.raises(InvalidConfig, match="takes no width_multiplier"):
-        load_model(f"{user_file}:net", width_multiplier=0.5)
-
-
-def test_an_input_of_the_wrong_size_is_explained() -> None:
-    with pytest.raises(InvalidConfig, match="at least 32 pixels, got 8"):
-        load_model("vgg16", input_size=8)
-
-
-def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(InvalidInput, match="'mobilenet_v9'") as caught:
-        load_model("mobilenet_v9")
-    assert "mobilenet_v2" in caught.value.next_step
 
 
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
@@ -123,12 +112,12 @@ def test_a_library_that_is_not_installed_is_named(library: str) -> None:
     assert ("timm" in caught.value.next_step) == (library == "timm")
 
 
-def test_the_readme_installs_the_torch_of_the_tests_and_the_torchvision_made_for_it() -> None:
+def test_the_pages_install_the_torch_of_the_tests_and_the_torchvision_made_for_it() -> None:
     root = Path(__file__).parents[2]
     tested = re.findall(r"torch==([\d.]+)", (root / "scripts/setup").read_text())
-    readme = (root / "README.md").read_text()
-    assert re.findall(r"torch==([\d.]+)", readme) == tested
-    assert re.findall(r"torchvision==([\d.]+)", readme) == [f"0.{int(tested[0].split('.')[1]) + 15}.0"]
+    pages = "".join(page.read_text() for page in (root / "README.md", *(root / "docs").glob("*.md")))
+    assert set(re.findall(r"torch==([\d.]+)", pages)) == set(tested)
+    assert set(re.findall(r"torchvision==([\d.]+)", pages)) <= {f"0.{int(tested[0].split('.')[1]) + 15}.0"}
 
 
 def test_a_library_that_does_not_fit_torch_is_told_apart_from_one_that_is_missing(
@@ -222,11 +211,6 @@ def test_a_module_object_is_known_by_its_class_and_weights_and_is_never_changed(
     with torch.no_grad():
         next(loaded.module.parameters()).zero_()
     assert weights_sha256(load_model(name).module) == weights_sha256(module) != weights_sha256(loaded.module)
-
-
-def test_a_module_object_of_another_process_is_asked_for_again() -> None:
-    with pytest.raises(InvalidInput, match="Net@0123456789ab was given as a Python object"):
-        load_model("Net@0123456789ab")
 
 
 def test_an_example_input_that_is_no_batch_of_images_is_refused() -> None:

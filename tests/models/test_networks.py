@@ -64,11 +64,6 @@ def test_small_inputs_are_reduced_less(name: str, input_size: int, side: int) ->
     assert features.shape[2:] == (side, side)
 
 
-def test_one_input_channel_is_enough() -> None:
-    loaded = load_model("resnet20", in_channels=1)
-    assert loaded.input_shape == (1, 1, 32, 32)
-
-
 @pytest.mark.parametrize(("size", "first_rows"), [(6, (0, 2, 4)), (5, (-1, 1, 3))])
 def test_strided_convolutions_pad_as_tensorflow_s_same_does(size: int, first_rows: tuple[int, ...]) -> None:
     block = conv_norm(1, 1, 3, stride=2, activation=False, input_size=size).eval()

@@ -5,8 +5,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,7 +65,7 @@ class StoppedError(Exception):
     pass
 
 
-def stop_after(epoch: int) -> object:
+def stop_after(epoch: int) -> Callable[[EpochReport], None]:
     def on_epoch(report: EpochReport) -> None:
         if report.epoch == epoch:
             raise StoppedError
@@ -71,21 +73,15 @@ def stop_after(epoch: int) -> object:
     return on_epoch
 
 
-def test_training_learns_what_separates_the_classes() -> None:
+@pytest.mark.parametrize("bf16", [False, True])
+def test_training_learns_what_separates_the_classes_and_keeps_float32_weights(bf16: bool) -> None:
     model = small_net()
-    reports = train(model, stripes(), replace(CONFIG, epochs=12), validate=stripes(40, seed=1))
+    reports = train(model, stripes(), replace(CONFIG, epochs=12, bf16=bf16), validate=stripes(40, seed=1))
     assert reports[-1].validation_top1 is not None
     assert reports[-1].validation_top1 > 0.9
     assert reports[-1].train_loss < reports[0].train_loss
     assert [report.epoch for report in reports] == list(range(1, 13))
     assert not model.training
-
-
-def test_bfloat16_learns_too_and_keeps_float32_weights() -> None:
-    model = small_net()
-    reports = train(model, stripes(), replace(CONFIG, epochs=12, bf16=True), validate=stripes(40, seed=1))
-    assert reports[-1].validation_top1 is not None
-    assert reports[-1].validation_top1 > 0.9
     assert weights(model).dtype == torch.float32
 
 
@@ -97,33 +93,29 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     assert not torch.equal(weights(models[0]), weights(models[2]))
 
 
-def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Path) -> None:
-    whole, interrupted, continued = small_net(), small_net(), small_net(seed=5)
-    expected = train(whole, stripes(), CONFIG)
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(tmp_path: Path, ema_decay: float) -> None:
+    config, held_out = replace(CONFIG, ema_decay=ema_decay), stripes(seed=1)
+    whole, interrupted, continued, finished = small_net(), small_net(), small_net(seed=5), small_net(seed=6)
+    expected = train(whole, stripes(), config, validate=held_out)
+    resumed: dict[str, Any] = {"resume": tmp_path / "run", "validate": held_out}
     with pytest.raises(StoppedError):
-        train(interrupted, stripes(), CONFIG, resume=tmp_path / "run", on_epoch=stop_after(2))  # type: ignore[arg-type]
+        train(interrupted, stripes(), config, on_epoch=stop_after(2), **resumed)
     torch.manual_seed(123)  # another process has other random numbers
     seen: list[EpochReport] = []
-    reports = train(continued, stripes(), CONFIG, resume=tmp_path / "run", on_epoch=seen.append)
-    assert torch.equal(weights(continued), weights(whole))
-    assert [report.train_loss for report in reports] == [report.train_loss for report in expected]
+    for model in (continued, finished):  # the second has nothing left to train
+        reports = train(model, stripes(), config, on_epoch=seen.append, **resumed)
+        assert torch.equal(weights(model), weights(whole))
+        assert [replace(r, seconds=0.0) for r in reports] == [replace(r, seconds=0.0) for r in expected]
     assert [report.epoch for report in seen] == [3, 4]
+    assert expected[-1].validation_top1 == evaluate(whole, held_out)  # of the averaged weights
 
 
-def test_an_interrupted_run_with_averaged_weights_ends_alike_too(tmp_path: Path) -> None:
-    config = replace(CONFIG, ema_decay=0.9)
-    whole, cut = small_net(), small_net()
-    reports = train(whole, stripes(), config, validate=stripes(seed=1))
-    with pytest.raises(StoppedError):
-        train(cut, stripes(), config, resume=tmp_path / "run", on_epoch=stop_after(2), validate=stripes(seed=1))
-    cut = small_net(seed=5)
-    again = train(cut, stripes(), config, resume=tmp_path / "run", validate=stripes(seed=1))
-    assert torch.equal(weights(whole), weights(cut))
-    assert [r.validation_top1 for r in again] == [r.validation_top1 for r in reports]
-    assert reports[-1].validation_top1 == evaluate(whole, stripes(seed=1))  # of the averaged weights
-    plain = small_net()
+def test_averaged_weights_are_others() -> None:
+    plain, averaged = small_net(), small_net()
     train(plain, stripes(), CONFIG)
-    assert not torch.equal(weights(plain), weights(whole))
+    train(averaged, stripes(), replace(CONFIG, ema_decay=0.9))
+    assert not torch.equal(weights(plain), weights(averaged))
 
 
 def test_images_decoded_in_every_epoch_train_as_those_in_memory() -> None:
@@ -184,31 +176,30 @@ def test_a_killed_process_leaves_a_file_that_a_run_continues_from(tmp_path: Path
     assert reached[0] > 1
 
 
-def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
-    first, second = small_net(), small_net(seed=5)
-    train(first, stripes(), CONFIG, resume=tmp_path / "run")
-    seen: list[EpochReport] = []
-    reports = train(second, stripes(), CONFIG, resume=tmp_path / "run", on_epoch=seen.append)
-    assert not seen
-    assert len(reports) == 4
-    assert torch.equal(weights(first), weights(second))
-
-
-def test_a_checkpoint_of_another_run_is_refused_with_the_difference(tmp_path: Path) -> None:
-    train(small_net(), stripes(), CONFIG, resume=tmp_path / "run")
-    with pytest.raises(InvalidConfig, match=r"learning_rate 0\.1 there, 0\.2 here"):
-        train(small_net(), stripes(), replace(CONFIG, learning_rate=0.2), resume=tmp_path / "run")
-    with pytest.raises(InvalidConfig, match="images"):
-        train(small_net(), stripes(seed=3), CONFIG, resume=tmp_path / "run")
-    with pytest.raises(InvalidConfig, match="other layers or widths"):
-        other = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
-        train(other, stripes(), CONFIG, resume=tmp_path / "run")
-
-
-def test_a_broken_checkpoint_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "run").write_bytes(b"half a file")
+def test_a_checkpoint_of_another_run_or_a_broken_one_is_refused(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(small_net(), stripes(), CONFIG, resume=run)
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    for model, images, config, difference in (
+        (small_net(), stripes(), replace(CONFIG, learning_rate=0.2), r"learning_rate 0\.1 there, 0\.2 here"),
+        (small_net(), stripes(seed=3), CONFIG, "images"),
+        (flat, stripes(), CONFIG, "other layers or widths"),
+    ):
+        with pytest.raises(InvalidConfig, match=difference):
+            train(model, images, config, resume=run)
+    run.write_bytes(b"half a file")
     with pytest.raises(CorruptFile, match="not a training checkpoint"):
-        train(small_net(), stripes(), CONFIG, resume=tmp_path / "run")
+        train(small_net(), stripes(), CONFIG, resume=run)
+
+
+def test_settings_that_cannot_train_are_refused() -> None:
+    with pytest.raises(InvalidConfig, match=r"distill_weight is 1\.5; it must be in \[0, 1\]"):
+        TrainConfig(distill_weight=1.5)
+    with pytest.raises(InvalidConfig, match="no teacher"):
+        train(small_net(), stripes(), replace(CONFIG, distill_weight=0.5))
+    with pytest.raises(InvalidConfig, match="diverged") as caught:
+        train(small_net(), stripes(), replace(CONFIG, learning_rate=1e30, warmup_share=0.0))
+    assert "lower the learning rate" in caught.value.next_step
 
 
 def test_the_student_follows_its_teacher_rather_than_the_labels() -> None:
@@ -222,11 +213,6 @@ def test_the_student_follows_its_teacher_rather_than_the_labels() -> None:
     assert torch.equal(weights(teacher), before)
 
 
-def test_distillation_without_a_teacher_is_refused() -> None:
-    with pytest.raises(InvalidConfig, match="no teacher"):
-        train(small_net(), stripes(), replace(CONFIG, distill_weight=0.5))
-
-
 def test_the_distillation_loss_is_nothing_for_equal_outputs_and_follows_its_formula() -> None:
     targets = torch.tensor([[1.0, 3.0], [0.0, -2.0]])
     assert CLASSIFICATION.distillation_loss(targets + 7, targets, 4.0).item() == pytest.approx(0.0, abs=1e-6)
@@ -235,12 +221,6 @@ def test_the_distillation_loss_is_nothing_for_equal_outputs_and_follows_its_form
     assert CLASSIFICATION.distillation_loss(torch.zeros(2, 2), targets, 2.0).item() == pytest.approx(
         expected.item(), rel=1e-5
     )
-
-
-def test_a_loss_that_explodes_is_an_error_with_advice() -> None:
-    with pytest.raises(InvalidConfig, match="diverged") as caught:
-        train(small_net(), stripes(), replace(CONFIG, learning_rate=1e30, warmup_share=0.0))
-    assert "lower the learning rate" in caught.value.next_step
 
 
 def test_batches_computed_in_parts_train_as_whole_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,18 +275,10 @@ print(peak_mb() - before)
     assert float(done.stdout) < 1000  # whole: 1800
 
 
-def test_a_setting_that_makes_no_sense_is_refused() -> None:
-    with pytest.raises(InvalidConfig, match=r"distill_weight is 1\.5; it must be in \[0, 1\]"):
-        TrainConfig(distill_weight=1.5)
-
-
-def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
+def test_the_learning_rate_rises_then_falls_to_nothing_within_a_single_epoch_too() -> None:
     config = TrainConfig(learning_rate=0.4, warmup_share=0.2)
     rates = [learning_rate_at(config, progress) for progress in (0, 0.1, 0.2, 0.6, 1)]
     assert rates == pytest.approx([0.0, 0.2, 0.4, 0.2, 0.0])
-
-
-def test_a_single_epoch_warms_up_for_a_few_steps_and_ends_near_a_rate_of_nothing() -> None:
     report = train(small_net(), stripes(640), TrainConfig(epochs=1, learning_rate=0.1, batch_size=16, threads=1))[0]
     assert report.learning_rate < 0.001
 
@@ -341,11 +313,11 @@ def test_the_best_epoch_is_kept_also_by_a_run_that_was_interrupted(tmp_path: Pat
     assert found.epoch < 6
     assert evaluate(best, held_out) == found.validation_top1
     assert evaluate(last, held_out) < evaluate(best, held_out)
-    resumed = {"resume": tmp_path / "run", "validate": held_out, "keep_best": True}
+    resumed: dict[str, Any] = {"resume": tmp_path / "run", "validate": held_out, "keep_best": True}
     with pytest.raises(StoppedError):
-        train(cut, contrary, config, on_epoch=stop_after(found.epoch + 1), **resumed)  # type: ignore[arg-type]
+        train(cut, contrary, config, on_epoch=stop_after(found.epoch + 1), **resumed)
     cut = small_net(seed=5)
-    train(cut, contrary, config, **resumed)  # type: ignore[arg-type]
+    train(cut, contrary, config, **resumed)
     assert torch.equal(weights(cut), weights(best))
 
 
