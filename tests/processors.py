@@ -12,8 +12,9 @@ import arm64_sandbox
 import onnx
 from host_runner import build_host_runner, locate_library, run_on_host
 
+from amc_mobile.device.device import Timing
 from amc_mobile.device.layout import OnnxLayout, questions, read
-from amc_mobile.device.runner import BenchGraph, BenchManifest, BenchModel, BenchTiming
+from amc_mobile.device.runner import BenchGraph, BenchManifest, BenchModel
 
 X86_EMULATOR = arm64_sandbox.emulator("x86_64")
 AVX2 = ["-cpu", "Haswell"]
@@ -53,7 +54,7 @@ def optimised(processor: str, files: Sequence[bytes]) -> list[bytes]:
         for number, file in enumerate(files):
             (folder / f"{number}.onnx").write_bytes(file)
         models = tuple(BenchModel(str(number), f"{number}.onnx") for number in range(len(files)))
-        timing = BenchTiming(warmup_runs=0, samples=1, min_samples=1)
+        timing = Timing(warmup_runs=0, samples=1, min_samples=1)
         graph = str(folder / "graph.onnx")
         asked = BenchManifest("onnxruntime", str(library), 1, 300, models, timing, graph_path=graph)
         events = run_on_host(command, asked, folder).events

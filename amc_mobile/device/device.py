@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Protocol, runtime_checkable
 
 from amc_mobile.device.conditions import Conditions
-from amc_mobile.errors import AmcMobileError, DeviceError
+from amc_mobile.errors import AmcMobileError, DeviceError, InvalidConfig
 
 # Judgement: a core that was left alone took 0.07. A neighbour that took half of the core measured on slowed full
 # networks by 3 to 11 %, one on another core MobileNet-V2 by up to 8 %; networks of half the width by 1 % at most.
@@ -161,6 +161,7 @@ class Neighbourhood:
 
 
 GAIN = 0.02  # a run that is shorter by less than this is as long as before
+MOST_PERIOD_MS = 10_000.0
 REST_S = 0.25  # after this time without a run the clocks may have come down; loading a model takes less
 SamplesMs = tuple[float, ...]  # milliseconds per inference, in the order run; warm-up runs are left out
 
@@ -216,20 +217,33 @@ class TimedPass:
 class Timing:
     """How one session is timed. Slow models take at least `min_samples` and stop at `max_s`.
 
-    `period_ms`: from the start of one run to that of the next, as in an app that gets frames; a run that is late starts
-    at once, and a sample is one run. 0: back to back. Warm-up takes at least `warmup_runs`, and goes on until the runs
-    are no longer getting shorter; with a period just so many. `warmup_s`: the least warm-up of a device that has
-    rested, whose clocks rise with the load.
+    `min_sample_ms`: shorter models are called several times per sample, and the sample is the mean. Warm-up takes at
+    least `warmup_runs`, and goes on until the runs are no longer getting shorter; with a period just so many.
+    `cpu_time`: of the calling thread, for benchmarks on busy machines; a session must use no other thread, and phones
+    cannot. `period_ms`: from the start of one run to that of the next, as in an app that gets frames; a run that is
+    late starts at once, and a sample is one run. 0: back to back. `warmup_s`: the least warm-up of a device that has
+    rested, whose clocks rise with the load. Raises InvalidConfig for values out of range.
     """
 
     samples: int
-    min_sample_ms: float  # shorter models are called several times per sample, and the sample is the mean
-    warmup_runs: int
-    max_s: float
+    min_sample_ms: float = 0.0
+    warmup_runs: int = 4
+    max_s: float = 1e6
     min_samples: int = 4
-    cpu_time: bool = False  # of the calling thread, for benchmarks on busy machines; a session must use no other thread
+    cpu_time: bool = False
     period_ms: float = 0.0
     warmup_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        counts, times = (self.samples, self.min_samples), (self.min_sample_ms, self.max_s)
+        if not (0 <= self.warmup_runs <= 1_000_000 and all(1 <= count <= 100_000 for count in counts)):
+            raise InvalidConfig(f"{self}: the counts are out of range")
+        if not all(0 <= time <= 1e6 for time in times):
+            raise InvalidConfig(f"{self}: the times must be between 0 and 1,000,000")
+        if not 0 <= self.period_ms <= MOST_PERIOD_MS:
+            raise InvalidConfig(f"period_ms = {self.period_ms} must be between 0 and {MOST_PERIOD_MS:g}")
+        if not 0 <= self.warmup_s <= 60:
+            raise InvalidConfig(f"warmup_s = {self.warmup_s} must be between 0 and 60")
 
     @property
     def half(self) -> Timing:

@@ -7,14 +7,14 @@ import math
 import time
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 from amc_mobile import store
 from amc_mobile.device import phone_state
 from amc_mobile.device.adb import AdbPhone, AdbServer, AttachedPhone, choose_phone, remedy
 from amc_mobile.device.conditions import Conditions, core_ranges
-from amc_mobile.device.device import Heat, Job, Neighbourhood, Neighbours, OnNeighbours, PassRecord, TimedPass, Timing
+from amc_mobile.device.device import Heat, Job, Neighbourhood, Neighbours, OnNeighbours, TimedPass, Timing
 from amc_mobile.device.layout import OnnxLayout, questions
 from amc_mobile.device.layout import read as read_layout
 from amc_mobile.device.libraries import RuntimeLibrary
@@ -44,7 +44,6 @@ from amc_mobile.device.runner import (
     BenchPair,
     BenchResult,
     BenchStart,
-    BenchTiming,
 )
 from amc_mobile.errors import (
     AmbiguousDevice,
@@ -64,13 +63,13 @@ LAYOUT_FORMAT_VERSION = 1  # 1: the text of an OnnxLayout
 LAYOUT_DEADLINE_S = 60
 TRIAL = "trial"
 TRIAL_DEADLINE_S = 30
+ONCE = Timing(samples=1, warmup_runs=0, min_samples=1)
 STATE_VALID_S = 3.0  # what was just read with the facts is not read again
 
 # Loading a model and its first inference, which no timing bounds; the runner is ended only when it hangs.
 LOAD_ALLOWANCE_S = 5.0
 MODEL_ALLOWANCE_S = 30.0  # one model that loads slowly, and whose fewest samples take longer than its timing allows
 START_ALLOWANCE_S = 60.0
-RECORDED = [field.name for field in fields(PassRecord)]
 
 
 class PhoneDevice:
@@ -171,20 +170,19 @@ class PhoneDevice:
         self,
         entries: Sequence[BenchModel | BenchPair],
         files: Mapping[str, bytes],
-        timing: BenchTiming,
+        timing: Timing,
         *,
         deadline_s: int,
         plan: str = "",
         graph_path: str = "",
         model_deadline_s: int = 0,
-        warmup_s: float = 0.0,
         labels: Sequence[str] = (),
     ) -> Generator[BenchEvent, None, None]:
         """Measures models and yields what the runner reports as it comes: start, results, models that failed, end.
 
         `files`: the models, by the paths in `entries`. A path means the same model throughout a session: `files` is not
         asked for one that is on the phone already. `plan`: kept on the phone for `unfinished`. `graph_path`,
-        `warmup_s`, `model_deadline_s`: see BenchManifest; the latter also ends a runner that cannot end itself.
+        `model_deadline_s`: see BenchManifest; the latter also ends a runner that cannot end itself.
         `labels`: the models' names for people, in order. Raises DeviceError where the kernel did not grant the cores,
         and what PhoneRunner.run raises.
         """
@@ -200,7 +198,6 @@ class PhoneDevice:
             cores=core_ranges(self.cores),
             graph_path=graph_path,
             model_deadline_s=model_deadline_s,
-            warmup_s=warmup_s,
         )
         for event in self._runner.run(manifest, plan=plan, labels=labels):
             if isinstance(event, BenchStart):
@@ -322,19 +319,17 @@ class PhoneDevice:
 
     def try_out(self, model: bytes) -> None:
         """Runs a model once. Raises DeviceError naming what fails: the library, the cores, the runner, the model."""
-        timing = BenchTiming(warmup_runs=0, samples=1, min_samples=1)
         with self.untimed():
             asked = [BenchModel(TRIAL, TRIAL)]
-            for event in self.bench(asked, {TRIAL: model}, timing, deadline_s=TRIAL_DEADLINE_S):
+            for event in self.bench(asked, {TRIAL: model}, ONCE, deadline_s=TRIAL_DEADLINE_S):
                 if isinstance(event, BenchError):
                     raise DeviceError(f"a tiny network did not run: {event.message}")
 
     def _asked_layout(self) -> str:
         with self.untimed():
-            timing = BenchTiming(warmup_runs=0, samples=1, min_samples=1)
             asked = [BenchModel(LAYOUT, LAYOUT)]
             events = self.bench(
-                asked, {LAYOUT: questions()}, timing, deadline_s=LAYOUT_DEADLINE_S, graph_path=f"{LAYOUT}{ONNX.suffix}"
+                asked, {LAYOUT: questions()}, ONCE, deadline_s=LAYOUT_DEADLINE_S, graph_path=f"{LAYOUT}{ONNX.suffix}"
             )
             graphs = [event.file for event in events if isinstance(event, BenchGraph)]
         return read_layout(graphs[0]).text() if graphs else ""
@@ -363,14 +358,14 @@ class PhoneDevice:
     def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[TimedPass, None, None]:
         """Raises DeviceError naming the model that fails, and what `bench` raises."""
         files = _Files(jobs)
-        entries = [BenchModel(files.names[job.key], files.names[job.key], _bench_timing(job.timing)) for job in jobs]
+        entries = [BenchModel(files.names[job.key], files.names[job.key], job.timing) for job in jobs]
         yield from self._results(entries, files, jobs, plan)
 
     def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[TimedPass, TimedPass]]:
         """Both models open together in every round, timed before-after-after-before."""
         jobs = (before, after)
         files = _Files(jobs)
-        models = [BenchModel(files.names[job.key], files.names[job.key], _bench_timing(job.timing)) for job in jobs]
+        models = [BenchModel(files.names[job.key], files.names[job.key], job.timing) for job in jobs]
         results = self._results([BenchPair(models[0], models[1])] * rounds, files, jobs * rounds)
         with closing(results):
             for first in results:
@@ -384,11 +379,10 @@ class PhoneDevice:
         events = self.bench(
             entries,
             files,
-            BenchTiming(),
+            jobs[0].timing,
             deadline_s=math.ceil(deadline_s),
             plan=plan,
             model_deadline_s=math.ceil(model_deadline_s),
-            warmup_s=jobs[0].timing.warmup_s if jobs else 0.0,
             labels=[job.label for job in jobs],
         )
         given = 0
@@ -400,8 +394,7 @@ class PhoneDevice:
                     if event.index != given:
                         raise RunnerFailed(f"result {event.index} came where {given} was due")
                     given += 1
-                    record = {name: getattr(event, name) for name in RECORDED}
-                    yield TimedPass(event.samples_ms, PassRecord(**record))
+                    yield TimedPass(event.samples_ms, event.record)
 
     def is_steady(self) -> bool:
         """Whether neither heat, lower clocks nor other programs have come over the phone since the session began."""
@@ -458,17 +451,6 @@ class _Files(Mapping[str, bytes]):
 
     def __len__(self) -> int:
         return len(self._builders)
-
-
-def _bench_timing(timing: Timing) -> BenchTiming:
-    return BenchTiming(
-        warmup_runs=timing.warmup_runs,
-        samples=timing.samples,
-        min_sample_ms=timing.min_sample_ms,
-        max_s=timing.max_s,
-        min_samples=timing.min_samples,
-        period_ms=timing.period_ms,
-    )
 
 
 USE_HOST = "or pass --device host to measure on this computer"

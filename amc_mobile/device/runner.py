@@ -15,52 +15,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from amc_mobile.device.device import PassRecord, SamplesMs, Timing
 from amc_mobile.errors import DeviceError, InvalidConfig
 from amc_mobile.formats import LIBRARY_RUNTIMES, LITERT, ONNX, TFLITE
 from amc_mobile.store import parse_json
 
 MANIFEST_VERSION = 1  # 1: `key value` lines, models and pairs
-MOST_PERIOD_MS = 10_000.0
 _ID = re.compile(r"[A-Za-z0-9._-]{1,80}", re.ASCII)
 _CORES = re.compile(r"[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?)*", re.ASCII)
 _VERSION = re.compile(r"[A-Za-z0-9.+_-]{1,31}", re.ASCII)
 
 
-@dataclass(frozen=True)
-class BenchTiming:
-    """How one pass is timed. Slow models take at least `min_samples` and stop at `max_s`; 0: no limit.
+DEFAULT_TIMING = Timing(samples=20)
 
-    `period_ms`: from the start of one run to that of the next, a sample being one run; 0: back to back.
-    """
 
-    warmup_runs: int = 4
-    samples: int = 20
-    min_sample_ms: float = 0.0  # a shorter model is run several times per sample, and the sample is the mean
-    max_s: float = 0.0
-    min_samples: int = 4
-    period_ms: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not (
-            0 <= self.warmup_runs <= 1_000_000 and 1 <= self.samples <= 100_000 and 1 <= self.min_samples <= 100_000
-        ):
-            raise InvalidConfig(f"{self}: the counts are out of range")
-        if not (0 <= self.min_sample_ms <= 1e6 and 0 <= self.max_s <= 1e6):
-            raise InvalidConfig(f"{self}: the times must be between 0 and 1,000,000")
-        if not 0 <= self.period_ms <= MOST_PERIOD_MS:
-            raise InvalidConfig(f"period_ms = {self.period_ms} must be between 0 and {MOST_PERIOD_MS:g}")
-
-    def lines(self, before: BenchTiming | None) -> list[str]:
-        """The manifest's lines where `before` held until now; no period where none is set: older runners know none."""
-        has_period = self.period_ms > 0 or (before is not None and before.period_ms > 0)
-        return [
-            f"warmup_runs {self.warmup_runs}",
-            f"samples {self.samples}",
-            f"min_sample_ms {self.min_sample_ms:.6f}",
-            f"max_s {self.max_s:.6f}",
-            f"min_samples {self.min_samples}",
-            *([f"period_ms {self.period_ms:.6f}"] if has_period else []),
-        ]
+def _timing_lines(timing: Timing, before: Timing | None) -> list[str]:
+    """Where `before` held until now; no period where none is set, since older runners refuse that key."""
+    has_period = timing.period_ms > 0 or (before is not None and before.period_ms > 0)
+    return [
+        f"warmup_runs {timing.warmup_runs}",
+        f"samples {timing.samples}",
+        f"min_sample_ms {timing.min_sample_ms:.6f}",
+        f"max_s {timing.max_s:.6f}",
+        f"min_samples {timing.min_samples}",
+        *([f"period_ms {timing.period_ms:.6f}"] if has_period else []),
+    ]
 
 
 @dataclass(frozen=True)
@@ -72,7 +51,7 @@ class BenchModel:
 
     id: str
     path: str
-    timing: BenchTiming | None = None
+    timing: Timing | None = None
 
     def __post_init__(self) -> None:
         if not _ID.fullmatch(self.id):
@@ -107,8 +86,7 @@ class BenchManifest:
     `cores`: in the kernel's list form, "" for all; `runtime_version`: needed for litert, whose ABI depends on it;
     `delegate`: xnnpack or none, for tflite only; `graph_path`: where onnxruntime writes the graph that it made of each
     model, for the runner to send; "": nowhere; `model_deadline_s`: after this time without a result of one model the
-    runner ends, twice that for a pair; 0: only at `deadline_s`; `warmup_s`: the least warm-up of the
-    first model.
+    runner ends, twice that for a pair; 0: only at `deadline_s`.
     """
 
     runtime: str
@@ -116,13 +94,12 @@ class BenchManifest:
     threads: int
     deadline_s: int
     entries: tuple[BenchModel | BenchPair, ...]
-    timing: BenchTiming = BenchTiming()
+    timing: Timing = DEFAULT_TIMING
     runtime_version: str = ""
     cores: str = ""
     delegate: str = ""
     graph_path: str = ""
     model_deadline_s: int = 0
-    warmup_s: float = 0.0
 
     def __post_init__(self) -> None:
         if self.runtime not in LIBRARY_RUNTIMES:
@@ -136,8 +113,6 @@ class BenchManifest:
             raise InvalidConfig(f"deadline_s = {self.deadline_s} must be between 1 and 1,000,000")
         if not 0 <= self.model_deadline_s <= 1_000_000:
             raise InvalidConfig(f"model_deadline_s = {self.model_deadline_s} must be between 0 and 1,000,000")
-        if not 0 <= self.warmup_s <= 60:
-            raise InvalidConfig(f"warmup_s = {self.warmup_s} must be between 0 and 60")
         if not self.entries:
             raise InvalidConfig("the manifest names no model")
         if self.runtime_version and not _VERSION.fullmatch(self.runtime_version):
@@ -171,12 +146,13 @@ class BenchManifest:
                 lines.append(f"{key} {getattr(self, key)}")
         lines += [f"threads {self.threads}", f"deadline_s {self.deadline_s}"]
         lines += [f"model_deadline_s {self.model_deadline_s}"] if self.model_deadline_s else []
-        lines += [f"warmup_s {self.warmup_s:.3f}"] if self.warmup_s else []
-        current: BenchTiming | None = None
+        warmup_s = (self.models[0].timing or self.timing).warmup_s  # the phone has rested before the first one alone
+        lines += [f"warmup_s {warmup_s:.3f}"] if warmup_s else []
+        current: Timing | None = None
         for entry in self.entries:
             timing = (entry.first if isinstance(entry, BenchPair) else entry).timing or self.timing
             if timing != current:
-                lines += timing.lines(current)
+                lines += _timing_lines(timing, current)
                 current = timing
             if isinstance(entry, BenchPair):
                 fields = (entry.first.id, entry.first.path, entry.second.id, entry.second.path)
@@ -209,20 +185,14 @@ class BenchStart:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """One pass over one model. `index`: in the manifest, from 0; `samples_ms`: per inference, in the order run."""
+    """One pass over one model. `index`: in the manifest, from 0."""
 
     index: int
     id: str
-    load_ms: float
-    first_ms: float
     warmup_runs: int
     runs_per_sample: int
-    samples_ms: tuple[float, ...]
-    peak_rss_kb: int | None = None  # None where the kernel does not count it, as below
-    switches: int | None = None
-    clock_ms: int | None = None
-    clock_mhz_ms: int | None = None
-    clock_top_ms: int | None = None
+    samples_ms: SamplesMs
+    record: PassRecord
 
 
 @dataclass(frozen=True)
@@ -284,36 +254,26 @@ def _milliseconds(value: object, key: str) -> float:
     return float(value)  # type: ignore[arg-type]
 
 
-def _samples(document: dict[str, Any]) -> tuple[float, ...]:
-    values = document.get("samples_ms")
-    if not isinstance(values, list) or not 1 <= len(values) <= MAX_SAMPLES:
-        raise _bad(f"samples_ms is not a list of 1 to {MAX_SAMPLES} numbers")
-    return tuple(_milliseconds(value, "samples_ms") for value in values)
-
-
 def _result(document: dict[str, Any]) -> BenchResult:
+    samples = document.get("samples_ms")
+    if not isinstance(samples, list) or not 1 <= len(samples) <= MAX_SAMPLES:
+        raise _bad(f"samples_ms is not a list of 1 to {MAX_SAMPLES} numbers")
+    # What the kernel does not count is left out.
+    lowest = {"peak_rss_kb": 1, "switches": 0}
+    if "clock_ms" in document:
+        lowest |= {"clock_ms": 1, "clock_mhz_ms": 0, "clock_top_ms": 0}
+    counts = {key: _integer(document, key, lowest[key]) for key in lowest if key in document or key.startswith("clock")}
+    if counts.get("clock_top_ms", 0) > counts.get("clock_ms", 0):
+        raise _bad("clock_top_ms is more than clock_ms")
+    load_ms, first_ms = (_milliseconds(document.get(key), key) for key in ("load_ms", "first_ms"))
     return BenchResult(
         index=_integer(document, "index"),
         id=_text(document, "id"),
-        load_ms=_milliseconds(document.get("load_ms"), "load_ms"),
-        first_ms=_milliseconds(document.get("first_ms"), "first_ms"),
         warmup_runs=_integer(document, "warmup_runs"),
         runs_per_sample=_integer(document, "runs_per_sample", 1),
-        samples_ms=_samples(document),
-        peak_rss_kb=_integer(document, "peak_rss_kb", 1) if "peak_rss_kb" in document else None,
-        switches=_integer(document, "switches") if "switches" in document else None,
-        **_clock(document),
+        samples_ms=tuple(_milliseconds(sample, "samples_ms") for sample in samples),
+        record=PassRecord(load_ms, first_ms, **counts),
     )
-
-
-def _clock(document: dict[str, Any]) -> dict[str, int]:
-    if "clock_ms" not in document:
-        return {}
-    clock = {"clock_ms": _integer(document, "clock_ms", 1)}
-    clock |= {name: _integer(document, name) for name in ("clock_mhz_ms", "clock_top_ms")}
-    if clock["clock_top_ms"] > clock["clock_ms"]:
-        raise _bad("clock_top_ms is more than clock_ms")
-    return clock
 
 
 def _start(document: dict[str, Any]) -> BenchStart:

@@ -28,13 +28,12 @@ from host_runner import build_host_runner, locate_library, run_on_host
 
 from amc_mobile.device.device import Timing, time_session
 from amc_mobile.device.host import HostDevice
-from amc_mobile.device.runner import BenchManifest, BenchModel, BenchTiming
+from amc_mobile.device.runner import BenchManifest, BenchModel
 from amc_mobile.errors import DeviceError
 from amc_mobile.export.converters import to_onnx
 from amc_mobile.models.zoo.registry import MODELS
 
 TIMING = Timing(samples=20, min_sample_ms=0.25, warmup_runs=4, max_s=1.0)
-SAME_TIMING = BenchTiming(TIMING.warmup_runs, TIMING.samples, TIMING.min_sample_ms, TIMING.max_s, TIMING.min_samples)
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def python_p50_ms(case: Case) -> float:
 def runner_p50_ms(case: Case, runner: Path, core: int) -> float:
     library = locate_library(case.runtime)
     manifest = BenchManifest(
-        case.runtime, str(library.path), 1, 120, (BenchModel(case.name, str(case.model)),), SAME_TIMING,
+        case.runtime, str(library.path), 1, 120, (BenchModel(case.name, str(case.model)),), TIMING,
         runtime_version=library.version, cores=str(core),
     )  # fmt: skip
     run = run_on_host(runner, manifest, case.model.parent)

@@ -10,6 +10,7 @@ from pathlib import Path
 from phone_fake import fake_runner_source
 from phone_fake.phone import FakePhone
 
+from amc_mobile.device.device import Timing
 from amc_mobile.device.phone_runner import InstalledFile
 from amc_mobile.device.runner import (
     BenchEnd,
@@ -18,7 +19,6 @@ from amc_mobile.device.runner import (
     BenchModel,
     BenchResult,
     BenchStart,
-    BenchTiming,
 )
 
 NETWORK = """
@@ -50,7 +50,7 @@ def installed(path: Path) -> InstalledFile:
 def manifest(library: str, models: Mapping[str, str], deadline_s: int = 60, model_deadline_s: int = 0) -> BenchManifest:
     """`models`: paths by identifier."""
     entries = tuple(BenchModel(name, path) for name, path in models.items())
-    timing = BenchTiming(samples=4)
+    timing = Timing(samples=4)
     return BenchManifest("tflite", library, 1, deadline_s, entries, timing, model_deadline_s=model_deadline_s)
 
 

@@ -28,7 +28,7 @@ from amc_mobile.device.phone import PhoneDevice
 from amc_mobile.device.phone_runner import FOLDER
 from amc_mobile.device.phone_state import BUSY, FIXED, read_neighbours
 from amc_mobile.device.profiles import load_profiles
-from amc_mobile.device.runner import BenchEnd, BenchError, BenchModel, BenchPair, BenchResult, BenchStart, BenchTiming
+from amc_mobile.device.runner import BenchEnd, BenchError, BenchModel, BenchPair, BenchResult, BenchStart
 from amc_mobile.errors import DeadlineExceeded, DeviceError, InvalidConfig, PhoneBusy, PhoneUnfit, RunnerFailed
 from amc_mobile.latency.measurement import BUSY as FLAG
 from amc_mobile.latency.measurement import ModelMeasurement, ModelRequest
@@ -52,7 +52,7 @@ def device(adb: AdbPhone, library: RuntimeLibrary, tmp_path: Path) -> PhoneDevic
 def test_a_session_measures_and_gives_everything_back(device: PhoneDevice, phone: FakePhone) -> None:
     with device.session():
         assert (phone.sandbox.state / "fixed_performance").read_text() == "true\n"
-        events = list(device.bench([BenchModel("a", "a b;c")], {"a b;c": b"ms=1.5"}, BenchTiming(), deadline_s=60))
+        events = list(device.bench([BenchModel("a", "a b;c")], {"a b;c": b"ms=1.5"}, Timing(samples=20), deadline_s=60))
         device.require_steady()
         with pytest.raises(PhoneBusy), device.session():
             pass
@@ -94,7 +94,7 @@ def test_a_frozen_phone_is_named_within_a_minute(
         monkeypatch.setattr(device.adb, "push", push_frozen)
     model = freeze if when == "starting" else lambda: b"ms=1.5 wait=99"
     with pytest.raises(DeadlineExceeded, match="the phone does not answer") as caught, device.session():
-        events = device.bench([BenchModel("a", "a")], BuiltLate(a=model), BenchTiming(), deadline_s=600)
+        events = device.bench([BenchModel("a", "a")], BuiltLate(a=model), Timing(samples=20), deadline_s=600)
         next(events)
         freeze()
         list(events)
@@ -131,7 +131,7 @@ def test_the_layout_can_be_asked_within_a_session(
         assert device.layout() == read(questions()).text()
         (result,) = [
             event
-            for event in device.bench([BenchModel("a", "a")], {"a": b"ms=1.5"}, BenchTiming(), deadline_s=60)
+            for event in device.bench([BenchModel("a", "a")], {"a": b"ms=1.5"}, Timing(samples=20), deadline_s=60)
             if isinstance(event, BenchResult)
         ]
     assert result.samples_ms[0] == 1.5
@@ -429,7 +429,7 @@ def test_a_phone_without_counts_is_unknown(adb: AdbPhone) -> None:
 
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler (cc)")
-BENCH_TIMING = BenchTiming(warmup_runs=1, samples=5)
+BENCH_TIMING = Timing(warmup_runs=1, samples=5)
 
 
 def real_device(adb: AdbPhone, phone: FakePhone, monkeypatch: pytest.MonkeyPatch) -> PhoneDevice:
@@ -468,7 +468,7 @@ def test_a_cable_pulled_in_the_middle_loses_no_row(
     with device.session():
         got = []
         faults = [phone.faults.add("disconnect", "sleep.*tail -c", after_bytes=after) for after in (150, 400)]
-        timing = BenchTiming(warmup_runs=1, samples=20, min_sample_ms=1.0)
+        timing = Timing(warmup_runs=1, samples=20, min_sample_ms=1.0)
         for event in device.bench(entries, {"a.onnx": convolution(64)}, timing, deadline_s=60):
             got.append(event)
     assert [fault.struck for fault in faults] == [1, 1]

@@ -14,12 +14,13 @@ from command_line import CommandLine
 from main_job import run_main_job
 
 from amc_mobile.device.adb import PHONE_FOLDER, AdbPhone
+from amc_mobile.device.device import Timing
 from amc_mobile.device.libraries import RuntimeLibrary
 from amc_mobile.device.phone import PhoneDevice
 from amc_mobile.device.phone_output import parse_core_list
 from amc_mobile.device.phone_state import FIXED, PhoneFacts, clock_mode, held_mode
 from amc_mobile.device.profiles import DeviceProfile
-from amc_mobile.device.runner import BenchError, BenchModel, BenchResult, BenchStart, BenchTiming
+from amc_mobile.device.runner import BenchError, BenchModel, BenchResult, BenchStart
 
 pytestmark = pytest.mark.phone
 OLDEST_SDK = 24  # Android 7, the first with shell protocol v2
@@ -64,7 +65,7 @@ def test_the_runner_runs_on_the_cores_it_is_told(
     entries = [BenchModel("model", "model"), BenchModel("broken", "broken")]
     files = {"model": model.read_bytes(), "broken": b"no model at all" * 20}
     with device.session():
-        start, result, error, *_ = device.bench(entries, files, BenchTiming(samples=5), deadline_s=120)
+        start, result, error, *_ = device.bench(entries, files, Timing(samples=5), deadline_s=120)
     assert isinstance(start, BenchStart)
     assert start.cores_seen
     if device.cores:

@@ -9,10 +9,11 @@ import pytest
 from bench_models import HERE, onnx_model, tflite_model
 from host_runner import run_on_host
 
-from amc_mobile.device.runner import BenchEnd, BenchManifest, BenchModel, BenchTiming
+from amc_mobile.device.device import Timing
+from amc_mobile.device.runner import BenchEnd, BenchManifest, BenchModel
 
 pytestmark = pytest.mark.skipif(bool(arm64_sandbox.missing()), reason=arm64_sandbox.missing() or "complete")
-TIMING = BenchTiming(warmup_runs=1, samples=2)
+TIMING = Timing(warmup_runs=1, samples=2)
 Command = list[str]
 
 

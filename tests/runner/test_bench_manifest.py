@@ -11,7 +11,8 @@ from host_runner import run_on_host
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from amc_mobile.device.runner import BenchManifest, BenchModel, BenchPair, BenchTiming
+from amc_mobile.device.device import Timing
+from amc_mobile.device.runner import BenchManifest, BenchModel, BenchPair
 from amc_mobile.errors import InvalidConfig
 
 MODEL = BenchModel("m", "m.tflite")
@@ -24,7 +25,7 @@ def test_the_text_is_the_contracts() -> None:
     manifest = BenchManifest(
         "litert", "/opt/a b/libLiteRt.so", 2, 90,
         (MODEL, BenchPair(BenchModel("before", "a b.tflite"), BenchModel("after", "/c.tflite"))),
-        BenchTiming(5, 10, 0.25, 1.5, 3), runtime_version="2.3.0", cores="4-5,7",
+        Timing(10, 0.25, 5, 1.5, 3), runtime_version="2.3.0", cores="4-5,7",
     )  # fmt: skip
     assert manifest.text() == (
         "amc_bench_manifest 1\nruntime litert\nlibrary /opt/a b/libLiteRt.so\nruntime_version 2.3.0\ncores 4-5,7\n"
@@ -35,7 +36,7 @@ def test_the_text_is_the_contracts() -> None:
 
 
 def test_models_with_a_timing_of_their_own_are_set_apart() -> None:
-    quick = BenchTiming(samples=2)
+    quick = Timing(samples=2)
     entries = (MODEL, BenchModel("a", "a", quick), BenchPair(BenchModel("b", "b", quick), MODEL), MODEL)
     lines = BenchManifest(**{**GOOD, "entries": entries}).text().splitlines()
     assert [line for line in lines if line.startswith(("samples", "model", "pair"))] == [
@@ -45,7 +46,7 @@ def test_models_with_a_timing_of_their_own_are_set_apart() -> None:
 
 
 def test_a_period_is_written_where_it_begins_and_ends() -> None:
-    spaced = BenchTiming(samples=2, period_ms=100 / 3)
+    spaced = Timing(samples=2, period_ms=100 / 3)
     entries = (MODEL, BenchModel("a", "a", spaced), BenchModel("b", "b", spaced), MODEL)
     lines = BenchManifest(**{**GOOD, "entries": entries}).text().splitlines()
     assert [line for line in lines if line.startswith(("period_ms", "model"))] == [
@@ -89,11 +90,12 @@ def test_a_path_cannot_add_a_line(path: str) -> None:
         {"max_s": -1.0},
         {"min_sample_ms": float("nan")},
         {"period_ms": 10_001.0},
+        {"warmup_s": 61.0},
     ],
 )
 def test_a_timing_is_in_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidConfig):
-        BenchTiming(**wrong)
+        Timing(**{"samples": 1} | wrong)
 
 
 @needs_compiler
@@ -101,17 +103,17 @@ def test_a_timing_is_in_range(wrong: dict[str, Any]) -> None:
 @given(
     paths=st.lists(st.text(st.characters(exclude_characters="\t\n\0", codec="utf-8"), min_size=1), min_size=1),
     timing=st.builds(
-        BenchTiming,
-        st.integers(0, 9),
+        Timing,
         st.integers(1, 9),
         st.floats(0, 1),
+        st.integers(0, 9),
         st.floats(0, 1e6),
         st.integers(1, 99),
-        st.floats(0, 1e4),
+        period_ms=st.floats(0, 1e4),
     ),
 )
 def test_the_runner_reads_every_manifest_that_can_be_written(
-    paths: list[str], timing: BenchTiming, runner: Path, fake_library: Path, tmp_path: Path
+    paths: list[str], timing: Timing, runner: Path, fake_library: Path, tmp_path: Path
 ) -> None:
     entries = tuple(BenchModel("m", "/no such folder/" + path) for path in paths)
     manifest = BenchManifest("tflite", str(fake_library), 1, 20, entries, timing)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from amc_mobile.device.device import PassRecord
 from amc_mobile.device.runner import (
     MAX_LINE_BYTES,
     BenchEnd,
@@ -36,9 +37,9 @@ def line(**changes: Any) -> bytes:
 def test_the_recorded_run_is_read_whatever_the_size_of_the_pieces() -> None:
     expected = [
         BenchStart("1", 4711, "tflite", "2.17.0", 2, "4-5", "4-5", "xnnpack"),
-        BenchResult(0, "conv.16x16", 1.25, 0.875, 4, 3, (0.1015625, 0.1, 0.09999), 20480, 2, 30, 63000, 20),
+        BenchResult(0, "conv.16x16", 4, 3, (0.1015625, 0.1, 0.09999), PassRecord(1.25, 0.875, 20480, 2, 30, 63000, 20)),
         BenchError(1, "broken", "not a model that TensorFlow Lite reads"),
-        BenchResult(2, "whole", 20.5, 31.75, 4, 1, (12345.67,), None),
+        BenchResult(2, "whole", 4, 1, (12345.67,), PassRecord(20.5, 31.75)),
         BenchEnd("done", 2, 1, ""),
     ]
     for size in (1, 7, 100, len(RECORDED)):

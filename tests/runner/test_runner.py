@@ -15,10 +15,11 @@ import pytest
 from bench_models import build_fake_library, needs_compiler
 from host_runner import run_on_host
 
-from amc_mobile.device.runner import BenchEnd, BenchManifest, BenchModel, BenchPair, BenchTiming
+from amc_mobile.device.device import Timing
+from amc_mobile.device.runner import BenchEnd, BenchManifest, BenchModel, BenchPair
 
 pytestmark = needs_compiler
-BRIEF = BenchTiming(warmup_runs=1, samples=3)
+BRIEF = Timing(warmup_runs=1, samples=3)
 
 Manifest = Callable[..., BenchManifest]
 
@@ -27,7 +28,7 @@ Manifest = Callable[..., BenchManifest]
 def manifest(fake_library: Path, tmp_path: Path) -> Manifest:
     """manifest("ok", "sleep 5") asks for one pass over a model per text, called m0, m1 and so on."""
 
-    def make(*models: str, timing: BenchTiming = BRIEF) -> BenchManifest:
+    def make(*models: str, timing: Timing = BRIEF) -> BenchManifest:
         entries = []
         for i, text in enumerate(models):
             (tmp_path / f"model {i}").write_text(text)
@@ -49,8 +50,8 @@ def test_a_run_tells_what_was_measured_and_under_which_conditions(
     assert [result.index for result in run.results] == [0, 1]
     for result in run.results:
         assert (len(result.samples_ms), result.warmup_runs, result.runs_per_sample) == (3, 1, 1)
-        assert result.peak_rss_kb is not None
-        assert 100 < result.peak_rss_kb < 1_000_000
+        assert result.record.peak_rss_kb is not None
+        assert 100 < result.record.peak_rss_kb < 1_000_000
 
 
 def test_a_sample_is_the_mean_of_several_runs_of_a_short_model(
@@ -60,7 +61,7 @@ def test_a_sample_is_the_mean_of_several_runs_of_a_short_model(
     (result,) = run.results
     assert 1 < result.runs_per_sample <= 5  # 9 ms of at least 2 ms each
     assert min(result.samples_ms) >= 2
-    assert min(result.first_ms, result.load_ms) > 0
+    assert min(result.record.first_ms, result.record.load_ms) > 0
 
 
 def test_a_slow_model_stops_sampling_early_but_takes_its_least_number(
@@ -76,7 +77,7 @@ def test_a_slow_model_stops_sampling_early_but_takes_its_least_number(
 def test_runs_at_a_cadence_start_a_period_apart_and_samples_leave_out_the_gaps(
     runner: Path, manifest: Manifest, tmp_path: Path
 ) -> None:
-    spaced = BenchTiming(warmup_runs=2, samples=5, min_sample_ms=9, period_ms=60)
+    spaced = Timing(warmup_runs=2, samples=5, min_sample_ms=9, period_ms=60)
     asked = manifest("sleep 2", "ok", timing=spaced)
     first, second = asked.models
     entries = (first, replace(second, timing=BRIEF))  # a period ends with the timing that it belongs to
@@ -92,13 +93,13 @@ def test_runs_at_a_cadence_start_a_period_apart_and_samples_leave_out_the_gaps(
 def test_a_timing_holds_for_the_models_that_follow_it(runner: Path, manifest: Manifest, tmp_path: Path) -> None:
     asked = manifest("ok", "ok", "ok")
     first, second, third = asked.models
-    entries = (first, replace(second, timing=BenchTiming(warmup_runs=0, samples=7)), third)
+    entries = (first, replace(second, timing=Timing(warmup_runs=0, samples=7)), third)
     run = run_on_host(runner, replace(asked, entries=entries), tmp_path)
     assert [(len(result.samples_ms), result.warmup_runs) for result in run.results] == [(3, 1), (7, 0), (3, 1)]
 
 
 def test_the_first_model_of_all_is_warmed_up_for_so_long(runner: Path, manifest: Manifest, tmp_path: Path) -> None:
-    asked = replace(manifest("sleep 10", "sleep 10"), warmup_s=0.2)
+    asked = manifest("sleep 10", "sleep 10", timing=replace(BRIEF, warmup_s=0.2))
     first, second = run_on_host(runner, asked, tmp_path).results
     assert 2 <= first.warmup_runs <= 20
     assert second.warmup_runs == 1
@@ -111,7 +112,7 @@ def test_the_first_model_of_all_is_warmed_up_for_so_long(runner: Path, manifest:
 def test_a_pair_is_timed_in_alternating_blocks(
     runner: Path, manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    single = manifest("ok A", "ok B", timing=BenchTiming(warmup_runs=1, samples=4))
+    single = manifest("ok A", "ok B", timing=Timing(warmup_runs=1, samples=4))
     trace = tmp_path / "trace"
     monkeypatch.setenv("FAKE_TRACE", str(trace))
     first, second = single.models
@@ -124,7 +125,7 @@ def test_each_model_of_a_pair_has_its_own_peak_of_memory(runner: Path, manifest:
     single = manifest("memory 60", "memory 20")
     first, second = single.models
     run = run_on_host(runner, replace(single, entries=(BenchPair(first, second), second)), tmp_path)
-    larger, smaller, alone = ((result.peak_rss_kb or 0) >> 10 for result in run.results)
+    larger, smaller, alone = ((result.record.peak_rss_kb or 0) >> 10 for result in run.results)
     assert 30 <= larger - smaller <= 50
     assert abs(smaller - alone) <= 5
 
@@ -146,11 +147,11 @@ def test_a_pass_tells_the_clocks_of_its_cores_and_what_interrupted_it(
     count_clocks(tmp_path, monkeypatch)
     (moved,) = run_on_host(runner, manifest("ok 0"), tmp_path).results
     ms = 10 * (100000 - 1)  # at 1 GHz: the first run, one to warm up and three samples
-    assert (moved.clock_ms, moved.clock_mhz_ms, moved.clock_top_ms) == (ms, 1000 * ms, 0)
-    assert moved.switches is not None
+    assert (moved.record.clock_ms, moved.record.clock_mhz_ms, moved.record.clock_top_ms) == (ms, 1000 * ms, 0)
+    assert moved.record.switches is not None
     monkeypatch.delenv("FAKE_TRACE")
     (stood,) = run_on_host(runner, manifest("ok 0"), tmp_path).results
-    assert stood.clock_ms is None
+    assert stood.record.clock_ms is None
     if len(os.sched_getaffinity(0)) > 1:  # of two clusters one may rest, unless the process was given both
         other = max(os.sched_getaffinity(0))
         (tmp_path / "cpu" / "cpufreq" / "policy900" / "related_cpus").write_text(str(other))
@@ -160,12 +161,12 @@ def test_a_pass_tells_the_clocks_of_its_cores_and_what_interrupted_it(
         both = replace(manifest("ok 0"), cores=",".join(map(str, sorted(os.sched_getaffinity(0)))))
         (free,) = run_on_host(runner, manifest("ok 0"), tmp_path).results
         (given,) = run_on_host(runner, both, tmp_path).results
-        assert free.clock_ms is None
-        assert given.clock_ms is not None
+        assert free.record.clock_ms is None
+        assert given.record.clock_ms is not None
         monkeypatch.delenv("FAKE_TRACE")
     monkeypatch.setenv("AMC_BENCH_CPU_FOLDER", str(tmp_path))
     (unknown,) = run_on_host(runner, manifest("ok"), tmp_path).results
-    assert unknown.clock_ms is None
+    assert unknown.record.clock_ms is None
 
 
 def test_a_model_that_fails_does_not_end_the_run(runner: Path, manifest: Manifest, tmp_path: Path) -> None:
@@ -279,10 +280,12 @@ def test_cores_that_this_computer_lacks_end_the_run(runner: Path, manifest: Mani
 
 def test_the_peak_memory_is_that_of_the_model(runner: Path, manifest: Manifest, tmp_path: Path) -> None:
     large, small = run_on_host(runner, manifest("memory 64", "ok"), tmp_path).results
-    assert large.peak_rss_kb is not None
-    assert small.peak_rss_kb is not None
-    assert large.peak_rss_kb > 64 * 1024
-    assert small.peak_rss_kb <= large.peak_rss_kb  # equal where the kernel does not let a process reset its peak
+    assert large.record.peak_rss_kb is not None
+    assert small.record.peak_rss_kb is not None
+    assert large.record.peak_rss_kb > 64 * 1024
+    assert (
+        small.record.peak_rss_kb <= large.record.peak_rss_kb
+    )  # equal where the kernel does not let a process reset its peak
 
 
 @pytest.mark.parametrize("option_bytes", [4, 8, 16, 24, 64])

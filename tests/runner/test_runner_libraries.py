@@ -9,7 +9,8 @@ import pytest
 from bench_models import needs_compiler, onnx_model, tflite_model
 from host_runner import locate_library, run_on_host
 
-from amc_mobile.device.runner import BenchEnd, BenchManifest, BenchModel, BenchPair, BenchTiming
+from amc_mobile.device.device import Timing
+from amc_mobile.device.runner import BenchEnd, BenchManifest, BenchModel, BenchPair
 
 pytestmark = needs_compiler
 LITERT = pytest.mark.skipif(find_spec("ai_edge_litert") is None, reason="needs the tflite extra")
@@ -20,7 +21,7 @@ def manifest(runtime: str, folder: Path, threads: int = 1) -> BenchManifest:
     MAKERS[runtime](folder / "model")
     library = locate_library(runtime)
     entries = (BenchModel("model", "model"), BenchPair(BenchModel("first", "model"), BenchModel("second", "model")))
-    timing = BenchTiming(warmup_runs=2, samples=4, min_sample_ms=0.05)
+    timing = Timing(warmup_runs=2, samples=4, min_sample_ms=0.05)
     return BenchManifest(runtime, str(library.path), threads, 60, entries, timing, runtime_version=library.version)
 
 
@@ -37,7 +38,7 @@ def test_a_model_is_timed_alone_and_in_a_pair(runtime: str, threads: int, runner
         ("model", 4), ("first", 4), ("second", 4),
     ]  # fmt: skip
     for result in run.results:
-        assert 0 < min(result.samples_ms) <= result.first_ms + 1e3
+        assert 0 < min(result.samples_ms) <= result.record.first_ms + 1e3
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", pytest.param("litert", marks=LITERT)])
