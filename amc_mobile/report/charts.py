@@ -62,6 +62,7 @@ CONFIG: Spec = {
     "view": {"stroke": None},
 }  # fmt: skip
 SVG_WIDTH = 640
+FIT_WIDTH: Any = {"type": "fit-x", "contains": "padding"}  # where the height is that of the rows alone
 MOST_DOTS = 2000  # a longer series is thinned, so that the page stays small
 MOST_BARS = 48
 MOST_STEPS = 300  # of a distribution
@@ -82,7 +83,7 @@ for (const data of document.querySelectorAll('script[type="application/json"]'))
     if (place.clientWidth === width || !place.clientWidth) return;
     width = place.clientWidth;
     for (const panel of chart.vconcat || []) panel.width = width - 70;
-    vegaEmbed(place, chart, {actions: false, ast: true, renderer: "svg"});
+    requestAnimationFrame(() => vegaEmbed(place, chart, {actions: false, ast: true, renderer: "svg"}));
   }).observe(place);
 }
 """
@@ -178,7 +179,7 @@ def _bars(
         labelFont=MONO, labelFontSize=10, labelColor=INK, labelExpr=SHORT_NAME, labelLimit=200, labelPadding=8,
         ticks=False, domain=False,
     ))  # fmt: skip
-    base = alt.Chart(_rows(rows), height=alt.Step(19)).encode(y=y, tooltip=[
+    base = alt.Chart(_rows(rows), height=19 * len(rows)).encode(y=y, tooltip=[
         "layer:N", alt.Tooltip("before:Q", title=f"original, {unit}"), alt.Tooltip("after:Q", title=f"pruned, {unit}"),
     ])  # fmt: skip
     colours = alt.Scale(domain=["original", "pruned"], range=[BEFORE, AFTER])
@@ -194,7 +195,7 @@ def _bars(
 
     values = base.mark_text(align="left", dx=5).encode(x="end:Q", text="values:N")
     chart = alt.layer(bar("before", "original", 13), bar("after", "pruned", 7), values)
-    return _finished(chart.properties(width="container", padding=_padding(80)), description)
+    return _finished(chart.properties(width="container", autosize=FIT_WIDTH, padding=_padding(80)), description)
 
 
 def sample_ecdf(passes: Sequence[PassRow], limit_ms: float | None) -> Spec | None:
@@ -290,7 +291,7 @@ def stage_accuracies(stages: Sequence[Stage], metric: str) -> Spec | None:
     title = f"{printable(metric)} on test images, % (bars: 95 % interval)"
     x = alt.X("accuracy:Q", title=title, scale=alt.Scale(domain=domain, nice=False), axis=alt.Axis(tickCount=6))
     names = alt.Axis(labelColor=INK, labelPadding=8, ticks=False, domain=False)
-    base = alt.Chart(_rows(rows), height=alt.Step(22)).encode(
+    base = alt.Chart(_rows(rows), height=22 * len(rows)).encode(
         y=alt.Y("stage:N", sort=None, title=None, axis=names),
         tooltip=["stage:N", *(alt.Tooltip(f"{f}:Q", format=".1f") for f in ("accuracy", "low", "high")), "images:Q"],
     )  # fmt: skip
@@ -302,7 +303,9 @@ def stage_accuracies(stages: Sequence[Stage], metric: str) -> Spec | None:
             x=alt.X("high:Q", title=title), text=alt.Text("accuracy:Q", format=".1f")
         ),
     )
-    return _finished(chart.properties(width="container", padding=_padding(40)), f"{metric} after each step")
+    return _finished(
+        chart.properties(width="container", autosize=FIT_WIDTH, padding=_padding(40)), f"{metric} after each step"
+    )
 
 
 def _file_colour() -> alt.Color:
@@ -538,7 +541,7 @@ def accuracy_bars(values: Sequence[tuple[str, str, float]], original: float | No
     tooltip = [alt.Tooltip(f"{name}:Q", title=f"{name}, %", format=".2f") for name in ("mean", "low", "high")]
     colour = alt.Color("stage:N", title=None, sort=None, scale=alt.Scale(domain=stages, range=STAGES))
     names = alt.Axis(labelColor=INK, labelPadding=8, ticks=False, domain=False)
-    base = alt.Chart(_frame_rows(bars), height=alt.Step(15)).encode(
+    base = alt.Chart(_frame_rows(bars), height=18 * len(bars)).encode(
         y=alt.Y("policy:N", sort=None, title=None, axis=names),
         yOffset=alt.YOffset("stage:N", sort=None, scale=alt.Scale(domain=stages)),
         tooltip=["policy:N", "stage:N", *tooltip],
@@ -550,7 +553,7 @@ def accuracy_bars(values: Sequence[tuple[str, str, float]], original: float | No
         *(_reference(alt.X("value:Q"), 100 * original, f"original {100 * original:.1f}", INK) if original else []),
     )  # fmt: skip
     description = f"{accuracy} of each policy before and after fine-tuning"
-    return _finished(chart.properties(width="container", padding=_padding(110)), description)
+    return _finished(chart.properties(width="container", autosize=FIT_WIDTH, padding=_padding(110)), description)
 
 
 def front(
