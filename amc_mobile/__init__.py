@@ -50,7 +50,9 @@ if TYPE_CHECKING:
     from amc_mobile.errors import SystemRefused as SystemRefused
     from amc_mobile.errors import UnreachableBudget as UnreachableBudget
     from amc_mobile.errors import UnsupportedLayer as UnsupportedLayer
+    from amc_mobile.export.converters import export_module as export_module
     from amc_mobile.export.metadata import inspect as inspect
+    from amc_mobile.export.parity import run_file as run_file
     from amc_mobile.models.task import evaluate as evaluate
     from amc_mobile.pruning.reconstruction import prune as prune
     from amc_mobile.search.policy import POLICIES as POLICIES
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from amc_mobile.workflows.devices import list_runtimes as list_runtimes
     from amc_mobile.workflows.devices import open_device as open_device
     from amc_mobile.workflows.export import measure as measure
+    from amc_mobile.workflows.export import measure_pair as measure_pair
     from amc_mobile.workflows.export import measure_sustained as measure_sustained
     from amc_mobile.workflows.network import Network as Network
     from amc_mobile.workflows.runs import Run as Run
@@ -84,6 +87,8 @@ _PLACES = {
         "PhoneCommandFailed", "PhoneDiskFull", "PhoneOutputInvalid", "PhoneRebooted", "PhoneUnfit", "RunnerFailed",
         "SystemRefused", "UnreachableBudget", "UnsupportedLayer",
     ),
+    "export.converters": ("export_module",),
+    "export.parity": ("run_file",),
     "models.task": ("evaluate",),
     "export.metadata": ("inspect",),
     "pruning.reconstruction": ("prune",),
@@ -93,7 +98,7 @@ _PLACES = {
     "workflows.devices": (
         "OpenedDevice", "add_runtime", "doctor", "list_devices", "list_runtimes", "open_device",
     ),
-    "workflows.export": ("measure", "measure_sustained"),
+    "workflows.export": ("measure", "measure_pair", "measure_sustained"),
     "workflows.network": ("Network",),
     "workflows.runs": ("Run", "load_pruned"),
     "workflows.search_config": ("Budget", "SearchConfig"),

@@ -20,8 +20,8 @@ NOTEBOOK = EXAMPLES / "notebook.ipynb"
 # what only the commands' own settings give. The set may shrink: what the public names can do moves to them.
 DEEPER_BENCHMARKS = {
     "adb_overhead.py", "episode_cost.py",
-    "interpolators.py", "latency_prediction.py", "pixel1.py",
-    "pixel1_budget.py", "plan_rate.py", "precisions.py", "runner_agreement.py", "template.py",
+    "interpolators.py", "latency_prediction.py",
+    "pixel1_budget.py", "runner_agreement.py",
 }  # fmt: skip
 
 

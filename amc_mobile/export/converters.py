@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from amc_mobile import store
 from amc_mobile.errors import InvalidConfig, InvalidInput, UnsupportedLayer, first_line
 from amc_mobile.export.parity import Floats, parts_of, tflite_ends, tflite_inputs
-from amc_mobile.formats import FLOAT32, ONNX, PRECISIONS, TFLITE, open_tflite
+from amc_mobile.formats import BY_SUFFIX, FLOAT32, ONNX, PRECISIONS, TFLITE, open_tflite
 from amc_mobile.packing import unpacked
 
 
@@ -281,3 +281,29 @@ def quantize_onnx(source: bytes, precision: str, images: Floats) -> bytes:
 
 
 QUANTIZERS: dict[str, Quantize] = {TFLITE.name: quantize_tflite, ONNX.name: quantize_onnx}  # by format
+
+
+def export_module(
+    module: nn.Module,
+    example_input: Tensor,
+    path: Path | str,
+    *,
+    precision: str = FLOAT32,
+    images: Tensor | Floats | Sequence[Any] = (),
+) -> Path:
+    """Writes any network, which needs no workspace, as .tflite or .onnx, by the suffix of `path`.
+
+    `example_input`: (N, C, H, W). `precision`: "float32", "int8" or "float16"; int8 takes its ranges from 64 of
+    `images`, (N, C, H, W) as the network takes them. Raises InvalidInput, UnsupportedLayer, MissingDependency.
+
+        amc.export_module(module, torch.zeros(1, 3, 224, 224), "model.onnx")
+    """
+    path = Path(path)
+    if path.suffix not in BY_SUFFIX:
+        raise InvalidInput(f"{path} is neither of {', '.join(BY_SUFFIX)}", next_step="choose one of these suffixes")
+    name = BY_SUFFIX[path.suffix].name
+    EXPORTERS[name](module, tuple(example_input.shape), path)
+    if precision != FLOAT32:
+        chosen = np.asarray(images, dtype=np.float32)[calibration_choice(len(images)) if len(images) else []]
+        path.write_bytes(QUANTIZERS[name](path.read_bytes(), precision, chosen))
+    return path

@@ -140,8 +140,12 @@ class Parity:
         return asdict(self)
 
 
-def file_logits(path: Path, images: Floats) -> Floats:
-    """(N, ...) outputs of a .tflite or .onnx file for `images` (N, C, H, W)."""
+def run_file(path: Path | str, images: Floats) -> Floats:
+    """(N, ...) float32 outputs of a .tflite or .onnx file, int8 ones too, for normalised `images` (N, C, H, W).
+
+    amc.run_file("model.tflite", images.numpy()).argmax(1)
+    """
+    path = Path(path)
     if path.suffix not in BY_SUFFIX:
         raise InvalidInput(f"{path}: not a {' or '.join(BY_SUFFIX)} file")
     run = run_tflite if path.suffix == TFLITE.suffix else run_onnx

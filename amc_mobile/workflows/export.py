@@ -38,12 +38,12 @@ from amc_mobile.export.metadata import (
     ShippedFile,
     describe_files,
 )
-from amc_mobile.export.parity import Floats, file_logits, not_delegated, parity, sqnr_db
+from amc_mobile.export.parity import Floats, not_delegated, parity, run_file, sqnr_db
 from amc_mobile.formats import BY_SUFFIX, FLOAT32, FORMATS, REMEDY, TFLITE, precision_problem
 from amc_mobile.latency import protocol
 from amc_mobile.latency.gate import STATUS_OF, Gate, Limit, all_passed, decided
 from amc_mobile.latency.measurement import BUSY, ModelMeasurement, PairMeasurement, SustainedMeasurement
-from amc_mobile.latency.protocol import ProtocolConfig, measure_model, measure_pair
+from amc_mobile.latency.protocol import ProtocolConfig, measure_model
 from amc_mobile.models.loading import is_softmax
 from amc_mobile.models.task import CLASSIFICATION, Detection, Task, logits
 from amc_mobile.packing import PackedModule, forward_names
@@ -77,8 +77,8 @@ def measured_pair(
         return None
     before, after = original.read_bytes(), pruned.read_bytes()
     if limit is None:
-        return measure_pair(device, before, after), None
-    return decided(lambda: measure_pair(device, before, after), limit, waived=waived)
+        return protocol.measure_pair(device, before, after), None
+    return decided(lambda: protocol.measure_pair(device, before, after), limit, waived=waived)
 
 
 def own_gate(search: SearchRecord, files: Sequence[ExportedFile], runtime: str, *, offline: bool) -> Gate:
@@ -113,7 +113,9 @@ def further_gate(
         other = settings_of(settings, budget.device)
         if file and (device := attached(other, progress, runtime=budget.runtime)):
             before, after = original(file.format).read_bytes(), Path(file.path).read_bytes()
-            pair, gate = decided(lambda: measure_pair(device, before, after), Limit(budget.limit), waived=other.waived)
+            pair, gate = decided(
+                lambda: protocol.measure_pair(device, before, after), Limit(budget.limit), waived=other.waived
+            )
     return FurtherGate(
         gate.passed, gate.cost, budget.limit, f"{budget.asked}: {gate.text}", gate.attempts, budget.asked, pair
     )
@@ -274,6 +276,21 @@ def measure_sustained(
     result = measure_file(Path(path), settings, sustained_s=seconds, cadence_fps=cadence_fps, progress=progress)
     assert isinstance(result, SustainedResult)
     return result
+
+
+def measure_pair(
+    before: Path | str, after: Path | str, device: OpenedDevice | str = "host", *, cpu_time: bool = False
+) -> PairMeasurement:
+    """Measures two files of one format in rounds that alternate, so that a slow minute slows both.
+
+    `cpu_time`: the processor time of the thread counts, not the clock on the wall: for busy computers.
+
+        amc.measure_pair("original.tflite", "model.tflite").speedup
+    """
+    settings = _opened(device).settings
+    opened = device_of(settings, BY_SUFFIX[Path(after).suffix].runtime, silent)
+    files = Path(before).read_bytes(), Path(after).read_bytes()
+    return protocol.measure_pair(opened, *files, ProtocolConfig(cpu_time=cpu_time))
 
 
 def _opened(device: OpenedDevice | str) -> OpenedDevice:
@@ -539,8 +556,8 @@ class _Exporter:
         plain, path = (self._path("model", form, precision) for precision in (FLOAT32, self._settings.precision))
         before = None
         if path != plain:
-            before = Float32File(str(plain), plain.stat().st_size, self._accuracy(file_logits(plain, self._images)))
-        outputs, reference = file_logits(path, self._images), self.reference.numpy()
+            before = Float32File(str(plain), plain.stat().st_size, self._accuracy(run_file(plain, self._images)))
+        outputs, reference = run_file(path, self._images), self.reference.numpy()
         accuracy, sqnr = self._accuracy(outputs), sqnr_db(outputs, reference)
         limit = None
         if is_held and self._search.budget.unit == "ms":

@@ -14,7 +14,7 @@ from amc_mobile.device.host import assumed_layout
 from amc_mobile.device.phone_state import BUSY, REMEDIES, WIDE_BAND
 from amc_mobile.errors import DeviceError, InvalidConfig
 from amc_mobile.formats import FLOAT32
-from amc_mobile.kernels.template import load_or_build
+from amc_mobile.kernels.template import Template, load_or_build
 from amc_mobile.latency.calibration import Calibration
 from amc_mobile.latency.kernel_fit import can_be_quick
 from amc_mobile.latency.model import LatencyModel
@@ -25,6 +25,15 @@ from amc_mobile.store import to_document
 from amc_mobile.workflows.devices import chosen_runtime, device_of, profile_of
 from amc_mobile.workflows.network import Network, default_grids, load_network
 from amc_mobile.workflows.workspace import Progress, Settings, Workspace
+
+
+def template_of(space: Workspace, settings: Settings, network: Network, layout: str, progress: Progress) -> Template:
+    """`layout`: ONNX Runtime's on the device; "": as it is on this computer."""
+    runtime = chosen_runtime(settings)
+    return load_or_build(
+        network.module, network.groups, runtime, space.templates, precision=settings.precision,
+        layout=layout or assumed_layout(runtime), progress=progress,
+    )  # fmt: skip
 
 
 def latency_model(
@@ -44,15 +53,7 @@ def latency_model(
     # Before the template: a phone that is not there should not take a minute to be missed.
     device = device or device_of(settings, runtime, progress)
     conditions = device.conditions()
-    template = load_or_build(
-        network.module,
-        network.groups,
-        runtime,
-        space.templates,
-        precision=settings.precision,
-        layout=conditions.layout or assumed_layout(runtime),
-        progress=progress,
-    )
+    template = template_of(space, settings, network, conditions.layout, progress)
     sampled = default_grids(network)
     quick = quick and can_be_quick(template.sizes, sampled)
     identity = f"{settings.model} x{settings.width_multiplier} {network.input_shape}"

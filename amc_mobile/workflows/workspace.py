@@ -17,6 +17,7 @@ from amc_mobile.store import held, is_file_name, read_json, to_document, write_j
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from amc_mobile.kernels.template import Template
     from amc_mobile.models.training import EpochReport
     from amc_mobile.workflows.compare import Comparison
     from amc_mobile.workflows.devices import OpenedDevice
@@ -489,6 +490,25 @@ class Workspace:
 
         settings = _on(device, network, precision=precision, table=table or network.settings.table)
         return profile_device(self, settings, network=network, quick=quick, progress=progress)
+
+    def template(
+        self,
+        network: Network,
+        device: OpenedDevice | str = "host",
+        *,
+        precision: str = FLOAT32,
+        progress: Progress = silent,
+    ) -> Template:
+        """The exported network as a template: its file and its kernels at any plan, without an exporter.
+
+        Exported once, with the runtime of `device`, into the workspace; nothing is measured. Raises UnsupportedLayer.
+
+            template = space.template(network)
+            template.kernels(plan.widths)  # what the latency table is asked for
+        """
+        from amc_mobile.workflows.profile import template_of
+
+        return template_of(self, _on(device, network, precision=precision), network, "", progress)
 
     def search(
         self,

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from amc_mobile.errors import AmcMobileError, CorruptFile, InvalidInput
+import amc_mobile as amc
 
 Floats = NDArray[np.float64]
 FILE = "phone_latency/pixel1_mobilenet_v1_layers.csv"
@@ -71,23 +71,23 @@ def read(path: Path) -> dict[str, Network]:
     try:
         rows = list(csv.DictReader(path.read_text().splitlines()))
     except OSError as error:
-        raise InvalidInput(f"{path}: {error.strerror}", next_step="check AMC_MOBILE_DATA") from error
+        raise amc.InvalidInput(f"{path}: {error.strerror}", next_step="check AMC_MOBILE_DATA") from error
     found: dict[tuple[str, str], list[tuple[Layer, str]]] = {}
     for number, row in enumerate(rows, start=2):
         missing = [name for name in COLUMNS if not row.get(name)]
         if missing:
-            raise CorruptFile(path, f"line {number}: no {', '.join(missing)}")
+            raise amc.CorruptFile(path, f"line {number}: no {', '.join(missing)}")
         try:
             cin, cout, hin, hout, macs = (int(row[name]) for name in ("cin", "cout", "hin", "hout", "macs"))
             ms = float(row["avg_ms"])
         except ValueError as error:
-            raise CorruptFile(path, f"line {number}: {error}") from error
+            raise amc.CorruptFile(path, f"line {number}: {error}") from error
         if not (0 < ms < float("inf")):
-            raise CorruptFile(path, f"line {number}: a latency of {ms} ms is not possible")
+            raise amc.CorruptFile(path, f"line {number}: a latency of {ms} ms is not possible")
         layer = Layer(row["layer"], row["kind"], cin, cout, hin, hout, macs, ms)
         known = found.setdefault((row["model"], row["layer"]), [])
         if row["run"] in [run for _, run in known]:
-            raise CorruptFile(path, f"line {number}: {row['layer']} of {row['model']} twice in run {row['run']}")
+            raise amc.CorruptFile(path, f"line {number}: {row['layer']} of {row['model']} twice in run {row['run']}")
         known.append((layer, row["run"]))
     networks: dict[str, Network] = {}
     for (model, name), runs in found.items():
@@ -97,7 +97,7 @@ def read(path: Path) -> dict[str, Network]:
             name, first.kind, first.cin, first.cout, first.hin, first.hout, first.macs, median
         )
     if len(networks) < 3 or len({tuple(network) for network in networks.values()}) != 1:
-        raise CorruptFile(path, "not the same layers of at least three networks")
+        raise amc.CorruptFile(path, "not the same layers of at least three networks")
     return networks
 
 
@@ -169,9 +169,9 @@ def main() -> None:
     data = os.environ.get("AMC_MOBILE_DATA")
     try:
         if not data:
-            raise InvalidInput("AMC_MOBILE_DATA is not set", next_step=f"let it name the folder that holds {FILE}")
+            raise amc.InvalidInput("AMC_MOBILE_DATA is not set", next_step=f"let it name the folder that holds {FILE}")
         networks = read(Path(data) / FILE)
-    except AmcMobileError as error:
+    except amc.AmcMobileError as error:
         sys.exit(f"error: {error.message}\nnext: {error.next_step}")
     figures, layers = judge(networks, predict)
     baselines = {}

@@ -16,50 +16,47 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from amc_mobile.cli_options import progress_bars
-from amc_mobile.device.host import HostDevice, installed_runtimes
-from amc_mobile.export.converters import EXPORTERS, QUANTIZERS, calibration_choice
-from amc_mobile.export.parity import file_logits, sqnr_db
-from amc_mobile.formats import FLOAT32, FORMATS
-from amc_mobile.latency.protocol import ProtocolConfig, measure_pair
-from amc_mobile.models.task import logits
-from amc_mobile.workflows.network import Network, load_network
-from amc_mobile.workflows.training import train_network
-from amc_mobile.workflows.workspace import Progress, Settings, Workspace
+import amc_mobile as amc
 
+FLOAT32 = "float32"
+RUNTIMES = {"tflite": "tflite", "onnx": "onnxruntime"}
 PRECISIONS = {"tflite": (FLOAT32, "float16", "int8"), "onnx": (FLOAT32, "int8")}
 CALIBRATION_IMAGES = 1500  # held apart as a search does, so that the ranges come from the same images
 Figures = dict[str, float]
 
 
-def file_figures(network: Network, folder: Path, config: ProtocolConfig, progress: Progress) -> dict[str, Figures]:
+def file_figures(network: amc.Network, folder: Path, progress: Any, *, cpu_time: bool) -> dict[str, Figures]:
     """`format.precision` -> figures of that file. Formats whose runtime is not installed are left out."""
     data = network.split(calibration=CALIBRATION_IMAGES, reward=None, seed=0)
-    ranges = data.calibration.subset(calibration_choice(len(data.calibration))).normalised().numpy()
-    images, reference = data.test.normalised().numpy(), logits(network.module, data.test).numpy()
-    forms = {form: all_of for form, all_of in PRECISIONS.items() if FORMATS[form].runtime in installed_runtimes()}
+    images, example = data.test.normalised(), torch.zeros(network.input_shape)
+    with torch.no_grad():
+        reference = torch.cat([network.module(part) for part in images.split(64)]).numpy()
+    installed = {conditions.runtime for conditions in amc.list_devices().hosts}
+    forms = {form: all_of for form, all_of in PRECISIONS.items() if RUNTIMES[form] in installed}
     total, found = sum(map(len, forms.values())), dict[str, Figures]()
     for form, precisions in forms.items():
-        device = HostDevice(FORMATS[form].runtime)
+        device = amc.open_device("host", runtime=RUNTIMES[form])
         plain = folder / f"{FLOAT32}.{form}"
-        EXPORTERS[form](network.module, network.input_shape, plain)
         for precision in precisions:
             progress("measure files", len(found), total, f"{form} {precision}")
-            path = folder / f"{precision}.{form}"
-            if path != plain:
-                path.write_bytes(QUANTIZERS[form](plain.read_bytes(), precision, ranges))
-            outputs = file_logits(path, images)
+            path = amc.export_module(
+                network.module, example, folder / f"{precision}.{form}", precision=precision,
+                images=data.calibration.normalised(),
+            )  # fmt: skip
+            outputs = amc.run_file(path, images.numpy())
             # float32 against itself: how far from 1 two equal files come.
-            pair = measure_pair(device, plain.read_bytes(), path.read_bytes(), config)
+            pair = amc.measure_pair(plain, path, device, cpu_time=cpu_time)
             low, high = pair.speedup_interval
+            noise = np.sum((outputs - reference) ** 2)
             found[f"{form}.{precision}"] = {
                 "size_mb": path.stat().st_size / 1e6, "p50_ms": pair.after.p50_ms,
                 "p50_ci_high_ms": pair.after.ci_high_ms, "float32_p50_ms": pair.before.p50_ms,
                 "speedup": pair.speedup, "speedup_ci_low": low, "speedup_ci_high": high,
                 "top1": network.task.accuracy(torch.from_numpy(outputs), data.test.labels),
-                "sqnr_db": sqnr_db(outputs, reference),
+                "sqnr_db": float(10 * np.log10(np.sum(reference**2) / max(noise, 1e-30))),
             }  # fmt: skip
     progress("measure files", total, total)
     return found
@@ -94,16 +91,15 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.data, options.width, options.input_size, options.epochs = "digits", 0.25, 32, 4
-    space = Workspace(options.workspace)
-    settings = Settings(
-        model=options.model, data=options.data, width_multiplier=options.width, input_size=options.input_size
-    )
-    config = ProtocolConfig(cpu_time=options.cpu_time)
-    with progress_bars(options.json) as progress, tempfile.TemporaryDirectory() as folder:
+    space = amc.Workspace(options.workspace)
+    model = {"data": options.data, "width": options.width, "input_size": options.input_size}
+    with amc.progress_bars(quiet=options.json) as progress, tempfile.TemporaryDirectory() as folder:
         if not space.trained_checkpoint.exists():
-            train_network(space, settings, epochs=options.epochs, learning_rate=0.1, batch_size=128, progress=progress)
-        network = load_network(space, settings)
-        found = file_figures(network, Path(folder), config, progress)
+            space.train(
+                options.model, epochs=options.epochs, learning_rate=0.1, batch_size=128, progress=progress, **model
+            )
+        network = space.network(options.model, **model)
+        found = file_figures(network, Path(folder), progress, cpu_time=options.cpu_time)
     if not options.json:
         print(table(found))
         return
@@ -112,7 +108,7 @@ def main() -> None:
         "model": options.model, "width": options.width, "input_size": options.input_size, "data": options.data,
         "clock": "thread CPU time" if options.cpu_time else "wall time",
         **{
-            form: HostDevice(FORMATS[form].runtime).conditions().to_document()
+            form: amc.open_device("host", runtime=RUNTIMES[form]).conditions().to_document()
             for form in {n.split(".")[0] for n in found}
         },
     }  # fmt: skip

@@ -17,31 +17,29 @@ import numpy as np
 import torch
 from figures import print_document, process_s
 
-from amc_mobile.channels import surgery
-from amc_mobile.channels.groups import find_groups, random_kept
-from amc_mobile.device.host import layout_here
-from amc_mobile.export.converters import EXPORTERS
-from amc_mobile.formats import BY_RUNTIME
-from amc_mobile.kernels.template import load_or_build
-from amc_mobile.models.zoo.registry import MODELS
+import amc_mobile as amc
 
 
 def measure(name: str, width: float, size: int, runtime: str) -> tuple[dict[str, float], dict[str, float]]:
-    shape = (1, 3, size, size)
-    model = MODELS[name].factory(num_classes=1000, width_multiplier=width, input_size=size).eval()
-    groups = find_groups(model, torch.zeros(shape))
-    kept = random_kept(groups, np.random.default_rng(0))
-    widths = np.array([len(kept[group]) for group in groups.names], dtype=np.int64)
+    suffix = {"onnxruntime": ".onnx", "tflite": ".tflite"}[runtime]
     with tempfile.TemporaryDirectory() as folder:
-        export = EXPORTERS[BY_RUNTIME[runtime].name]
-        export(model, shape, Path(folder) / "warm")  # the converter's import and first call
+        space, device = amc.Workspace(folder), amc.open_device("host", runtime=runtime)
+        network = space.network(name, width=width, input_size=size)
+        example = torch.zeros(network.input_shape)
+        rng = np.random.default_rng(0)
+        plan = network.groups.plan({group: int(rng.integers(2, full + 1)) for group, full in
+                                    network.groups.channels.items()})  # fmt: skip
+        pruned = amc.prune(network.module, plan, example)
+        amc.export_module(network.module, example, Path(folder) / f"warm{suffix}")  # the converter's import
         start = time.process_time()
-        export(surgery.apply(model, groups, kept), shape, Path(folder) / "true")
+        amc.export_module(pruned, example, Path(folder) / f"true{suffix}")
         export_s = time.process_time() - start
-        load_or_build(model, groups, runtime, Path(folder))
+        space.template(network, device)
         start = time.process_time()
-        template = load_or_build(model, groups, runtime, Path(folder), layout=layout_here(runtime))
+        template = space.template(network, device)
         decode_s = time.process_time() - start
+    widths = plan.widths
+    kept = {group: np.arange(width) for group, width in plan.kept_channels.items()}
     sites = range(len(template.sites))
     rng = np.random.default_rng(0)
     plans = [rng.integers(2, template.sizes + 1) for _ in range(20)]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from amc_mobile.errors import InvalidInput, MissingDependency, UnsupportedLayer
 from amc_mobile.export.converters import EXPORTERS, quiet, to_tflite
-from amc_mobile.export.parity import file_logits, parity, tflite_ends
+from amc_mobile.export.parity import parity, run_file, tflite_ends
 from amc_mobile.formats import open_tflite
 
 SHAPE = (1, 3, 10, 8)
@@ -47,7 +47,7 @@ def test_an_exported_file_computes_what_torch_computes_and_nothing_is_printed(
     assert model.training
     with torch.no_grad():
         reference = model.eval()(torch.from_numpy(images)).numpy()
-    found = parity(file_logits(path, images), reference)
+    found = parity(run_file(path, images), reference)
     assert found.max_abs < 1e-5 < found.largest_logit
     assert (found.top1_agreement, found.images) == (1.0, 6)
     assert (printed.out, printed.err) == ("", "")
@@ -68,7 +68,7 @@ def test_image_outputs_are_channels_last_in_tflite(form: str, tmp_path: Path) ->
     (target,) = tflite_ends(open_tflite(path.read_bytes()))[1]
     assert tuple(target["shape"]) == (1, 8, 6, 7)
     # Read back as torch has them.
-    assert file_logits(path, np.zeros(SHAPE, dtype=np.float32)).shape == (1, 7, 8, 6)
+    assert run_file(path, np.zeros(SHAPE, dtype=np.float32)).shape == (1, 7, 8, 6)
 
 
 def test_a_missing_converter_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +92,7 @@ def test_parity_counts_images_whose_class_changed() -> None:
 
 def test_parity_takes_the_two_formats_only(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"not a \.tflite or \.onnx file"):
-        file_logits(tmp_path / "model.pt", np.zeros(SHAPE, dtype=np.float32))
+        run_file(tmp_path / "model.pt", np.zeros(SHAPE, dtype=np.float32))
 
 
 def test_output_comes_back_after_silence(capfd: pytest.CaptureFixture[str]) -> None:
