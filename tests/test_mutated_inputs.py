@@ -27,7 +27,7 @@ from amc_mobile.device import phone_state
 from amc_mobile.device.adb import parse_devices
 from amc_mobile.device.benchmark_model import parse_benchmark_model
 from amc_mobile.device.conditions import Conditions
-from amc_mobile.device.device import parse_neighbours
+from amc_mobile.device.device import Pass, parse_neighbours
 from amc_mobile.device.layout import OnnxLayout
 from amc_mobile.device.libraries import add_library, list_libraries, read_elf
 from amc_mobile.device.phone_runner import saved_plan
@@ -35,7 +35,7 @@ from amc_mobile.device.profiles import read_profile
 from amc_mobile.device.runner import parse_line
 from amc_mobile.errors import AmcMobileError, CorruptFile, InvalidConfig, PhoneOutputInvalid, UnsupportedLayer
 from amc_mobile.latency import table_files
-from amc_mobile.latency.measurement import ModelRequest, Pass
+from amc_mobile.latency.measurement import ModelRequest
 from amc_mobile.latency.protocol import StretchPlan
 from amc_mobile.latency.table import LatencyTable, open_storage, read_pass, read_widths
 from amc_mobile.latency.table_files import foreign_conditions, from_csv

@@ -21,7 +21,7 @@ from typing import Any
 
 from amc_mobile.device.adb import AdbPhone, command_line
 from amc_mobile.device.conditions import Conditions
-from amc_mobile.device.device import Job, PassRecord, TimedPass, Timing
+from amc_mobile.device.device import Job, Pass, PassRecord, Timing
 from amc_mobile.device.libraries import RuntimeLibrary
 from amc_mobile.device.phone import LOAD_ALLOWANCE_S, START_ALLOWANCE_S, PhoneDevice
 from amc_mobile.device.phone_output import parse_allowed_cores
@@ -143,21 +143,24 @@ class BenchmarkModelDevice(PhoneDevice):
     def unfinished(self) -> str:
         return ""  # a pass ends with the process that asked for it
 
-    def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[TimedPass, None, None]:
+    def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[Pass, None, None]:
         """One sample per pass; `plan` is not kept.
 
         Raises DeviceError naming the model that fails, or is too fast for what is printed.
         """
         for job in jobs:
             said = _checked(self._said(job), job)
-            yield TimedPass((said.average_ms,), _record(said))
+            yield Pass((said.average_ms,), record=_record(said))
 
-    def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[TimedPass, TimedPass]]:
+    def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[Pass, Pass]]:
         """Processes in the order before, after, after, before; two samples of each model per round."""
         for _ in range(rounds):
             said = [_checked(self._said(job), job) for job in (before, after, after, before)]
             first, second, third, fourth = (one.average_ms for one in said)
-            yield TimedPass((first, fourth), _record(said[0])), TimedPass((second, third), _record(said[1]))
+            yield (
+                Pass((first, fourth), record=_record(said[0])),
+                Pass((second, third), record=_record(said[1])),
+            )
 
     def try_out(self, model: bytes) -> None:
         """Runs a model once. Raises DeviceError naming what fails."""

@@ -13,11 +13,11 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Protocol, runtime_checkable
 
 from amc_mobile.device.conditions import Conditions
-from amc_mobile.errors import AmcMobileError, DeviceError, InvalidConfig
+from amc_mobile.errors import AmcMobileError, DeviceError, InvalidConfig, InvalidInput
 
 # Judgement: a core that was left alone took 0.07. A neighbour that took half of the core measured on slowed full
 # networks by 3 to 11 %, one on another core MobileNet-V2 by up to 8 %; networks of half the width by 1 % at most.
@@ -206,11 +206,25 @@ class Counters:
 
 
 @dataclass(frozen=True)
-class TimedPass:
-    """What a device gives for one job."""
+class Pass:
+    """The samples of one session, in ms per inference and in the order run; warm-up runs are left out.
 
-    samples_ms: SamplesMs
-    record: PassRecord = NOTHING_KNOWN
+    `busy`: made under load of other programs, or while the anchor had drifted and repeating it did not help; a device
+    leaves that to the protocol. Raises InvalidInput for samples that are no positive finite numbers.
+    """
+
+    samples_ms: tuple[float, ...]
+    busy: bool = False
+    record: PassRecord = field(default=NOTHING_KNOWN, compare=False)  # tables keep none
+
+    def __post_init__(self) -> None:
+        if not self.samples_ms:
+            raise InvalidInput("a pass without samples", next_step="measure again")
+        for value in self.samples_ms:
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise InvalidInput(f"a latency of {value!r} is not a number", next_step="measure again")
+            if not math.isfinite(value) or value <= 0:
+                raise InvalidInput(f"a latency of {value} ms is not possible", next_step="measure again")
 
 
 @dataclass(frozen=True)
@@ -272,13 +286,13 @@ class Device(Protocol):
     def session(self) -> AbstractContextManager[object]:
         """Holds the device for measuring; passes are made within it."""
 
-    def passes(self, jobs: Sequence[Job]) -> Generator[TimedPass, None, None]:
+    def passes(self, jobs: Sequence[Job]) -> Generator[Pass, None, None]:
         """Makes the passes and gives their results one after another, in this order, as they come.
 
         Closing the generator ends the work. Raises DeviceError that names the model that fails.
         """
 
-    def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[TimedPass, TimedPass]]:
+    def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[Pass, Pass]]:
         """Times two models in alternating blocks, before-after-after-before, in fresh sessions per round."""
 
     def is_steady(self) -> bool:
@@ -301,7 +315,7 @@ class Device(Protocol):
 class ResumableDevice(Protocol):
     """A device that goes on with its passes when this process is killed, and gives the next one what it has done."""
 
-    def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[TimedPass, None, None]:
+    def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[Pass, None, None]:
         """As Device.passes. `plan`: whatever is needed to ask for the same jobs again; kept with them."""
 
     def unfinished(self) -> str:
@@ -370,7 +384,7 @@ class SessionDevice(ABC):
     def session(self) -> Iterator[None]:
         yield
 
-    def passes(self, jobs: Sequence[Job]) -> Generator[TimedPass, None, None]:
+    def passes(self, jobs: Sequence[Job]) -> Generator[Pass, None, None]:
         for job in jobs:
             with _naming(job), ExitStack() as stack:
                 opened = self.counters()
@@ -379,9 +393,9 @@ class SessionDevice(ABC):
                 samples = self._timed(session, job.timing)
                 now = self.counters()
             passed = replace(now.since(opened), switches=now.since(before).switches)
-            yield TimedPass(samples, replace(record, **asdict(passed)))
+            yield Pass(samples, record=replace(record, **asdict(passed)))
 
-    def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[TimedPass, TimedPass]]:
+    def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[Pass, Pass]]:
         jobs = (before, after)
         files = [job.model() for job in jobs]
         for _ in range(rounds):
@@ -399,8 +413,9 @@ class SessionDevice(ABC):
                     switches[which].append(self.counters().since(counted).switches)
                 passed = asdict(self.counters().since(began))
             first, second = (
-                TimedPass(
-                    tuple(samples[which]), replace(opened[which][1], **passed | {"switches": _sum(switches[which])})
+                Pass(
+                    tuple(samples[which]),
+                    record=replace(opened[which][1], **passed | {"switches": _sum(switches[which])}),
                 )
                 for which in (0, 1)
             )

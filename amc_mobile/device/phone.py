@@ -14,7 +14,7 @@ from amc_mobile import store
 from amc_mobile.device import phone_state
 from amc_mobile.device.adb import AdbPhone, AdbServer, AttachedPhone, choose_phone, remedy
 from amc_mobile.device.conditions import Conditions, core_ranges
-from amc_mobile.device.device import Heat, Job, Neighbourhood, Neighbours, OnNeighbours, TimedPass, Timing
+from amc_mobile.device.device import Heat, Job, Neighbourhood, Neighbours, OnNeighbours, Pass, Timing
 from amc_mobile.device.layout import OnnxLayout, questions
 from amc_mobile.device.layout import read as read_layout
 from amc_mobile.device.libraries import RuntimeLibrary
@@ -355,13 +355,13 @@ class PhoneDevice:
             unit=facts.unit,
         )
 
-    def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[TimedPass, None, None]:
+    def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[Pass, None, None]:
         """Raises DeviceError naming the model that fails, and what `bench` raises."""
         files = _Files(jobs)
         entries = [BenchModel(files.names[job.key], files.names[job.key], job.timing) for job in jobs]
         yield from self._results(entries, files, jobs, plan)
 
-    def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[TimedPass, TimedPass]]:
+    def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[Pass, Pass]]:
         """Both models open together in every round, timed before-after-after-before."""
         jobs = (before, after)
         files = _Files(jobs)
@@ -373,7 +373,7 @@ class PhoneDevice:
 
     def _results(
         self, entries: Sequence[BenchModel | BenchPair], files: _Files, jobs: Sequence[Job], plan: str = ""
-    ) -> Generator[TimedPass, None, None]:
+    ) -> Generator[Pass, None, None]:
         deadline_s = START_ALLOWANCE_S + sum(2 * job.timing.max_s + LOAD_ALLOWANCE_S for job in jobs)
         model_deadline_s = MODEL_ALLOWANCE_S + max(2 * job.timing.max_s for job in jobs)
         events = self.bench(
@@ -394,7 +394,7 @@ class PhoneDevice:
                     if event.index != given:
                         raise RunnerFailed(f"result {event.index} came where {given} was due")
                     given += 1
-                    yield TimedPass(event.samples_ms, event.record)
+                    yield Pass(event.samples_ms, record=event.record)
 
     def is_steady(self) -> bool:
         """Whether neither heat, lower clocks nor other programs have come over the phone since the session began."""

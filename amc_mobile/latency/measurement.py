@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amc_mobile.device.conditions import Conditions
-from amc_mobile.device.device import NOTHING_KNOWN, Heat, PassRecord
+from amc_mobile.device.device import NOTHING_KNOWN, Heat, Pass, PassRecord
 from amc_mobile.errors import InvalidInput
 
 LOW_PERCENTILE = 20.0
@@ -116,28 +116,6 @@ FEW_SAMPLES = 30
 FEW_PASSES = 3  # fewer do not show how passes differ
 
 Samples = tuple[tuple[float, ...], ...]  # one tuple of milliseconds per pass, in the order run
-
-
-@dataclass(frozen=True)
-class Pass:
-    """The samples of one session, in ms per inference and in the order run; warm-up runs are left out.
-
-    `busy`: made under load of other programs, or while the anchor had drifted and repeating it did not help. Raises
-    InvalidInput for samples that are no positive finite numbers.
-    """
-
-    samples_ms: tuple[float, ...]
-    busy: bool = False
-    record: PassRecord = field(default=NOTHING_KNOWN, compare=False)  # tables keep none
-
-    def __post_init__(self) -> None:
-        if not self.samples_ms:
-            raise InvalidInput("a pass without samples", next_step="measure again")
-        for value in self.samples_ms:
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise InvalidInput(f"a latency of {value!r} is not a number", next_step="measure again")
-            if not math.isfinite(value) or value <= 0:
-                raise InvalidInput(f"a latency of {value} ms is not possible", next_step="measure again")
 
 
 class _Timed:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
-from amc_mobile.device.device import Device, Heat, HeatReader, Job, ResumableDevice, SamplesMs, TimedPass, Timing
+from amc_mobile.device.device import Device, Heat, HeatReader, Job, Pass, ResumableDevice, SamplesMs, Timing
 from amc_mobile.errors import InvalidConfig
 from amc_mobile.latency.measurement import (
     KernelMeasurement,
@@ -29,7 +29,6 @@ from amc_mobile.latency.measurement import (
     ModelMeasurement,
     ModelRequest,
     PairMeasurement,
-    Pass,
     Request,
     SustainedMeasurement,
     Window,
@@ -278,7 +277,7 @@ def is_busy(device: Device) -> bool:
     return neighbours is not None and neighbours.is_busy
 
 
-def _mean_mhz(timed: Sequence[TimedPass]) -> float | None:
+def _mean_mhz(timed: Sequence[Pass]) -> float | None:
     clocked = [(one.record.clock_mhz_ms or 0.0, one.record.clock_ms) for one in timed if one.record.clock_ms]
     total_ms = sum(ms for _, ms in clocked)
     return sum(mhz_ms for mhz_ms, _ in clocked) / total_ms if total_ms >= SHORTEST_CLOCK_MS else None
@@ -347,7 +346,7 @@ def measure_model(device: Device, model: bytes, config: ProtocolConfig = DEFAULT
 
     with device.session():
         made, quiet = _until_steady(device, config, lambda: list(device.passes([job] * config.model_passes)))
-    passes = tuple(Pass(one.samples_ms, not quiet, one.record) for one in made)
+    passes = tuple(replace(one, busy=not quiet) for one in made)
     return ModelMeasurement(passes, device.conditions(), config.model_timing.warmup_runs, device.screen())
 
 
@@ -396,7 +395,7 @@ def measure_pair(device: Device, before: bytes, after: bytes, config: ProtocolCo
     conditions = device.conditions()
     first, second = (
         ModelMeasurement(
-            tuple(Pass(one[which].samples_ms, not quiet, one[which].record) for one in rounds),
+            tuple(replace(one[which], busy=not quiet) for one in rounds),
             conditions,
             WARMUP_RUNS,
             device.screen(),
@@ -505,7 +504,7 @@ class _Run:
                 self._in_a_row = 0 if steady else self._in_a_row + 1
                 if steady or self._in_a_row > self._config.anchor_repeats or self._repeats_left == 0:
                     under_load = is_busy(self._device)
-                    passes = [Pass(one.samples_ms, under_load or not steady, one.record) for one in timed]
+                    passes = [replace(one, busy=under_load or not steady) for one in timed]
                     yield Stretch(list(zip(keys, passes, strict=True)), under_load, state)
                 else:
                     self._repeats_left -= 1
@@ -516,7 +515,7 @@ class _Run:
 
     def _batch(
         self, stretches: Sequence[Sequence[str]]
-    ) -> Iterator[tuple[Sequence[str], list[TimedPass], bool, DeviceState]]:
+    ) -> Iterator[tuple[Sequence[str], list[Pass], bool, DeviceState]]:
         """For each stretch as it comes: keys, what was timed, whether the device stayed the same, and its state."""
         anchor = self._anchor
         first = anchor.first_jobs() if anchor else []
@@ -538,7 +537,7 @@ class _Run:
                 anchor_ms = min((pass_low_ms(one.samples_ms) for one in readings), default=None)
                 yield keys, timed, steady, DeviceState(anchor_ms, _mean_mhz([*timed, *readings]))
 
-    def _start(self, jobs: Sequence[Job], stretches: Sequence[Sequence[str]]) -> Generator[TimedPass, None, None]:
+    def _start(self, jobs: Sequence[Job], stretches: Sequence[Sequence[str]]) -> Generator[Pass, None, None]:
         if self._table is None or not isinstance(self._device, ResumableDevice):
             return self._device.passes(jobs)
         anchor = self._anchor

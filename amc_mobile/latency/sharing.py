@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from amc_mobile.device.conditions import Conditions, unit_of
-from amc_mobile.device.device import Device, Job, Neighbours, ResumableDevice, TimedPass
+from amc_mobile.device.device import Device, Job, Neighbours, Pass, ResumableDevice
 from amc_mobile.errors import DeviceError
 from amc_mobile.latency.measurement import KernelMeasurement, KernelRequest
 from amc_mobile.latency.protocol import DEFAULT, SEED, ProtocolConfig, best_anchor, measure_kernels
@@ -128,7 +128,7 @@ class SharingPhone:
     def session(self) -> AbstractContextManager[object]:
         return self._device.session()
 
-    def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[TimedPass, None, None]:
+    def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[Pass, None, None]:
         device = self._device
         given = device.passes(jobs, plan=plan) if isinstance(device, ResumableDevice) else device.passes(jobs)
         with closing(given) as made:
@@ -140,7 +140,7 @@ class SharingPhone:
     def unfinished(self) -> str:
         return self._device.unfinished() if isinstance(self._device, ResumableDevice) else ""
 
-    def alternate(self, before: Job, after: Job, rounds: int) -> Generator[tuple[TimedPass, TimedPass], None, None]:
+    def alternate(self, before: Job, after: Job, rounds: int) -> Generator[tuple[Pass, Pass], None, None]:
         yield from self._device.alternate(before, after, rounds)
 
     def is_steady(self) -> bool:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from sqlalchemy.dialects import postgresql, sqlite
 
 from amc_mobile.device.conditions import AGAIN, Conditions
-from amc_mobile.device.device import Job, Neighbours, TimedPass
+from amc_mobile.device.device import Job, Neighbours, Pass
 from amc_mobile.errors import (
     AmcMobileError,
     CorruptFile,
@@ -36,13 +36,7 @@ from amc_mobile.errors import (
 )
 from amc_mobile.kernels.kernel import Kernel
 from amc_mobile.latency.database_url import URL_FORM, WAYS, asked_password, password_of, take_password
-from amc_mobile.latency.measurement import (
-    KernelInfo,
-    KernelMeasurement,
-    ModelMeasurement,
-    ModelRequest,
-    Pass,
-)
+from amc_mobile.latency.measurement import KernelInfo, KernelMeasurement, ModelMeasurement, ModelRequest
 from amc_mobile.store import parse_json, parse_object
 
 if TYPE_CHECKING:
@@ -646,10 +640,10 @@ class RecordedDevice:
     def session(self) -> AbstractContextManager[object]:
         raise self._error()
 
-    def passes(self, jobs: Sequence[Job]) -> Generator[TimedPass, None, None]:
+    def passes(self, jobs: Sequence[Job]) -> Generator[Pass, None, None]:
         raise self._error()
 
-    def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[TimedPass, TimedPass]]:
+    def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[Pass, Pass]]:
         raise self._error()
 
     def is_steady(self) -> bool:

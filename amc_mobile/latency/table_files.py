@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amc_mobile.device.conditions import FOREIGN_PROTOCOL, Conditions
+from amc_mobile.device.device import Pass
 from amc_mobile.errors import CorruptFile, InvalidInput
-from amc_mobile.latency.measurement import Pass, model_key
+from amc_mobile.latency.measurement import model_key
 from amc_mobile.latency.table import Adoption, Contents, LatencyTable, StoredPass
 from amc_mobile.store import parse_object
 

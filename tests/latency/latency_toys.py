@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 
 from amc_mobile.device.conditions import Conditions
-from amc_mobile.device.device import Counters, Neighbours, SessionDevice
+from amc_mobile.device.device import Counters, Neighbours, Pass, SessionDevice
 from amc_mobile.kernels.kernel import Expression, Kernel, Operator
 from amc_mobile.kernels.onnx_layout import Border
 from amc_mobile.kernels.template import KernelSite
-from amc_mobile.latency.measurement import KernelRequest, ModelMeasurement, ModelRequest, Pass
+from amc_mobile.latency.measurement import KernelRequest, ModelMeasurement, ModelRequest
 from amc_mobile.latency.table import LatencyTable
 
 CONDITIONS = Conditions(

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from latency_toys import CONDITIONS, add_model, conv, passes
 
+from amc_mobile.device.device import Pass
 from amc_mobile.errors import CorruptFile, InvalidInput
-from amc_mobile.latency.measurement import ModelMeasurement, Pass
+from amc_mobile.latency.measurement import ModelMeasurement
 from amc_mobile.latency.predictor import TimedShape, timed_shapes
 from amc_mobile.latency.table import LatencyTable
 from amc_mobile.latency.table_files import KernelShape, foreign_conditions, from_csv, from_lines, to_csv, to_lines

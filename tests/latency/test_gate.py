@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from bench_device import CONDITIONS
 
+from amc_mobile.device.device import Pass
 from amc_mobile.latency.gate import ERROR_SHARES, GATE_ATTEMPTS, Limit, decided
-from amc_mobile.latency.measurement import BUSY, ModelMeasurement, PairMeasurement, Pass, fewest_within
+from amc_mobile.latency.measurement import BUSY, ModelMeasurement, PairMeasurement, fewest_within
 
 CASES = 1500
 PROMISED = 0.025

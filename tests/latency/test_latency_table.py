@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from latency_toys import CONDITIONS, add_model, conv, passes
 
+from amc_mobile.device.device import Pass
 from amc_mobile.errors import CorruptFile, InvalidInput
-from amc_mobile.latency.measurement import ModelMeasurement, Pass, model_key
+from amc_mobile.latency.measurement import ModelMeasurement, model_key
 from amc_mobile.latency.table import APPLICATION_ID, FORMAT_VERSION, LatencyTable
 
 ROOT = Path(__file__).parent.parent.parent
@@ -25,7 +26,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from latency_toys import CONDITIONS, conv
-from amc_mobile.latency.measurement import Pass
+from amc_mobile.device.device import Pass
 from amc_mobile.latency.table import LatencyTable
 
 table, kernel = LatencyTable(Path(sys.argv[1])), conv(8, 8)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from latency_toys import CONDITIONS, conv, passes
 
-from amc_mobile.device.device import PassRecord
+from amc_mobile.device.device import Pass, PassRecord
 from amc_mobile.errors import InvalidInput
 from amc_mobile.latency.measurement import (
     BUSY,
@@ -17,7 +17,6 @@ from amc_mobile.latency.measurement import (
     ModelMeasurement,
     ModelRequest,
     PairMeasurement,
-    Pass,
     interval,
     low_ms,
     lowest_two_agree,

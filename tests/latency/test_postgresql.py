@@ -18,9 +18,10 @@ import pytest
 import sqlalchemy as sa
 from latency_toys import CONDITIONS, add_model, conv, passes
 
+from amc_mobile.device.device import Pass
 from amc_mobile.errors import InvalidConfig, InvalidInput
 from amc_mobile.latency import database_url
-from amc_mobile.latency.measurement import ModelMeasurement, Pass
+from amc_mobile.latency.measurement import ModelMeasurement
 from amc_mobile.latency.table import LatencyTable
 from amc_mobile.latency.table_files import from_lines, to_lines
 
@@ -29,7 +30,7 @@ PASSWORD = "s3cr/et@word"
 WRITER = """
 import sys
 from latency_toys import CONDITIONS, conv
-from amc_mobile.latency.measurement import Pass
+from amc_mobile.device.device import Pass
 from amc_mobile.latency.table import LatencyTable
 
 table, number = LatencyTable(sys.argv[1]), int(sys.argv[2])

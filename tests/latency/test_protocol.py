@@ -14,10 +14,10 @@ import pytest
 from latency_toys import CONDITIONS, ToyDevice, conv, request
 
 from amc_mobile.device import device as timing_module
-from amc_mobile.device.device import Job, Neighbours, PassRecord, SamplesMs, TimedPass, Timing, time_session
+from amc_mobile.device.device import Job, Neighbours, Pass, PassRecord, SamplesMs, Timing, time_session
 from amc_mobile.errors import DeviceError, InvalidConfig, InvalidInput
 from amc_mobile.latency import protocol
-from amc_mobile.latency.measurement import BUSY, KernelRequest, ModelRequest, Pass
+from amc_mobile.latency.measurement import BUSY, KernelRequest, ModelRequest
 from amc_mobile.latency.protocol import (
     READINGS,
     Anchor,
@@ -472,7 +472,7 @@ def test_a_sustained_measurement_says_how_much_slower_the_device_becomes(device:
 def test_windows_have_the_mean_clock_where_passes_know_it(device: ToyDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = device.passes
 
-    def passes(jobs: Sequence[Job]) -> Generator[TimedPass, None, None]:
+    def passes(jobs: Sequence[Job]) -> Generator[Pass, None, None]:
         for number, timed in enumerate(plain(jobs)):
             known = PassRecord(clock_ms=500.0, clock_mhz_ms=500.0 * (2000 - 100 * number)) if number else PassRecord()
             yield replace(timed, record=known)
@@ -651,12 +651,12 @@ class WorksOn(ToyDevice):
     """Does all jobs that it was given, whatever becomes of the process that gave them."""
 
     jobs_per_batch: int = 15
-    left: tuple[str, list[str], list[TimedPass]] | None = None
+    left: tuple[str, list[str], list[Pass]] | None = None
 
     def unfinished(self) -> str:
         return self.left[0] if self.left else ""
 
-    def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[TimedPass, None, None]:
+    def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[Pass, None, None]:
         keys = [job.key for job in jobs]
         if self.left is None or self.left[1] != keys:
             self.left = (plan, keys, list(super().passes(jobs)))

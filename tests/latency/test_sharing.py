@@ -13,7 +13,7 @@ import pytest
 from latency_toys import CONDITIONS, ToyDevice, add, conv, passes, request
 
 from amc_mobile.device.conditions import unit_of
-from amc_mobile.device.device import Job, TimedPass
+from amc_mobile.device.device import Job, Pass
 from amc_mobile.errors import DeviceError, InvalidInput
 from amc_mobile.latency.measurement import KernelMeasurement, KernelRequest
 from amc_mobile.latency.protocol import ProtocolConfig, measure_kernels
@@ -53,13 +53,13 @@ class Phone(ToyDevice):
                 self.meet.wait(20)
             yield
 
-    def passes(self, jobs: Sequence[Job]) -> Generator[TimedPass, None, None]:
+    def passes(self, jobs: Sequence[Job]) -> Generator[Pass, None, None]:
         for job in jobs:
             name = job.model().decode()
             if self.fails and len(self.opened) >= self.after:
                 raise self.fails
             self.opened.append(name)
-            yield TimedPass((MS[name] * self.factor(name),) * 4)
+            yield Pass((MS[name] * self.factor(name),) * 4)
 
 
 def two(**second: object) -> dict[str, Phone]:

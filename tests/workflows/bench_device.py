@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import onnx
 
 from amc_mobile.device.conditions import Conditions
-from amc_mobile.device.device import Job, Neighbours, TimedPass
+from amc_mobile.device.device import Job, Neighbours, Pass
 
 NETWORK = """
 from torch import nn
@@ -49,11 +49,11 @@ class Bench:
     def session(self) -> nullcontext[None]:
         return nullcontext()
 
-    def passes(self, jobs: Sequence[Job]) -> Generator[TimedPass, None, None]:
+    def passes(self, jobs: Sequence[Job]) -> Generator[Pass, None, None]:
         for job in jobs:
-            yield TimedPass((self.ms(job) * self.slowdown(job.label),) * job.timing.samples)
+            yield Pass((self.ms(job) * self.slowdown(job.label),) * job.timing.samples)
 
-    def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[TimedPass, TimedPass]]:
+    def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[Pass, Pass]]:
         for _ in range(rounds):
             first, second = self.passes([before, after])
             yield first, second

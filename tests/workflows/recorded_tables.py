@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from amc_mobile.device.conditions import Conditions
+from amc_mobile.device.device import Pass
 from amc_mobile.kernels.kernel import Kernel
-from amc_mobile.latency.measurement import Pass
 from amc_mobile.latency.model import LatencyModel
 from amc_mobile.latency.table import LatencyTable, RecordedDevice
 from amc_mobile.workflows.network import load_network

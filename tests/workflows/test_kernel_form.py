@@ -10,8 +10,8 @@ import pytest
 from recorded_tables import SMALL_NET, kernel_ms, opened, phone, small_net
 
 from amc_mobile.channels.plan import PruningPlan
+from amc_mobile.device.device import Pass
 from amc_mobile.kernels.kernel import Kernel
-from amc_mobile.latency.measurement import Pass
 from amc_mobile.latency.model import ROOFLINE, LatencyModel
 from amc_mobile.latency.predictor import LatencyPredictor
 

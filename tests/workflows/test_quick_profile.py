@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from bench_device import Bench
 
-from amc_mobile.device.device import Job, TimedPass
+from amc_mobile.device.device import Job, Pass
 from amc_mobile.latency.calibration import QUICK_BAND_FLOOR
 
 Amc = Callable[..., tuple[int, str, str]]
@@ -24,7 +24,7 @@ def made(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Passes by the key of what was measured, without anchors."""
     counts: Counter[str] = Counter()
 
-    def passes(jobs: Sequence[Job]) -> Generator[TimedPass, None, None]:
+    def passes(jobs: Sequence[Job]) -> Generator[Pass, None, None]:
         for job, timed in zip(jobs, Bench.passes(bench, jobs), strict=True):
             counts[job.key] += job.label != "the anchor"
             yield timed
