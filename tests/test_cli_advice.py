@@ -58,7 +58,6 @@ SAID_BY: dict[str, tuple[str, ...] | dict[str, tuple[str, ...]]] = {
         "*": ("export",),
     },
     "workflows/network.py": {"keep": SEARCHES, "untrained": (*SEARCHES, "sensitivity"), "*": NETWORKS},
-    "workflows/plans.py": SEARCHES,
     "workflows/profile.py": ("profile",),
     "workflows/prune.py": ("prune",),
     "workflows/search.py": {"device": MEASURES, "*": ("search",)},

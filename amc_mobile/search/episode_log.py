@@ -9,12 +9,12 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from amc_mobile.errors import CorruptFile, InvalidInput
-from amc_mobile.store import MAX_TEXT_BYTES, append_text, read_bytes, read_json, write_json, write_text
+from amc_mobile.store import MAX_TEXT_BYTES, append_text, from_document, read_bytes, read_json, write_json, write_text
 
 FORMAT_VERSION = 1  # 1: first
 
@@ -130,14 +130,12 @@ class EpisodeLog:
         if document is None:
             return None
         try:
-            if document["line"] != len(self.rows):
+            values = dict(document)
+            if values.pop("line") != len(self.rows):
                 return None
-            policy, measuring = document["policy"], document["measuring"]
-            if not isinstance(policy, str) or not isinstance(measuring, bool):
-                raise ValueError("its policy or what is measured is of a wrong kind")
-            cost, limit = float(document["predicted_cost"]), float(document["limit"])
-            return Pending(policy, tuple(map(_width, document["widths"])), cost, limit, measuring)
-        except (TypeError, ValueError, OverflowError) as error:
+            pending = from_document(Pending, values, "pending")
+            return replace(pending, widths=tuple(map(_width, pending.widths)))
+        except (InvalidInput, KeyError, TypeError, ValueError, OverflowError) as error:
             why = f"its pending plan cannot be read ({error})"
             raise CorruptFile(self.header_path, why, next_step=ANOTHER) from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -230,21 +231,30 @@ def may_have_seen(space: Workspace, network: Network, reward_images: int) -> boo
     return not same or bool(record["started_from"]) or reward_images > len(left_out)
 
 
+RESIDUAL = "residual"  # in --keep: the groups that shortcuts add up
+
+
 def default_grids(
     network: Network, *, multiple: int = 8, min_keep_ratio: float = 0.2, keep: str = ""
 ) -> list[NDArray[np.int64]]:
     """The widths each group may take. `keep`: groups that stay whole, as patterns of their names separated by commas,
     or "residual": those that more than one layer writes, which shortcuts add up. Raises InvalidConfig."""
     patterns = [pattern for pattern in keep.replace(" ", "").split(",") if pattern]
-    for pattern in patterns:
-        if pattern != "residual" and not fnmatch.filter(network.groups.names, pattern):
-            raise InvalidConfig(
-                f"--keep {pattern!r} names no channel group", next_step=f"groups: {', '.join(network.groups.names)}"
-            )
+    whole = named_by([pattern for pattern in patterns if pattern != RESIDUAL], network.groups.names, "channel group")
     grids = []
     for group in network.groups.groups:
-        whole = any(fnmatch.fnmatchcase(group.name, pattern) for pattern in patterns)
-        whole |= "residual" in patterns and len(group.producers) > 1
-        lowest = 1.0 if whole else min_keep_ratio
+        is_whole = group.name in whole or (RESIDUAL in patterns and len(group.producers) > 1)
+        lowest = 1.0 if is_whole else min_keep_ratio
         grids.append(grid(group.channels, multiple=multiple, min_keep_ratio=lowest))
     return grids
+
+
+def named_by(patterns: Iterable[str], names: Sequence[str], kind: str) -> set[str]:
+    """The names that patterns of --keep mean. Raises InvalidConfig for a pattern without any; `kind`: of the names."""
+    named = set[str]()
+    for pattern in patterns:
+        matching = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+        if not matching:
+            raise InvalidConfig(f"--keep {pattern!r} names no {kind}", next_step=f"{kind}s: {', '.join(names)}")
+        named.update(matching)
+    return named

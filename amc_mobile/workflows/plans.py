@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ from amc_mobile.channels.plan import PruningPlan, WeightPlan, multiple_for
 from amc_mobile.channels.structure import CostModel, Ids, Layer
 from amc_mobile.data.images import ImageSet
 from amc_mobile.data.split import DataSplit, few
-from amc_mobile.errors import InvalidConfig, InvalidInput
+from amc_mobile.errors import InvalidInput
 from amc_mobile.models.task import bf16_is_fast, logits
 from amc_mobile.pruning.channel_choice import channel_order
 from amc_mobile.pruning.gram import GramStatistics, collect_gram
@@ -26,7 +25,7 @@ from amc_mobile.pruning.reconstruction import Reconstructor, find_folding, folde
 from amc_mobile.search.budget import Unit
 from amc_mobile.search.policy import GroupFacts
 from amc_mobile.search.reward import GUARANTEED, Outcome, fidelity, reward_of
-from amc_mobile.workflows.network import Network, load_network
+from amc_mobile.workflows.network import Network, load_network, named_by
 from amc_mobile.workflows.runs import RefitRecord
 from amc_mobile.workflows.workspace import Progress, Settings, Workspace
 
@@ -243,12 +242,10 @@ class WeightPlans(Plans):
         self._network = network
         self.pruner = MagnitudePruner(network.module, network.groups)
         self.grids = self.pruner.grids(min_density)
-        for pattern in [pattern for pattern in keep.replace(" ", "").split(",") if pattern]:
-            whole = [i for i, name in enumerate(self.pruner.names) if fnmatch.fnmatchcase(name, pattern)]
-            if not whole:
-                raise InvalidConfig(f"--keep {pattern!r} names no layer", next_step=", ".join(self.pruner.names))
-            for i in whole:
-                self.grids[i] = self.grids[i][-1:]
+        whole = named_by(filter(None, keep.replace(" ", "").split(",")), self.pruner.names, "layer")
+        self.grids = [
+            grid[-1:] if name in whole else grid for name, grid in zip(self.pruner.names, self.grids, strict=True)
+        ]
         self._dense_macs = float(CostModel(network.module, network.groups).macs(network.groups.sizes))
         self.set_up_s = time.process_time() - started
 

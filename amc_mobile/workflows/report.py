@@ -409,13 +409,16 @@ def _latency(m: ModelMeasurement) -> Latency:
 def _stages(
     run: Run, search: SearchRecord, export: ExportRecord | None, seen: Callable[[float], Accuracy], *, outdated: bool
 ) -> tuple[Stage, ...]:
-    notes = []
-    if search.refit.kept != "refitted":
-        notes.append("not kept: it lost fidelity on the reward images; the one-shot network is")
+    notes = [
+        "not kept: it lost fidelity on the reward images; the one-shot network is"
+        if search.refit.kept != "refitted"
+        else "",
+        search.max_loss_text() if search.accuracy_kept is not None else "",
+    ]
     stages = [
         Stage("original", seen(search.test_top1["original"])),
         Stage("pruned, one shot", seen(search.test_top1["one-shot"])),
-        Stage("refitted", seen(search.test_top1["refitted"]), note="; ".join([*notes, *_promise(search)])),
+        Stage("refitted", seen(search.test_top1["refitted"]), note="; ".join(filter(None, notes))),
     ]
     if (tuned := run.finetuned()) is not None:
         note = f"{tuned.epochs} epochs, distilled" + ("" if tuned.kept else "; not kept")
@@ -429,18 +432,6 @@ def _stages(
             name = f"{name} {file.precision}"
         stages.append(Stage(name, seen(file.test_top1), check, note=age))
     return tuple(stages)
-
-
-def _promise(search: SearchRecord) -> list[str]:
-    """What became of --max-loss; empty where it was not asked for."""
-    if search.accuracy_kept is None:
-        return []
-    kept = "kept" if search.accuracy_kept else "NOT KEPT"
-    seen = ", which the checkpoint may have been trained on" if search.reward_images_may_be_seen else ""
-    return [
-        f"--max-loss {search.max_loss:g} {kept}: {search.refitted_reward_top1:.1%} of the reward images{seen}; "
-        f"original {search.original_reward_top1:.1%}"
-    ]
 
 
 def _files(export: ExportRecord | None, *, outdated: bool) -> tuple[FileRow, ...]:

@@ -215,6 +215,15 @@ class SearchRecord:
     refit: RefitRecord
     test_top1: Mapping[str, float]
 
+    def max_loss_text(self) -> str:
+        """What became of --max-loss, where it was asked for."""
+        kept = "kept" if self.accuracy_kept else "NOT KEPT"
+        seen = "; the checkpoint may have been trained on some of them" if self.reward_images_may_be_seen else ""
+        return (
+            f"--max-loss {self.max_loss:g} {kept}: on the reward images the refitted network has {self.metric} "
+            f"{self.refitted_reward_top1:.1%}, the original {self.original_reward_top1:.1%}{seen}"
+        )
+
 
 @dataclass(frozen=True)
 class SearchDetails:

@@ -197,7 +197,7 @@ class SearchOutcome:
             + (f"  {self._over()}\n" if s.better_over else "")
             + (f"  {self._multiples()}\n" if s.granularity == "channel" else "")
             + (f"  {nothing_pruned(keeps_accuracy=s.max_loss is not None)}\n" if self.is_uncut else "")
-            + (f"  {self._promise()}\n" if s.accuracy_kept is not None else "")
+            + (f"  {self.search.max_loss_text()}\n" if s.accuracy_kept is not None else "")
             + (f"  kernels of the prediction: {sources}\n" if s.offline else "")
             + f"  MACs {s.macs / 1e6:.2f} M of {s.original_macs / 1e6:.2f} M, "
             f"parameters {s.parameters / 1e6:.3f} M of {s.original_parameters / 1e6:.3f} M\n"
@@ -231,21 +231,11 @@ class SearchOutcome:
         why = f" (with fewer than {LEAST_CHOICES * asked.used} channels, so that there is a choice)" if finer else ""
         return f"kept channels are multiples of {asked.used} or all: {asked.why}{finer}{why}"
 
-    def _promise(self) -> str:
-        """What became of --max-loss."""
-        s = self.search
-        kept = "kept" if s.accuracy_kept else "NOT KEPT"
-        seen = "; the checkpoint may have been trained on some of them" if s.reward_images_may_be_seen else ""
-        return (
-            f"--max-loss {s.max_loss:g} {kept}: on the reward images the refitted network has {s.metric} "
-            f"{s.refitted_reward_top1:.1%}, the original {s.original_reward_top1:.1%}{seen}"
-        )
-
     def raise_if_accuracy_not_kept(self) -> None:
         """Raises AccuracyNotKept (exit 3) where --max-loss was asked for and the refitted network loses more."""
         if self.search.accuracy_kept is False:
             raise AccuracyNotKept(
-                self._promise(),
+                self.search.max_loss_text(),
                 next_step="raise --max-loss or the budget, lower --min-keep-ratio, or try more --episodes",
             )
 

@@ -176,11 +176,8 @@ class CompareConfig:
         search = self.search
         if not self.budgets:
             return [search]
-        if search.latency_ratio is not None:
-            return [replace(search, latency_ratio=ratio) for ratio in self.budgets]
-        if search.macs_ratio is not None:
-            return [replace(search, macs_ratio=ratio) for ratio in self.budgets]
-        return [replace(search, params_ratio=ratio) for ratio in self.budgets]
+        kind = next(iter(search.limits)).replace("-", "_")  # of the first budget
+        return [replace(search, **{kind: ratio}) for ratio in self.budgets]  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
