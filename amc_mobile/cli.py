@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
@@ -19,120 +19,57 @@ from amc_mobile.cli_options import (
     DEFAULT_WORKSPACE,
     DEVICES,
     MAIN_JOB,
+    OF_DEVICE,
+    OF_NETWORK,
     RESEARCH,
     TABLES,
-    AccuracyFlag,
-    AlsoFlag,
     Bf16Flag,
-    BudgetFlags,
-    ChannelChoiceFlag,
-    CheckpointFlag,
     CommandLine,
-    ConditionsFlag,
     ConfigFlag,
-    DataFlag,
-    DeviceFlag,
-    ImageFlags,
     JsonFlag,
-    KeepFlag,
-    LossFlag,
-    MeasuringFlags,
-    MemoryFlag,
-    ModelArgument,
-    ModelFlag,
-    MultipleFlag,
-    NetworkFlags,
-    OfflineFlag,
+    Opened,
     OutputFlags,
-    PolicyFlag,
-    PrecisionFlags,
-    PruningFlags,
     QuickFlag,
-    RewardFlag,
     RunFlag,
-    SeedFlag,
-    SerialFlag,
-    SerialsFlag,
-    StateFlags,
-    TableFlag,
-    ThreadsFlag,
     UntrainedFlag,
-    VariantFlags,
-    WorkersFlag,
     WorkspaceFlag,
     ask_password,
-    budget_option,
     config,
+    config_of,
     device_option,
     expand_groups,
-    joined,
-    network_option,
-    opened,
+    given_settings,
+    opened_settings,
     output_option,
-    search_option,
     show,
     show_error,
     show_json_error,
     training_option,
-)
-from amc_mobile.errors import (
-    AmcMobileError,
-    BudgetNotMet,
-    BudgetNotVerified,
-    InvalidConfig,
-    SystemRefused,
-    ToleranceExceeded,
-)
+)  # fmt: skip
+from amc_mobile.errors import AmcMobileError, BudgetNotMet, BudgetNotVerified, SystemRefused, ToleranceExceeded
 from amc_mobile.formats import ONNX, TFLITE
 from amc_mobile.latency.database_url import ask_with
-from amc_mobile.workflows.workspace import Settings, Workspace, check_settings
+from amc_mobile.workflows.search_config import CompareConfig, SearchConfig, SensitivityConfig
+from amc_mobile.workflows.workspace import DEVICE, NETWORK, Option, Settings, Workspace, check_settings
 
-Number = TypeVar("Number", int, float)
+MODEL = Option("As --model of `profile`; default: that of the last step.", "", is_argument=True)
 
 
 @expand_groups
 def search(
     *,
-    budgets: BudgetFlags,
-    also: AlsoFlag = None,
-    policy: PolicyFlag = "critic",
-    reward: RewardFlag = "fidelity",
-    episodes: Annotated[int, search_option(help="Plans to try.")] = 300,
-    pruning: PruningFlags,
-    multiple: Annotated[
-        int | None,
-        search_option(
-            "--multiple",
-            help="Kept channels are multiples of this, e.g. 16. Default: what `table probe` found, at least 8.",
-        ),
-    ] = None,
-    images: ImageFlags,
+    search: SearchConfig = config_of(SearchConfig),
     untrained: UntrainedFlag = False,
-    max_loss: Annotated[
-        float | None,
-        budget_option(
-            help="Cheapest plan that loses at most so much accuracy, e.g. 0.01; exit 3 if the refitted one loses more."
-        ),
-    ] = None,
-    keep: KeepFlag = "",
-    offline: OfflineFlag = False,
-    conditions: ConditionsFlag = None,
-    network: NetworkFlags,
-    device: DeviceFlag = None,
-    serial: SerialFlag = None,
-    measuring: MeasuringFlags,
-    precision: PrecisionFlags,
-    threads: ThreadsFlag = None,
-    memory_mb: MemoryFlag = None,
-    variant: VariantFlags,
-    workers: WorkersFlag = None,
+    opened: Opened = opened_settings(
+        *OF_NETWORK, *OF_DEVICE, "precision", "offline", "conditions", "memory_mb", "workers", "seed"
+    ),
     run: RunFlag = None,
-    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
-    seed: SeedFlag = None,
     config: ConfigFlag = None,
     output: OutputFlags,
 ) -> None:
     """Find the most accurate plan within the budgets. Goes on where it was killed, and with more --episodes.
+
+    Without --multiple, kept channels are multiples of what `table probe` found, at least 8.
 
     Example: amc-mobile search --latency-ratio 0.5
 
@@ -140,21 +77,10 @@ def search(
 
     With a table that was measured before, and no phone: amc-mobile search --latency-ms 30 --device pixel --offline
     """
-    from amc_mobile.workflows.search_config import SearchConfig
-
-    wanted = SearchConfig(
-        **vars(budgets), **vars(pruning), **vars(images), policy=policy, reward=reward, episodes=episodes,
-        multiple=multiple, max_loss=max_loss, keep=keep, also=",".join(also or []),
-    )  # fmt: skip
-    space, settings = opened(
-        workspace, **vars(network), **vars(variant), **vars(measuring), precision=precision.chosen(),
-        device=device, serial=serial, threads=threads, seed=seed, offline=offline or None, conditions=conditions,
-        workers=workers, memory_mb=memory_mb,
-    )  # fmt: skip
     from amc_mobile.workflows.search import search_plan  # late: it loads torch, which wrong flags need not wait for
 
     with output.progress() as progress:
-        result = search_plan(space, settings, wanted, run=run, progress=progress, untrained=untrained)
+        result = search_plan(*opened, search, run=run, progress=progress, untrained=untrained)
     output.show(result)
     result.raise_if_accuracy_not_kept()
 
@@ -162,27 +88,21 @@ def search(
 @expand_groups
 def train(
     *,
-    model: ModelFlag = None,
-    data: DataFlag = None,
     epochs: Annotated[int, training_option(help="Passes over the training images.")] = 30,
     learning_rate: Annotated[
         float | None,
         training_option(help="Peak of the cosine schedule, e.g. 0.05. Default: 0.1; of detectors 0.01."),
     ] = None,
     batch_size: Annotated[int, training_option(help="Images per step.")] = 64,
-    variant: VariantFlags,
     bf16: Bf16Flag = False,
-    checkpoint: Annotated[
-        str | None,
-        network_option(
-            "--checkpoint", help="Weights that the training starts from; `profile --checkpoint` takes them as they are."
+    opened: Opened = opened_settings(
+        *OF_NETWORK,
+        "workers",
+        "seed",
+        checkpoint=Option(
+            "Weights that the training starts from; `profile --checkpoint` takes them as they are.", NETWORK
         ),
-    ] = None,
-    accuracy: AccuracyFlag = None,
-    loss: LossFlag = None,
-    workers: WorkersFlag = None,
-    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
-    seed: SeedFlag = None,
+    ),
     config: ConfigFlag = None,
     output: OutputFlags,
 ) -> None:
@@ -192,15 +112,10 @@ def train(
     """
     from amc_mobile.workflows.training import train_network
 
-    space, settings = opened(
-        workspace, model=model, data=data, checkpoint=checkpoint, accuracy=accuracy, loss=loss, seed=seed,
-        workers=workers, **vars(variant),
-    )  # fmt: skip
     with output.progress() as progress:
         result = train_network(
-            space, settings, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, bf16=bf16,
-            progress=progress,
-        )  # fmt: skip
+            *opened, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, bf16=bf16, progress=progress
+        )
     output.show(result)
 
 
@@ -215,7 +130,7 @@ def finetune(
     batch_size: Annotated[int, training_option(help="Images per step.")] = 64,
     ema: Annotated[float, training_option(help="Keep a moving average of the weights, e.g. 0.999; 0: the last.")] = 0.0,
     bf16: Bf16Flag = False,
-    workers: WorkersFlag = None,
+    given: dict[str, Any] = given_settings("workers"),
     run: RunFlag = None,
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
     output: OutputFlags,
@@ -230,7 +145,7 @@ def finetune(
     with output.progress() as progress:
         result = finetune_run(
             space, run=run, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, bf16=bf16,
-            ema_decay=ema, workers=workers, progress=progress,
+            ema_decay=ema, progress=progress, **given,
         )  # fmt: skip
     output.show(result)
 
@@ -275,14 +190,7 @@ def models(as_json: JsonFlag = False) -> None:
 @expand_groups
 def check(
     *,
-    model: ModelArgument = None,
-    checkpoint: CheckpointFlag = None,
-    data: DataFlag = None,
-    variant: VariantFlags,
-    accuracy: AccuracyFlag = None,
-    loss: LossFlag = None,
-    workers: WorkersFlag = None,
-    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
+    opened: Opened = opened_settings(*OF_NETWORK, "workers", model=MODEL),
     config: ConfigFlag = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -295,11 +203,7 @@ def check(
     """
     from amc_mobile.workflows.prune import check_network
 
-    space, settings = opened(
-        workspace, model=model, checkpoint=checkpoint, data=data, accuracy=accuracy, loss=loss, workers=workers,
-        **vars(variant),
-    )  # fmt: skip
-    result = check_network(space, settings)
+    result = check_network(*opened)
     show(result.text(), result.document(), as_json=as_json)
     if not result.ok:
         raise typer.Exit(1)
@@ -308,28 +212,16 @@ def check(
 @expand_groups
 def prune(
     *,
-    model: ModelArgument = None,
-    checkpoint: CheckpointFlag = None,
-    data: DataFlag = None,
-    budgets: BudgetFlags,
-    episodes: Annotated[int, search_option(help="Plans to try.")] = 300,
+    search: SearchConfig = config_of(
+        SearchConfig, "latency_ms", "latency_ratio", "macs_ratio", "params_ratio", "episodes"
+    ),
     epochs: Annotated[int, training_option(help="Passes of fine-tuning over the training images; 0: none.")] = 10,
-    quick: QuickFlag = False,
-    device: DeviceFlag = None,
-    serial: SerialFlag = None,
-    measuring: MeasuringFlags,
-    precision: PrecisionFlags,
-    threads: ThreadsFlag = None,
-    variant: VariantFlags,
-    accuracy: AccuracyFlag = None,
-    loss: LossFlag = None,
     untrained: UntrainedFlag = False,
-    workers: WorkersFlag = None,
+    quick: QuickFlag = False,
+    opened: Opened = opened_settings(*OF_NETWORK, *OF_DEVICE, "precision", "workers", "seed", model=MODEL),
     folder: Annotated[
         Path, output_option("--output", help="Folder for the files to ship; those of an earlier prune are replaced.")
     ] = Path("amc-pruned"),
-    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
-    seed: SeedFlag = None,
     config: ConfigFlag = None,
     output: OutputFlags,
 ) -> None:
@@ -340,19 +232,11 @@ def prune(
 
     Example: amc-mobile prune mobilenet_v1 --checkpoint weights.pt --data imagefolder:DIR --latency-ratio 0.5
     """
-    from amc_mobile.workflows.search_config import SearchConfig
-
-    search = SearchConfig(**vars(budgets), episodes=episodes)
-    space, settings = opened(
-        workspace, model=model, checkpoint=checkpoint, data=data, accuracy=accuracy, loss=loss, workers=workers,
-        **vars(variant), **vars(measuring), precision=precision.chosen(), device=device, serial=serial,
-        threads=threads, seed=seed,
-    )  # fmt: skip
-    from amc_mobile.workflows.prune import prune_network  # late: it loads torch, which wrong flags need not wait for
+    from amc_mobile.workflows.prune import prune_network  # late, as in `search`
 
     with output.progress() as progress:
         result = prune_network(
-            space, settings, search, epochs=epochs, output=folder, progress=progress, quick=quick, untrained=untrained
+            *opened, search, epochs=epochs, output=folder, progress=progress, quick=quick, untrained=untrained
         )
     output.show(result)
     result.raise_if_not_passed()
@@ -361,17 +245,20 @@ def prune(
 @expand_groups
 def profile(
     *,
-    network: NetworkFlags,
-    device: DeviceFlag = None,
-    serial: SerialsFlag = None,
-    measuring: MeasuringFlags,
-    precision: PrecisionFlags,
-    threads: ThreadsFlag = None,
-    table: TableFlag = None,
     quick: QuickFlag = False,
-    variant: VariantFlags,
-    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
-    seed: SeedFlag = None,
+    opened: Opened = opened_settings(
+        *OF_NETWORK,
+        *OF_DEVICE,
+        "precision",
+        "table",
+        "seed",
+        serial=Option(
+            "Which phone, where several fit --device. Repeat it for phones of one model that share the work, e.g. "
+            "--serial A --serial B: the table speaks of the first.",
+            DEVICE,
+            repeatable=True,
+        ),
+    ),
     config: ConfigFlag = None,
     output: OutputFlags,
 ) -> None:
@@ -381,12 +268,8 @@ def profile(
     """
     from amc_mobile.workflows.profile import profile_device
 
-    space, settings = opened(
-        workspace, **vars(network), **vars(variant), **vars(measuring), precision=precision.chosen(),
-        device=device, serial=serial, threads=threads, seed=seed, table=table,
-    )  # fmt: skip
     with output.progress() as progress:
-        latency = profile_device(space, settings, quick=quick, progress=progress)
+        latency = profile_device(*opened, quick=quick, progress=progress)
     output.show(latency.result)
 
 
@@ -398,12 +281,10 @@ def export(
     kotlin: Annotated[
         bool, output_option("--kotlin", help="Write Classify.kt, which feeds the files on Android.")
     ] = False,
-    precision: PrecisionFlags,
     offline: Annotated[
         bool, device_option("--offline", help="Do not measure: the files are written and a latency budget stays open.")
     ] = False,
-    serial: SerialFlag = None,
-    state: StateFlags,
+    changed: dict[str, Any] = given_settings("serial", "waive", "clock_mode", "precision"),
     run: RunFlag = None,
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
     output: OutputFlags,
@@ -420,17 +301,11 @@ def export(
     formats = [name for name, wanted in ((TFLITE.name, tflite), (ONNX.name, onnx)) if wanted]
     if not formats:
         raise typer.BadParameter("choose at least one of --tflite, --onnx")
-    changed = joined({"serial": serial, **vars(state), "precision": precision.chosen()})
     with output.progress() as progress:
         result = export_run(
-            Workspace(workspace),
-            run=run,
-            formats=formats,
-            changed=changed,
-            progress=progress,
-            offline=offline,
+            Workspace(workspace), run=run, formats=formats, changed=changed, progress=progress, offline=offline,
             kotlin=kotlin,
-        )
+        )  # fmt: skip
     output.show(result)
     result.raise_if_not_passed()
 
@@ -453,7 +328,6 @@ def inspect(
 def measure(
     *,
     file: Annotated[Path, typer.Argument(help="A .tflite or .onnx file.")],
-    threads: Annotated[int, device_option(help="Inference threads.")] = 1,
     sustained_s: Annotated[
         float | None,
         device_option(help="Run for so many seconds, e.g. 60: p50 and p90 over time as the device heats up."),
@@ -462,9 +336,7 @@ def measure(
         float | None,
         device_option(help="So many runs a second, e.g. 30, with gaps as in an app; default: back to back."),
     ] = None,
-    device: DeviceFlag = "host",
-    serial: SerialFlag = None,
-    measuring: MeasuringFlags,
+    given: dict[str, Any] = given_settings(*OF_DEVICE),
     output: OutputFlags,
 ) -> None:
     """Measure the latency of one file on the device.
@@ -473,8 +345,7 @@ def measure(
     """
     from amc_mobile.workflows.export import measure_file
 
-    given = joined({"device": device, "serial": serial, "threads": threads, **vars(measuring)})
-    settings = Settings(**{key: value for key, value in given.items() if value is not None})
+    settings = Settings(**given)
     check_settings(settings)
     with output.progress() as progress:
         result = measure_file(file, settings, sustained_s=sustained_s, cadence_fps=cadence_fps, progress=progress)
@@ -532,36 +403,12 @@ def report(
 @expand_groups
 def compare(
     *,
-    limits: BudgetFlags,
-    also: AlsoFlag = None,
-    budgets: Annotated[
-        str, budget_option(help="Ratios in place of the first budget's, for the front, e.g. 0.3,0.5,0.7.")
-    ] = "",
-    policies: Annotated[
-        str,
-        search_option(help="Any of {policies}:PATH, separated by commas."),
-    ] = "uniform,random,ddpg,evolution,critic,dp",
-    seeds: Annotated[str, search_option(help="Seeds, separated by commas.")] = "0,1,2",
-    episodes: Annotated[int, search_option(help="Plans each policy tries.")] = 300,
-    reward: RewardFlag = "fidelity",
-    pruning: PruningFlags,
-    multiple: MultipleFlag = 8,
-    images: ImageFlags,
+    comparison: Callable[[SearchConfig], CompareConfig] = config_of(CompareConfig),
+    search: SearchConfig = config_of(SearchConfig, but=("policy", "max_loss"), multiple=8),
     untrained: UntrainedFlag = False,
-    keep: KeepFlag = "",
-    finetune_epochs: Annotated[int, search_option(help="Fine-tune every plan so long; 0: not.")] = 0,
-    offline: OfflineFlag = False,
-    conditions: ConditionsFlag = None,
-    network: NetworkFlags,
-    device: DeviceFlag = None,
-    serial: SerialFlag = None,
-    measuring: MeasuringFlags,
-    precision: PrecisionFlags,
-    threads: ThreadsFlag = None,
-    memory_mb: MemoryFlag = None,
-    variant: VariantFlags,
-    workers: WorkersFlag = None,
-    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
+    opened: Opened = opened_settings(
+        *OF_NETWORK, *OF_DEVICE, "precision", "offline", "conditions", "memory_mb", "workers"
+    ),
     config: ConfigFlag = None,
     output: OutputFlags,
 ) -> None:
@@ -573,41 +420,20 @@ def compare(
 
     With tables that were measured before, and no phone: the same with --offline; every latency is then predicted.
     """
-    from amc_mobile.workflows.search_config import CompareConfig, SearchConfig
-
-    search = SearchConfig(
-        **vars(limits), **vars(pruning), **vars(images), reward=reward, episodes=episodes, multiple=multiple,
-        keep=keep, also=",".join(also or []),
-    )  # fmt: skip
-    wanted = CompareConfig(
-        search, tuple(_items(policies)), tuple(_numbers(seeds, int, "--seeds")),
-        tuple(_numbers(budgets, float, "--budgets")), finetune_epochs,
-    )  # fmt: skip
-    space, settings = opened(
-        workspace, **vars(network), **vars(variant), **vars(measuring), precision=precision.chosen(),
-        device=device, serial=serial, threads=threads, memory_mb=memory_mb, offline=offline or None,
-        conditions=conditions, workers=workers,
-    )  # fmt: skip
+    wanted = comparison(search)
     from amc_mobile.workflows.compare import compare_policies  # late, as in `search`
 
     with output.progress() as progress:
-        result = compare_policies(space, settings, wanted, progress=progress, untrained=untrained)
+        result = compare_policies(*opened, wanted, progress=progress, untrained=untrained)
     output.show(result)
 
 
 @expand_groups
 def sensitivity(
     *,
-    ratios: Annotated[str, search_option(help="Keep ratios, separated by commas.")] = "0.25,0.5,0.75",
-    multiple: Annotated[int, search_option("--multiple", help="Round kept channels up to multiples of this.")] = 1,
-    channel_choice: ChannelChoiceFlag = "backward",
-    images: ImageFlags,
+    wanted: SensitivityConfig = config_of(SensitivityConfig),
     untrained: UntrainedFlag = False,
-    network: NetworkFlags,
-    variant: VariantFlags,
-    workers: WorkersFlag = None,
-    seed: SeedFlag = None,
-    workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
+    opened: Opened = opened_settings(*OF_NETWORK, "workers", "seed"),
     config: ConfigFlag = None,
     output: OutputFlags,
 ) -> None:
@@ -615,32 +441,11 @@ def sensitivity(
 
     Example: amc-mobile sensitivity --ratios 0.25,0.5,0.75
     """
-    from amc_mobile.workflows.search_config import SensitivityConfig
-
-    wanted = SensitivityConfig(
-        tuple(_numbers(ratios, float, "--ratios")),
-        multiple,
-        channel_choice,
-        images.calibration_images,
-        images.reward_images,
-    )
-    space, settings = opened(workspace, **vars(network), **vars(variant), workers=workers, seed=seed)
     from amc_mobile.workflows.sensitivity import sensitivity as measure_sensitivity  # late, as in `search`
 
     with output.progress() as progress:
-        result = measure_sensitivity(space, settings, wanted, progress=progress, untrained=untrained)
+        result = measure_sensitivity(*opened, wanted, progress=progress, untrained=untrained)
     output.show(result)
-
-
-def _items(text: str) -> list[str]:
-    return [item for item in text.replace(" ", "").split(",") if item]
-
-
-def _numbers(text: str, kind: Callable[[str], Number], flag: str) -> list[Number]:
-    try:
-        return [kind(item) for item in _items(text)]
-    except ValueError as error:
-        raise InvalidConfig(f"{flag} {text!r} is not a list of numbers", next_step=f"{flag} 0,1,2") from error
 
 
 # In the order of `--help`.

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from amc_mobile.cli_options import (
     DEFAULT_WORKSPACE,
+    OF_DEVICE,
+    OF_NETWORK,
     CommandLine,
     JsonFlag,
+    Opened,
     OutputFlags,
-    RuntimeFlag,
-    StoredFlags,
-    ThreadsFlag,
     WorkspaceFlag,
     expand_groups,
+    given_settings,
+    opened_settings,
     show,
-)
+)  # fmt: skip
 from amc_mobile.errors import InvalidConfig
 from amc_mobile.workflows.workspace import Workspace
 
+STORED = opened_settings(*OF_NETWORK, *OF_DEVICE)  # which of the tables that are there, and how its device measures
 runtime_app = CommandLine(help="Inference libraries for phones. Example: amc-mobile runtime list")
 
 
@@ -36,8 +39,10 @@ def devices(as_json: JsonFlag = False) -> None:
     show(listed.text(), listed.document(), as_json=as_json)
 
 
+@expand_groups
 def doctor(
-    runtime: RuntimeFlag = None,
+    *,
+    given: dict[str, Any] = given_settings("runtime"),
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
     clean: Annotated[
         bool,
@@ -56,7 +61,7 @@ def doctor(
     """
     from amc_mobile.workflows.devices import doctor as examine
 
-    diagnosis = examine(Workspace(workspace), runtime, clean=clean)
+    diagnosis = examine(Workspace(workspace), clean=clean, **given)
     show(diagnosis.text(), diagnosis.document(), as_json=as_json)
     if not diagnosis.ok:
         raise typer.Exit(1)
@@ -144,8 +149,7 @@ def table_import(
     ] = None,
     device: Annotated[str | None, typer.Option(help="What was measured on, e.g. pixel1; needed with --csv.")] = None,
     soc: Annotated[str | None, typer.Option(help="Its processor.")] = None,
-    runtime: RuntimeFlag = None,
-    threads: ThreadsFlag = None,
+    given: dict[str, Any] = given_settings("runtime", "threads"),
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
     as_json: JsonFlag = False,
 ) -> None:
@@ -163,7 +167,7 @@ def table_import(
         columns = [name.strip() for name in kernel.split(",") if name.strip()]
         result = import_csv(
             space, file, device=device, kernel=columns, ms=ms, run=run, shape=_shape_columns(shape), network=network,
-            soc=soc, runtime=runtime, threads=threads,
+            soc=soc, **given,
         )  # fmt: skip
     else:
         result = import_table(space, file)
@@ -206,7 +210,7 @@ def table_merge(
 @expand_groups
 def table_verify(
     *,
-    stored: StoredFlags,
+    stored: Opened = STORED,
     output: OutputFlags,
 ) -> None:
     """Measure eight kernels again. Exit 1 when they no longer agree with the table.
@@ -216,7 +220,7 @@ def table_verify(
     from amc_mobile.workflows.table import verify_table
 
     with output.progress() as progress:
-        result = verify_table(*stored.opened(), progress=progress)
+        result = verify_table(*stored, progress=progress)
     output.show(result)
 
 
@@ -224,7 +228,7 @@ def table_verify(
 @expand_groups
 def table_adopt(
     *,
-    stored: StoredFlags,
+    stored: Opened = STORED,
     output: OutputFlags,
 ) -> None:
     """After an update of the system or the runtime: take over the old kernels where eight of them say they still hold.
@@ -234,7 +238,7 @@ def table_adopt(
     from amc_mobile.workflows.table import adopt_table
 
     with output.progress() as progress:
-        result = adopt_table(*stored.opened(), progress=progress)
+        result = adopt_table(*stored, progress=progress)
     output.show(result)
 
 
@@ -242,7 +246,7 @@ def table_adopt(
 @expand_groups
 def table_probe(
     *,
-    stored: StoredFlags,
+    stored: Opened = STORED,
     output: OutputFlags,
 ) -> None:
     """Find which multiples of channels the device prefers: a search then keeps such multiples. Resumable.
@@ -252,7 +256,7 @@ def table_probe(
     from amc_mobile.workflows.table import probe_device
 
     with output.progress() as progress:
-        result = probe_device(*stored.opened(), progress=progress)
+        result = probe_device(*stored, progress=progress)
     output.show(result)
 
 
@@ -262,7 +266,7 @@ def table_plot(
     *,
     kernel: Annotated[str, typer.Option(help="Module path of the layer, as in the report.")],
     file: Annotated[Path, typer.Option("--out", help="The SVG file.")] = Path("kernel.svg"),
-    stored: StoredFlags,
+    stored: Opened = STORED,
     output: OutputFlags,
 ) -> None:
     """Draw a kernel's latency over its channels: every measured point, and what is predicted.
@@ -272,5 +276,5 @@ def table_plot(
     from amc_mobile.workflows.table import plot_kernel
 
     with output.progress() as progress:
-        result = plot_kernel(*stored.opened(), kernel, file, progress=progress)
+        result = plot_kernel(*stored, kernel, file, progress=progress)
     output.show(result)

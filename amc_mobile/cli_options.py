@@ -13,13 +13,13 @@ import inspect
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from functools import cache, partial, wraps
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Protocol, get_type_hints
+from typing import Annotated, Any, Protocol, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -27,13 +27,25 @@ from typer.core import TyperCommand, TyperGroup
 from amc_mobile.device.phone_output import visible
 from amc_mobile.errors import InvalidConfig, InvalidInput
 from amc_mobile.store import read_toml, write_text
-from amc_mobile.workflows.workspace import RUNTIMES, WHOLE_JOB, Progress, Settings, Workspace, silent
+from amc_mobile.workflows.workspace import (
+    ADVANCED,
+    DEVICE,
+    NETWORK,
+    OPTION_PANELS,
+    OUTPUT,
+    TRAINING,
+    WHOLE_JOB,
+    Option,
+    Progress,
+    Settings,
+    Workspace,
+    silent,
+)  # fmt: skip
 
 # Panels of the help, in their order.
 COMMAND_PANELS = MAIN_JOB, DEVICES, TABLES, RESEARCH = "Main job", "Devices", "Tables", "Research"
-OPTION_PANELS = ("Options", "Budget", "Search", "Training", "Network", "Device", "Output", "Advanced")
-budget_option, search_option, training_option, network_option, device_option, output_option, advanced_option = (
-    partial(typer.Option, rich_help_panel=panel) for panel in OPTION_PANELS[1:]
+training_option, network_option, device_option, output_option, advanced_option = (
+    partial(typer.Option, rich_help_panel=panel) for panel in (TRAINING, NETWORK, DEVICE, OUTPUT, ADVANCED)
 )
 
 # What a help text in braces stands for: read from its registry when the help is shown, as NumPy takes long to load.
@@ -41,6 +53,7 @@ REGISTRIES = {
     "{policies}": ("amc_mobile.search.policy", "POLICIES"),
     "{rewards}": ("amc_mobile.search.reward", "REWARDS"),
     "{channel_choices}": ("amc_mobile.channels.plan", "CHANNEL_CHOICES"),
+    "{runtimes}": ("amc_mobile.workflows.workspace", "RUNTIMES"),
     "{granularities}": ("amc_mobile.workflows.search_config", "GRANULARITIES"),
 }
 
@@ -69,11 +82,6 @@ def completed_device(incomplete: str) -> list[str]:
     return [name for name in load_profiles(profiles_folder()) if name.startswith(incomplete)]
 
 
-def completed_runtime(incomplete: str) -> list[str]:
-    """The runtimes that begin as typed."""
-    return [name for name in RUNTIMES if name.startswith(incomplete)]
-
-
 class PanelCommand(TyperCommand):
     """Its help has the options in panels, as plain text: Rich's own panels would double the time that help takes."""
 
@@ -84,7 +92,7 @@ class PanelCommand(TyperCommand):
                 usual = "Arguments" if flag.param_type_name == "argument" else "Options"
                 panel = "Output" if flag.name == "help" else getattr(flag, "rich_help_panel", None) or usual
                 panels.setdefault(panel, []).append((record[0], help_text(record[1])))
-        for panel in ("Arguments", *OPTION_PANELS):
+        for panel in ("Arguments", "Options", *OPTION_PANELS):
             if panel in panels:
                 with formatter.section(panel):
                     formatter.write_dl(panels[panel])
@@ -206,10 +214,6 @@ def config(
 
 
 def _config_lines(context: typer.Context, workspace: Path) -> Iterator[str]:
-    from dataclasses import asdict
-
-    from amc_mobile.workflows.workspace import Settings, Workspace
-
     remembered = {**asdict(Workspace(workspace).settings()), "config": None}
     usual = asdict(Settings())
     done: set[str] = set()
@@ -326,96 +330,8 @@ def show(text: str, document: dict[str, Any], *, as_json: bool) -> None:
     print(json.dumps(document, indent=1, allow_nan=False) if as_json else visible(text))
 
 
+DEFAULT_WORKSPACE = Path("amc-workspace")
 WorkspaceFlag = Annotated[Path, output_option("--workspace", help="Folder with the table, templates and runs.")]
-ModelFlag = Annotated[
-    str | None,
-    network_option(
-        "--model",
-        help="A name of `models`, torchvision:NAME, timm:NAME, or file.py:function: called with those of num_classes, "
-        "input_size (pixels), in_channels and width_multiplier that it takes, it returns an nn.Module.",
-    ),
-]
-CheckpointFlag = Annotated[
-    str | None,
-    network_option("--checkpoint", help="Weights: .safetensors, or what torch.save wrote, e.g. a Lightning .ckpt."),
-]
-# A test holds it to the registry of sources, which loads torch.
-DATA_HELP = (
-    "digits, shapes, cifar10:PATH, imagefolder:PATH, or file.py:function: returns (train, test), each (images, labels) "
-    "with uint8 images (N, C, H, W) or (N, H, W, C) and labels (N,), or a torch Dataset."
-)
-ModelArgument = Annotated[str | None, typer.Argument(help="As --model of `profile`; default: that of the last step.")]
-DataFlag = Annotated[str | None, network_option("--data", help=DATA_HELP)]
-AccuracyFlag = Annotated[
-    str | None,
-    network_option(
-        "--accuracy",
-        help="file.py:function(outputs, labels) -> number in [0, 1], for networks that do not classify: outputs as the "
-        "network returns them for a batch, labels (N, ...) as the data have them.",
-    ),
-]
-LossFlag = Annotated[
-    str | None,
-    network_option("--loss", help="file.py:function(outputs, labels) -> mean loss of a batch, to train by."),
-]
-DeviceFlag = Annotated[
-    str | None,
-    device_option(
-        "--device", autocompletion=completed_device,
-        help="host: this computer; or a phone's profile, e.g. pixel: see `devices`.",
-    ),
-]  # fmt: skip
-SerialFlag = Annotated[str | None, device_option("--serial", help="Which phone, where several fit --device.")]
-SerialsFlag = Annotated[
-    list[str] | None,
-    device_option(
-        "--serial",
-        help="Which phone, where several fit --device. Repeat it for phones of one model that share the work, e.g. "
-        "--serial A --serial B: the table speaks of the first.",
-    ),
-]
-RuntimeFlag = Annotated[
-    str | None,
-    device_option(
-        "--runtime", autocompletion=completed_runtime,
-        help=f"{', '.join(RUNTIMES)}; the last takes .tflite files on phones and gives averages.",
-    ),
-]  # fmt: skip
-TableFlag = Annotated[
-    str | None,
-    advanced_option(
-        "--table",
-        help="postgresql+psycopg://USER@HOST/NAME; without: a file in the workspace. Its password: PGPASSWORD, "
-        "~/.pgpass or typed; one in the URL holds for this command and is not kept.",
-    ),
-]
-QuickFlag = Annotated[
-    bool,
-    device_option(
-        "--quick",
-        help="Fewer kernels, whole models and passes, a wider band; a later profile without it adds the rest.",
-    ),
-]
-OfflineFlag = Annotated[
-    bool,
-    device_option("--offline", help="Without the device: the table predicts, nothing is measured, no gate is passed."),
-]
-ConditionsFlag = Annotated[
-    list[str] | None,
-    advanced_option(
-        "--conditions",
-        help="With --offline, where several of the table fit: a key as listed, e.g. 1a2b3c4d. Repeatable.",
-    ),
-]
-ThreadsFlag = Annotated[int | None, device_option("--threads", help="Inference threads that are timed.")]
-MemoryFlag = Annotated[
-    int | None,
-    advanced_option(
-        "--memory-mb",
-        help="For a search's matrices, the rest goes to a file, and for refitting; e.g. 500; 0: half of what is free.",
-    ),
-]
-SeedFlag = Annotated[int | None, advanced_option("--seed", help="Seed of every random choice.")]
 ConfigFlag = Annotated[
     Path | None,
     advanced_option(
@@ -429,26 +345,15 @@ Bf16Flag = Annotated[
     bool,
     advanced_option("--bf16", help="Forward passes in bfloat16: up to twice as fast on CPUs with AVX512-BF16."),
 ]
-WorkersFlag = Annotated[
-    int | None,
-    advanced_option("--workers", help="Threads that decode image folders as they are used, e.g. 4."),
-]
 JsonFlag = Annotated[bool, output_option("--json", help="Print one JSON document.")]
 RunFlag = Annotated[str | None, output_option("--run", help="Name of the run; default: the last one.")]
-AlsoFlag = Annotated[
-    list[str] | None,
-    budget_option(
-        "--also", help="DEVICE:MS: a latency budget on another device, by its own table, e.g. galaxy:35. Repeatable."
+QuickFlag = Annotated[
+    bool,
+    device_option(
+        "--quick",
+        help="Fewer kernels, whole models and passes, a wider band; a later profile without it adds the rest.",
     ),
 ]
-ChannelChoiceFlag = Annotated[
-    str,
-    advanced_option(
-        "--channel-choice", autocompletion=completed("{channel_choices}"), help="{channel_choices}; AMC's is l1."
-    ),
-]
-MultipleFlag = Annotated[int, search_option("--multiple", help="Kept channels are multiples of this.")]
-KeepFlag = Annotated[str, search_option("--keep", help="Groups that stay whole: names, patterns, or residual.")]
 UntrainedFlag = Annotated[
     bool,
     network_option(
@@ -456,68 +361,6 @@ UntrainedFlag = Annotated[
         help="Go on with a network that is no better than guessing on the images.",
     ),
 ]  # fmt: skip
-RewardFlag = Annotated[
-    str,
-    search_option(
-        "--reward", autocompletion=completed("{rewards}"),
-        help="What makes a plan good: {rewards}.",
-    ),
-]  # fmt: skip
-PolicyFlag = Annotated[
-    str,
-    search_option(
-        "--policy", autocompletion=completed("{policies}"),
-        help="How plans are proposed: {policies}:PATH. The paper's agent is ddpg-sequential.",
-    ),
-]  # fmt: skip
-DEFAULT_WORKSPACE = Path("amc-workspace")
-
-
-@dataclass(frozen=True)
-class NetworkFlags:
-    """Which network, on which images, with which weights."""
-
-    model: ModelFlag = None
-    data: DataFlag = None
-    checkpoint: CheckpointFlag = None
-    accuracy: AccuracyFlag = None
-    loss: LossFlag = None
-
-
-@dataclass(frozen=True)
-class VariantFlags:
-    """How wide the network is and what it looks at."""
-
-    width_multiplier: Annotated[
-        float | None, network_option("--width", help="Width multiplier of the network, e.g. 0.5.")
-    ] = None
-    input_size: Annotated[
-        int | None,
-        network_option(help="Input height and width in pixels. Default: the network's own, else that of the images."),
-    ] = None
-
-
-@dataclass(frozen=True)
-class StateFlags:
-    """In what state the device measures."""
-
-    waive: Annotated[
-        list[str] | None,
-        advanced_option(
-            help="Measure in spite of a problem, e.g. HOT; BUSY: as if no other program ran. "
-            "WIDE_BAND: search with a table that predicts badly. Repeatable."
-        ),
-    ] = None
-    clock_mode: Annotated[
-        str | None, advanced_option(help="unlocked, or fixed_performance: Android's sustainable clocks.")
-    ] = None
-
-
-@dataclass(frozen=True)
-class MeasuringFlags(StateFlags):
-    """How the device measures."""
-
-    runtime: RuntimeFlag = None
 
 
 @dataclass(frozen=True)
@@ -532,53 +375,10 @@ class PrecisionFlags:
 
     def chosen(self) -> str | None:
         """None where no flag was given: as the workspace remembers it."""
-        chosen = [name for name, flag in (("int8", self.int8), ("float16", self.fp16), ("float32", self.fp32)) if flag]
+        chosen = [precision for precision, flag in PRECISION.items() if getattr(self, flag)]
         if len(chosen) > 1:
             raise typer.BadParameter("choose one of --int8, --fp16, --fp32")
         return chosen[0] if chosen else None
-
-
-@dataclass(frozen=True)
-class BudgetFlags:
-    """What a plan may cost at most."""
-
-    latency_ms: Annotated[float | None, budget_option(help="p50 in ms, measured, e.g. 30.")] = None
-    latency_ratio: Annotated[float | None, budget_option(help="Share of the original's latency, e.g. 0.5.")] = None
-    macs_ratio: Annotated[float | None, budget_option(help="Share of the original's MACs.")] = None
-    params_ratio: Annotated[float | None, budget_option(help="Share of the original's parameters.")] = None
-
-
-@dataclass(frozen=True)
-class PruningFlags:
-    """What is cut, and which plans are measured."""
-
-    granularity: Annotated[
-        str,
-        search_option(
-            help="What is pruned: {granularities}; weight: single weights (fine-grained), e.g. with --params-ratio 0.3."
-        ),
-    ] = "channel"
-    channel_choice: ChannelChoiceFlag = "backward"
-    measure_every: Annotated[int, advanced_option(help="Measure every K episodes; 0: new bests only.")] = 50
-    min_keep_ratio: Annotated[
-        float, search_option(help="Lowest share of channels kept per group, of weights per convolution.")
-    ] = 0.2
-
-
-@dataclass(frozen=True)
-class ImageFlags:
-    """How many images the search looks at."""
-
-    calibration_images: Annotated[
-        int, advanced_option(help="Images for the least squares, at most a third of the training images.")
-    ] = 1500
-    reward_images: Annotated[
-        int | None,
-        advanced_option(
-            help="Images for the reward, apart from all others; at most a third of the training images. Default: 256, "
-            "at most a tenth.",
-        ),
-    ] = None
 
 
 class Result(Protocol):
@@ -603,52 +403,139 @@ class OutputFlags:
         show(result.text(), result.document(), as_json=self.as_json)
 
 
+Opened = tuple[Workspace, Settings]
+OF_NETWORK = ("model", "data", "checkpoint", "accuracy", "loss", "width_multiplier", "input_size")
+OF_DEVICE = ("device", "serial", "waive", "clock_mode", "runtime", "threads")
+
+
 @dataclass(frozen=True)
-class StoredFlags(MeasuringFlags, VariantFlags, NetworkFlags):
-    """Which of the tables that are already there, and how its device measures."""
+class Options:
+    """Several options in the place of one parameter, whose value is `make` of theirs."""
 
-    device: DeviceFlag = None
-    serial: SerialFlag = None
-    threads: ThreadsFlag = None
-    workspace: WorkspaceFlag = DEFAULT_WORKSPACE
-
-    def opened(self) -> tuple[Workspace, Settings]:
-        flags = dict(vars(self))
-        return opened(flags.pop("workspace"), **flags)
+    parameters: Sequence[inspect.Parameter]
+    make: Callable[[dict[str, Any]], Any]
 
 
-def opened(workspace: Path, **flags: Any) -> tuple[Workspace, Settings]:
-    """The workspace, and its settings with `flags` on top: fields of Settings, None where not given."""
-    space = Workspace(workspace)
-    return space, space.settings(**joined(flags))
+def config_of(kind: Any, *names: str, but: Sequence[str] = (), **defaults: Any) -> Any:
+    """The options of a configuration, as the default of the parameter that gets it.
+
+    `names`: of its fields; none: all, `but` some. `defaults`: in place of the fields' own. The parameter gets a
+    function of the fields that are no options and have no default, where there are any.
+    """
+    hints = get_type_hints(kind)
+    chosen = [
+        each for each in fields(kind)
+        if "option" in each.metadata and each.name not in but and (each.name in names or not names)
+    ]  # fmt: skip
+
+    def make(flags: dict[str, Any]) -> Any:
+        values = {name: _parsed(name, hints[name], value) for name, value in flags.items()}
+        is_whole = all("option" in each.metadata or each.default is not MISSING for each in fields(kind))
+        return kind(**values) if is_whole else partial(kind, **values)
+
+    return Options(
+        [
+            _parameter(each.name, hints[each.name], defaults.get(each.name, each.default), each.metadata["option"])
+            for each in chosen
+        ],
+        make,
+    )
 
 
-def joined(flags: dict[str, Any]) -> dict[str, Any]:
-    """Flags that may be repeated, as the settings keep them."""
-    return {key: ",".join(value) if isinstance(value, list) else value for key, value in flags.items()}
+def given_settings(*names: str, **changed: Option) -> Any:
+    """The options of fields of Settings; the parameter gets a dict of those that were given.
+
+    `changed`: what differs from the option of that field.
+    """
+    by_name = {each.name: each for each in fields(Settings)}
+    hints = get_type_hints(Settings)
+    parameters: list[inspect.Parameter] = []
+    for name in names:
+        if name == "precision":
+            parameters += _parameters_of(PrecisionFlags)
+        else:
+            hint, default = (bool, False) if hints[name] is bool else (hints[name] | None, None)
+            option = changed.get(name) or by_name[name].metadata["option"]
+            parameters.append(_parameter(name, hint, default, option))
+
+    def make(flags: dict[str, Any]) -> dict[str, Any]:
+        if "precision" in names:
+            flags["precision"] = PrecisionFlags(
+                **{each.name: flags.pop(each.name) for each in fields(PrecisionFlags)}
+            ).chosen()
+        given = {name: ",".join(value) if isinstance(value, list) else value for name, value in flags.items()}
+        return {name: value for name, value in given.items() if value is not None and value is not False}
+
+    return Options(parameters, make)
+
+
+def opened_settings(*names: str, **changed: Option) -> Any:
+    """As `given_settings`, with --workspace; the parameter gets the workspace, and its settings with what was given."""
+    given = given_settings(*names, **changed)
+    folder = inspect.Parameter(
+        "workspace", inspect.Parameter.KEYWORD_ONLY, default=DEFAULT_WORKSPACE, annotation=WorkspaceFlag
+    )
+
+    def make(flags: dict[str, Any]) -> Opened:
+        space = Workspace(flags.pop("workspace"))
+        return space, space.settings(**given.make(flags))
+
+    return Options([*given.parameters, folder], make)
+
+
+def _parameter(name: str, hint: Any, default: Any, option: Option) -> inspect.Parameter:
+    braces = next((braces for braces in REGISTRIES if braces in option.help), None)
+    complete = completed_device if name == "device" else completed(braces) if braces else None
+    if option.repeatable:
+        hint, default = list[str] | None, None
+    elif get_origin(hint) is tuple:
+        hint, default = str, ",".join(map(str, default))
+    if option.is_argument:
+        shown = typer.Argument(help=option.help)
+    else:
+        flag = option.flag or f"--{name.replace('_', '-')}"
+        shown = typer.Option(flag, help=option.help, rich_help_panel=option.panel, autocompletion=complete)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, shown])
+
+
+def _parsed(name: str, hint: Any, value: Any) -> Any:
+    """What was typed, as the field has it. Raises InvalidConfig for texts that are no list of numbers."""
+    if get_origin(hint) is not tuple:
+        return ",".join(value) if isinstance(value, list) else "" if value is None and hint is str else value
+    try:
+        kind: Callable[[str], Any] = get_args(hint)[0]
+        return tuple(kind(item) for item in value.replace(" ", "").split(",") if item)
+    except ValueError as error:
+        raise InvalidConfig(f"--{name} {value!r} is not a list of numbers", next_step=f"--{name} 0,1,2") from error
 
 
 def expand_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """`command` for Typer: each parameter that is a dataclass gives way to the dataclass's fields."""
+    """`command` for Typer: a parameter that is Options, or a dataclass of options, gives way to its options."""
     parameters: list[inspect.Parameter] = []
-    groups: dict[str, type[Any]] = {}
+    groups: dict[str, Options] = {}
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
-        group: type[Any] = parameter.annotation
-        if is_dataclass(group):
+        group, kind = parameter.default, parameter.annotation
+        if isinstance(kind, type) and is_dataclass(kind) and not isinstance(group, Options):
+            group = Options(_parameters_of(kind), partial(_made, kind))
+        if isinstance(group, Options):
             groups[parameter.name] = group
-            parameters += _parameters_of(group)
+            parameters += group.parameters
         else:
             parameters.append(parameter)
 
     @wraps(command)
     def expanded(**flags: Any) -> None:
         for name, group in groups.items():
-            flags[name] = group(**{flag.name: flags.pop(flag.name) for flag in fields(group)})
+            flags[name] = group.make({each.name: flags.pop(each.name) for each in group.parameters})
         command(**flags)
 
     expanded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return expanded
+
+
+def _made(kind: type[Any], values: dict[str, Any]) -> Any:
+    return kind(**values)
 
 
 @cache

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -210,10 +211,11 @@ def test_a_shell_completes_the_names_of_registries(typed: str, names: set[str]) 
 
 
 def test_the_help_of_data_names_every_source() -> None:
-    from amc_mobile.cli_options import DATA_HELP
     from amc_mobile.data.sources import SOURCES
+    from amc_mobile.workflows.workspace import Settings
 
-    assert [name for name in SOURCES if name not in DATA_HELP] == []
+    (data,) = (each for each in fields(Settings) if each.name == "data")
+    assert [name for name in SOURCES if name not in data.metadata["option"].help] == []
 
 
 def test_waiting_is_told_at_longer_and_longer_intervals(capsys: pytest.CaptureFixture[str]) -> None:
@@ -314,7 +316,7 @@ def test_config_writes_a_file_that_config_reads(
     assert "wrote amc.toml" in said("config")
     lines = (tmp_path / "amc.toml").read_text().splitlines()
     assert 'model = "resnet20"' in lines and "width = 0.5" in lines
-    assert "# macs_ratio = 0.5" in lines and "# epochs = 30" in lines
+    assert "# macs_ratio = 0.5" in lines and "# epochs = 10" in lines
     values = [line.removeprefix("# ") for line in lines if re.fullmatch(r"#? ?[a-z0-9_]+ = .*", line)]
     (tmp_path / "all.toml").write_text("\n".join(values))
     assert "cannot be" in (answer := said("search", "--config", "all.toml")) or "error" in answer
@@ -449,7 +451,7 @@ def test_a_search_takes_a_channel_choice_and_a_memory_limit(choice: str, folder:
         ("search --macs-ratio .5 --reward speed", "--reward 'speed' is unknown", "one of: fidelity, top1, macs"),
         ("search --macs-ratio .5 --channel-choice l0", "--channel-choice 'l0' is unknown", "one of: backward, omp"),
         ("search --macs-ratio .5 --granularity bit", "--granularity 'bit' is unknown", "one of: channel, weight"),
-        ("search --macs-ratio .5 --episodes 0", "--episodes 0 is too small", "1 or more"),
+        ("search --macs-ratio .5 --episodes 0", "--episodes 0 is not allowed", "1 or more"),
         ("search --macs-ratio .5 --min-keep-ratio 2", "--min-keep-ratio 2: a share of a group's channels", "0.2"),
         ("search", "no budget was given", "--latency-ms"),
         ("compare --macs-ratio .5 --policies uniform,foo", "--policy 'foo' is unknown", "one of: ddpg"),

@@ -72,6 +72,7 @@ SAID_BY: dict[str, tuple[str, ...] | dict[str, tuple[str, ...]]] = {
     "workflows/table.py": TABLE,
     "workflows/training.py": ("train",),
     "workflows/workspace.py": {
+        "offline": SEARCHES,
         "run": ("export", "report", "finetune"),
         "config": ("train", *SEARCHES),
         "latency-ratio": ("search",),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from amc_mobile.cli_options import PrecisionFlags, expand_groups
+from amc_mobile.cli_options import PrecisionFlags, config_of, expand_groups, given_settings
+from amc_mobile.workflows.workspace import option
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,46 @@ def app() -> typer.Typer:
         print(file, runs, place, quiet)
 
     return app
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Two fields that are options, and one that is not."""
+
+    device: str
+    counts: tuple[int, ...] = option((1, 2), "How many.", "Search")
+    also: str = option("", "Further ones.", "Search", "--too", repeatable=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], Counts("host")),
+        (["--counts", "3, 4", "--too", "A", "--too", "B"], Counts("host", (3, 4), "A,B")),
+    ],
+)
+def test_a_command_gets_a_configuration_made_of_its_options(words: list[str], said: Counts) -> None:
+    app = typer.Typer()
+
+    @app.command()
+    @expand_groups
+    def show(*, counts: Callable[[str], Counts] = config_of(Counts)) -> None:
+        print(counts("host"))
+
+    assert CliRunner().invoke(app, words).stdout.strip() == str(said)
+
+
+def test_a_command_gets_the_settings_that_were_given() -> None:
+    app = typer.Typer()
+
+    @app.command()
+    @expand_groups
+    def show(*, given: dict[str, Any] = given_settings("precision", "threads", "waive", "offline")) -> None:
+        print(given)
+
+    assert CliRunner().invoke(app, []).stdout.strip() == "{}"
+    given = CliRunner().invoke(app, ["--int8", "--waive", "HOT", "--waive", "BUSY", "--threads", "2"]).stdout
+    assert ast.literal_eval(given) == {"precision": "int8", "waive": "HOT,BUSY", "threads": 2}
 
 
 def test_flags_stand_where_their_group_stood(app: typer.Typer) -> None:

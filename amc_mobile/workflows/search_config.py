@@ -5,17 +5,32 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import TYPE_CHECKING
 
-from amc_mobile.channels.plan import CHANNEL_CHOICES
 from amc_mobile.errors import InvalidConfig
-from amc_mobile.search.budget import Unit
-from amc_mobile.search.policy import POLICIES
-from amc_mobile.search.reward import GUARANTEED, REWARDS
+from amc_mobile.workflows.workspace import ADVANCED, BUDGET, SEARCH, check_ranges, option
+
+if TYPE_CHECKING:
+    from amc_mobile.search.budget import Unit
 
 # How many images the fidelity is taken on where the number is left to us. They rank plans of ResNet-20 and ResNet-56
 # as 256 do but for 0.01 of Spearman's correlation, in half the time (scripts/benchmarks/episode_cost.py).
 FIDELITY_IMAGES = 128
 GRANULARITIES = ("channel", "weight")
+# Of a search and of a table of sensitivities.
+_channel_choice = partial(
+    option, "backward", "How a group's channels are chosen: {channel_choices}; AMC's is l1.", ADVANCED
+)
+_calibration_images = partial(
+    option, 1500, "Images for the least squares, at most a third of the training images.", ADVANCED, least=1
+)
+_reward_images = partial(  # None: those that `train` leaves out
+    option, None,
+    "Images for the reward, apart from all others; at most a third of the training images. Default: 256, at most a "
+    "tenth.",
+    ADVANCED, least=1,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -28,10 +43,10 @@ class Budget:
         amc.Budget(latency_ms=30), amc.Budget(latency_ratio=0.5, params_ratio=0.7)
     """
 
-    latency_ms: float | None = None
-    latency_ratio: float | None = None
-    macs_ratio: float | None = None
-    params_ratio: float | None = None
+    latency_ms: float | None = option(None, "p50 in ms, measured, e.g. 30.", BUDGET)
+    latency_ratio: float | None = option(None, "Share of the original's latency, e.g. 0.5.", BUDGET)
+    macs_ratio: float | None = option(None, "Share of the original's MACs.", BUDGET)
+    params_ratio: float | None = option(None, "Share of the original's parameters.", BUDGET)
 
     def __post_init__(self) -> None:
         limits = self.limits
@@ -75,21 +90,41 @@ class Budget:
 class SearchConfig(Budget):
     """A budget and how to search within it; `amc-mobile search --help` explains the fields."""
 
-    policy: str = "critic"
-    reward: str = "fidelity"
-    episodes: int = 300
-    channel_choice: str = "backward"
-    measure_every: int = 50
-    min_keep_ratio: float = 0.2
-    multiple: int | None = None  # of kept channels; None: what the device was found to prefer
-    calibration_images: int = 1500
-    reward_images: int | None = None  # None: those that `train` leaves out
-    max_loss: float | None = None  # of accuracy on the reward images; the cheapest plan that loses no more is wanted
-    granularity: str = "channel"  # or "weight": single weights of a layer, the smallest first
-    keep: str = ""  # groups that stay whole: patterns of names, or "residual", separated by commas
-    also: str = ""  # budgets on further devices, DEVICE:MS separated by commas
+    policy: str = option(
+        "critic", "How plans are proposed: {policies}:PATH. The paper's agent is ddpg-sequential.", SEARCH
+    )
+    reward: str = option("fidelity", "What makes a plan good: {rewards}.", SEARCH)
+    episodes: int = option(300, "Plans to try.", SEARCH, least=1)
+    channel_choice: str = _channel_choice()
+    measure_every: int = option(50, "Measure every K episodes; 0: new bests only.", ADVANCED, least=0)
+    min_keep_ratio: float = option(0.2, "Lowest share of channels kept per group, of weights per convolution.", SEARCH)
+    # None: what the device was found to prefer.
+    multiple: int | None = option(None, "Kept channels are multiples of this, e.g. 16.", SEARCH, least=1)
+    calibration_images: int = _calibration_images()
+    reward_images: int | None = _reward_images()
+    max_loss: float | None = option(  # on the reward images
+        None,
+        "Allowed loss of accuracy, e.g. 0.01: the search finds the cheapest plan within it; exit 3 if the refitted "
+        "network loses more.",
+        BUDGET,
+    )
+    granularity: str = option(
+        "channel",
+        "What is pruned: {granularities}; weight: single weights, the smallest first, e.g. with --params-ratio 0.3.",
+        SEARCH,
+    )
+    keep: str = option("", "Groups that stay whole: names, patterns, or residual, separated by commas.", SEARCH)
+    also: str = option(
+        "", "DEVICE:MS: a latency budget on another device, by its own table, e.g. galaxy:35. Repeatable.", BUDGET,
+        repeatable=True,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
+        # Here: they load NumPy, which --help need not wait for.
+        from amc_mobile.channels.plan import CHANNEL_CHOICES
+        from amc_mobile.search.policy import POLICIES
+        from amc_mobile.search.reward import GUARANTEED, REWARDS
+
         name, _, file = self.policy.partition(":")
         check_choice("--policy", name, POLICIES)
         if (name == "from-file") != bool(file):
@@ -107,13 +142,7 @@ class SearchConfig(Budget):
                 "--also is a further latency budget, and there is none for --device",
                 next_step="pass --latency-ms or --latency-ratio too, or name that device with --device",
             )
-        counts = {
-            "episodes": (self.episodes, 1), "multiple": (self.multiple, 1), "measure-every": (self.measure_every, 0),
-            "calibration-images": (self.calibration_images, 1), "reward-images": (self.reward_images, 1),
-        }  # fmt: skip
-        for name, (count, lowest) in counts.items():
-            if count is not None and count < lowest:
-                raise InvalidConfig(f"--{name} {count} is too small", next_step=f"it is {lowest} or more")
+        check_ranges(self)
         if not 0 < self.min_keep_ratio <= 1:
             raise InvalidConfig(
                 f"--min-keep-ratio {self.min_keep_ratio:g}: a share of a group's channels is above 0 and at most 1",
@@ -148,10 +177,16 @@ class CompareConfig:
     """`search` is what all runs share; its policy is not looked at. `budgets`: ratios in place of its first one."""
 
     search: SearchConfig
-    policies: tuple[str, ...] = ("uniform", "random", "ddpg", "evolution", "critic", "dp")
-    seeds: tuple[int, ...] = (0,)
-    budgets: tuple[float, ...] = ()
-    finetune_epochs: int = 0
+    policies: tuple[str, ...] = option(
+        ("uniform", "random", "ddpg", "evolution", "critic", "dp"),
+        "Any of {policies}:PATH, separated by commas.",
+        SEARCH,
+    )
+    seeds: tuple[int, ...] = option((0, 1, 2), "Seeds, separated by commas.", SEARCH)
+    budgets: tuple[float, ...] = option(
+        (), "Ratios in place of the first budget's, for the front, e.g. 0.3,0.5,0.7.", BUDGET
+    )
+    finetune_epochs: int = option(0, "Epochs of fine-tuning per plan; 0 skips it.", SEARCH, least=0)
     finetune_learning_rate: float | None = None  # None: what `finetune` takes
 
     def __post_init__(self) -> None:
@@ -159,6 +194,7 @@ class CompareConfig:
             raise InvalidConfig(
                 "a comparison needs at least one policy and one seed", next_step="--policies uniform,critic --seeds 0"
             )
+        check_ranges(self)
         self.searches()  # each is checked as it is made
         if self.budgets and self.search.latency_ms is not None:
             raise InvalidConfig("several budgets are ratios", next_step="use --latency-ratio, --macs-ratio or the like")
@@ -184,17 +220,18 @@ class CompareConfig:
 class SensitivityConfig:
     """`ratios`: keep ratios in (0, 1), rounded up to `multiple` channels. The rest as in a search."""
 
-    ratios: tuple[float, ...] = (0.25, 0.5, 0.75)
-    multiple: int = 1
-    channel_choice: str = "backward"
-    calibration_images: int = 1500
-    reward_images: int | None = None  # None: those that `train` leaves out
+    ratios: tuple[float, ...] = option((0.25, 0.5, 0.75), "Keep ratios, separated by commas.", SEARCH)
+    multiple: int = option(1, "Kept channels are rounded up to multiples of this.", SEARCH, least=1)
+    channel_choice: str = _channel_choice()
+    calibration_images: int = _calibration_images()
+    reward_images: int | None = _reward_images()
 
     def __post_init__(self) -> None:
+        from amc_mobile.channels.plan import CHANNEL_CHOICES  # here, as in SearchConfig
+
         if not self.ratios or not all(0 < ratio < 1 for ratio in self.ratios):
             raise InvalidConfig(f"--ratios {self.ratios} are not all between 0 and 1", next_step="--ratios 0.25,0.5")
-        if self.multiple < 1:
-            raise InvalidConfig(f"--multiple is {self.multiple}; it must be at least 1", next_step="--multiple 8")
+        check_ranges(self)
         check_choice("--channel-choice", self.channel_choice, CHANNEL_CHOICES)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -72,36 +72,111 @@ class TrainingProgress:
 
 FORMAT_VERSION = 1  # 1: settings, last_run, checkpoint
 RUNTIMES = (*BY_RUNTIME, BENCHMARK_MODEL)  # the last runs .tflite files on phones
-LIMITS = (
-    ("threads", 1, 256), ("width_multiplier", 0, 64), ("input_size", 0, 1 << 16), ("workers", 0, 1024),
-    ("memory_mb", 0, 1 << 30), ("seed", 0, (1 << 63) - 1),
+BUDGET, SEARCH, TRAINING, NETWORK, DEVICE, OUTPUT, ADVANCED = OPTION_PANELS = (
+    "Budget", "Search", "Training", "Network", "Device", "Output", "Advanced",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Option:
+    """How a field of a configuration is given on the command line, and which numbers it may be.
+
+    `help`: a name in braces, such as {policies}, lists the names of that registry. `flag`: where it is not the field's
+    name. `repeatable`: the values are joined by commas. `is_argument`: given by its place.
+    """
+
+    help: str
+    panel: str
+    flag: str = ""
+    repeatable: bool = False
+    is_argument: bool = False
+    least: float | None = None
+    most: float | None = None
+
+
+def option(default: Any, help: str, panel: str, flag: str = "", **others: Any) -> Any:
+    """A dataclass's field that is an option of commands; parameters as of Option."""
+    return field(default=default, metadata={"option": Option(help, panel, flag, **others)})
+
+
+def check_ranges(config: Any) -> None:
+    """Raises InvalidConfig for a field of a configuration that is outside of its option's range."""
+    for each in fields(config):
+        value, shown = getattr(config, each.name), each.metadata.get("option")
+        if value is None or shown is None:
+            continue
+        if (shown.least is not None and value < shown.least) or (shown.most is not None and value > shown.most):
+            raise InvalidConfig(
+                f"{shown.flag or '--' + each.name.replace('_', '-')} {value} is not allowed",
+                next_step=f"use {shown.least} " + (f"to {shown.most:,}" if shown.most is not None else "or more"),
+            )
 
 
 @dataclass(frozen=True)
 class Settings:
     """What a command works on. Order of precedence: flags, last step, these defaults."""
 
-    model: str = ""
-    checkpoint: str = ""
-    accuracy: str = ""  # file.py:function of outputs and labels, in place of the network's own task
-    loss: str = ""  # likewise, to train by
-    data: str = ""
-    device: str = "host"  # a profile's name
-    serial: str = ""  # of the phone, where several fit the device; of several that share a profile, separated by commas
-    waive: str = ""  # names of a phone's problems that do not matter, separated by commas
-    clock_mode: str = "unlocked"  # "fixed_performance": Android's sustainable clocks, steadier and slower
-    runtime: str = ""  # one of RUNTIMES; empty: tflite where it is installed
+    model: str = option(
+        "",
+        "A name of `models`, torchvision:NAME, timm:NAME, or file.py:function: called with those of num_classes, "
+        "input_size (pixels), in_channels and width_multiplier that it takes, it returns an nn.Module.",
+        NETWORK,
+    )
+    checkpoint: str = option("", "Weights: .safetensors, or what torch.save wrote, e.g. a Lightning .ckpt.", NETWORK)
+    accuracy: str = option(
+        "",
+        "file.py:function(outputs, labels) -> number in [0, 1], for networks that do not classify: outputs as the "
+        "network returns them for a batch, labels (N, ...) as the data have them.",
+        NETWORK,
+    )
+    loss: str = option("", "file.py:function(outputs, labels) -> mean loss of a batch, to train by.", NETWORK)
+    data: str = option(  # a test holds it to the registry of sources, which loads torch
+        "",
+        "digits, shapes, cifar10:PATH, imagefolder:PATH, or file.py:function: returns (train, test), each (images, "
+        "labels) with uint8 images (N, C, H, W) or (N, H, W, C) and labels (N,), or a torch Dataset.",
+        NETWORK,
+    )
+    device: str = option("host", "host: this computer; or a phone's profile, e.g. pixel: see `devices`.", DEVICE)
+    serial: str = option("", "Which phone, where several fit --device.", DEVICE)  # of several, separated by commas
+    waive: str = option(
+        "",
+        "Measure in spite of a problem, e.g. HOT; BUSY: as if no other program ran. WIDE_BAND: search with a table "
+        "that predicts badly. Repeatable.",
+        ADVANCED, repeatable=True,
+    )  # fmt: skip
+    clock_mode: str = option("unlocked", "unlocked, or fixed_performance: Android's sustainable clocks.", ADVANCED)
+    # Empty: tflite where it is installed.
+    runtime: str = option("", "{runtimes}; the last takes .tflite files on phones and gives averages.", DEVICE)
     precision: str = FLOAT32  # of the files that are measured and exported: "float32", "int8" or "float16"
-    threads: int = 1
-    seed: int = 0
-    width_multiplier: float = 1.0
-    input_size: int = 0  # pixels; 0: the model's own
-    workers: int = 0  # threads that decode image folders as they are used; 0: they are held in memory
-    memory_mb: int = 0  # for the matrices of a search, the rest goes to a file; 0: half of what is free
-    table: str = ""  # URL of a PostgreSQL database, never with its password; empty: a file in the workspace
-    offline: bool = False  # the table alone tells latencies; the device is never opened
-    conditions: str = ""  # offline, where several fit: first digits of their keys, separated by commas
+    threads: int = option(1, "Inference threads that are timed.", DEVICE, least=1, most=256)
+    seed: int = option(0, "Seed of every random choice.", ADVANCED, least=0, most=(1 << 63) - 1)
+    width_multiplier: float = option(
+        1.0, "Width multiplier of the network, e.g. 0.5.", NETWORK, "--width", least=0, most=64
+    )
+    input_size: int = option(  # 0: the network's own
+        0, "Input height and width in pixels. Default: the network's own, else that of the images.", NETWORK,
+        least=0, most=1 << 16,
+    )  # fmt: skip
+    workers: int = option(  # 0: they are held in memory
+        0, "Threads that decode image folders as they are used, e.g. 4.", ADVANCED, least=0, most=1024
+    )
+    memory_mb: int = option(
+        0, "For a search's matrices, the rest goes to a file, and for refitting; e.g. 500; 0: half of what is free.",
+        ADVANCED, least=0, most=1 << 30,
+    )  # fmt: skip
+    table: str = option(  # never with its password
+        "",
+        "postgresql+psycopg://USER@HOST/NAME; without: a file in the workspace. Its password: PGPASSWORD, ~/.pgpass or "
+        "typed; one in the URL holds for this command and is not kept.",
+        ADVANCED,
+    )
+    offline: bool = option(
+        False, "Without the device: the table predicts, nothing is measured, no gate is passed.", DEVICE
+    )
+    conditions: str = option(
+        "", "With --offline, where several of the table fit: a key as listed, e.g. 1a2b3c4d. Repeatable.", ADVANCED,
+        repeatable=True,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         # What is in here is saved and shown.
@@ -147,10 +222,7 @@ def check_settings(settings: Settings) -> None:
     check_waivers(settings.waived)
     if settings.clock_mode not in MODES:
         raise InvalidConfig(f"clock mode {settings.clock_mode!r} is unknown", next_step=f"use {' or '.join(MODES)}")
-    for key, lowest, highest in LIMITS:
-        value = getattr(settings, key)
-        if not lowest <= value <= highest:
-            raise InvalidConfig(f"{key} {value} is not allowed", next_step=f"use {lowest} to {highest:,}")
+    check_ranges(settings)
     if settings.width_multiplier <= 0:
         raise InvalidConfig("a width multiplier of 0 leaves no channels", next_step="use, for example, 0.5")
 
@@ -167,7 +239,7 @@ def settings_from_document(path: Path, document: Any) -> Settings:
 
 
 def _check_types(document: dict[str, Any]) -> None:
-    known = {field.name: type(field.default) for field in fields(Settings)}
+    known = {each.name: type(each.default) for each in fields(Settings)}
     for key, value in document.items():
         if key not in known:
             raise InvalidConfig(f"unknown key {key!r}", next_step=f"known keys: {', '.join(known)}")
