@@ -89,7 +89,7 @@ class Operator:
 
     `inputs`: a shape per slot, None where the slot is left out; `constants`: which slots are weights or other
     constants. Shapes are in the file's own layout (TFLite: NHWC, ONNX: NCHW). `attributes`: sorted by name; small
-    integer constants (paddings, permutations, target shapes) stand among them as `constantK` for slot K. `dtype`:
+    integer constants (paddings, permutations, target shapes) are among them as `constantK` for slot K. `dtype`:
     the activations' type, followed by `/` and the weights' type where that differs ("float32", "int8",
     "float32/int8").
     """
@@ -263,7 +263,7 @@ class Node:
 class Graph:
     """Nodes in order of execution. `shapes` and `types` (NumPy names) cover every value that is read or made.
 
-    `quantised`: values whose integers stand for real numbers by a scale.
+    `quantised`: values whose integers are real numbers divided by a scale.
     """
 
     nodes: tuple[Node, ...]

@@ -165,7 +165,7 @@ class Vocabulary:
     def __init__(self, groups: ChannelGroups) -> None:
         sizes = groups.sizes
         self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        self.vectors: list[Ids] = []  # channel numbers across all groups; the last number stands for fixed
+        self.vectors: list[Ids] = []  # channel numbers across all groups; the last number is that of fixed channels
         self.expressions: list[Expression] = []
         self._by_size: dict[tuple[int, Expression], list[int]] = {}
         seen = set()

@@ -146,7 +146,7 @@ def parse(content: bytes) -> Any:
     if _unknown(model):
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
     if missing := _unknown(model):
-        raise UnsupportedLayer("", f"the .onnx file does not tell the shapes of {missing[:3]}")
+        raise UnsupportedLayer("", f"the .onnx file does not hold the shapes of {missing[:3]}")
     return model
 
 

@@ -282,7 +282,7 @@ STEPS = (
     *itertools.starmap(Steps, itertools.product((1, 8, 16), (1, 8, 16, 32))),
     *(Steps(1, 1, aligned) for aligned in (4, 8, 16, 32)),  # only a probe has points that show 4 and 8
 )
-OTHER_CODE_GAIN = 0.75  # other code for some widths must lower it so much against filling up to tiles
+OTHER_CODE_GAIN = 0.75  # the error with other code for some widths must be below this share of that with tiles
 FEWEST_PROBED = 4  # points around two tiles
 KERNEL_NOISE = 0.01  # relative; what predicts within it cannot be improved
 STEPS_GAIN = 0.9  # steps must lower the left-out error at least to this share of the error without

@@ -126,7 +126,7 @@ class _Timed:
 
     @cached_property
     def samples_ms(self) -> Samples:
-        return tuple(one.samples_ms for one in self.passes)
+        return tuple(each.samples_ms for each in self.passes)
 
     @cached_property
     def low_ms(self) -> float:
@@ -136,7 +136,7 @@ class _Timed:
     @property
     def is_busy(self) -> bool:
         """Whether no pass saw the device left alone."""
-        return all(one.busy for one in self.passes)
+        return all(each.busy for each in self.passes)
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class ModelMeasurement(_Timed):
     @cached_property
     def _typical_ms(self) -> Samples:
         """Samples of the passes on a device left alone, which a user would see; of all where those are too few."""
-        quiet = tuple(one.samples_ms for one in self.passes if not one.busy)
+        quiet = tuple(each.samples_ms for each in self.passes if not each.busy)
         return quiet if len(quiet) >= FEW_PASSES else self.samples_ms
 
     @cached_property
@@ -222,22 +222,24 @@ class ModelMeasurement(_Timed):
     @property
     def load_ms(self) -> float | None:
         """Time until a session is ready, the median over the passes; None: unknown."""
-        return _median(one.record.load_ms for one in self.passes)
+        return _median(each.record.load_ms for each in self.passes)
 
     @property
     def first_ms(self) -> float | None:
         """The first inference of a session: the median over the passes."""
-        return _median(one.record.first_ms for one in self.passes)
+        return _median(each.record.first_ms for each in self.passes)
 
     @property
     def peak_rss_kb(self) -> int | None:
         """The most memory that any pass took, the runtime's own included."""
-        return max((kb for one in self.passes if (kb := one.record.peak_rss_kb) is not None), default=None)
+        return max((kb for each in self.passes if (kb := each.record.peak_rss_kb) is not None), default=None)
 
     @property
     def switches_per_sample(self) -> float | None:
         """Involuntary context switches, the mean over all samples: above 0, something took the core away."""
-        counted = [(one.record.switches, len(one.samples_ms)) for one in self.passes if one.record.switches is not None]
+        counted = [
+            (each.record.switches, len(each.samples_ms)) for each in self.passes if each.record.switches is not None
+        ]
         return sum(n for n, _ in counted) / sum(samples for _, samples in counted) if counted else None
 
     @property
@@ -251,7 +253,7 @@ class ModelMeasurement(_Timed):
         return self._by_clock_time("clock_top_ms")
 
     def _by_clock_time(self, name: str) -> float | None:
-        clocked = [(getattr(one.record, name), one.record.clock_ms) for one in self.passes if one.record.clock_ms]
+        clocked = [(getattr(each.record, name), each.record.clock_ms) for each in self.passes if each.record.clock_ms]
         return sum(value or 0.0 for value, _ in clocked) / sum(ms for _, ms in clocked) if clocked else None
 
     def to_document(self) -> dict[str, Any]:
@@ -274,8 +276,8 @@ class ModelMeasurement(_Timed):
             "flags": list(self.flags),
             "conditions": self.conditions.to_document(),
             "samples_ms": [list(samples) for samples in self.samples_ms],
-            "busy": [one.busy for one in self.passes],
-            "records": [asdict(one.record) for one in self.passes],
+            "busy": [each.busy for each in self.passes],
+            "records": [asdict(each.record) for each in self.passes],
         }
 
     @classmethod
@@ -284,7 +286,7 @@ class ModelMeasurement(_Timed):
         try:
             samples: Sequence[Sequence[float]] = document["samples_ms"]
             documents = document.get("records")  # measurements of older versions have none
-            records = [_record(one) for one in documents] if documents else [NOTHING_KNOWN] * len(samples)
+            records = [_record(each) for each in documents] if documents else [NOTHING_KNOWN] * len(samples)
             rows = zip(samples, document["busy"], records, strict=True)
             passes = tuple(Pass(tuple(s), bool(busy), record) for s, busy, record in rows)
             conditions, warmup_runs = Conditions.from_document(document["conditions"]), int(document["warmup_runs"])
@@ -399,8 +401,8 @@ class PairMeasurement:
     @classmethod
     def joined(cls, pairs: Sequence[PairMeasurement]) -> PairMeasurement:
         """One measurement of all rounds; `pairs` are of the same two models."""
-        befores = tuple(one for pair in pairs for one in pair.before.passes)
-        afters = tuple(one for pair in pairs for one in pair.after.passes)
+        befores = tuple(each for pair in pairs for each in pair.before.passes)
+        afters = tuple(each for pair in pairs for each in pair.after.passes)
         speedups = tuple(speedup for pair in pairs for speedup in pair.speedups)
         last = pairs[-1]
         return cls(replace(last.before, passes=befores), replace(last.after, passes=afters), speedups)

@@ -314,5 +314,5 @@ class LatencyModel:
     def _anchor(self, places: Mapping[str, tuple[int, Widths]]) -> KernelRequest | None:
         """A kernel whose latency the table has: whole models are measured on a device as fast as it was for kernels."""
         stored = self.table.passes(self.conditions, places)
-        key = best_anchor({key: [one for one in passes if not one.busy] for key, passes in stored.items()})
+        key = best_anchor({key: [each for each in passes if not each.busy] for key, passes in stored.items()})
         return self.kernel_requests([places[key]])[key] if key else None

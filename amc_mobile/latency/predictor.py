@@ -603,7 +603,7 @@ def timed_shapes(
             shapes.append(TimedShape(shape, ms, str(document.get("network", ""))))
     if not shapes:
         raise InvalidInput(
-            "the imported table does not tell the shapes of its kernels",
+            "the imported table does not hold the shapes of its kernels",
             next_step="import it again with `amc-mobile table import --csv --shape ...`; see its --help",
         )
     return shapes

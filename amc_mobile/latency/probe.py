@@ -1,6 +1,6 @@
 """How kernels of a type climb with their channels on a device, read from widths around powers of two.
 
-Kernels of t-1, t and t+1 channels tell whether channels are filled up to multiples of t, and whether widths that are
+Kernels of t-1, t and t+1 channels show whether channels are filled up to multiples of t, and whether widths that are
 no multiple of t run other, slower code. The steps are worked out anew from the table's kernels whenever it is asked
 for.
 """
@@ -34,7 +34,7 @@ TILES = (4, 8, 16, 32, 64)
 CLASSES = TILES[:-1]  # the last would rest on one width
 WIDEST = TILES[-1] + 1
 FEWEST_TILES = 2  # that a line of kernels must be measured around
-SLOWER = 0.05  # relative; a width that costs so much more than the next multiple runs other code
+SLOWER = 0.05  # relative; a width that costs more than the next multiple by this runs other code
 RISE = 0.05  # relative; what filling up to a tile costs at least: less may be noise
 SHORTEST_MS = 0.003  # of the widest kernel; the clock cannot resolve steps of shorter ones
 LEAST_MULTIPLE = 8  # of kept channels: what a search takes where nothing was probed

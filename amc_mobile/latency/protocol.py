@@ -5,7 +5,7 @@ when their two lowest passes agree, of those made while anchor and clocks were a
 of other programs are made again as soon as the device is left alone.
 
 Where the anchor has drifted, the stretch is thrown away and made again, a bounded number of times; after that its
-passes are kept and flagged busy, as are those made beside other programs.
+passes are kept and flagged busy, as are those made under load of other programs.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Anchor:
 def best_anchor(measured: Mapping[str, Sequence[Pass]]) -> str | None:
     """The key whose latency is nearest to ANCHOR_MS; None where nothing was measured."""
     distances = {
-        key: abs(math.log(low_ms([one.samples_ms for one in passes]) / ANCHOR_MS))
+        key: abs(math.log(low_ms([p.samples_ms for p in passes]) / ANCHOR_MS))
         for key, passes in measured.items()
         if passes
     }
@@ -108,7 +108,7 @@ class ProtocolConfig:
     agreement_us: float = 0.1  # or within AGREEMENT: a kernel of a few microseconds cannot do better
     model_passes: int = 10
     model_samples: int = 20
-    cadence_fps: float = 0.0  # whole models: so many runs a second, as an app makes them; 0: back to back
+    cadence_fps: float = 0.0  # runs per second of a whole model, as an app makes them; 0: back to back
     pair_rounds: int = 10
     anchor_every: int = 40  # passes
     anchor_repeats: int = 2  # in a row
@@ -154,16 +154,16 @@ class ProtocolConfig:
 
         Under load of other programs BUSY_FACTOR times as many passes are the least: a slow phase may hold for a few.
         """
-        quiet = sum(not one.busy for one in passes)
+        quiet = sum(not p.busy for p in passes)
         fewest = self.min_passes * (1 if quiet >= self.min_passes else BUSY_FACTOR)
         if len(passes) < fewest or len(passes) >= self.max_passes:
             return len(passes) >= self.max_passes
-        lows = sorted(pass_low_ms(one.samples_ms) for one in passes)
+        lows = sorted(pass_low_ms(p.samples_ms) for p in passes)
         return len(lows) < 2 or lows[1] - lows[0] <= max(lows[0] * AGREEMENT, self.agreement_us / 1000)
 
     def is_model_done(self, passes: Sequence[Pass]) -> bool:
         """`model_passes` on a device left alone, or BUSY_FACTOR times as many in all."""
-        quiet = sum(not one.busy for one in passes)
+        quiet = sum(not p.busy for p in passes)
         return quiet >= self.model_passes or len(passes) >= BUSY_FACTOR * self.model_passes
 
 
@@ -278,7 +278,7 @@ def is_busy(device: Device) -> bool:
 
 
 def _mean_mhz(timed: Sequence[Pass]) -> float | None:
-    clocked = [(one.record.clock_mhz_ms or 0.0, one.record.clock_ms) for one in timed if one.record.clock_ms]
+    clocked = [(p.record.clock_mhz_ms or 0.0, p.record.clock_ms) for p in timed if p.record.clock_ms]
     total_ms = sum(ms for _, ms in clocked)
     return sum(mhz_ms for mhz_ms, _ in clocked) / total_ms if total_ms >= SHORTEST_CLOCK_MS else None
 
@@ -346,7 +346,7 @@ def measure_model(device: Device, model: bytes, config: ProtocolConfig = DEFAULT
 
     with device.session():
         made, quiet = _until_steady(device, config, lambda: list(device.passes([job] * config.model_passes)))
-    passes = tuple(replace(one, busy=not quiet) for one in made)
+    passes = tuple(replace(p, busy=not quiet) for p in made)
     return ModelMeasurement(passes, device.conditions(), config.model_timing.warmup_runs, device.screen())
 
 
@@ -395,7 +395,7 @@ def measure_pair(device: Device, before: bytes, after: bytes, config: ProtocolCo
     conditions = device.conditions()
     first, second = (
         ModelMeasurement(
-            tuple(replace(one[which], busy=not quiet) for one in rounds),
+            tuple(replace(p[which], busy=not quiet) for p in rounds),
             conditions,
             WARMUP_RUNS,
             device.screen(),
@@ -419,8 +419,8 @@ class _Run:
     """One call of the protocol over many requests, which are made in stretches: a pass per key, then the anchor's.
 
     `requests`: by key. `is_done`: of the passes of a key that count; `at_least`: no key is done with fewer. `most`:
-    below so many, passes made while the device was slow do not count; 0: they do. With a `table`, a device that can
-    goes on after a kill.
+    with fewer than this, passes made while the device was slow do not count; 0: they always do. With a `table`, a
+    device that can goes on after a kill.
     """
 
     def __init__(
@@ -435,7 +435,7 @@ class _Run:
         self._passes: dict[str, list[Pass]] = {key: [] for key in requests}
         if table is not None:
             self._passes |= {key: list(made) for key, made in table.passes(self._conditions, requests).items()}
-        # Among the first so many passes of a key, busy ones do not count.
+        # By key: how many of its first passes do not count if they are busy.
         self._outdated = dict.fromkeys(requests, 0)
         self._outdatings_left = self._repeats_left = config.anchor_total_repeats
         self._in_a_row = 0
@@ -444,7 +444,7 @@ class _Run:
         }
         self._anchor: Anchor | None = None
         self._highest_mhz = 0.0
-        self._has_busy = any(one.busy for made in self._passes.values() for one in made)
+        self._has_busy = any(p.busy for made in self._passes.values() for p in made)
 
     def all_passes(self, anchor_request: Request | None) -> dict[str, list[Pass]]:
         """Passes by key."""
@@ -485,8 +485,8 @@ class _Run:
         if self._table is not None:
             self._table.add_passes(self._conditions, stretch.passes, warmup_runs=self._timing.warmup_runs)
         self._highest_mhz = max(self._highest_mhz, stretch.state.mhz or 0.0)
-        for key, one in stretch.passes:
-            self._passes[key].append(one)
+        for key, p in stretch.passes:
+            self._passes[key].append(p)
             self._states[key].append(stretch.state)
             if key in left and self._is_done(self._counted(key)):
                 left.discard(key)
@@ -504,7 +504,7 @@ class _Run:
                 self._in_a_row = 0 if steady else self._in_a_row + 1
                 if steady or self._in_a_row > self._config.anchor_repeats or self._repeats_left == 0:
                     under_load = is_busy(self._device)
-                    passes = [replace(one, busy=under_load or not steady) for one in timed]
+                    passes = [replace(p, busy=under_load or not steady) for p in timed]
                     yield Stretch(list(zip(keys, passes, strict=True)), under_load, state)
                 else:
                     self._repeats_left -= 1
@@ -526,15 +526,15 @@ class _Run:
             jobs += [Job(request.key, request.label, request.model, self._timing) for request in requests] + last
         with closing(self._start(jobs, stretches)) as made:
             if anchor is not None:
-                anchor.see([one.samples_ms for one in islice(made, len(first))])
+                anchor.see([p.samples_ms for p in islice(made, len(first))])
             for position, keys in enumerate(stretches):
                 timed = list(islice(made, len(keys)))
                 readings = list(islice(made, len(last)))
-                steady = anchor.is_steady([one.samples_ms for one in readings]) if anchor else True
+                steady = anchor.is_steady([p.samples_ms for p in readings]) if anchor else True
                 # Heat shows in the anchor as well; the device itself is asked when it has nothing to do.
                 if position == len(stretches) - 1:
                     steady = steady and self._device.is_steady()
-                anchor_ms = min((pass_low_ms(one.samples_ms) for one in readings), default=None)
+                anchor_ms = min((pass_low_ms(p.samples_ms) for p in readings), default=None)
                 yield keys, timed, steady, DeviceState(anchor_ms, _mean_mhz([*timed, *readings]))
 
     def _start(self, jobs: Sequence[Job], stretches: Sequence[Sequence[str]]) -> Generator[Pass, None, None]:
@@ -555,10 +555,10 @@ class _Run:
         """The passes that count towards being done."""
         outdated = self._outdated[key]
         made = list(zip(self._passes[key], self._states[key], strict=True))
-        kept = [(one, state) for number, (one, state) in enumerate(made) if number >= outdated or not one.busy]
+        kept = [(p, state) for number, (p, state) in enumerate(made) if number >= outdated or not p.busy]
         if len(kept) < self._most:
-            kept = [(one, state) for one, state in kept if one.busy or not self._was_slow(state)]
-        return [one for one, _ in kept]
+            kept = [(p, state) for p, state in kept if p.busy or not self._was_slow(state)]
+        return [p for p, _ in kept]
 
     def _was_slow(self, state: DeviceState | None) -> bool:
         """Whether anchor or clocks have done better at another time: passes may agree on a slow device."""
@@ -592,7 +592,7 @@ class _Run:
         if plan is None and len(todo) < 2 and request is None:
             return None
         if request is None:
-            quiet = {key: [one for one in made if not one.busy] for key, made in self._passes.items()}
+            quiet = {key: [p for p in made if not p.busy] for key, made in self._passes.items()}
             proven = {key: made for key, made in quiet.items() if len(made) >= self._config.min_passes}
             request = self._requests[plan.anchor if plan else best_anchor(proven) or todo[len(todo) // 2]]
         passes: Sequence[Pass] = self._passes.get(request.key, ())
@@ -600,6 +600,6 @@ class _Run:
             passes = self._table.passes(self._conditions, [request.key]).get(request.key, ())
         # More samples than a kernel's pass takes: one reading judges a whole stretch.
         timing = replace(self._config.kernel_timing, samples=8)
-        lowest_ms = plan.lowest_ms if plan else min((pass_low_ms(one.samples_ms) for one in passes), default=math.inf)
+        lowest_ms = plan.lowest_ms if plan else min((pass_low_ms(p.samples_ms) for p in passes), default=math.inf)
         job = Job(request.key, "the anchor", request.model, timing)
         return Anchor(job, lowest_ms=lowest_ms)

@@ -26,7 +26,7 @@ from amc_mobile.latency.table import LatencyTable
 
 T = TypeVar("T")
 ANCHORS = 8
-CANDIDATES = 16  # where no latency is known yet, the anchors come from so many
+CANDIDATES = 16  # number of kernels that anchors are chosen from where no latency is known yet
 TOLERANCE = 0.05  # of one ratio from 1, or of all from their median
 LEAST_MS = 0.02  # the ratio of shorter kernels is mostly noise
 
@@ -132,10 +132,10 @@ class SharingPhone:
         device = self._device
         given = device.passes(jobs, plan=plan) if isinstance(device, ResumableDevice) else device.passes(jobs)
         with closing(given) as made:
-            for one in made:
+            for p in made:
                 if self._given_up.is_set():
                     raise DeviceError("stopped", next_step="run the same command again: what was measured is kept")
-                yield one
+                yield p
 
     def unfinished(self) -> str:
         return self._device.unfinished() if isinstance(self._device, ResumableDevice) else ""

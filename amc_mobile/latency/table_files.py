@@ -127,7 +127,7 @@ def operator_named(word: str) -> str:
 
 
 FORMAT = "amc-mobile latency table"
-FORMAT_VERSION = 2  # 1: conditions, kernels, models, passes; 2: adoptions besides
+FORMAT_VERSION = 2  # 1: conditions, kernels, models, passes; 2: adoptions too
 READABLE = (1, 2)
 AGAIN = "export the table again"
 
@@ -190,20 +190,12 @@ def from_lines(path: Path, lines: Sequence[str]) -> Contents:
                 _once(models, key, key == model_key(template, widths))
                 models[key] = (template, widths)
             elif kind == "pass":
-                one = Pass(tuple(row["samples_ms"]), bool(row["busy"]))
-                passes.append(
-                    StoredPass(
-                        str(row["conditions"]),
-                        str(row["subject"]),
-                        one,
-                        _count(row["warmup_runs"]),
-                        str(row["created"]),
-                    )
-                )
+                place = str(row["conditions"]), str(row["subject"])
+                made = Pass(tuple(row["samples_ms"]), bool(row["busy"]))
+                passes.append(StoredPass(*place, made, _count(row["warmup_runs"]), str(row["created"])))
             elif kind == "adoption":
-                adopted = Adoption(
-                    str(row["conditions"]), str(row["source"]), _ratio(row["ratio"]), str(row["created"])
-                )
+                place = str(row["conditions"]), str(row["source"])
+                adopted = Adoption(*place, _ratio(row["ratio"]), str(row["created"]))
                 pair = f"{adopted.source} for {adopted.conditions}"
                 _once(adoptions, pair, bool(adopted.source))
                 adoptions[pair] = adopted
@@ -289,10 +281,10 @@ def from_csv(
 ) -> Contents:  # fmt: skip
     """A table of another tool. `kernel`: the columns that together name a kernel; `ms`: that of its milliseconds.
 
-    With `run`, a kernel may stand there once per value of that column; else once. `shape`: field of KernelShape ->
+    With `run`, a kernel may occur once per value of that column; else once. `shape`: field of KernelShape ->
     column; plans can then be predicted. `network`: the column that says which whole model a kernel is part of. Raises
-    CorruptFile with the line for missing columns, numbers that cannot be latencies or sizes and kernels that stand
-    there twice.
+    CorruptFile with the line for missing columns, numbers that cannot be latencies or sizes and kernels that occur
+    twice.
     """
     reader = csv.DictReader(io.StringIO(text), strict=True)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -324,7 +316,7 @@ def from_csv(
             which = (key, row[run] if run else "")
             if which in seen:
                 raise CorruptFile(
-                    path, f"line {number}: {label} stands in line {seen[which]} already",
+                    path, f"line {number}: {label} is in line {seen[which]} already",
                     next_step="name more columns with --kernel, or the column of repeated runs with --run",
                 )  # fmt: skip
             seen[which] = number

@@ -350,7 +350,7 @@ def adopt_table(
         measured = table.kernels(source)
         agreement = _judged(latency, list(measured.values()), progress)
         if agreement.action == "rebuild":
-            sentence = "the old kernels do not tell the new ones: run `amc-mobile profile`\n" + agreement.text()
+            sentence = "the old kernels do not predict the new ones: run `amc-mobile profile`\n" + agreement.text()
             return TableResult(sentence, AdoptedKernels(agreement, 0))
         ratio = 1.0 if agreement.action == "accept" else agreement.ratio
         steady = [key for key, kernel in measured.items() if not kernel.flags]

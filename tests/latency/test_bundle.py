@@ -228,7 +228,7 @@ def test_a_foreign_table_may_tell_shapes_and_networks(tmp_path: Path) -> None:
 
 def test_a_foreign_table_without_shapes_cannot_predict_and_says_how_to_mend_it(table: LatencyTable) -> None:
     table.add_contents(from_csv(CSV, SHAPES, PHONE, kernel=["net", "layer"], ms="ms"))
-    with pytest.raises(InvalidInput, match="does not tell the shapes") as raised:
+    with pytest.raises(InvalidInput, match="does not hold the shapes") as raised:
         timed_shapes(table.kernels(PHONE), table.kernel_documents())
     assert "--shape" in raised.value.next_step
 
@@ -241,7 +241,7 @@ def test_a_shape_that_cannot_be_is_refused_with_its_line() -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        (LAYERS + "big,2,c1,32,9.0\n", "line 6: .* stands in line 5 already"),
+        (LAYERS + "big,2,c1,32,9.0\n", "line 6: .* is in line 5 already"),
         (LAYERS + "big,3,c1,32,-1\n", "line 6: a latency of -1 ms"), (LAYERS + "big,3,c1,32,nan\n", "nan"),
         (LAYERS + "big,3,c1,32,fast\n", "'fast' is not a number"), (LAYERS + "big,3,,32,1\n", "line 6: an empty"),
         (LAYERS + "big,3\n", "line 6"), ("net,run,layer\n", "no column cin, ms"), ("", "no column"),
