@@ -611,11 +611,11 @@ class AdbPhone:
             self._has_shell_v2 = True
         return RunningShell(self.server, self.transport_id, script, deadline, stdin() if stdin else None)
 
-    def run(self, *words: str, timeout_s: float | None = None, retry: bool = True) -> str:
+    def run(self, *words: str) -> str:
         """Runs one command and returns its stdout. The words reach the program as they are, whatever they hold."""
-        return self.shell(command_line(*words), what=" ".join(words), timeout_s=timeout_s, retry=retry).text
+        return self.shell(command_line(*words), what=" ".join(words)).text
 
-    def push(self, source: Path, path: str, *, mode: int = 0o644, timeout_s: float | None = None) -> int:
+    def push(self, source: Path, path: str, *, mode: int = 0o644) -> int:
         """Copies a file to the phone, checks its size there and returns it in bytes. Raises PhoneDiskFull."""
 
         def content() -> Iterator[bytes]:
@@ -633,7 +633,7 @@ class AdbPhone:
             output = self.shell(
                 script,
                 what=f"copying {source.name} to the phone",
-                timeout_s=timeout_s or TRANSFER_TIMEOUT_S,
+                timeout_s=TRANSFER_TIMEOUT_S,
                 stdin=content,
             )
         except PhoneCommandFailed as error:

@@ -1,10 +1,7 @@
 """A phone on which TFLite's own benchmark_model measures, for those who have it and no runtime library.
 
-It prints no samples, only averages and extremes: each pass is a process of its own and gives one number, the average
-over its runs. A p50 over passes is then the median of averages, and the conditions say so.
-
-The official `benchmark_model` keeps no raw samples: only averages and extremes, so a measurement by our own runner
-says more.
+It keeps no samples, only averages and extremes: each pass is a process of its own and gives the average over its runs.
+A p50 over passes is the median of averages, and the conditions say so. Our own runner says more.
 """
 
 from __future__ import annotations
@@ -149,26 +146,23 @@ class BenchmarkModelDevice(PhoneDevice):
         Raises DeviceError naming the model that fails, or is too fast for what is printed.
         """
         for job in jobs:
-            said = _checked(self._said(job), job)
-            yield Pass((said.average_ms,), record=_record(said))
+            result = _checked(self._run(job), job)
+            yield Pass((result.average_ms,), record=_record(result))
 
     def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[Pass, Pass]]:
         """Processes in the order before, after, after, before; two samples of each model per round."""
         for _ in range(rounds):
-            said = [_checked(self._said(job), job) for job in (before, after, after, before)]
-            first, second, third, fourth = (one.average_ms for one in said)
-            yield (
-                Pass((first, fourth), record=_record(said[0])),
-                Pass((second, third), record=_record(said[1])),
-            )
+            results = [_checked(self._run(job), job) for job in (before, after, after, before)]
+            first, second, third, fourth = (result.average_ms for result in results)
+            yield Pass((first, fourth), record=_record(results[0])), Pass((second, third), record=_record(results[1]))
 
     def try_out(self, model: bytes) -> None:
         """Runs a model once. Raises DeviceError naming what fails."""
         with self.untimed():
             self._on_phone.clear()
-            self._said(Job("trial", "a tiny network", lambda: model, Timing(1, 0.0, 0, 1.0)))
+            self._run(Job("trial", "a tiny network", lambda: model, Timing(1, 0.0, 0, 1.0)))
 
-    def _said(self, job: Job) -> BenchmarkModelResult:
+    def _run(self, job: Job) -> BenchmarkModelResult:
         if job.timing.period_ms:
             raise InvalidConfig(
                 "benchmark_model runs a model back to back only",
@@ -183,9 +177,9 @@ class BenchmarkModelDevice(PhoneDevice):
             f"{command_line(*words)} 2>&1", what=f"measuring {job.label}", timeout_s=limit_s, check=False
         )
         if output.exit_code != 0:
-            said = " ".join(output.text.split())[-LOG_CHARACTERS:]
+            log = " ".join(output.text.split())[-LOG_CHARACTERS:]
             raise DeviceError(
-                f"{job.label}: benchmark_model ended with exit code {output.exit_code}: {said or 'it said nothing'}",
+                f"{job.label}: benchmark_model ended with exit code {output.exit_code}: {log or 'it printed nothing'}",
                 next_step="try the model with a runtime library: amc-mobile runtime add",
             )
         if self.cores:
@@ -217,8 +211,8 @@ def flags(timing: Timing, threads: int) -> list[str]:
     ]
 
 
-def _record(said: BenchmarkModelResult) -> PassRecord:
-    return PassRecord(load_ms=said.init_ms, first_ms=said.first_ms)
+def _record(result: BenchmarkModelResult) -> PassRecord:
+    return PassRecord(load_ms=result.init_ms, first_ms=result.first_ms)
 
 
 def _checked(result: BenchmarkModelResult, job: Job) -> BenchmarkModelResult:

@@ -58,7 +58,7 @@ class CpuTimes:
     total: Mapping[int, int]
 
     def neighbours_since(self, before: CpuTimes, own_ticks: float = 0.0) -> Neighbours | None:
-        """What ran besides one's own; None where no time has passed, or the counts went back."""
+        """Load of programs other than the one with `own_ticks`; None where no time passed or the counts went back."""
         cores = self.total.keys() & before.total.keys()  # others were switched off or on meanwhile
         passed = {core: self.total[core] - before.total[core] for core in cores}
         if not cores or max(passed.values()) <= 0:
@@ -129,7 +129,7 @@ class Neighbourhood:
 
     @property
     def is_steady(self) -> bool:
-        """Whether no neighbour came while measuring; one that waiting did not end is part of the device."""
+        """Whether no other program came while measuring; one that was waited for in vain is part of the device."""
         return self.now is None or not self.now.is_busy or self._is_accepted
 
     def see(self, now: Neighbours | None) -> None:
@@ -313,7 +313,7 @@ class Device(Protocol):
 
 @runtime_checkable
 class ResumableDevice(Protocol):
-    """A device that goes on with its passes when this process is killed, and gives the next one what it has done."""
+    """A device that finishes its passes when this process is killed, and gives their results to the next process."""
 
     def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[Pass, None, None]:
         """As Device.passes. `plan`: whatever is needed to ask for the same jobs again; kept with them."""

@@ -326,7 +326,7 @@ def allowed_cores() -> tuple[int, ...]:
     """The cores this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return tuple(sorted(os.sched_getaffinity(0)))
-    return tuple(range(os.cpu_count() or 1))  # macOS and Windows do not tell
+    return tuple(range(os.cpu_count() or 1))  # macOS and Windows do not say
 
 
 def counters(cores: Collection[int], folder: Path = CPU_FOLDER) -> Counters:

@@ -82,7 +82,7 @@ class OnnxLayout:
             return cls()
         try:
             document = parse_object(text)
-            if set(document) != {one.name for one in fields(cls)}:
+            if set(document) != {each.name for each in fields(cls)}:
                 raise ValueError("its fields are others")
             layout = cls(**{name: _typed(name, value) for name, value in document.items()})
         except (ValueError, TypeError) as error:
@@ -94,23 +94,19 @@ class OnnxLayout:
 
 def _plain(document: dict[str, Any]) -> dict[str, Any]:
     """Sets as sorted lists."""
-    found = {}
-    for name, value in document.items():
-        if isinstance(value, frozenset):
-            value = sorted(value)
-        elif isinstance(value, dict):
-            value = _plain(value)
-        found[name] = value
-    return found
+    return {
+        name: sorted(value) if isinstance(value, frozenset) else _plain(value) if isinstance(value, dict) else value
+        for name, value in document.items()
+    }
 
 
 def _typed(name: str, value: Any) -> Any:
-    kind = next(one.type for one in fields(OnnxLayout) if one.name == name)
+    kind = next(each.type for each in fields(OnnxLayout) if each.name == name)
     if kind == "frozenset[str]" and isinstance(value, list):
         return frozenset(map(str, value))
     if kind == "dict[str, frozenset[str]]" and isinstance(value, dict):
         return {key: frozenset(map(str, operators)) for key, operators in value.items()}
-    if kind == "dict[str, int]" and isinstance(value, dict) and all(type(one) is int for one in value.values()):
+    if kind == "dict[str, int]" and isinstance(value, dict) and all(type(number) is int for number in value.values()):
         return value
     if (kind == "int" and type(value) is int and 0 <= value <= 1 << 16) or (kind == "bool" and type(value) is bool):
         return value
@@ -336,14 +332,14 @@ class _Answers:
 
     def _nodes(self, branch: str) -> list[Any]:
         """The nodes that a branch's output comes from."""
-        found: dict[str, Any] = {}
+        nodes: dict[str, Any] = {}
         waiting = [branch]
         while waiting:
             node = self._made.get(waiting.pop())
-            if node is not None and node.output[0] not in found:
-                found[node.output[0]] = node
+            if node is not None and node.output[0] not in nodes:
+                nodes[node.output[0]] = node
                 waiting += node.input
-        return list(found.values())
+        return list(nodes.values())
 
     def _counts(self, branch: str) -> Counter[str]:
         return Counter(node.op_type for node in self._nodes(branch))

@@ -243,7 +243,9 @@ def choose_library(libraries: Sequence[RuntimeLibrary], runtime: str, abis: Sequ
 def _version_in_name(name: str) -> str:
     versions = _VERSION.findall(name)
     if len(set(versions)) != 1:
-        raise InvalidConfig(f"the name {name!r} does not tell the library's version", next_step="pass --version X.Y.Z")
+        raise InvalidConfig(
+            f"the name {name!r} holds no single version such as 1.2.3", next_step="pass --version X.Y.Z"
+        )
     return str(versions[0])
 
 
@@ -280,7 +282,7 @@ def _runtime_of(content: bytes, elf: ElfFacts) -> str | None:
     looks_like_program = _BENCHMARK_FLAG in content and any(text in content for text in _BENCHMARK_TEXTS)
     if looks_like_program and elf.is_program:
         return BENCHMARK_MODEL
-    return next((name for name, known in PHONE_RUNTIMES.items() if known.symbol and known.symbol in elf.exports), None)
+    return next((name for name, kind in PHONE_RUNTIMES.items() if kind.symbol and kind.symbol in elf.exports), None)
 
 
 def _store(folder: Path, name: str, content: bytes, runtime: str, version: str, elf: ElfFacts) -> RuntimeLibrary:

@@ -106,7 +106,7 @@ class PhoneDevice:
         self._runner = PhoneRunner(
             adb, InstalledFile(runner, self._runner_sha256), InstalledFile(library.path, library.sha256)
         )
-        self._wanted_mode = mode
+        self._mode = mode
         self._waived = frozenset(waived)
         self._on_wait = on_wait
         self._facts: PhoneFacts | None = None
@@ -145,9 +145,7 @@ class PhoneDevice:
             stack.callback(setattr, self, "_is_held", False)
             state = self.cool_down()
             phone_state.require_fit(phone_state.problems(facts, state, self.profile), self._waived)
-            held = stack.enter_context(
-                clock_mode(self.adb, facts.sdk, self._wanted_mode, run=self._open, at_end=CLEAN_UP)
-            )
+            held = stack.enter_context(clock_mode(self.adb, facts.sdk, self._mode, run=self._open, at_end=CLEAN_UP))
             self._paths.clear()
             if held == UNLOCKED and self._baseline and phone_state.clock_limits(self._baseline, self.cores, self._caps):
                 self._baseline = self._wait(
@@ -240,9 +238,7 @@ class PhoneDevice:
         return self._caps
 
     def _asked_clock_caps(self) -> Mapping[str, int]:
-        is_free = (
-            held_mode(self._wanted_mode, self.facts.sdk) == UNLOCKED and phone_state.CLOCK_LIMITED not in self._waived
-        )
+        is_free = held_mode(self._mode, self.facts.sdk) == UNLOCKED and phone_state.CLOCK_LIMITED not in self._waived
         if not is_free or not phone_state.clock_caps(self.facts.state, self.cores):
             return {}
         with ExitStack() as stack:
@@ -350,7 +346,7 @@ class PhoneDevice:
             delegate=PHONE_RUNTIMES[self.library.runtime].format.delegate,
             threads=self.threads,
             cores=core_ranges(self.cores) or "any",
-            clock_mode=" ".join([held_mode(self._wanted_mode, facts.sdk), *sorted(governors), *caps]),
+            clock_mode=" ".join([held_mode(self._mode, facts.sdk), *sorted(governors), *caps]),
             layout=self.layout(),
             unit=facts.unit,
         )
@@ -358,15 +354,14 @@ class PhoneDevice:
     def passes(self, jobs: Sequence[Job], *, plan: str = "") -> Generator[Pass, None, None]:
         """Raises DeviceError naming the model that fails, and what `bench` raises."""
         files = _Files(jobs)
-        entries = [BenchModel(files.names[job.key], files.names[job.key], job.timing) for job in jobs]
-        yield from self._results(entries, files, jobs, plan)
+        yield from self._results([files.entry(job) for job in jobs], files, jobs, plan)
 
     def alternate(self, before: Job, after: Job, rounds: int) -> Iterator[tuple[Pass, Pass]]:
         """Both models open together in every round, timed before-after-after-before."""
         jobs = (before, after)
         files = _Files(jobs)
-        models = [BenchModel(files.names[job.key], files.names[job.key], job.timing) for job in jobs]
-        results = self._results([BenchPair(models[0], models[1])] * rounds, files, jobs * rounds)
+        pair = BenchPair(files.entry(before), files.entry(after))
+        results = self._results([pair] * rounds, files, jobs * rounds)
         with closing(results):
             for first in results:
                 yield first, next(results)
@@ -440,8 +435,12 @@ class _Files(Mapping[str, bytes]):
     """The files of some jobs by name, those with equal keys once. A file is built when it is asked for."""
 
     def __init__(self, jobs: Sequence[Job]) -> None:
-        self.names = {job.key: f"m{hashlib.sha256(job.key.encode()).hexdigest()[:24]}" for job in jobs}
-        self._builders = {self.names[job.key]: job.model for job in reversed(jobs)}
+        self._names = {job.key: f"m{hashlib.sha256(job.key.encode()).hexdigest()[:24]}" for job in jobs}
+        self._builders = {self._names[job.key]: job.model for job in reversed(jobs)}
+
+    def entry(self, job: Job) -> BenchModel:
+        """The job's line in the manifest."""
+        return BenchModel(self._names[job.key], self._names[job.key], job.timing)
 
     def __getitem__(self, name: str) -> bytes:
         return self._builders[name]()

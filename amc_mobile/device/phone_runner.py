@@ -539,7 +539,7 @@ class PhoneRunner:
 
 
 def _patience_s(manifest: BenchManifest) -> float:
-    """After so long without a result a runner hangs: it ends itself at a model's deadline, unless it is stopped."""
+    """Seconds without a result after which a runner hangs: one that works ends itself at a model's deadline."""
     if not manifest.model_deadline_s:
         return math.inf
     has_pair = any(isinstance(entry, BenchPair) for entry in manifest.entries)

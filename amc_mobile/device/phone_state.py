@@ -90,8 +90,8 @@ class PhoneState:
     @property
     def celsius(self) -> float | None:
         """The warmer of skin and battery; None on a phone that reports neither."""
-        known = [self.thermal.hottest_celsius(kind) if self.thermal else None for kind in (SKIN_TYPE, BATTERY_TYPE)]
-        return max((value for value in (*known, self.battery.celsius) if value is not None), default=None)
+        sensors = [self.thermal.hottest_celsius(kind) if self.thermal else None for kind in (SKIN_TYPE, BATTERY_TYPE)]
+        return max((celsius for celsius in (*sensors, self.battery.celsius) if celsius is not None), default=None)
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ class PhoneFacts:
     @property
     def unit(self) -> str:
         """Which phone of its model it is, the same over cable and network."""
-        known = self.properties.get("ro.serialno", "")
-        return unit_of(self.serial if known.lower() in NO_SERIALS else known)
+        own = self.properties.get("ro.serialno", "")
+        return unit_of(self.serial if own.lower() in NO_SERIALS else own)
 
     @property
     def sdk(self) -> int:
@@ -243,7 +243,7 @@ def problems(facts: PhoneFacts, state: PhoneState, profile: DeviceProfile) -> di
 
 
 def thermal_problems(state: PhoneState, profile: DeviceProfile, *, cooling: bool = False) -> dict[str, str]:
-    """Those that go away with time. `cooling`: the phone was too hot, and is until it is clearly below the limit."""
+    """Heat, which goes away with time. `cooling`: the phone was too hot, and is until it is clearly below the limit."""
     reasons = {}
     limit = profile.max_celsius - (profile.hysteresis_celsius if cooling else 0.0)
     if state.thermal is not None and state.thermal.status > 0:

@@ -82,7 +82,6 @@ class DeviceProfile:
     cooldown_s: float = 900.0
     quiet_wait_s: float = 60.0
     cap_wait_s: float = 60.0
-    is_emulator: bool = False
     is_host: bool = False
     is_built_in: bool = False  # not one of the user's; no key of the file
 
@@ -210,9 +209,9 @@ def most_special(
 ) -> DeviceProfile:
     """The profile for a phone that fits `asked`: another one that fits it better knows what to avoid on it.
 
-    A profile of the user's is taken at its word.
+    One of the user's own profiles is used as it is.
     """
-    better = [one for one in matching_profiles(profiles, properties) if one.priority > asked.priority]
+    better = [profile for profile in matching_profiles(profiles, properties) if profile.priority > asked.priority]
     return better[0] if better and asked.is_built_in else asked
 
 

@@ -68,8 +68,7 @@ def chosen_runtime(settings: Settings) -> str:
         return settings.runtime
     profile = profile_of(settings.device)
     if not profile.is_host:
-        wanted = settings.runtime or profile.runtime
-        return PHONE_RUNTIMES[wanted].format.runtime
+        return PHONE_RUNTIMES[settings.runtime or profile.runtime].format.runtime
     if settings.runtime == BENCHMARK_MODEL:
         raise InvalidConfig(
             f"{BENCHMARK_MODEL} measures on phones only",
@@ -86,8 +85,8 @@ def device_of(settings: Settings, runtime: str, progress: Progress) -> Device:
     """Raises DeviceUnavailable saying what adb sees, InvalidInput when the phone lacks a library for `runtime`."""
     profile = profile_of(settings.device)
 
-    def on_neighbours(found: Neighbours, waited_s: float) -> None:
-        progress("wait for other programs to end", int(waited_s), int(profile.quiet_wait_s), found.text())
+    def on_neighbours(neighbours: Neighbours, waited_s: float) -> None:
+        progress("wait for other programs to end", int(waited_s), int(profile.quiet_wait_s), neighbours.text())
 
     if profile.is_host:
         return HostDevice(
@@ -112,8 +111,8 @@ def device_of(settings: Settings, runtime: str, progress: Progress) -> Device:
     by_program = settings.runtime == BENCHMARK_MODEL and runtime == TFLITE.runtime
     library = choose_library(list_libraries(runtimes_folder()), BENCHMARK_MODEL if by_program else runtime, facts.abis)
 
-    def on_wait(found: Mapping[str, str], waited_s: float) -> None:
-        progress(waiting_stage(found), int(waited_s), int(profile.cooldown_s), "; ".join(found.values()))
+    def on_wait(problems: Mapping[str, str], waited_s: float) -> None:
+        progress(waiting_stage(problems), int(waited_s), int(profile.cooldown_s), "; ".join(problems.values()))
 
     is_program = library.runtime == BENCHMARK_MODEL
     kind = BenchmarkModelDevice if is_program else PhoneDevice
@@ -192,28 +191,25 @@ def recorded(space: Workspace, settings: Settings) -> tuple[RecordedDevice, Sett
             next_step="import one with `amc-mobile table import`, or attach the device and run `amc-mobile profile`",
         )
     with LatencyTable(location) as table:
-        found = choose_conditions(table.conditions(), settings)
-    runtime = found.runtime if found.runtime in BY_RUNTIME else settings.runtime or _exporter()
-    return RecordedDevice(found), replace(settings, runtime=runtime, conditions=found.key, offline=True)
+        conditions = choose_conditions(table.conditions(), settings)
+    # Where a table does not say its runtime, any export gives the kernels' shapes.
+    exporter = (TFLITE if TFLITE.can_export else ONNX).runtime
+    runtime = conditions.runtime if conditions.runtime in BY_RUNTIME else settings.runtime or exporter
+    return RecordedDevice(conditions), replace(settings, runtime=runtime, conditions=conditions.key, offline=True)
 
 
 def not_measured(device: str) -> str:
-    """What every text says of latencies that only the table of `device`, as the table names it, tells."""
+    """The warning beside every latency that is predicted by the table of `device` alone."""
     return f"PREDICTED, NOT MEASURED: by the table of {device}, without the device"
 
 
-def _exporter() -> str:
-    """Where a table does not say its runtime, any export tells the kernels' shapes."""
-    return (TFLITE if TFLITE.can_export else ONNX).runtime
-
-
-def choose_conditions(known: Sequence[Conditions], settings: Settings) -> Conditions:
-    """The one of `known` that the settings mean; raises InvalidInput listing them where that is not exactly one."""
+def choose_conditions(in_table: Sequence[Conditions], settings: Settings) -> Conditions:
+    """The conditions of the table that the settings mean. Raises InvalidInput where none or several fit."""
     profile = load_profiles(profiles_folder()).get(settings.device)
-    of_device = [c for c in known if is_of(c, settings.device, profile)]
+    of_device = [c for c in in_table if is_of(c, settings.device, profile)]
     if not of_device:
         raise InvalidInput(
-            f"the table holds nothing measured on {settings.device}" + _listed(known),
+            f"the table holds nothing measured on {settings.device}" + _listed(in_table),
             next_step="pass the --device that it was measured on, or import another table",
         )
     keys = [key for key in settings.conditions.replace(" ", "").split(",") if key]
@@ -252,17 +248,17 @@ def _properties(conditions: Conditions) -> dict[str, str]:
     manufacturer, _, model = conditions.device.partition(" ")
     # Behind the version of Android: BRAND/PRODUCT/DEVICE:VERSION/...
     fingerprint = conditions.os.rpartition(" ")[2].split("/")
-    found = {"ro.product.manufacturer": manufacturer, "ro.product.model": model, "ro.soc.model": conditions.soc}
+    properties = {"ro.product.manufacturer": manufacturer, "ro.product.model": model, "ro.soc.model": conditions.soc}
     if len(fingerprint) > 2:
-        found |= {"ro.product.brand": fingerprint[0], "ro.product.device": fingerprint[2].partition(":")[0]}
-    return found
+        properties |= {"ro.product.brand": fingerprint[0], "ro.product.device": fingerprint[2].partition(":")[0]}
+    return properties
 
 
-def _listed(known: Sequence[Conditions]) -> str:
+def _listed(every: Sequence[Conditions]) -> str:
     lines = [
         f"\n  {c.key[:SHOWN_KEY]}  {c.device} ({c.soc}), {c.os}, {c.runtime} {c.runtime_version}, "
         f"{c.threads} thread(s), cores {c.cores}, clocks {c.clock_mode}{', unit ' + c.unit if c.unit else ''}"
-        for c in known
+        for c in every
     ]
     return ":" + "".join(lines) if lines else ""
 

@@ -179,12 +179,16 @@ def test_what_ran_past_its_deadline_is_killed_on_the_phone(adb: AdbPhone, phone:
     assert phone.sandbox.processes() == []
 
 
-def test_a_phone_that_stalls_altogether_does_not_hang_us(adb: AdbPhone, phone: FakePhone, tmp_path: Path) -> None:
+def test_a_phone_that_stalls_altogether_does_not_hang_us(
+    adb: AdbPhone, phone: FakePhone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = tmp_path / "model"
     source.write_bytes(bytes(3_000_000))
     phone.faults.add("stall", times=99)
     raises_within(2, DeadlineExceeded, lambda: adb.shell("echo hello", what="hello", timeout_s=1))
-    raises_within(2, DeadlineExceeded, lambda: adb.push(source, "/data/local/tmp/model", timeout_s=1))
+    with monkeypatch.context() as patch:
+        patch.setattr("amc_mobile.device.adb.TRANSFER_TIMEOUT_S", 1)
+        raises_within(2, DeadlineExceeded, lambda: adb.push(source, "/data/local/tmp/model"))
     phone.faults.mend()
     assert adb.push(source, "/data/local/tmp/model") == 3_000_000
 

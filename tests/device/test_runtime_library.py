@@ -140,7 +140,7 @@ def test_a_wheels_library_is_found_and_litert_is_told_from_tflite(tmp_path: Path
     wheel = archive(
         tmp_path / "ai_edge_litert-2.3.0-cp311-manylinux_2_27_aarch64.whl", {"ai_edge_litert/libLiteRt.so": LITERT}
     )
-    with pytest.raises(InvalidConfig, match="does not tell"):
+    with pytest.raises(InvalidConfig, match="holds no single version"):
         add_library(archive(tmp_path / "ai_edge_litert.whl", {"a/libLiteRt.so": LITERT}), tmp_path / "r")
     assert add_library(wheel, tmp_path / "r")[0].runtime == "litert"
 
