@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from benches import wait_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from phone_fake.phone import FakePhone, PrivateAdbServer
@@ -220,6 +221,7 @@ def test_an_unauthorized_phone_is_told_apart(new_phone: Callable[..., FakePhone]
     phone = new_phone(attach=False)
     phone.become("unauthorized")
     adb_server.attach(phone)
+    wait_for(lambda: adb_server.state_of(phone) == "unauthorized")  # on a busy computer it is offline at first
     error = raises_within(5, DeviceUnauthorized, lambda: attached(phone.serial))
     assert "accept the dialog" in error.next_step
     phone.become("device")

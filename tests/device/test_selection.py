@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from benches import wait_for
 from elf_files import ARM64, shared_library
 from phone_fake.phone import FakePhone, PrivateAdbServer
 
@@ -72,6 +73,7 @@ def test_an_unauthorized_phone_does_not_hide_another(
     locked = new_phone(attach=False)
     locked.become("unauthorized")
     adb_server.attach(locked)
+    wait_for(lambda: adb_server.state_of(locked) == "unauthorized")
     with pytest.raises(DeviceUnauthorized, match=locked.serial):
         select_phone(PROFILES["pixel"], PROFILES)
     ready = new_phone()
