@@ -288,20 +288,23 @@ def stage_accuracies(stages: Sequence[Stage], metric: str) -> Spec | None:
         return None
     ends = _range([value for row in rows for value in (row["low"], row["high"])], room=0.04)
     domain = [max(0.0, ends[0]), min(100.0, ends[1])]
-    title = f"{printable(metric)} on test images, % (bars: 95 % interval)"
-    x = alt.X("accuracy:Q", title=title, scale=alt.Scale(domain=domain, nice=False), axis=alt.Axis(tickCount=6))
+    split = next(stage.accuracy.split for stage in stages if stage.accuracy is not None)
+    title = f"{printable(metric)} on {rows[0]['images']} {split} images, % (bars: 95 % interval)"
+    scale = alt.Scale(domain=domain, nice=False)
+    x, low, high = (
+        alt.X(f"{field}:Q", title=title, scale=scale, axis=alt.Axis(tickCount=6))
+        for field in ("accuracy", "low", "high")
+    )
     names = alt.Axis(labelColor=INK, labelPadding=8, ticks=False, domain=False)
     base = alt.Chart(_rows(rows), height=22 * len(rows)).encode(
         y=alt.Y("stage:N", sort=None, title=None, axis=names),
         tooltip=["stage:N", *(alt.Tooltip(f"{f}:Q", format=".1f") for f in ("accuracy", "low", "high")), "images:Q"],
     )  # fmt: skip
     chart = alt.layer(
-        alt.Chart(_rows(rows[:1])).mark_rect(color=SHADE).encode(x=alt.X("low:Q", title=title), x2="high:Q"),
-        base.mark_rule(color=SOFT, strokeWidth=1.5).encode(x=alt.X("low:Q", title=title), x2="high:Q"),
+        alt.Chart(_rows(rows[:1])).mark_rect(color=SHADE).encode(low, x2="high:Q"),
+        base.mark_rule(color=SOFT, strokeWidth=1.5).encode(low, x2="high:Q"),
         base.mark_point(filled=True, size=60, color=AFTER, opacity=1).encode(x),
-        base.mark_text(align="left", dx=8).encode(
-            x=alt.X("high:Q", title=title), text=alt.Text("accuracy:Q", format=".1f")
-        ),
+        base.mark_text(align="left", dx=8).encode(high, text=alt.Text("accuracy:Q", format=".1f")),
     )
     return _finished(
         chart.properties(width="container", autosize=FIT_WIDTH, padding=_padding(40)), f"{metric} after each step"
@@ -517,10 +520,21 @@ def group_lines(
     return _finished(alt.vconcat(*(panel([name], 70).properties(title=name) for name in series)), description)
 
 
-def accuracy_bars(values: Sequence[tuple[str, str, float]], original: float | None, *, accuracy: str) -> Spec | None:
-    """Bars per policy and stage with the spread over seeds, and the original as a line.
+def _interval(percentage: float, images: int | None) -> tuple[float, float]:
+    """Wilson's, in percent; the value itself where accuracies are no shares of images."""
+    if images is None:
+        return percentage, percentage
+    low, high = wilson_interval(min(max(percentage / 100, 0.0), 1.0), images)
+    return 100 * low, 100 * high
+
+
+def accuracy_bars(
+    values: Sequence[tuple[str, str, float]], original: float | None, *, accuracy: str, images: int | None
+) -> Spec | None:
+    """Bars per policy and stage with the spread over seeds; the original as a line in its 95 % interval.
 
     `values`: policy, stage and accuracy in [0, 1]. `accuracy`: which and on what, e.g. "top-1 on 360 test images".
+    `images`: how many; None where accuracies are no shares of them.
     """
     import altair as alt
     import pandas as pd
@@ -532,12 +546,14 @@ def accuracy_bars(values: Sequence[tuple[str, str, float]], original: float | No
     bars = frame.groupby(["policy", "stage"], sort=False)["top1"].agg(mean="mean", low="min", high="max").reset_index()
     spread = bars.apply(lambda b: f" [{b.low:.1f}-{b.high:.1f}]" if b.high > b.low else "", axis=1)
     bars["shown"] = bars["mean"].map("{:.1f}".format) + spread
-    lowest, highest = bars["low"].min(), max(bars["high"].max(), 100 * (original or 0.0))
+    band = _interval(100 * (original or 0.0), images)
+    lowest, highest = min(bars["low"].min(), band[0] if original else 100.0), max(bars["high"].max(), band[1])
     start = 10.0 * max(0.0, (lowest - 8) // 10) if lowest > 20 else 0.0
     stages = list(dict.fromkeys(frame["stage"]))
     title = f"{printable(accuracy)}, %" + (f"; the axis starts at {start:.0f}" if start else "")
     domain = [start, min(100.0, highest + (highest - start) * 0.03)]
-    x = alt.X("mean:Q", title=title, scale=alt.Scale(domain=domain, nice=False))
+    scale = alt.Scale(domain=domain, nice=False)
+    x = alt.X("mean:Q", title=title, scale=scale)
     tooltip = [alt.Tooltip(f"{name}:Q", title=f"{name}, %", format=".2f") for name in ("mean", "low", "high")]
     colour = alt.Color("stage:N", title=None, sort=None, scale=alt.Scale(domain=stages, range=STAGES))
     names = alt.Axis(labelColor=INK, labelPadding=8, ticks=False, domain=False)
@@ -546,7 +562,9 @@ def accuracy_bars(values: Sequence[tuple[str, str, float]], original: float | No
         yOffset=alt.YOffset("stage:N", sort=None, scale=alt.Scale(domain=stages)),
         tooltip=["policy:N", "stage:N", *tooltip],
     )  # fmt: skip
+    shade = alt.Chart(_rows([{"low": band[0], "high": band[1]}] if original else []))
     chart = alt.layer(
+        shade.mark_rect(color=SHADE).encode(x=alt.X("low:Q", title=title, scale=scale), x2="high:Q"),
         base.mark_bar().encode(x, x2=alt.datum(start), color=colour),
         base.mark_rule(color=INK, strokeWidth=1.2).encode(x=alt.X("low:Q", title=title), x2="high:Q"),
         base.mark_text(align="left", dx=6).encode(x=alt.value("width"), text="shown:N"),
@@ -557,11 +575,13 @@ def accuracy_bars(values: Sequence[tuple[str, str, float]], original: float | No
 
 
 def front(
-    values: Sequence[tuple[str, str, float, float]], original: tuple[float, float] | None, *, unit: str, accuracy: str
-) -> Spec | None:
+    values: Sequence[tuple[str, str, float, float]], original: tuple[float, float] | None, *, unit: str, accuracy: str,
+    images: int | None,
+) -> Spec | None:  # fmt: skip
     """Accuracy over cost: a line per policy through its budgets, dots for seeds, the front of all means as steps.
 
-    `values`: policy, budget, cost and accuracy in [0, 1], one per seed. `original`: its cost and accuracy.
+    `values`: policy, budget, cost and accuracy in [0, 1], one per seed. `original`: its cost and accuracy. `images`: as
+    for `accuracy_bars`; the means and the original then have their 95 % intervals.
     """
     import altair as alt
     import pandas as pd
@@ -571,25 +591,35 @@ def front(
     frame = pd.DataFrame(values, columns=["policy", "budget", "cost", "top1"])
     frame["top1"] *= 100
     means = frame.groupby(["policy", "budget"], sort=False)[["cost", "top1"]].mean().reset_index()
+    means["low"], means["high"] = zip(*(_interval(value, images) for value in means["top1"]), strict=True)
     whole = [(original[0], 100 * original[1])] if original else []
+    band = _interval(whole[0][1], images) if whole else ()
     best = non_dominated([*zip(means["cost"], means["top1"], strict=True), *whole])
     costs, top1 = ([*frame[key], *(pair[i] for pair in whole)] for i, key in enumerate(("cost", "top1")))
     x = alt.X(
         "cost:Q", title=unit, scale=alt.Scale(domain=_range(costs), nice=False), axis=alt.Axis(grid=False, tickCount=6)
     )
-    y = alt.Y("top1:Q", title=f"{printable(accuracy)}, %", axis=_left_axis(),
-              scale=alt.Scale(domain=_range(top1), nice=False))  # fmt: skip
+    scale = alt.Scale(domain=_range([*top1, *means["low"], *means["high"], *band]), nice=False)
+    title = f"{printable(accuracy)}, %"
+    y, low = (alt.Y(f"{field}:Q", title=title, axis=_left_axis(), scale=scale) for field in ("top1", "low"))
     colour, shape, dash = _looks("policy", list(dict.fromkeys(frame["policy"].map(printable))))
     tooltip: list[Any] = ["policy:N", "budget:N", alt.Tooltip("cost:Q", title=unit, format=".4g"),
                alt.Tooltip("top1:Q", title="accuracy, %", format=".2f")]  # fmt: skip
+    ends = [
+        alt.Tooltip(f"{end}:Q", title=f"95 % interval, {end}, %", format=".1f") for end in ("low", "high") if images
+    ]
     mean = alt.Chart(_frame_rows(means)).encode(x, y, colour)
-    layers = [
+    layers: list[Any] = [
+        alt.Chart(_rows([{"low": band[0], "high": band[1]}] if band else [])).mark_rect(color=SHADE).encode(
+            low, alt.Y2("high:Q")
+        ),
         alt.Chart(_rows([{"cost": c, "top1": t} for c, t in best])).encode(x, y).mark_line(
             interpolate="step-after", color=FRONT, strokeWidth=5, opacity=0.7
         ),
         alt.Chart(_frame_rows(frame)).encode(x, y, colour, tooltip=tooltip).mark_circle(size=16, opacity=0.45),
+        mean.mark_rule(opacity=0.5).encode(low, alt.Y2("high:Q")),
         mean.mark_line(strokeWidth=1.8).encode(strokeDash=dash),
-        mean.mark_point(filled=True, size=60, opacity=1).encode(shape=shape, tooltip=tooltip),
+        mean.mark_point(filled=True, size=60, opacity=1).encode(shape=shape, tooltip=[*tooltip, *ends]),
     ]  # fmt: skip
     if original:
         shown = f"original {100 * original[1]:.1f} %, {number(original[0], significant=3)}"

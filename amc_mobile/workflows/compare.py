@@ -12,6 +12,7 @@ import numpy as np
 from amc_mobile.errors import BudgetNotMet, InvalidInput, UnreachableBudget
 from amc_mobile.models.loading import weights_sha256
 from amc_mobile.report.charts import accuracy_bars, front, group_lines
+from amc_mobile.report.content import TOP1
 from amc_mobile.report.pages import Picture, SeriesPage, write_series_page
 from amc_mobile.report.tables import NOTHING, Section, number, percent, render_rows
 from amc_mobile.search.budget import Unit, format_cost
@@ -315,10 +316,16 @@ def _front(runs: Sequence[FinishedRun], accuracy: str) -> Picture:
     original = (whole * scale, runs[0].original_top1) if whole and several else None
     caption = (
         f"Accuracy of the {stage} networks. Markers: means over seeds, joined through the budgets; small dots: seeds; "
-        "the grey steps: what no other policy beats in both."
+        "the grey steps: what no other policy beats in both. Thin lines and the grey band of the original: 95 % "
+        "intervals for that number of images; all are on the same images, so differences are surer than these."
     )
-    chart = front(points, original, unit=unit, accuracy=accuracy)
+    chart = front(points, original, unit=unit, accuracy=accuracy, images=_counted_images(runs))
     return Picture("compare-front", "Accuracy against cost", caption, chart)
+
+
+def _counted_images(runs: Sequence[FinishedRun]) -> int | None:
+    """The images that an accuracy is a share of; None for other metrics."""
+    return runs[0].test_images if runs[0].metric == TOP1 else None
 
 
 def _bars(runs: Sequence[FinishedRun], budget: str, accuracy: str) -> Picture:
@@ -330,8 +337,9 @@ def _bars(runs: Sequence[FinishedRun], budget: str, accuracy: str) -> Picture:
     ]
     return Picture(
         run_name("compare-accuracy", budget), f"Accuracy before and after fine-tuning, {budget}",
-        "Bars: means over seeds; lines on them: from the lowest to the highest seed, in brackets at the right.",
-        accuracy_bars(values, runs[0].original_top1, accuracy=accuracy),
+        "Bars: means over seeds; lines on them: from the lowest to the highest seed, in brackets at the right. Grey: "
+        "the 95 % interval of the original for that number of images.",
+        accuracy_bars(values, runs[0].original_top1, accuracy=accuracy, images=_counted_images(runs)),
     )  # fmt: skip
 
 

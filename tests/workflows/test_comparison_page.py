@@ -49,6 +49,17 @@ def test_every_run_is_linked_and_a_failed_one_says_why() -> None:
     assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", page).replace("http-equiv", "")
 
 
+def test_accuracies_have_intervals_that_the_axes_hold() -> None:
+    found = comparison(0.3, 0.7)
+    for mean in rows(chart(found, "compare-front"), "policy", "low"):
+        assert mean["low"] < mean["top1"] < mean["high"] and mean["high"] - mean["low"] > 2  # of 500 images
+    counted = comparison_page(replace(found, runs=tuple(
+        replace(run, metric="mAP@0.5") if hasattr(run, "metric") else run for run in found.runs
+    )))  # fmt: skip
+    front = next(picture.chart for picture in counted.pictures if picture.key == "compare-front")
+    assert all(mean["low"] == mean["top1"] for mean in rows(front, "policy", "low"))
+
+
 def test_files_are_the_page_and_one_svg_per_picture(tmp_path: Path) -> None:
     paths = write_series_page(comparison_page(comparison(0.3, 0.7)), tmp_path / "compare.html")
     assert {path.name for path in paths} == {
@@ -104,4 +115,4 @@ def test_more_policies_than_fit_one_panel_get_a_panel_each() -> None:
 def test_the_front_holds_what_nothing_else_beats() -> None:
     points = [(1.0, 0.5), (1.0, 0.6), (2.0, 0.55), (3.0, 0.7), (4.0, 0.7)]
     assert non_dominated(points) == [(1.0, 0.6), (3.0, 0.7)]
-    assert front([], None, unit="ms", accuracy="top-1 on test images") is None
+    assert front([], None, unit="ms", accuracy="top-1 on test images", images=360) is None
