@@ -77,21 +77,21 @@ def _grouped(trace: TraceRecord, input_shape: tuple[int, ...]) -> ChannelGroups:
     group_of = np.full(len(roots), -1, dtype=np.int64)
     position_of = np.zeros(len(roots), dtype=np.int64)
     small: set[int] = set()
-    found: list[list[int]] = []
+    roots_of_groups: list[list[int]] = []
     for of_group in members:
         if len(of_group) <= MIN_CHANNELS:
             small.update(of_group)
             continue
-        group_of[of_group] = len(found)
+        group_of[of_group] = len(roots_of_groups)
         position_of[of_group] = np.arange(len(of_group))
-        found.append(of_group)
+        roots_of_groups.append(of_group)
 
     def dimension(ids: Ids) -> DimensionIds:
         return DimensionIds(group_of[roots[ids]], position_of[roots[ids]])
 
     layers = tuple(_layer(traced, dimension, input_shape[0]) for traced in trace.layers)
     groups: list[ChannelGroup] = []
-    for index, of_group in enumerate(found):
+    for index, of_group in enumerate(roots_of_groups):
         coupled = [layer for layer in layers if layer.kind != "depthwise"]
         makers = tuple(dict.fromkeys(la.name for la in coupled if (la.out_ids.group == index).any()))
         readers = tuple(dict.fromkeys(la.name for la in coupled if (la.in_ids.group == index).any()))
@@ -137,39 +137,24 @@ def _layer(traced: TracedLayer, dimension: Callable[[Ids], DimensionIds], images
     kind = "linear" if linear else "depthwise" if depthwise else "grouped" if traced.groups > 1 else "conv"
     if traced.transposed and traced.groups == 1:
         kind = "transposed"
-    kernel, dilation = _pair(traced.weight_shape[2:], 1), _pair(traced.dilation, 1)
-    spatial_in, spatial_out = (s[1:-1] if linear else s[2:] for s in (traced.in_shape, traced.out_shape))
     return Layer(
         name=traced.name,
         kind=kind,
         in_ids=dimension(traced.in_ids),
         out_ids=dimension(traced.out_ids),
-        kernel_size=kernel,
-        stride=_pair(traced.stride, 1),
-        padding=_padding(traced, kernel, dilation),
-        dilation=dilation,
+        kernel_size=_pair(traced.weight_shape[2:]),
+        stride=_pair(traced.stride),
         groups=traced.groups,
-        in_size=_pair(spatial_in, 1),
-        out_size=_pair(spatial_out, 1),
+        out_size=_pair(traced.out_shape[1:-1] if linear else traced.out_shape[2:]),
         positions=math.prod(traced.in_shape if traced.transposed else traced.out_shape)
         // (len(traced.in_ids) if traced.transposed else len(traced.out_ids))
         // images,
-        has_bias=traced.has_bias,
     )
 
 
-def _padding(traced: TracedLayer, kernel: tuple[int, int], dilation: tuple[int, int]) -> tuple[int, int]:
-    if not isinstance(traced.padding, str):
-        return _pair(traced.padding, 0)
-    if traced.padding == "valid":
-        return (0, 0)
-    total = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]
-    return (total[0] // 2, total[1] // 2)
-
-
-def _pair(values: tuple[int, ...], default: int) -> tuple[int, int]:
-    """(height, width) of two, one or no spatial dimensions."""
-    height, width = (default, default, *values)[-2:]
+def _pair(values: tuple[int, ...]) -> tuple[int, int]:
+    """(height, width) of two, one or no spatial dimensions; 1 for those there are not."""
+    height, width = (1, 1, *values)[-2:]
     return int(height), int(width)
 
 

@@ -43,8 +43,8 @@ class ChannelIds:
         left, right = np.broadcast_arrays(np.asarray(a), np.asarray(b))
         if not left.size:
             return
-        for one, other in np.unique(np.stack([left.ravel(), right.ravel()], 1), axis=0):
-            first, second = self.root(int(one)), self.root(int(other))
+        for a_id, b_id in np.unique(np.stack([left.ravel(), right.ravel()], 1), axis=0):
+            first, second = self.root(int(a_id)), self.root(int(b_id))
             if first != second:
                 self._parent[max(first, second)] = min(first, second)
 
@@ -112,7 +112,7 @@ class Layer:
     """One execution of a convolution or linear layer. Sizes are (height, width) in the unpruned network.
 
     A 1-D convolution has height 1. A linear layer that reads (N, H, W, F) or (N, T, F) has the sizes (H, W) or (1, T),
-    otherwise (1, 1). `padding` is that in front; strings such as "same" are resolved. `positions`: how often the weight
+    otherwise (1, 1). `positions`: how often the weight
     is applied for one image: at every position of the output (of a transposed convolution: of the input), also where
     the network folds space into the batch.
     """
@@ -123,13 +123,9 @@ class Layer:
     out_ids: DimensionIds
     kernel_size: tuple[int, int]
     stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
     groups: int
-    in_size: tuple[int, int]
     out_size: tuple[int, int]
     positions: int
-    has_bias: bool
 
     @property
     def macs_per_channel_pair(self) -> int:

@@ -82,7 +82,7 @@ def where_it_failed(model: nn.Module, error: BaseException) -> tuple[str, str]:
     """(path of the innermost module of `model` that ran, " at `source` (file, line N)"); ("", "") where not known."""
     paths = {id(module): name for name, module in model.named_modules()}
     for cause in _causes(error):
-        found: tuple[str, str] | None = None
+        failed_at: tuple[str, str] | None = None
         for frame in _frames(cause.__traceback__):
             owner = frame.tb_frame.f_locals.get("self")
             code = frame.tb_frame.f_code
@@ -95,9 +95,9 @@ def where_it_failed(model: nn.Module, error: BaseException) -> tuple[str, str]:
                 summary = traceback.extract_tb(frame, limit=1)
                 text = summary[0].line if summary else ""
                 place = f"{Path(code.co_filename).name}, line {frame.tb_lineno}"
-                found = paths[id(owner)], f" at `{text}` ({place})" if text else ""
-        if found:
-            return found
+                failed_at = paths[id(owner)], f" at `{text}` ({place})" if text else ""
+        if failed_at:
+            return failed_at
     return "", ""
 
 
@@ -238,11 +238,8 @@ class TracedLayer:
     weight_shape: tuple[int, ...]
     groups: int
     stride: tuple[int, ...]
-    padding: tuple[int, ...] | str
-    dilation: tuple[int, ...]
     in_shape: tuple[int, ...]
     out_shape: tuple[int, ...]
-    has_bias: bool
 
 
 def channel_vector(x: Tensor) -> Ids | None:
@@ -356,13 +353,11 @@ def convolution(
         if transposed:  # its second dimension holds one share of the outputs
             dims[1] = None
         record.fixed.append((ids_out, "grouped convolution"))
-    spatial = len(shape) - 2
-    padding = given.get("padding", 0)
+    stride = given.get("stride", 1)
+    strides = (stride,) if isinstance(stride, int) else tuple(int(step) for step in stride)
     _add_layer(
         record, weight, given.get("bias"), tuple(dims), transposed, ids_in, ids_out, tuple(x.shape), shape, groups,
-        stride=_per_dimension(given.get("stride", 1), spatial),
-        padding=padding if isinstance(padding, str) else _per_dimension(padding, spatial),
-        dilation=_per_dimension(given.get("dilation", 1), spatial),
+        stride=strides * (len(shape) - 2) if len(strides) == 1 else strides,
     )  # fmt: skip
     return spread(ids_out, shape)
 
@@ -397,8 +392,6 @@ def _add_layer(
     out_shape: tuple[int, ...],
     groups: int,
     stride: tuple[int, ...] = (),
-    padding: tuple[int, ...] | str = (),
-    dilation: tuple[int, ...] = (),
 ) -> None:
     if any(ids is not None for ids in dims):
         record.note(weight, dims)
@@ -406,8 +399,8 @@ def _add_layer(
         record.note(bias, (out_ids,))
     record.layers.append(
         TracedLayer(
-            weight.name.rpartition(".")[0], transposed, in_ids, out_ids, weight.shape, groups, stride, padding,
-            dilation, in_shape, out_shape, has_bias=isinstance(bias, Parameter),
+            weight.name.rpartition(".")[0], transposed, in_ids, out_ids, weight.shape, groups, stride, in_shape,
+            out_shape,
         )
     )  # fmt: skip
 
@@ -419,13 +412,6 @@ def _weight(record: TraceRecord, weight: Any) -> Parameter:
     if attribute != "weight" or module not in record.layer_modules:
         raise NoRuleError(f"whose weight is the parameter {weight.name}, not that of a layer")
     return weight
-
-
-def _per_dimension(value: Any, length: int) -> tuple[int, ...]:
-    if isinstance(value, int):
-        return (value,) * length
-    values = tuple(int(v) for v in value)
-    return values * length if len(values) == 1 else values
 
 
 class IdTrace(Interpreter):
@@ -528,13 +514,13 @@ class IdTrace(Interpreter):
             self.record.fix(number, "broadcast over channels")
             return many.expand(shape)
         if first.ndim == second.ndim >= 2:
-            one, other = channel_vector(first), channel_vector(second)
-            if one is not None and other is not None:
-                if len(one) == len(other):
-                    self.record.ids.unite(one, other)
-                    return spread(np.maximum(one, other), shape)
+            first_ids, second_ids = channel_vector(first), channel_vector(second)
+            if first_ids is not None and second_ids is not None:
+                if len(first_ids) == len(second_ids):
+                    self.record.ids.unite(first_ids, second_ids)
+                    return spread(np.maximum(first_ids, second_ids), shape)
                 # One channel against many: it keeps its width of one, the others are not coupled by it.
-                narrow, wide = sorted((one, other), key=len)
+                narrow, wide = sorted((first_ids, second_ids), key=len)
                 self.record.fixed.append((narrow, "broadcast over channels"))
                 return spread(wide, shape)
         left, right = torch.broadcast_tensors(first, second)  # type: ignore[no-untyped-call]

@@ -536,12 +536,12 @@ def _several_inputs(spec: str, parts: Sequence[Any], options: ReadOptions) -> Da
     """Every input normalised, behind each other."""
     sets, shapes = [], []
     for inputs, given in parts:
-        chosen = [_collected_or_given(spec, (one, given)) for one in inputs]
+        chosen = [_collected_or_given(spec, (values, given)) for values in inputs]
         normalised = [
             _image_set(part, ReadOptions(normalisation=options.normalisation)).normalised() for part in chosen
         ]
-        shapes.append(tuple(tuple(one.shape[1:]) for one in normalised))
-        packed = torch.cat([one.flatten(1) for one in normalised], 1)[:, :, None, None]
+        shapes.append(tuple(tuple(values.shape[1:]) for values in normalised))
+        packed = torch.cat([values.flatten(1) for values in normalised], 1)[:, :, None, None]
         plain = torch.zeros(packed.shape[1]), torch.ones(packed.shape[1])
         sets.append(ImageSet(packed, _labels(spec, given), *plain, mirrors=False))
     count = 1 + max(int(part.classes.max()) for part in sets)

@@ -70,11 +70,11 @@ def load_checkpoint(module: nn.Module, path: Path) -> None:
 def _kept_weights(path: Path) -> list[tuple[str, dict[str, Tensor]]]:
     """Every set of named tensors in a checkpoint and where it lies, the likeliest to be the network's weights first."""
     content = _content(path)
-    found = list(_sets_in(content, MAX_NESTING)) if isinstance(content, Mapping) else []
-    if not found:
+    sets = list(_sets_in(content, MAX_NESTING)) if isinstance(content, Mapping) else []
+    if not sets:
         what = "dict without tensors" if isinstance(content, Mapping) else type(content).__name__
         raise InvalidInput(f"{path} holds a {what}, no state dict", next_step=SAVE_WEIGHTS)
-    return found
+    return sets
 
 
 def _content(path: Path) -> Any:
@@ -169,7 +169,7 @@ def _fitting(
                 taken, " and ".join(map(repr, others)),
             )  # fmt: skip
         return fitting[taken]
-    _, problems = max(tried, key=lambda one: one[0])
+    _, problems = max(tried, key=lambda attempt: attempt[0])
     raise InvalidInput(
         f"{path} does not fit the network: {'; '.join(problems)}",
         next_step="check the model's name, its width and its number of classes",
@@ -184,7 +184,7 @@ def _renamed(weights: dict[str, Tensor], own: set[str]) -> Iterator[dict[str, Te
     yield weights
     prefixes = dict.fromkeys(name[: end + 1] for name in weights for end, sign in enumerate(name) if sign == ".")
     count = {prefix: sum(name.startswith(prefix) for name in weights) for prefix in _likely(prefixes, weights, own)}
-    for prefix in sorted(count, key=lambda one: (-count[one], len(one))):
+    for prefix in sorted(count, key=lambda name: (-count[name], len(name))):
         yield {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     heads = {name.partition(".")[0] for name in own}
     for head in heads if len(heads) == 1 else ():

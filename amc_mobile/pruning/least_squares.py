@@ -57,17 +57,17 @@ class Matrices:
 
 def available_bytes() -> int:
     """Memory that this process may still take: the system's and, in a container, the container's."""
-    found = []
+    limits_bytes = []
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                found.append(int(line.split()[1]) * 1024)
+                limits_bytes.append(int(line.split()[1]) * 1024)
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
         if limit != "max":
-            found.append(int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+            limits_bytes.append(int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
     except (OSError, ValueError):
-        pass  # another system, or an older container: what was found so far
-    return max(min(found), 0) if found else UNKNOWN_BYTES
+        pass  # another system, or an older container: what was limits_bytes so far
+    return max(min(limits_bytes), 0) if limits_bytes else UNKNOWN_BYTES
 
 
 DEFAULT_RIDGE = 1e-4  # of the mean diagonal

@@ -48,12 +48,12 @@ class MagnitudePruner:
 
     def masks(self, kept: Widths) -> dict[str, Tensor]:
         """By parameter, which entries stay. `kept`: (layers,)."""
-        found = {}
+        masks = {}
         for name, count in zip(self.names, kept, strict=True):
             mask = torch.zeros(self._weights[name].numel(), dtype=torch.bool)
             mask[self._order[name][: int(count)].long()] = True
-            found[f"{name}.weight"] = mask.view_as(self._weights[name])
-        return found
+            masks[f"{name}.weight"] = mask.view_as(self._weights[name])
+        return masks
 
     def build(self, kept: Widths) -> nn.Module:
         """A copy of the network in evaluation mode with zeros in place of the weights that go."""
@@ -72,14 +72,14 @@ class MagnitudePruner:
 
         From `min_density` for convolutions, and from LINEAR_MIN_DENSITY or less for linear layers, to all of them.
         """
-        found = []
+        grids = []
         for name, size in zip(self.names, self.sizes, strict=True):
             linear = self._weights[name].ndim == 2
             lowest = min(min_density, LINEAR_MIN_DENSITY) if linear else min_density
             densities = np.arange(1, DENSITY_STEPS + 1) / DENSITY_STEPS
             counts = np.ceil(np.append(lowest, densities[densities > lowest]) * size).astype(np.int64)
-            found.append(np.unique(np.maximum(counts, 1)))
-        return found
+            grids.append(np.unique(np.maximum(counts, 1)))
+        return grids
 
 
 def hold_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:

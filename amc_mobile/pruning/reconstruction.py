@@ -210,11 +210,6 @@ class Reconstructor:
             [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
         )
 
-    @property
-    def sizes(self) -> Widths:
-        """(groups,): the original channels."""
-        return self._groups.sizes
-
     def kept(self, widths: Widths) -> dict[str, Ids]:
         """The channels that a plan of these widths, shape (groups,), keeps."""
         return kept_of(self._order, widths)
@@ -230,7 +225,9 @@ class Reconstructor:
             if (gram := self._gram.layers.get(layer)) is not None:
                 reading, writing = axes if gram.transposed else reversed(axes)
                 if (inputs := survivors[reading[1]]) is not None:
-                    tensor = self._solution(gram, layer, inputs, tensor.shape)
+                    shape = list(tensor.shape)
+                    shape[reading[0]] = len(inputs)
+                    tensor = as_weight(self._columns(layer, inputs), shape, transposed=gram.transposed)
                     axes = [writing]
             for axis, dimension in axes:
                 positions = survivors[dimension]
@@ -261,11 +258,6 @@ class Reconstructor:
             total += solver.relative_errors()[len(others) + places.shape[1] * widths]
             read = True
         return total if read else 1 - widths / info.channels
-
-    def _solution(self, gram: LayerGram, layer: str, kept_inputs: Ids, shape: torch.Size) -> Tensor:
-        kept = list(shape)
-        kept[0 if gram.transposed else 1] = len(kept_inputs)
-        return as_weight(self._columns(layer, kept_inputs), kept, transposed=gram.transposed)
 
     def _columns(self, layer: str, kept_inputs: Ids) -> Tensor:
         """(kept columns, outputs), float32."""
@@ -338,11 +330,11 @@ class _Cuts:
     def survivors(self, widths: Widths) -> list[Ids | None]:
         """For each dimension the positions that stay, ascending; None where all do."""
         limits = np.append(widths, 1)  # group -1 is the last entry: a fixed position, of rank -1, always stays
-        found: list[Ids | None] = []
+        survivors: list[Ids | None] = []
         for group, rank in self._dimensions:
             stays = rank < limits[group]
-            found.append(None if stays.all() else np.flatnonzero(stays))
-        return found
+            survivors.append(None if stays.all() else np.flatnonzero(stays))
+        return survivors
 
 
 @dataclass(frozen=True, eq=False)
@@ -412,16 +404,16 @@ def _paired(original: Program, pruned: Program) -> dict[Node, Node]:
 
 def _affected(original: Program, pruned: Program, pairs: Mapping[Node, Node]) -> set[Node]:
     """Nodes of the pruned network whose values differ from the original's."""
-    found: set[Node] = set()
+    affected: set[Node] = set()
     for node in pruned.nodes:
         name = pruned.names.get(node)
         if name is not None:
             differs = pruned.state[name].shape != original.state[original.names[pairs[node]]].shape
         else:
-            differs = any(source in found for source in node.all_input_nodes)
+            differs = any(source in affected for source in node.all_input_nodes)
         if differs:
-            found.add(node)
-    return found
+            affected.add(node)
+    return affected
 
 
 @torch.no_grad()
@@ -545,8 +537,8 @@ class _Fitter:
             parts[0], parts[1], DEFAULT_RIDGE,
             intercept=step.bias is not None or step.norm is not None, scale=scale.double() * visible,
         )  # fmt: skip
-        wanted_columns = current + (change * visible).to(weight.dtype)
-        state[f"{step.layer}.weight"] = as_weight(wanted_columns, weight.shape, transposed=step.is_transposed)
+        new_columns = current + (change * visible).to(weight.dtype)
+        state[f"{step.layer}.weight"] = as_weight(new_columns, weight.shape, transposed=step.is_transposed)
         intercept = intercept.to(weight.dtype) * visible
         if step.bias is not None:
             state[step.bias] = state[step.bias] + intercept

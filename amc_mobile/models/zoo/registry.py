@@ -32,7 +32,6 @@ class ModelEntry:
     default_classes: int
     smallest_input_size: int
     normalisation: Normalisation  # what the published weights of this network were trained with
-    million_macs: float  # at the defaults, width 1.0
 
 
 PLAIN20 = partial(CifarResNet, blocks_per_stage=3, shortcut=False)
@@ -40,13 +39,13 @@ RESNET20, RESNET56 = (partial(CifarResNet, blocks_per_stage=blocks) for blocks i
 MODELS: dict[str, ModelEntry] = {
     entry.name: entry
     for entry in (
-        ModelEntry("mobilenet_v1", "MobileNet-V1", MobileNetV1, 224, 1000, 16, HALF, 568.7),
-        ModelEntry("mobilenet_v2", "MobileNetV2", MobileNetV2, 224, 1000, 16, HALF, 300.8),
-        ModelEntry("plain20", "Plain-20 for CIFAR-10, no shortcuts", PLAIN20, 32, 10, 4, IMAGENET, 40.55),
-        ModelEntry("resnet20", "ResNet-20 for CIFAR-10", RESNET20, 32, 10, 4, IMAGENET, 40.55),
-        ModelEntry("resnet56", "ResNet-56 for CIFAR-10", RESNET56, 32, 10, 4, IMAGENET, 125.5),
-        ModelEntry("resnet50", "ResNet-50", ResNet50, 224, 1000, 8, IMAGENET, 4089.2),
-        ModelEntry("ssdlite_mobilenet_v2", "SSDLite detector on MobileNetV2", SsdLite, 320, 80, 32, HALF, 783.9),
-        ModelEntry("vgg16", "VGG-16 with batch norm", VGG16, 224, 1000, 32, IMAGENET, 15470.3),
+        ModelEntry("mobilenet_v1", "MobileNet-V1", MobileNetV1, 224, 1000, 16, HALF),
+        ModelEntry("mobilenet_v2", "MobileNetV2", MobileNetV2, 224, 1000, 16, HALF),
+        ModelEntry("plain20", "Plain-20 for CIFAR-10, no shortcuts", PLAIN20, 32, 10, 4, IMAGENET),
+        ModelEntry("resnet20", "ResNet-20 for CIFAR-10", RESNET20, 32, 10, 4, IMAGENET),
+        ModelEntry("resnet56", "ResNet-56 for CIFAR-10", RESNET56, 32, 10, 4, IMAGENET),
+        ModelEntry("resnet50", "ResNet-50", ResNet50, 224, 1000, 8, IMAGENET),
+        ModelEntry("ssdlite_mobilenet_v2", "SSDLite detector on MobileNetV2", SsdLite, 320, 80, 32, HALF),
+        ModelEntry("vgg16", "VGG-16 with batch norm", VGG16, 224, 1000, 32, IMAGENET),
     )
 }
