@@ -343,12 +343,20 @@ def measure(
 
     Example: amc-mobile measure model.tflite --device pixel --threads 2
     """
-    from amc_mobile.workflows.export import measure_file
-
     settings = Settings(**given)
     check_settings(settings)
+    from amc_mobile.workflows import export as exports  # late: it loads torch, which wrong flags need not wait for
+    from amc_mobile.workflows.devices import OpenedDevice
+
+    opened = OpenedDevice(settings)
+    result: exports.MeasureResult | exports.SustainedResult
     with output.progress() as progress:
-        result = measure_file(file, settings, sustained_s=sustained_s, cadence_fps=cadence_fps, progress=progress)
+        if sustained_s is None:
+            result = exports.measure(file, opened, cadence_fps=cadence_fps, progress=progress)
+        else:
+            result = exports.measure_sustained(
+                file, opened, seconds=sustained_s, cadence_fps=cadence_fps, progress=progress
+            )
     output.show(result)
 
 

@@ -180,22 +180,40 @@ class Cadence:
         return sum(value > 1000 / self.fps for value in samples_ms) / len(samples_ms)
 
 
+def _cadence(fps: float | None) -> Cadence | None:
+    return Cadence(fps) if fps is not None else None
+
+
 @dataclass(frozen=True)
-class MeasureResult:
+class _FileMeasured:
+    """What both ways to measure a file give. `neighbours`: highest load of other programs meanwhile."""
+
     file: str
+    neighbours: Neighbours | None
+    cadence: Cadence | None
+
+    def _document(self, measured: Mapping[str, Any], samples_ms: Sequence[float]) -> dict[str, Any]:
+        neighbours = self.neighbours.to_document() if self.neighbours else None
+        paced = self.cadence.document(samples_ms) if self.cadence else {}
+        return {"file": self.file, **measured, "neighbours": neighbours, **paced}
+
+    def _text(self, lines: list[str], samples_ms: Sequence[float]) -> str:
+        lines += [self.cadence.text(samples_ms)] if self.cadence else []
+        if self.neighbours is not None and self.neighbours.is_busy:
+            lines += [f"Warning: {self.neighbours.text()} [{BUSY}]", f"next: {REMEDIES[BUSY]}"]
+        return "\n  ".join(lines)
+
+
+@dataclass(frozen=True)
+class MeasureResult(_FileMeasured):
     measurement: ModelMeasurement
-    neighbours: Neighbours | None  # highest load of other programs during the passes
-    cadence: Cadence | None = None
 
     def document(self) -> dict[str, Any]:
-        neighbours = self.neighbours.to_document() if self.neighbours else None
-        paced = self.cadence.document(self._runs_ms) if self.cadence else {}
-        return {"file": self.file, **self.measurement.to_document(), "neighbours": neighbours, **paced}
+        return self._document(self.measurement.to_document(), self._runs_ms)
 
     def text(self) -> str:
         lines = [self.file, measurement_text(self.measurement), *session_lines(self.measurement)]
-        lines += [self.cadence.text(self._runs_ms)] if self.cadence else []
-        return "\n  ".join(lines + _busy_lines(self.neighbours))
+        return self._text(lines, self._runs_ms)
 
     @property
     def p50_ms(self) -> float:
@@ -207,16 +225,11 @@ class MeasureResult:
 
 
 @dataclass(frozen=True)
-class SustainedResult:
-    file: str
+class SustainedResult(_FileMeasured):
     measurement: SustainedMeasurement
-    neighbours: Neighbours | None
-    cadence: Cadence | None = None
 
     def document(self) -> dict[str, Any]:
-        neighbours = self.neighbours.to_document() if self.neighbours else None
-        paced = self.cadence.document(self.measurement.samples_ms) if self.cadence else {}
-        return {"file": self.file, "sustained": self.measurement.to_document(), "neighbours": neighbours, **paced}
+        return self._document({"sustained": self.measurement.to_document()}, self.measurement.samples_ms)
 
     def text(self) -> str:
         measured = self.measurement
@@ -230,8 +243,7 @@ class SustainedResult:
             f"all runs       p50 {measured.p50_ms:.3f} ms   p90 {measured.p90_ms:.3f} ms   "
             f"at the end {measured.slowdowns[-1]:.2f}x as long as in the fastest window",
         ]
-        lines += [self.cadence.text(measured.samples_ms)] if self.cadence else []
-        return "\n  ".join(lines + _busy_lines(self.neighbours))
+        return self._text(lines, measured.samples_ms)
 
 
 def _heat_text(heat: Heat) -> str:
@@ -244,12 +256,6 @@ def _heat_text(heat: Heat) -> str:
     )
 
 
-def _busy_lines(neighbours: Neighbours | None) -> list[str]:
-    if neighbours is None or not neighbours.is_busy:
-        return []
-    return [f"Warning: {neighbours.text()} [{BUSY}]", f"next: {REMEDIES[BUSY]}"]
-
-
 def measure(
     path: Path | str, device: OpenedDevice | str = "host", *, cadence_fps: float | None = None,
     progress: Progress = silent,
@@ -259,9 +265,12 @@ def measure(
 
         amc.measure("model.tflite", amc.open_device("pixel", threads=2)).p50_ms
     """
-    result = measure_file(Path(path), _opened(device).settings, cadence_fps=cadence_fps, progress=progress)
-    assert isinstance(result, MeasureResult)
-    return result
+    settings, runtime, config = _checked(Path(path), device, cadence_fps)
+    progress("measure", 0, 1)
+    opened = device_of(settings, runtime, progress)
+    measurement = measure_model(opened, Path(path).read_bytes(), config)
+    progress("measure", 1, 1)
+    return MeasureResult(str(path), opened.most_neighbours(), _cadence(cadence_fps), measurement)
 
 
 def measure_sustained(
@@ -272,10 +281,22 @@ def measure_sustained(
 
     amc.measure_sustained("model.tflite", "pixel", seconds=120).measurement.slowdowns
     """
-    settings = _opened(device).settings
-    result = measure_file(Path(path), settings, sustained_s=seconds, cadence_fps=cadence_fps, progress=progress)
-    assert isinstance(result, SustainedResult)
-    return result
+    if not SHORTEST_S <= seconds <= LONGEST_S:
+        raise InvalidConfig(
+            f"--sustained-s {seconds:g} is not between {SHORTEST_S:g} and {LONGEST_S:g} seconds",
+            next_step="pass, for example, --sustained-s 60",
+        )
+    settings, runtime, config = _checked(Path(path), device, cadence_fps)
+    total = math.ceil(seconds)
+    progress(SUSTAINED_STAGE, 0, total)
+    opened = device_of(settings, runtime, progress)
+
+    def on_window(done_s: float) -> None:
+        progress(SUSTAINED_STAGE, min(int(done_s), total), total)
+
+    measured = protocol.measure_sustained(opened, Path(path).read_bytes(), seconds, on_window=on_window, config=config)
+    progress(SUSTAINED_STAGE, total, total)
+    return SustainedResult(str(path), opened.most_neighbours(), _cadence(cadence_fps), measured)
 
 
 def measure_pair(
@@ -287,84 +308,33 @@ def measure_pair(
 
         amc.measure_pair("original.tflite", "model.tflite").speedup
     """
-    settings = _opened(device).settings
-    opened = device_of(settings, BY_SUFFIX[Path(after).suffix].runtime, silent)
+    settings, runtime, _ = _checked(Path(after), device, None)
+    opened = device_of(settings, runtime, silent)
     files = Path(before).read_bytes(), Path(after).read_bytes()
     return protocol.measure_pair(opened, *files, ProtocolConfig(cpu_time=cpu_time))
 
 
-def _opened(device: OpenedDevice | str) -> OpenedDevice:
-    if isinstance(device, OpenedDevice):
-        return device
-    settings = Settings(device=device)
-    check_settings(settings)
-    return OpenedDevice(settings)
-
-
-def measure_file(
-    file: Path,
-    settings: Settings,
-    *,
-    sustained_s: float | None = None,
-    cadence_fps: float | None = None,
-    progress: Progress,
-) -> MeasureResult | SustainedResult:
-    """`sustained_s`: run for so long without letting the device cool, in place of ten short passes. `cadence_fps`: so
-    many runs a second, in place of runs back to back.
-
-    Raises InvalidInput for a file that is missing or of another format, DeviceError when it does not run.
-
-    InvalidConfig for a runtime of another format, or a number out of range.
-    """
-    if sustained_s is not None and not SHORTEST_S <= sustained_s <= LONGEST_S:
-        raise InvalidConfig(
-            f"--sustained-s {sustained_s:g} is not between {SHORTEST_S:g} and {LONGEST_S:g} seconds",
-            next_step="pass, for example, --sustained-s 60",
-        )
+def _checked(file: Path, device: OpenedDevice | str, cadence_fps: float | None) -> tuple[Settings, str, ProtocolConfig]:
+    """The device's settings, the file's runtime and how passes are made. Raises InvalidInput, InvalidConfig."""
     if cadence_fps is not None and not LOWEST_FPS <= cadence_fps <= HIGHEST_FPS:
         raise InvalidConfig(
             f"--cadence-fps {cadence_fps:g} is not between {LOWEST_FPS:g} and {HIGHEST_FPS:g} runs a second",
             next_step="pass, for example, --cadence-fps 30",
         )
-    cadence = Cadence(cadence_fps) if cadence_fps is not None else None
     if file.suffix not in BY_SUFFIX:
         raise InvalidInput(
             f"{file}: not a {' or '.join(BY_SUFFIX)} file", next_step="give a file of one of these formats"
         )
-    runtime = BY_SUFFIX[file.suffix].runtime
     if not file.is_file():
         raise InvalidInput(f"no file {file}", next_step="check the path")
+    settings = device.settings if isinstance(device, OpenedDevice) else Settings(device=device)
+    check_settings(settings)
+    runtime = BY_SUFFIX[file.suffix].runtime
     if settings.runtime and chosen_runtime(settings) != runtime:
         raise InvalidConfig(
             f"{settings.runtime} does not run {file.suffix} files", next_step=f"leave --runtime out, or use {runtime}"
         )
-    stage, total = ("measure", 1) if sustained_s is None else (SUSTAINED_STAGE, math.ceil(sustained_s))
-    progress(stage, 0, total)
-    device = device_of(settings, runtime, progress)
-    if sustained_s is not None:
-        return _measure_sustained(file, device, sustained_s, cadence, progress)
-    measurement = measure_model(device, file.read_bytes(), _protocol(cadence))
-    progress("measure", 1, 1)
-    return MeasureResult(str(file), measurement, device.most_neighbours(), cadence)
-
-
-def _protocol(cadence: Cadence | None) -> ProtocolConfig:
-    return ProtocolConfig(cadence_fps=cadence.fps if cadence else 0.0)
-
-
-def _measure_sustained(
-    file: Path, device: Device, seconds: float, cadence: Cadence | None, progress: Progress
-) -> SustainedResult:
-    total = math.ceil(seconds)
-    measured = protocol.measure_sustained(
-        device,
-        file.read_bytes(),
-        seconds,
-        on_window=lambda done_s: progress(SUSTAINED_STAGE, min(int(done_s), total), total),
-        config=_protocol(cadence),
-    )
-    progress(SUSTAINED_STAGE, total, total)
-    return SustainedResult(str(file), measured, device.most_neighbours(), cadence)
+    return settings, runtime, ProtocolConfig(cadence_fps=cadence_fps or 0.0)
 
 
 @dataclass(frozen=True)

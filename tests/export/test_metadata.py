@@ -113,6 +113,15 @@ def test_a_shipped_file_has_the_names_of_the_original_and_computes_what_it_did(f
     assert np.array_equal(RUN[form](content, images), RUN[form](exported(form, precision), images))
 
 
+@NEEDS_TFLITE
+def test_litert_compiles_a_shipped_file_and_finds_its_names(tmp_path: Path) -> None:
+    from ai_edge_litert.compiled_model import CompiledModel
+
+    (tmp_path / "model.tflite").write_bytes(shipped("tflite").content)
+    model = CompiledModel.from_file(str(tmp_path / "model.tflite"))
+    assert model.get_signature_list() == {"serving_default": {"inputs": ["image"], "outputs": ["logits"]}}
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_several_inputs_and_outputs_keep_their_names_and_their_order(form: str, tmp_path: Path) -> None:
     network, shapes = Stereo(), ((3, 5, 5), (3, 5, 5))
