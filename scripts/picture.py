@@ -38,7 +38,7 @@ def bars(report: dict[str, Any]) -> pd.DataFrame:
     before, after = report["original"], report["pruned"]
     quantities = {
         "latency (p50)": ("{:.2f} ms", *(side["latency"]["p50_ms"] for side in (before, after))),
-        "multiply-accumulates": ("{:.1f} M", *(side["macs"] / 1e6 for side in (before, after))),
+        "MACs": ("{:.1f} M", *(side["macs"] / 1e6 for side in (before, after))),
         "file": ("{:.2f} MB", *(side["file_bytes"] / 1e6 for side in (before, after))),
         "top-1 accuracy": ("{:.1f} %", *(side["accuracy"]["top1"] * 100 for side in (before, after))),
     }
@@ -132,7 +132,7 @@ def search_chart(run: amc.Run, theme: str) -> alt.HConcatChart:
 def styled(chart: alt.HConcatChart, theme: str) -> alt.HConcatChart:
     ink, _, _, rule = THEMES[theme]
     return (
-        chart.properties(background="transparent")
+        chart.properties(background="transparent", padding={"left": 16, "right": 8, "top": 4, "bottom": 4})
         .configure(font="sans-serif")
         .configure_view(stroke=None)
         .configure_axis(
