@@ -182,18 +182,15 @@ def _renamed(weights: dict[str, Tensor], own: set[str]) -> Iterator[dict[str, Te
     What has another prefix belongs to something else, such as a loss function.
     """
     yield weights
-    prefixes = dict.fromkeys(name[: end + 1] for name in weights for end, sign in enumerate(name) if sign == ".")
-    count = {prefix: sum(name.startswith(prefix) for name in weights) for prefix in _likely(prefixes, weights, own)}
+    prefixes = dict.fromkeys(
+        name[: end + 1] for name in weights for end, sign in enumerate(name) if sign == "." and name[end + 1 :] in own
+    )
+    count = {prefix: sum(name.startswith(prefix) for name in weights) for prefix in prefixes}
     for prefix in sorted(count, key=lambda name: (-count[name], len(name))):
         yield {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     heads = {name.partition(".")[0] for name in own}
     for head in heads if len(heads) == 1 else ():
         yield {f"{head}.{name}": value for name, value in weights.items()}
-
-
-def _likely(prefixes: Iterable[str], weights: Mapping[str, Tensor], own: set[str]) -> list[str]:
-    """Those that make a name of the module out of a name of the file."""
-    return [prefix for prefix in prefixes if any(n.startswith(prefix) and n[len(prefix) :] in own for n in weights)]
 
 
 def _refuse_undefined(weights: Mapping[str, Tensor], path: Path) -> None:

@@ -335,10 +335,6 @@ class Detections:
     classes: Tensor
     scores: Tensor
 
-    def at_least(self, score: float) -> Detections:
-        sure = self.scores >= score
-        return Detections(self.boxes[sure], self.classes[sure], self.scores[sure])
-
 
 def matched(found: Detections, objects: Tensor) -> Tensor:
     """(D,) bool: which detections are right. `objects`: (O, 5) class and corners of what is in the image.
@@ -493,8 +489,9 @@ class Detection:
         """Every object found with a score of one half, and nothing else."""
         answers = []
         for found, objects in zip(self.detections(outputs), _objects(labels), strict=True):
-            sure = found.at_least(SURE_SCORE)
-            answers.append(len(sure.scores) == len(objects) and bool(matched(sure, objects).all()))
+            sure = found.scores >= SURE_SCORE
+            shown = Detections(found.boxes[sure], found.classes[sure], found.scores[sure])
+            answers.append(len(shown.scores) == len(objects) and bool(matched(shown, objects).all()))
         return torch.tensor(answers)
 
     def predicted_classes(self, outputs: Tensor) -> Tensor:

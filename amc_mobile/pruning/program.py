@@ -217,8 +217,7 @@ class Execution:
 
     def bytes_past(self, node: Node) -> int:
         """What the run would keep once it has executed `node`, or keeps now where it is further."""
-        index = max(self._next, self._place[node] + 1)
-        return self._bytes_before(index)
+        return self._bytes_before(max(self._next, self._place[node] + 1))
 
     def bytes_before(self, node: Node) -> int:
         """What the run would keep before it executes `node`."""
