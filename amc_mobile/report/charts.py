@@ -387,7 +387,7 @@ def search_curve(
         if limit is not None:
             layers += _reference(alt.Y("value:Q"), limit, f"budget {number(limit)}", LIMIT)
             if band and unit == "ms":
-                layers += _reference(alt.Y("value:Q"), limit / (1 + band), "budget less the band", SOFT, below=True)
+                layers += _reference(alt.Y("value:Q"), limit / (1 + band), "budget less the band", SOFT)
         panels.append(alt.layer(*layers).properties(height=150))
     chart = alt.vconcat(panels[0].add_params(zoom), *panels[1:], spacing=14).resolve_scale(color="independent")
     return _finished(chart, "reward and cost of each episode of the search")
@@ -716,7 +716,7 @@ def _left_axis(**settings: Any) -> alt.Axis:
 
 
 def _reference(
-    channel: alt.X | alt.Y, value: float, name: str, colour: str, *, below: bool = False, inside: bool = False
+    channel: alt.X | alt.Y, value: float, name: str, colour: str, *, inside: bool = False
 ) -> list[alt.Chart]:
     """A dashed line across the plot with its name."""
     import altair as alt
@@ -727,7 +727,7 @@ def _reference(
     elif isinstance(channel, alt.X):
         label = base.mark_text(color=colour, align="right").encode(y=alt.value(-7))
     else:
-        label = base.mark_text(color=colour, align="left", dx=4, dy=8 if below else -7).encode(x=alt.value(0))
+        label = base.mark_text(color=colour, align="left", dx=4, dy=-7).encode(x=alt.value(0))
     return [base.mark_rule(color=colour, strokeDash=[6, 4], strokeWidth=1.4), label.encode(text="name:N")]
 
 
