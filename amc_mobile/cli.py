@@ -139,13 +139,10 @@ def finetune(
 
     Example: amc-mobile finetune --epochs 20 --ema 0.999
     """
-    from amc_mobile.workflows.training import finetune_run
-
-    space = Workspace(workspace)
     with output.progress() as progress:
-        result = finetune_run(
-            space, run=run, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, bf16=bf16,
-            ema_decay=ema, progress=progress, **given,
+        result = Workspace(workspace).run(run).finetune(
+            epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, bf16=bf16, ema_decay=ema,
+            progress=progress, **given,
         )  # fmt: skip
     output.show(result)
 
@@ -184,7 +181,7 @@ def models(as_json: JsonFlag = False) -> None:
     from amc_mobile.workflows.network import list_models
 
     listed = list_models()
-    show(listed.text(), listed.document(), as_json=as_json)
+    show(listed, as_json=as_json)
 
 
 @expand_groups
@@ -204,7 +201,7 @@ def check(
     from amc_mobile.workflows.prune import check_network
 
     result = check_network(*opened)
-    show(result.text(), result.document(), as_json=as_json)
+    show(result, as_json=as_json)
     if not result.ok:
         raise typer.Exit(1)
 
@@ -321,7 +318,7 @@ def inspect(
     from amc_mobile.export.metadata import inspect as inspect_file
 
     description = inspect_file(file)
-    show(description.text(), description.document(), as_json=as_json)
+    show(description, as_json=as_json)
 
 
 @expand_groups
@@ -366,7 +363,7 @@ def status(workspace: WorkspaceFlag = DEFAULT_WORKSPACE, as_json: JsonFlag = Fal
     Example: amc-mobile status
     """
     found = Workspace(workspace).status()
-    show(found.text(), found.document(), as_json=as_json)
+    show(found, as_json=as_json)
 
 
 def report(
@@ -401,10 +398,10 @@ def report(
 
     if compare is None:
         result = report_run(Workspace(workspace), run=run)
-        show(result.text(), result.document(), as_json=as_json)
+        show(result, as_json=as_json)
         return
     compared = compare_reports(Workspace(workspace), *compare, tolerance=tolerance, force=force)
-    show(compared.text(), compared.document(), as_json=as_json)
+    show(compared, as_json=as_json)
     compared.raise_if_worse()
 
 

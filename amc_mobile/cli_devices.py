@@ -36,7 +36,7 @@ def devices(as_json: JsonFlag = False) -> None:
     from amc_mobile.workflows.devices import list_devices
 
     listed = list_devices()
-    show(listed.text(), listed.document(), as_json=as_json)
+    show(listed, as_json=as_json)
 
 
 @expand_groups
@@ -62,7 +62,7 @@ def doctor(
     from amc_mobile.workflows.devices import doctor as examine
 
     diagnosis = examine(Workspace(workspace), clean=clean, **given)
-    show(diagnosis.text(), diagnosis.document(), as_json=as_json)
+    show(diagnosis, as_json=as_json)
     if not diagnosis.ok:
         raise typer.Exit(1)
 
@@ -82,7 +82,7 @@ def runtime_add(
     from amc_mobile.workflows.devices import add_runtime
 
     added = add_runtime(file, version=version)
-    show(added.text(), added.document(), as_json=as_json)
+    show(added, as_json=as_json)
 
 
 @runtime_app.command("list")
@@ -94,7 +94,7 @@ def runtime_list(as_json: JsonFlag = False) -> None:
     from amc_mobile.workflows.devices import list_runtimes
 
     listed = list_runtimes()
-    show(listed.text(), listed.document(), as_json=as_json)
+    show(listed, as_json=as_json)
 
 
 app = CommandLine(help="Look into the latency table, take it elsewhere, check it. Example: amc-mobile table show")
@@ -106,10 +106,8 @@ def table_show(workspace: WorkspaceFlag = DEFAULT_WORKSPACE, as_json: JsonFlag =
 
     Example: amc-mobile table show --json
     """
-    from amc_mobile.workflows.table import show_table
-
-    shown = show_table(Workspace(workspace))
-    show(shown.text(), shown.document(), as_json=as_json)
+    shown = Workspace(workspace).table()
+    show(shown, as_json=as_json)
 
 
 @app.command("export")
@@ -122,10 +120,8 @@ def table_export(
 
     Example: amc-mobile table export table.jsonl
     """
-    from amc_mobile.workflows.table import export_table
-
-    result = export_table(Workspace(workspace), file)
-    show(result.text(), result.document(), as_json=as_json)
+    result = Workspace(workspace).export_table(file)
+    show(result, as_json=as_json)
 
 
 @app.command("import")
@@ -158,20 +154,18 @@ def table_import(
     Example: amc-mobile table import layers.csv --csv --device pixel_1 --kernel model,layer --ms avg_ms --run run
     --shape operator=kind,in_channels=cin,out_channels=cout,out_size=hout,stride=stride --network model
     """
-    from amc_mobile.workflows.table import import_csv, import_table
-
     space = Workspace(workspace)
     if csv:
         if not device:
             raise InvalidConfig("a CSV file does not say what was measured on", next_step="pass --device NAME")
         columns = [name.strip() for name in kernel.split(",") if name.strip()]
-        result = import_csv(
-            space, file, device=device, kernel=columns, ms=ms, run=run, shape=_shape_columns(shape), network=network,
+        result = space.import_csv(
+            file, device=device, kernel=columns, ms=ms, run=run, shape=_shape_columns(shape), network=network,
             soc=soc, **given,
         )  # fmt: skip
     else:
-        result = import_table(space, file)
-    show(result.text(), result.document(), as_json=as_json)
+        result = space.import_table(file)
+    show(result, as_json=as_json)
 
 
 def _shape_columns(text: str) -> dict[str, str]:
@@ -200,10 +194,8 @@ def table_merge(
 
     Example: amc-mobile table merge other/amc-workspace/table.sqlite
     """
-    from amc_mobile.workflows.table import merge_table
-
-    result = merge_table(Workspace(workspace), other)
-    show(result.text(), result.document(), as_json=as_json)
+    result = Workspace(workspace).merge_table(other)
+    show(result, as_json=as_json)
 
 
 @app.command("verify")

@@ -325,9 +325,17 @@ def show_json_error(kind: str, message: str, next_step: str, exit_code: int) -> 
     print(json.dumps(document, indent=1))
 
 
-def show(text: str, document: dict[str, Any], *, as_json: bool) -> None:
-    """Prints one result on stdout: `document` for machines, `text` for people."""
-    print(json.dumps(document, indent=1, allow_nan=False) if as_json else visible(text))
+class Result(Protocol):
+    """What a workflow returns: for people and for machines."""
+
+    def text(self) -> str: ...
+
+    def document(self) -> dict[str, Any]: ...
+
+
+def show(result: Result, *, as_json: bool) -> None:
+    """Prints a result on stdout."""
+    print(json.dumps(result.document(), indent=1, allow_nan=False) if as_json else visible(result.text()))
 
 
 DEFAULT_WORKSPACE = Path("amc-workspace")
@@ -381,14 +389,6 @@ class PrecisionFlags:
         return chosen[0] if chosen else None
 
 
-class Result(Protocol):
-    """What a workflow returns: for people and for machines."""
-
-    def text(self) -> str: ...
-
-    def document(self) -> dict[str, Any]: ...
-
-
 @dataclass(frozen=True)
 class OutputFlags:
     """What is printed, on stdout and stderr."""
@@ -400,7 +400,7 @@ class OutputFlags:
         return progress_bars(self.quiet)
 
     def show(self, result: Result) -> None:
-        show(result.text(), result.document(), as_json=self.as_json)
+        show(result, as_json=self.as_json)
 
 
 Opened = tuple[Workspace, Settings]

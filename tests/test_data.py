@@ -5,16 +5,15 @@ import os
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from amc_mobile.cli_options import DataFlag
 from amc_mobile.data.images import Dataset, FileImages, ImageSet
-from amc_mobile.data.sources import SOURCES, fitted, load_dataset, name_data
+from amc_mobile.data.sources import fitted, load_dataset, name_data
 from amc_mobile.data.split import split
 from amc_mobile.errors import CorruptFile, InvalidConfig, InvalidInput
 
@@ -375,8 +374,3 @@ def test_pairs_of_torch_data_sets_and_data_sets_of_ours_are_taken_as_objects() -
 def test_a_data_object_of_another_process_is_asked_for_again() -> None:
     with pytest.raises(InvalidInput, match="data@0123456789ab was given as a Python object"):
         load_dataset("data@0123456789ab")
-
-
-def test_the_help_names_every_data_source() -> None:
-    option = get_args(DataFlag)[1]
-    assert all(name in option.help for name in SOURCES)

@@ -97,7 +97,7 @@ class CheckResult:
         height_width = " x ".join(map(str, self.input_shape[2:]))
         channels = sum(group.channels for group in self.groups)
         rows = [
-            ("input", f"{self.input_shape[1]} channels, {height_width} pixels"),
+            ("input", f"{self.input_shape[1]} x {height_width} (channels x height x width)"),
             ("normalised", self._normalised()),
             ("output", f"{len(self.classes)} classes: {', '.join(self.classes)}" if self.classes else "not known"),
             ("weights", self.weights),
@@ -283,7 +283,7 @@ STAGES: Mapping[str, Mapping[str, tuple[float, float]]] = {
 }
 # Rough durations, until the first steps show how fast this computer is.
 PROFILE_S, QUICK_PROFILE_S, SEARCH_S, EPISODE_S, EXPORT_S, REPORT_S = 90.0, 25.0, 5.0, 0.06, 20.0, 2.0
-TRAINED_MACS_PER_S = 3e9
+TRAINED_MACS_PER_S = 1e9
 LOWEST_SCALE, HIGHEST_SCALE = 0.3, 30.0  # of what is left; a step that had nothing left to do says little
 TOLD_SHARE = 0.1  # of a step, after which its own speed says how long it takes
 
@@ -371,8 +371,8 @@ def prune_network(
     """Profiles where the budget is a latency, searches, fine-tunes, exports every installed format and reports.
 
     `output`: gets the files to ship; those of an earlier run there are replaced. `network`: that of the settings, where
-    it is open. What is done already is not done
-    again, so that a job that was stopped goes on. Raises as the single steps do; what can be refused at once is.
+    it is open. What is done already is not done again, so that a job that was stopped goes on. Raises as the single
+    steps do; what can be refused at once is.
     """
     settings.required("data")
     formats = _formats(settings)

@@ -149,10 +149,18 @@ def test_line_ends_of_all_shells_are_one() -> None:
     assert phone_text(b"a\r\nb\tc\r\xff\n") == "a\nb\tc?\ufffd\n"
 
 
+class HostileResult:
+    def text(self) -> str:
+        return f"device Pixel{ESCAPE}"
+
+    def document(self) -> dict[str, str]:
+        return {"device": f"Pixel{ESCAPE}"}
+
+
 def test_texts_and_errors_are_shown_without_what_a_terminal_obeys(capsys: pytest.CaptureFixture[str]) -> None:
     """A table may come from a stranger."""
-    show(f"device Pixel{ESCAPE}", {"device": f"Pixel{ESCAPE}"}, as_json=False)
-    show("", {"device": f"Pixel{ESCAPE}"}, as_json=True)
+    for as_json in (False, True):
+        show(HostileResult(), as_json=as_json)
     show_error(f"device{ESCAPE}", f"next{ESCAPE}")
     said = capsys.readouterr()
     assert visible(said.out + said.err) == said.out + said.err
