@@ -1,8 +1,8 @@
-"""Files written whole or not at all, files that one process holds, and the guard of all that enters.
+"""Files written whole or not at all, lock files, and checked readers of JSON and TOML.
 
 `to_document` and `from_document` convert frozen dataclasses to JSON values and back, every key and type checked.
-JSON and TOML come from files, phones and other people: `parse_json` and `parse_toml` bound their size, depth and
-numbers, and say in a ValueError what is wrong; their callers add the file and the next step.
+JSON and TOML come from files, phones and other people: `parse_json` and `read_toml` limit their size, depth and
+numbers. `parse_json` says in a ValueError what is wrong; its callers add the file and the next step.
 """
 
 from __future__ import annotations

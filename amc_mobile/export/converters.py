@@ -27,9 +27,9 @@ from amc_mobile.packing import unpacked
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the converters' talk from our users: warnings, logs, stdout and stderr, native code's as well.
+    """Discards what converters print, log and warn of, native code included.
 
-    Process-wide while it lasts: other threads should not print meanwhile.
+    For the whole process: what other threads print meanwhile is lost, too.
     """
     previous = logging.root.manager.disable
     with contextlib.ExitStack() as stack:
@@ -69,7 +69,7 @@ INPUT_NAME, OUTPUT_NAME = "input", "output"
 
 
 def to_onnx(model: nn.Module, input_shape: Sequence[int], path: Path) -> None:
-    """Writes `path` (float32, one file, fixed shapes, input (N, C, H, W)). `model` is left as it was.
+    """Writes `path` (float32, one file, fixed shapes, input (N, C, H, W)). `model` is not changed.
 
     Several inputs and outputs are those of the network itself, numbered: input_0, output_1.
 
@@ -105,12 +105,11 @@ def _numbered(name: str, count: int) -> list[str]:
 
 
 def to_tflite(model: nn.Module, input_shape: Sequence[int], path: Path) -> None:
-    """Writes `path` (float32, fixed shapes). `model` is left as it was.
+    """Writes `path` (float32, fixed shapes). `model` is not changed.
 
-    `input_shape`: (N, C, H, W) as the network takes it; the file takes (N, H, W, C), and gives four-dimensional
-    outputs channels last as well; so with each of several inputs and outputs of the network itself.
-    Raises MissingDependency without the `tflite` extra, UnsupportedLayer when the
-    network cannot be converted.
+    `input_shape`: (N, C, H, W) as the network takes it. In the file every four-dimensional input and output has its
+    channels last. Raises MissingDependency without the `tflite` extra, UnsupportedLayer when the network cannot be
+    converted.
     """
     os.environ.setdefault("LITERT_TORCH_SHOW_PROGRESS", "n")  # read when the converter is imported
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
