@@ -17,7 +17,6 @@ from amc_mobile.data.split import DataSplit
 from amc_mobile.models.loading import name_module
 from amc_mobile.models.task import logits
 from amc_mobile.pruning.least_squares import Matrices
-from amc_mobile.pruning.reconstruction import Reconstructor
 from amc_mobile.search.budget import Unit
 from amc_mobile.search.reward import Outcome, fidelity
 from amc_mobile.workflows.network import Network, default_grids, load_network, may_have_seen
@@ -70,7 +69,7 @@ def prepared(network: Network, data: DataSplit) -> ChannelPlans:
 
 def scored(
     model: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *, reward: str = "fidelity", unit: Unit = "macs"
-) -> tuple[PlanScorer, Reconstructor, list[int]]:
+) -> tuple[PlanScorer, ChannelPlans, list[int]]:
     """A scorer, and the number of batch norms in every network that it evaluates."""
     network = load_network(Workspace(folder / "space"), Settings(model=model, data="digits", input_size=32))
     data = network.split(calibration=60, reward=40, seed=0)
@@ -82,17 +81,17 @@ def scored(
         return logits(net, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr("amc_mobile.workflows.plans.logits", watched)
-    return PlanScorer(network, data, plans, reward, unit=unit), plans.reconstructor, norms
+    return PlanScorer(network, data, plans, reward, unit=unit), plans, norms
 
 
 def test_a_residual_network_is_scored_folded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scorer, reconstructor, norms = scored("resnet20", tmp_path, monkeypatch)
-    sizes = reconstructor.sizes
+    scorer, plans, norms = scored("resnet20", tmp_path, monkeypatch)
+    sizes = plans.sizes
     assert scorer(sizes).reward == pytest.approx(1)
     half = np.maximum(sizes // 2, 2)
     outcome = scorer(half)
     assert norms == [0, 0, 0]  # the original and the two plans
-    unfolded = logits(reconstructor.build(half), scorer.images)
+    unfolded = logits(plans.build(half), scorer.images)
     assert outcome.fidelity == pytest.approx(fidelity(unfolded, scorer.reference), abs=0.02)  # bfloat16
 
 
@@ -121,9 +120,9 @@ def test_few_images_hold_every_class_alike_and_score_like_all_of_them(tmp_path: 
 def test_a_network_that_views_its_maps_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "net.py"
     file.write_text(VIEWING)
-    scorer, reconstructor, norms = scored(f"{file}:net", tmp_path, monkeypatch)
+    scorer, plans, norms = scored(f"{file}:net", tmp_path, monkeypatch)
     assert not scorer.folding.channels_last
-    assert scorer(reconstructor.sizes).reward == pytest.approx(1)
+    assert scorer(plans.sizes).reward == pytest.approx(1)
     assert norms == [0, 0]
 
 
