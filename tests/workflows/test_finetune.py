@@ -94,7 +94,7 @@ def test_a_run_keeps_and_draws_the_held_out_accuracy_of_epochs(
     assert shown[0]["top1"] == tuned["held_out_top1_before"]
     assert [point["top1"] for point in shown[1:]] == [report["validation_top1"] for report in reports]
     page = (tmp_path / "amc-workspace/runs/half/report.html").read_text()
-    assert "top-1 on held-out images after each epoch" in page
+    assert "top-1 on 12 held-out images after each epoch" in page
 
 
 def test_threads_to_decode_with_cannot_be_fewer_than_none(tmp_path: Path, command: Callable[..., str]) -> None:
