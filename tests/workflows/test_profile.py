@@ -78,16 +78,8 @@ def test_a_device_that_does_not_tell_gives_no_warning(profile_anew: Callable[...
 
 
 QUICK_SEARCH = (
-    "search",
-    "--policy",
-    "uniform",
-    "--episodes",
-    "2",
+    *["search", "--policy", "uniform", "--episodes", "2", "--latency-ratio", "0.7", "--untrained", "--quiet"],
     *IMAGES,
-    "--latency-ratio",
-    "0.7",
-    "--untrained",
-    "--quiet",
 )
 
 
@@ -227,17 +219,8 @@ def test_conditions_of_earlier_versions_keep_their_key() -> None:
 
 
 WILD_SEARCH = (
-    "search",
-    "--policy",
-    "uniform",
-    "--episodes",
-    "2",
+    *["search", "--policy", "uniform", "--episodes", "2", "--latency-ratio", "0.7", "--run", "wild", "--quiet"],
     *IMAGES,
-    "--latency-ratio",
-    "0.7",
-    "--run",
-    "wild",
-    "--quiet",
 )
 
 
