@@ -22,7 +22,7 @@ QUICK = {"width": "0.25", "size": "32", "epochs": "4", "episodes": "12", "finetu
 
 
 def amc(workspace: Path, *arguments: str, allowed: tuple[int, ...] = (0,)) -> None:
-    command = [sys.executable, "-c", "from amc_mobile.cli import main; main()", *arguments]
+    command = [sys.executable, "-m", "amc_mobile", *arguments]
     print(f"$ amc-mobile {' '.join(arguments)}", file=sys.stderr, flush=True)
     done = subprocess.run([*command, "--workspace", str(workspace)], stdout=sys.stderr)
     if done.returncode not in allowed:
