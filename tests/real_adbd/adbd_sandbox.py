@@ -29,7 +29,7 @@ OLDEST_KERNEL = (6, 7)  # whose user namespaces have a binfmt_misc of their own
 TOYBOX = "/usr/bin/toybox"
 BUSYBOX = "/usr/bin/busybox"
 BUSYBOX_FILLS_IN = ("awk", "dd", "tr")  # which an Android's toybox has and Debian's has not
-NOT_FAKED = ("df", "tar")  # toybox's own answer here
+NOT_FAKED = ("cat", "df", "tar")  # toybox's own answer here
 
 
 @functools.cache
