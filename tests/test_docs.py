@@ -133,8 +133,9 @@ def test_the_tutorial_runs_as_it_is_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_lines_of_the_api_page_run_as_they_are_written(tmp_path: Path) -> None:
-    (code,) = blocks(ROOT / "docs" / "api.md", "python")
+@pytest.mark.parametrize("page", ["README.md", "docs/api.md"])
+def test_the_lines_of_python_run_as_they_are_written(page: str, tmp_path: Path) -> None:
+    (code,) = blocks(ROOT / page, "python")
     (tmp_path / "lines.py").write_text(code)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "AMC_MOBILE_UNTRAINED": "1"}
     done = subprocess.run([sys.executable, "lines.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
