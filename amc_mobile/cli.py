@@ -158,8 +158,8 @@ app = CommandLine(
 UsageMistake: type[Exception] = typer.BadParameter.__mro__[2]
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(is_given: bool) -> None:
+    if is_given:
         print(__version__)
         raise typer.Exit
 
@@ -295,7 +295,7 @@ def export(
     """
     from amc_mobile.workflows.export import export_run
 
-    formats = [name for name, wanted in ((TFLITE.name, tflite), (ONNX.name, onnx)) if wanted]
+    formats = [name for name, is_given in ((TFLITE.name, tflite), (ONNX.name, onnx)) if is_given]
     if not formats:
         raise typer.BadParameter("choose at least one of --tflite, --onnx")
     with output.progress() as progress:
@@ -327,11 +327,11 @@ def measure(
     file: Annotated[Path, typer.Argument(help="A .tflite or .onnx file.")],
     sustained_s: Annotated[
         float | None,
-        device_option(help="Run for so many seconds, e.g. 60: p50 and p90 over time as the device heats up."),
+        device_option(help="Seconds to run for, e.g. 60: p50 and p90 over time as the device heats up."),
     ] = None,
     cadence_fps: Annotated[
         float | None,
-        device_option(help="So many runs a second, e.g. 30, with gaps as in an app; default: back to back."),
+        device_option(help="Runs per second, e.g. 30, with gaps as in an app; default: back to back."),
     ] = None,
     given: dict[str, Any] = given_settings(*OF_DEVICE),
     output: OutputFlags,
@@ -425,18 +425,18 @@ def compare(
 
     With tables that were measured before, and no phone: the same with --offline; every latency is then predicted.
     """
-    wanted = comparison(search)
+    compared = comparison(search)
     from amc_mobile.workflows.compare import compare_policies  # late, as in `search`
 
     with output.progress() as progress:
-        result = compare_policies(*opened, wanted, progress=progress, untrained=untrained)
+        result = compare_policies(*opened, compared, progress=progress, untrained=untrained)
     output.show(result)
 
 
 @expand_groups
 def sensitivity(
     *,
-    wanted: SensitivityConfig = config_of(SensitivityConfig),
+    asked: SensitivityConfig = config_of(SensitivityConfig),
     untrained: UntrainedFlag = False,
     opened: Opened = opened_settings(*OF_NETWORK, "workers", "seed"),
     config: ConfigFlag = None,
@@ -449,7 +449,7 @@ def sensitivity(
     from amc_mobile.workflows.sensitivity import sensitivity as measure_sensitivity  # late, as in `search`
 
     with output.progress() as progress:
-        result = measure_sensitivity(*opened, wanted, progress=progress, untrained=untrained)
+        result = measure_sensitivity(*opened, asked, progress=progress, untrained=untrained)
     output.show(result)
 
 
@@ -507,7 +507,7 @@ def main() -> None:
         if isinstance(raised, OSError) and not SystemRefused.explains(raised):
             raise
         error = SystemRefused(raised) if isinstance(raised, OSError) else raised
-        # Whether a budget was met is told after the command's own document.
+        # Whether a budget was met is said after the command's own document.
         if "--json" in sys.argv and not isinstance(error, BudgetNotMet | BudgetNotVerified | ToleranceExceeded):
             show_json_error(type(error).__name__, error.message, error.next_step, error.exit_code)
         show_error(error.message, error.next_step)

@@ -242,7 +242,7 @@ def _toml(value: Any) -> str:
     return json.dumps(value if isinstance(value, int | float | bool | list) else str(value))
 
 
-SETTLED_S = 2.0  # of a stage, after which what is left of it can be foretold
+SETTLED_S = 2.0  # of a stage, after which the time left can be estimated
 
 
 @contextmanager
@@ -284,7 +284,7 @@ def _progress_lines() -> Progress:
     def report(stage: str, done: int, total: int, note: str = "") -> None:
         now = time.monotonic()
         started, before = begun.setdefault(stage, (now, done))
-        # Waiting may take hours and may end at any moment: it is told at 1, 2, 4, 8 ... seconds.
+        # Waiting may take hours and may end at any moment: it is reported at 1, 2, 4, 8 ... seconds.
         is_waiting = stage.startswith("wait for ") or not total
         step = done.bit_length() if is_waiting else done * 20 // total
         is_timed = now - started >= SETTLED_S and done > before
