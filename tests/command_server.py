@@ -64,6 +64,7 @@ def watch(request: bytes, descriptors: list[int]) -> bool:
     sys.argv = ["amc-mobile", *words]
     # A shell that starts the tests in the background has it ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests were started with nohup
     return True
 
 

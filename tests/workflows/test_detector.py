@@ -43,7 +43,7 @@ def test_a_detector_goes_through_every_command(tmp_path: Path, command: Callable
     kept = {group["name"]: group["reason"] for group in report["kept_groups"]}
     assert kept["classification_heads.0.1"] == kept["regression_heads.2.1"] == "network output"
     page = (tmp_path / "amc-workspace/runs/cut/report.html").read_text()
-    assert "mAP@0.5 on held-out images" in page
+    assert "mAP@0.5 on 20 held-out images" in page
     assert "of the anchors of 20" in page
     assert "top-1" not in page
     quantised = command("export", "--onnx", "--int8", "--offline")
