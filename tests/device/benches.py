@@ -70,7 +70,7 @@ def results(events: Iterable[BenchEvent]) -> list[tuple[str, float]]:
 
 
 def wait_for(condition: Callable[[], bool], limit_s: float = 20) -> None:
-    """Ends with the first look at which `condition` holds: adb lists a locked phone as authorizing every other moment."""
+    """Ends at the first look that holds: adb lists a locked phone as authorizing every other moment."""
     end = time.monotonic() + limit_s
     while not condition():
         assert time.monotonic() < end
