@@ -20,14 +20,16 @@ FORMAT_VERSION = 1  # 1: first
 
 LONGEST_SHOWN = 100  # characters of two values that differ
 ANOTHER = "start another run"
-CHECK = "check"  # the policy of a line that only measures the plan of an earlier episode
+# Instead of a policy, on lines that are no episode:
+CHECK = "check"  # only measures the plan of an earlier episode
+RESIZE = "resize"  # a plan that was measured, scaled to the budget
 
 
 @dataclass(frozen=True)
 class EpisodeRow:
     """One line. Costs in the budget's unit unless the name says another; None is an empty cell."""
 
-    episode: int  # from 0; a check carries the episode that scored its plan
+    episode: int  # from 0; a check carries the episode that scored its plan, a resize the last one before it
     policy: str  # where the plan came from
     reward: float
     top1: float | None
@@ -43,6 +45,11 @@ class EpisodeRow:
     agent_s: float
     latency_s: float  # waited for measurements
     widths: tuple[int, ...]  # kept channels in group order
+
+    @property
+    def is_episode(self) -> bool:
+        """Whether a policy proposed the plan, and learns from it."""
+        return self.policy not in (CHECK, RESIZE)
 
     @property
     def cost(self) -> float:

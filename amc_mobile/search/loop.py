@@ -7,6 +7,10 @@ An episode that is begun is on record before the work starts, so that a killed s
 
 With a promise of accuracy the limit moves: policies spend the budget that they are given, so the budget is what moves
 from episode to episode.
+
+Policies are held to a predicted latency with its error band on top, so that the best plan measured is often faster than
+it need be, and after fine-tuning nothing can be added to it. So at the end of the search it is widened to what its
+measurement leaves over, better plans that were measured a little over the budget are narrowed, and both are measured.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ import numpy as np
 
 from amc_mobile.errors import BudgetNotMet, InvalidConfig, InvalidInput, UnreachableBudget
 from amc_mobile.search.budget import CostLimit, Widths, format_cost
-from amc_mobile.search.episode_log import CHECK, EpisodeLog, EpisodeRow, Pending
+from amc_mobile.search.episode_log import CHECK, RESIZE, EpisodeLog, EpisodeRow, Pending
 from amc_mobile.search.policy import Policy
 from amc_mobile.search.reward import MeasuredCost, Outcome
 
@@ -31,6 +35,8 @@ Measure = Callable[[Widths], MeasuredCost]
 
 class Target:
     """What "best" means, and which limit each episode is held to: the highest reward within the budget."""
+
+    uses_all_budget = True  # what is left of a measured budget is worth taking
 
     def rank(self, row: EpisodeRow) -> tuple[float, ...]:
         """The highest is the best."""
@@ -64,6 +70,7 @@ class AccuracyGuarantee(Target):
 
     top1: float
     patience: int = 20
+    uses_all_budget = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.top1 <= 1 or self.patience < 1:
@@ -90,7 +97,7 @@ class AccuracyGuarantee(Target):
         """The cost of the cheapest plan that keeps the accuracy, and the failures since."""
         cheapest, failures = budget.cost_of(budget.full), 0
         for row in rows:
-            if row.policy == CHECK:
+            if not row.is_episode:
                 continue
             if self.keeps(row) and row.predicted_cost < cheapest:
                 cheapest, failures = row.predicted_cost, 0
@@ -107,6 +114,7 @@ class DrawnLimits(Target):
     """
 
     seed: int
+    uses_all_budget = False
 
     def rank(self, row: EpisodeRow) -> tuple[float, ...]:
         """By reward; of equal ones, as of plans without a mistake, the cheaper first."""
@@ -115,7 +123,7 @@ class DrawnLimits(Target):
     def limit(self, rows: Sequence[EpisodeRow], budget: CostLimit) -> float:
         smallest = budget.cost_of(budget.smallest())
         largest = max(budget.limit, smallest)
-        tried = [row for row in rows if row.policy != CHECK]
+        tried = [row for row in rows if row.is_episode]
         rng = np.random.default_rng([self.seed, len(tried), 3])
         if tried and len(tried) % 2:
             drawn = max(tried, key=self.rank).predicted_cost * np.exp(NEAR_BEST * rng.standard_normal())
@@ -135,6 +143,7 @@ class Standings:
     tightenings: int = 0
     checks: int = 0  # since the last tightening
     overs: int = 0  # measurements over the budget in a row, since the last tightening
+    resizes: int = 0  # since the last episode
     plans: dict[Plan, EpisodeRow] = field(default_factory=dict)  # the latest line of each plan, best known
 
     def __post_init__(self) -> None:
@@ -144,13 +153,15 @@ class Standings:
         if row.limit < self.search_limit:
             self.tighten(row.limit)
         known = self.plans.get(row.widths)
-        if row.ci_high_ms is not None and (known is None or known.ci_high_ms is None):
+        if row.policy != RESIZE and row.ci_high_ms is not None and (known is None or known.ci_high_ms is None):
             self.overs = 0 if self._measured_within(row) else self.overs + 1
-        if row.policy == CHECK:
-            self.checks += 1
+        if not row.is_episode:
+            self.checks += row.policy == CHECK
+            self.resizes += row.policy == RESIZE
             self.plans[row.widths] = row
         else:
             self.episodes += 1
+            self.resizes = 0
             if known is None or known.measured_ms is None:
                 # A plan proposed again keeps the episode that found it.
                 self.plans[row.widths] = row if known is None else replace(row, episode=known.episode)
@@ -262,6 +273,11 @@ MAX_TIGHTENINGS = 4
 EXTRA_EPISODES = 40  # searched under each tightened limit
 SMALLEST_TIGHTENING = 0.01  # of the limit; keeps a hopeless search from standing still
 
+# What happens to a plan whose measured latency, the upper end of its interval, is not close below the budget.
+LEAST_USED = 0.98  # of the budget, from which a plan is left as it is ...
+AIMED_USE = 0.99  # ... and where others are scaled to
+MAX_RESIZES = 8  # plans scored for it; those that are better than the best are measured
+
 
 def run_search(
     policy: Policy,
@@ -328,7 +344,7 @@ class _Search:
         self.log.start(self.policy.state_document(), settings)
         for row in self.log.rows:
             self.standings.take(row)
-            if row.policy != CHECK:
+            if row.is_episode:
                 self.policy.observe(np.array(row.widths, dtype=np.int64), row.reward)
         pending = self.log.pending
         if pending is None:
@@ -341,7 +357,7 @@ class _Search:
             self._episode(pending, agent_s=0.0)
 
     def finish(self, episodes: int) -> SearchResult:
-        """Episodes, then measurements and tighter limits."""
+        """Episodes, then measurements and tighter limits, then what is left of the budget."""
         standings = self.standings
         while True:
             if standings.episodes < self._episodes_allowed(episodes) and not self._is_reached():
@@ -367,6 +383,8 @@ class _Search:
                     self._check(self._begin(CHECK, candidate.widths, measuring=True))
                 elif standings.best_measured() is None and standings.tightenings < MAX_TIGHTENINGS:
                     standings.tighten(self._tighter())
+                elif (plan := self._resized()) is not None:
+                    self._episode(self._begin(RESIZE, plan, measuring=False), agent_s=0.0)
                 else:
                     return self._best_measured()
 
@@ -375,6 +393,25 @@ class _Search:
         budget = self.standings.tightened(self.budget)
         widths = self.policy.propose(budget.with_limit(self.target.limit(self.log.rows, budget)))
         return self._begin(self.policy.label, tuple(int(width) for width in widths), measuring=False)
+
+    def _resized(self) -> Plan | None:
+        """The next untried plan of those that come from scaling a measured one to the budget by its own measurement.
+
+        Scaled are the best within the budget, then better ones over it. None: there is nothing left to try.
+        """
+        best = self.standings.best_measured()
+        if not self.target.uses_all_budget or best is None or self.standings.resizes >= MAX_RESIZES:
+            return None
+        for row in (best, *self.standings.better_over(best)):
+            used = (row.ci_high_ms or 0) / self.budget.limit
+            widths = np.array(row.widths, dtype=np.int64)
+            budget = self.budget.with_limit(self.budget.cost_of(widths) * AIMED_USE / used)
+            if LEAST_USED <= used <= 1 or not budget.allows(budget.smallest()):
+                continue
+            plan = tuple(int(width) for width in budget.scale(widths / budget.full))
+            if plan not in self.standings.plans:
+                return plan
+        return None
 
     def _begin(self, policy: str, plan: Plan, *, measuring: bool) -> Pending:
         """Puts what comes next on record. `policy`: where the plan comes from; `measuring`: it will be measured."""
@@ -394,7 +431,7 @@ class _Search:
         outcome = self._outcome(known, plan)
         scored = time.process_time()
         row = EpisodeRow(
-            episode=self.standings.episodes,
+            episode=self.standings.episodes - (pending.policy == RESIZE),
             policy=pending.policy,
             reward=outcome.reward,
             top1=outcome.top1,
@@ -416,7 +453,8 @@ class _Search:
                 self.log.begin(replace(pending, measuring=True))
             row = self._measured(row, self.measure)
         started = time.process_time()
-        self.policy.observe(np.array(plan, dtype=np.int64), row.reward)
+        if row.is_episode:
+            self.policy.observe(np.array(plan, dtype=np.int64), row.reward)
         self._write(replace(row, agent_s=agent_s + time.process_time() - started))
 
     def _check(self, pending: Pending) -> None:
@@ -444,6 +482,8 @@ class _Search:
 
     def _is_to_measure(self, row: EpisodeRow) -> bool:
         """Whether this is a new best, or its turn has come."""
+        if row.policy == RESIZE:
+            return self.standings.is_better(row, self.standings.best_measured())
         if self.measure_every > 0 and (row.episode + 1) % self.measure_every == 0:
             return True
         return self.standings.is_better(row, self.standings.best_standing(self.standings.tightened(self.budget)))

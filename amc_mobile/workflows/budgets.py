@@ -186,7 +186,8 @@ def met_together(parts: Sequence[Part]) -> CostLimit:
 
 
 def measured_together(parts: Sequence[Part]) -> Callable[[Widths], MeasuredCost] | None:
-    """Measures on every device there is; the interval's end is that of the device nearest to its limit.
+    """Measures on every device there is; the interval's end is that of the part nearest to its limit, where a part that
+    is not measured has its predicted cost.
 
     Counts as the first part does; None where that one's device is not there.
     """
@@ -194,12 +195,14 @@ def measured_together(parts: Sequence[Part]) -> Callable[[Widths], MeasuredCost]
     if own.measurer is None:
         return None
     first = own.measurer
-    measured = [(part.measurer, part.budget.limit) for part in others if part.measurer is not None]
+
+    def highest(part: Part, widths: Widths) -> float:
+        cost = part.measurer(widths).ci_high if part.measurer is not None else part.budget.cost_of(widths)
+        return float(rescaled(np.array([cost]), part.budget.limit, own.budget.limit)[0])
 
     def measure(widths: Widths) -> MeasuredCost:
         cost = first(widths)
-        ends = [rescaled(np.array([other(widths).ci_high]), limit, own.budget.limit) for other, limit in measured]
-        return replace(cost, ci_high=float(max([cost.ci_high, *(end[0] for end in ends)])))
+        return replace(cost, ci_high=max([cost.ci_high, *(highest(part, widths) for part in others)]))
 
     return measure
 

@@ -16,7 +16,7 @@ from amc_mobile.report.content import TOP1
 from amc_mobile.report.pages import Picture, SeriesPage, write_series_page
 from amc_mobile.report.tables import NOTHING, Section, number, percent, render_rows
 from amc_mobile.search.budget import Unit, format_cost
-from amc_mobile.search.episode_log import CHECK, EpisodeLog
+from amc_mobile.search.episode_log import EpisodeLog
 from amc_mobile.store import to_document, write_json, write_text
 from amc_mobile.workflows.devices import not_measured, recorded
 from amc_mobile.workflows.network import Network
@@ -491,7 +491,7 @@ def _is_finetuned(folder: Run, epochs: int) -> bool:
 def finished_run(folder: Run) -> FinishedRun:
     """The numbers of one finished run, all of them read from its folder."""
     begun, search, finetuned = folder.load(SettingsRecord), folder.search(), folder.find(FinetuneRecord)
-    rewards = [row.reward for row in EpisodeLog(folder.folder / "episodes.csv").rows if row.policy != CHECK]
+    rewards = [row.reward for row in EpisodeLog(folder.folder / "episodes.csv").rows if row.is_episode]
     ratios = search.plan.keep_ratios
     return FinishedRun(
         run=folder.name,

@@ -27,7 +27,7 @@ from amc_mobile.models.task import evaluate
 from amc_mobile.pruning.least_squares import Matrices
 from amc_mobile.report.tables import nothing_pruned
 from amc_mobile.search.budget import CostLimit, format_cost
-from amc_mobile.search.episode_log import CHECK, EpisodeLog, EpisodeRow
+from amc_mobile.search.episode_log import EpisodeLog, EpisodeRow
 from amc_mobile.search.loop import HIGHEST_REWARD, AccuracyGuarantee, DrawnLimits, SearchResult, run_search
 from amc_mobile.search.policies import SPREAD_OVER_EPISODES, make_policy
 from amc_mobile.search.policy import Policy
@@ -155,7 +155,7 @@ def check_continues(run: Run, log: EpisodeLog, wanted: SearchConfig) -> None:
     if not log.started or not run.has_begun:
         return
     before = run.search_config().episodes
-    tried = sum(row.policy != CHECK for row in log.rows)
+    tried = sum(row.is_episode for row in log.rows)
     if wanted.episodes < min(before, tried):
         raise InvalidInput(
             f"run {run.name} has tried {tried} plans, more than --episodes {wanted.episodes}",
@@ -181,6 +181,8 @@ class SearchOutcome:
         s = self.search
         unit = s.budget.unit
         measured = f", {measured_text(s.measured_ms)}" if s.measured_ms is not None else ""
+        ci_high_ms = s.budgets[0].ci_high_ms
+        measured += f" (its interval ends at {ci_high_ms / s.budget.limit:.1%} of the budget)" if ci_high_ms else ""
         drift = drift_text(s.budgets[0])
         if s.offline and s.conditions is not None:
             measured = f"; {not_measured(s.conditions.device)}"

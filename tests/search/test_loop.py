@@ -13,7 +13,7 @@ import pytest
 from amc_mobile.errors import BudgetNotMet, InvalidConfig, InvalidInput, UnreachableBudget
 from amc_mobile.search import loop
 from amc_mobile.search.budget import CostLimit
-from amc_mobile.search.episode_log import CHECK, EpisodeLog
+from amc_mobile.search.episode_log import EpisodeLog
 from amc_mobile.search.loop import AccuracyGuarantee, DrawnLimits, SearchResult, run_search
 from amc_mobile.search.policy import POLICIES
 from amc_mobile.search.reward import MeasuredCost, Outcome, reward_of
@@ -161,7 +161,7 @@ def test_every_new_best_is_measured_and_the_result_was_measured_within_the_budge
 def test_each_kth_episode_is_measured(tmp_path):
     phone = toy.Phone(tmp_path / "records", slower=1.0)
     measured_search(tmp_path, phone, measure_every=4)
-    rows = [row for row in EpisodeLog(tmp_path / "episodes.csv").rows if row.policy != CHECK]
+    rows = [row for row in EpisodeLog(tmp_path / "episodes.csv").rows if row.is_episode]
     assert all(row.measured_ms is not None for row in rows[3::4])
 
 
@@ -296,6 +296,46 @@ def test_a_better_plan_is_lost_only_by_a_measurement_over_the_budget_and_is_name
     assert better and all(plans[widths].ci_high_ms > 7.0 for widths in better)
     assert {row.widths for row in result.better_over} == better
     assert result.better_over[0].reward == max(row.reward for row in plans.values())
+
+
+@pytest.fixture
+def single_channels(monkeypatch):
+    """Widths of every number of channels from 8 on, so that a plan can come close to any budget."""
+    grids = tuple(np.arange(8, full + 1) for full in toy.FULL)
+    errors = tuple(weight * (1 - grid / grid[-1]) ** 2 for weight, grid in zip(toy.IMPORTANCE, grids, strict=True))
+    monkeypatch.setattr(toy, "ERRORS", errors)
+    return grids
+
+
+@pytest.mark.parametrize("name", ["uniform", "critic", "dp"])
+def test_what_the_measurement_leaves_over_is_used(tmp_path, name, single_channels):
+    phone = toy.Phone(tmp_path / "records", slower=0.8, corrects=False)
+    result = search(tmp_path, name, budget=CostLimit(phone.cost, 7.0, single_channels, "ms"), measure=phone.measure)
+    rows = EpisodeLog(tmp_path / "episodes.csv").rows
+    found = max((row for row in rows if row.is_episode), key=lambda row: row.reward)
+    assert found.ci_high_ms < 0.9 * 7.0
+    assert 0.98 * 7.0 <= result.ci_high_ms <= 7.0
+    assert result.reward > found.reward
+    assert np.all(result.widths >= found.widths)
+    assert [row.policy for row in rows[result.episodes :]].count("resize") <= loop.MAX_RESIZES
+    assert result.episodes == sum(row.is_episode for row in rows)
+
+
+def test_a_better_plan_measured_over_the_budget_is_narrowed(tmp_path, single_channels):
+    def measure(widths):
+        truth = float(toy.cost(widths[None])[0]) * (1.03 if widths[2] > 50 else 0.97)
+        return MeasuredCost(truth, truth, truth)
+
+    budget = CostLimit(toy.cost, 7.0, single_channels, "ms")
+    result = search(tmp_path, "critic", budget=budget, measure=measure, episodes=4)
+    uniform, _, deep, dynamic, *resized = EpisodeLog(tmp_path / "episodes.csv").rows
+    assert max(uniform.ci_high_ms, deep.ci_high_ms) < 0.98 * 7.0 < 7.0 < dynamic.ci_high_ms
+    assert [row.policy for row in resized] == ["resize"] * len(resized)
+    assert np.all(result.widths <= dynamic.widths)
+    assert deep.reward < result.reward < dynamic.reward
+    assert 0.98 * 7.0 < result.ci_high_ms <= 7.0
+    measured = [row.reward for row in resized if row.ci_high_ms is not None]
+    assert measured == sorted(measured)  # those that are no better are scored, not measured
 
 
 # A guaranteed accuracy, and rewards that hold the cost
