@@ -513,7 +513,7 @@ class Workspace:
 
     def train(
         self,
-        model: str,
+        model: str | nn.Module,
         *,
         epochs: int = 30,
         learning_rate: float | None = None,
@@ -522,18 +522,17 @@ class Workspace:
         progress: Progress = silent,
         **network: Any,
     ) -> TrainResult:
-        """Trains a built-in network or one of `file.py:function`; `network` then opens it with the trained weights.
+        """Trains a network; `network` then opens it with the trained weights.
 
-        `network`: `width`, `data` and the other parameters of `network`; a `checkpoint` is where the training starts.
-        `learning_rate`: the peak of a cosine schedule; None: 0.1, of detectors 0.01. Goes on where it was stopped.
+        `model` and `network`: as in `network`; a `checkpoint` is where the training starts. A module is left as it is,
+        and opened with `network(module, checkpoint=result.checkpoint, ...)`. `learning_rate`: the peak of a cosine
+        schedule; None: 0.1, of detectors 0.01. Goes on where it was stopped.
 
             space.train("mobilenet_v1", width=0.25, data="digits", epochs=10).top1  # in [0, 1], on the test images
         """
         from amc_mobile.workflows.training import train_network
 
-        network["width_multiplier"] = network.pop("width", 1.0)
-        settings = Settings(model=model, **network)
-        check_settings(settings)
+        settings = self._network_settings(model, **network)
         return train_network(
             self, settings, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, bf16=bf16,
             progress=progress,
