@@ -16,12 +16,13 @@ ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 NOTEBOOK = EXAMPLES / "notebook.ipynb"
 
-# These measure parts of the toolchain by themselves (templates, predictors, devices, least squares) or make runs with
-# what only the commands' own settings give. The set may shrink: what the public names can do moves to them.
+# These measure parts of the toolchain by themselves (templates, predictors, devices, least squares), switch a part off
+# (the agent's updates) or make runs with what only the commands' own settings give. The set may shrink: what the public
+# names can do moves to them.
 DEEPER_BENCHMARKS = {
     "adb_overhead.py", "episode_cost.py",
     "interpolators.py", "latency_prediction.py",
-    "pixel1_budget.py", "runner_agreement.py",
+    "learning_curves.py", "pixel1_budget.py", "runner_agreement.py",
 }  # fmt: skip
 
 

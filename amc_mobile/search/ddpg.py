@@ -1,8 +1,13 @@
-"""The paper's agent, group after group, and its profile variant, which decides a whole plan and then scales it."""
+"""The paper's agent, group after group, and its profile variant, which decides a whole plan and then scales it.
+
+One thing differs from the paper's equation 8: the critic's target is the episode's reward itself, without the value of
+the next state. There is one reward per episode and no discount, so that is what every state and action of the episode
+led to, while bootstrapping adds the reward up over the groups that are still to come and the error of the critic with
+it: an agent that bootstrapped learned on nine groups and got worse than its untrained self on 27 (docs/results.md).
+"""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,12 +28,10 @@ ArrayF32 = npt.NDArray[np.float32]
 HIDDEN = 300  # two layers of this width, in actor and critic
 ACTOR_LEARNING_RATE = 1e-4
 CRITIC_LEARNING_RATE = 1e-3
-DISCOUNT = 1.0  # an episode is one pass over the groups, so none
-TAU = 0.01  # target networks move by tau towards the trained ones at each update
 BATCH_SIZE = 64
 REPLAY_EPISODES = 100  # older episodes are forgotten
-NOISE = 0.5  # standard deviation of the first episode after the warm-up
-BASELINE_DECAY = 0.5  # of the moving average, over updates, that is subtracted from rewards
+FIRST_NOISE = 0.5  # standard deviation of exploration in the first episode after the warm-up ...
+LAST_NOISE = 0.02  # ... and, after equal factors from one to the next, in the last
 
 
 class Actor(nn.Module):
@@ -64,18 +67,16 @@ class Batch(NamedTuple):
     observation: Tensor  # (N, features)
     action: Tensor  # (N, 1)
     reward: Tensor  # (N, 1)
-    next_observation: Tensor
-    continues: Tensor  # (N, 1): 1 where the episode goes on, 0 at its last step
 
 
 class ReplayBuffer:
-    """The transitions of the last episodes; every one of them, the first step included, can be drawn."""
+    """The steps of the last episodes; every one of them, the first included, can be drawn."""
 
     def __init__(self, episodes: int) -> None:
         self.episodes = episodes
-        self.observations: list[ArrayF32] = []  # per episode, (G + 1, features)
+        self.observations: list[ArrayF32] = []  # per episode, (G, features)
         self.actions: list[ArrayF32] = []  # per episode, (G,): the keep ratios that were EXECUTED
-        self.rewards: list[float] = []  # per episode: the final reward stands on each of its transitions
+        self.rewards: list[float] = []  # per episode
 
     def add(self, observations: ArrayF32, executed: ArrayF32, reward: float) -> None:
         for stored, new in ((self.observations, observations), (self.actions, executed)):
@@ -84,40 +85,30 @@ class ReplayBuffer:
         self.rewards.append(reward)
         del self.rewards[: -self.episodes]
 
-    def transitions(self, *, standardise: bool) -> Batch:
-        """All of them, in order; rewards standardised over the buffer if wanted."""
-        steps = self.actions[0].size
+    def steps(self) -> Batch:
+        """All of them, in order, each with its episode's reward, standardised over the buffer: the mean that is taken
+        away is the paper's baseline."""
         rewards = np.array(self.rewards)
-        if standardise:
-            rewards = (rewards - rewards.mean()) / (rewards.std() + 1e-6)
-        continues = np.ones((len(rewards), steps), dtype=np.float32)
-        continues[:, -1] = 0
+        rewards = (rewards - rewards.mean()) / (rewards.std() + 1e-6)
         return Batch(
-            torch.from_numpy(np.concatenate([o[:-1] for o in self.observations])),
+            torch.from_numpy(np.concatenate(self.observations)),
             torch.from_numpy(np.concatenate(self.actions)[:, None]),
-            torch.from_numpy(np.repeat(rewards, steps).astype(np.float32)[:, None]),
-            torch.from_numpy(np.concatenate([o[1:] for o in self.observations])),
-            torch.from_numpy(continues.reshape(-1, 1)),
+            torch.from_numpy(np.repeat(rewards, self.actions[0].size).astype(np.float32)[:, None]),
         )
 
 
 class DdpgAgent:
-    """Actor and critic, their targets and the moving baseline. Deterministic given `seed` and what it is given."""
+    """Actor and critic. Deterministic given `seed` and what it is given."""
 
     def __init__(self, features: int, seed: int) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.actor = Actor(features)
             self.critic = Critic(features)
-        self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
-        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self._actor_optimiser = torch.optim.Adam(self.actor.parameters(), ACTOR_LEARNING_RATE, fused=True)
         self._critic_optimiser = torch.optim.Adam(self.critic.parameters(), CRITIC_LEARNING_RATE, fused=True)
         self._trained_actor = list(self.actor.parameters())
         self._trained_critic = list(self.critic.parameters())
-        self._slow_actor = list(self.target_actor.parameters())
-        self._slow_critic = list(self.target_critic.parameters())
-        self._baseline: float | None = None
 
     def act(self, observation: ArrayF32, noise: float, rng: np.random.Generator) -> float:
         """The actor's keep ratio plus exploration: a normal of deviation `noise`, truncated to [0, 1]."""
@@ -125,26 +116,18 @@ class DdpgAgent:
             mean = float(self.actor(torch.from_numpy(observation)[None]))
         return truncated_normal(mean, noise, rng)
 
-    def learn(self, transitions: Batch, updates: int, rng: np.random.Generator) -> None:
-        """Does `updates` updates, each on a batch drawn from `transitions`."""
+    def learn(self, steps: Batch, updates: int, rng: np.random.Generator) -> None:
+        """Does `updates` updates, each on a batch drawn from `steps`."""
         for _ in range(updates):
-            drawn = torch.from_numpy(rng.integers(len(transitions.action), size=BATCH_SIZE))
-            self.update(Batch(*(column[drawn] for column in transitions)))
+            drawn = torch.from_numpy(rng.integers(len(steps.action), size=BATCH_SIZE))
+            self.update(Batch(*(column[drawn] for column in steps)))
 
     def update(self, batch: Batch) -> None:
-        """One step of critic and actor: equations 7 and 8 of the paper, with its moving baseline."""
-        mean = float(batch.reward.mean())
-        previous = mean if self._baseline is None else self._baseline
-        self._baseline = BASELINE_DECAY * previous + (1 - BASELINE_DECAY) * mean
-        with torch.no_grad():
-            next_value = self.target_critic(batch.next_observation, self.target_actor(batch.next_observation))
-            target = batch.reward - self._baseline + DISCOUNT * batch.continues * next_value
-        critic_loss = functional.mse_loss(self.critic(batch.observation, batch.action), target)
+        """One step of the critic towards the rewards, and of the actor along the critic's gradient."""
+        critic_loss = functional.mse_loss(self.critic(batch.observation, batch.action), batch.reward)
         _step(self._critic_optimiser, critic_loss, self._trained_critic)
         actor_loss = -self.critic(batch.observation, self.actor(batch.observation)).mean()
         _step(self._actor_optimiser, actor_loss, self._trained_actor)
-        _follow(self._slow_actor, self._trained_actor, TAU)
-        _follow(self._slow_critic, self._trained_critic, TAU)
 
 
 def truncated_normal(mean: float, deviation: float, rng: np.random.Generator) -> float:
@@ -163,12 +146,6 @@ def _step(optimiser: torch.optim.Optimizer, loss: Tensor, trained: list[nn.Param
     optimiser.step()
 
 
-@torch.no_grad()
-def _follow(target: list[nn.Parameter], trained: list[nn.Parameter], tau: float) -> None:
-    for slow, fast in zip(target, trained, strict=True):
-        slow.lerp_(fast, tau)
-
-
 def _start_small(layer: nn.Module) -> None:
     """Small last weights: the first actions are near 0.5 and the first values near 0 (Lillicrap et al., section 7)."""
     assert isinstance(layer, nn.Linear)
@@ -177,12 +154,9 @@ def _start_small(layer: nn.Module) -> None:
 
 
 class DdpgPolicy(Policy):
-    """`full_warmup_episodes`: random ones before the first update, at most a third of all. `noise_decay`: factor of the
-    noise from one episode to the next. `standardises_rewards`: over the replay buffer, before the baseline."""
+    """`full_warmup_episodes`: random ones before the first update, at most a third of all."""
 
     full_warmup_episodes: int
-    noise_decay: float
-    standardises_rewards: bool
 
     def __init__(self, knowledge: Knowledge) -> None:
         super().__init__(knowledge)
@@ -199,7 +173,10 @@ class DdpgPolicy(Policy):
     def noise(self) -> float | None:
         """The exploration noise of the next episode; None while warming up."""
         trained = self.episode - self.warmup_episodes
-        return None if trained < 0 else NOISE * self.noise_decay**trained
+        if trained < 0:
+            return None
+        last = max(self.knowledge.episodes - self.warmup_episodes - 1, 1)
+        return float(FIRST_NOISE * (LAST_NOISE / FIRST_NOISE) ** min(trained / last, 1.0))
 
     def state_document(self) -> dict[str, Any]:
         return {**super().state_document(), "config": {"warmup_episodes": self.warmup_episodes}}
@@ -213,8 +190,7 @@ class DdpgPolicy(Policy):
         executed = widths / self.features.full
         self.buffer.add(self.features.episode(widths), executed.astype(np.float32), reward)
         if self.noise is not None:
-            transitions = self.buffer.transitions(standardise=self.standardises_rewards)
-            self.agent.learn(transitions, self.features.groups, rng)
+            self.agent.learn(self.buffer.steps(), self.features.groups, rng)
 
 
 class DdpgSequential(DdpgPolicy):
@@ -222,8 +198,6 @@ class DdpgSequential(DdpgPolicy):
 
     name = "ddpg-sequential"
     full_warmup_episodes = 100
-    noise_decay = 0.95
-    standardises_rewards = False
 
     def _propose(self, budget: CostLimit, rng: np.random.Generator) -> Widths:
         decided: list[int] = []
@@ -246,8 +220,6 @@ class DdpgProfile(DdpgPolicy):
 
     name = "ddpg"
     full_warmup_episodes = 60
-    noise_decay = 0.98
-    standardises_rewards = True
 
     def _propose(self, budget: CostLimit, rng: np.random.Generator) -> Widths:
         noise = self.noise

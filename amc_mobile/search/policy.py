@@ -61,7 +61,7 @@ class Features:
         columns = np.column_stack([np.array(shapes, dtype=np.float64), self.cost_shares])
         self._static = np.apply_along_axis(_min_max, 0, columns)
         after = np.cumsum(self.cost_shares[::-1])[::-1]
-        self._rest = np.append(after[1:], [0.0, 0.0])  # one more for the state after the last group
+        self._rest = np.append(after[1:], 0.0)
 
     @classmethod
     def of(cls, facts: Sequence[GroupFacts], budget: CostLimit) -> Features:
@@ -73,22 +73,22 @@ class Features:
         return len(self.facts)
 
     def observation(self, keep_ratios: Sequence[float] | Floats) -> npt.NDArray[np.float32]:
-        """The state in which the group after the decided ones is chosen; after the last group, the terminal one."""
+        """The state in which the group after the decided ones is chosen."""
         decided = len(keep_ratios)
         ratios = np.asarray(keep_ratios, dtype=np.float64)
         prunable = np.maximum(1 - self.min_ratios[:decided], 1e-9)
         reduced = float(np.sum(self.cost_shares[:decided] * np.minimum((1 - ratios) / prunable, 1)))
         row = np.empty(len(FEATURES), dtype=np.float64)
         row[0] = decided / self.groups
-        row[1:8] = self._static[min(decided, self.groups - 1)]
+        row[1:8] = self._static[decided]
         row[8:] = reduced, self._rest[decided], ratios[-1] if decided else 1.0
         observation: npt.NDArray[np.float32] = np.clip(row, 0, 1).astype(np.float32)
         return observation
 
     def episode(self, widths: Widths) -> npt.NDArray[np.float32]:
-        """All observations of the episode that chose `widths`, the terminal one included: (G + 1, 11)."""
+        """All observations of the episode that chose `widths`: (G, 11)."""
         ratios = widths / self.full
-        return np.stack([self.observation(ratios[:decided]) for decided in range(self.groups + 1)])
+        return np.stack([self.observation(ratios[:decided]) for decided in range(self.groups)])
 
 
 def cost_shares(budget: CostLimit) -> Floats:

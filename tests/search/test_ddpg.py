@@ -10,22 +10,16 @@ from tests.search import toy
 def filled_buffer(episodes: int = 2) -> ReplayBuffer:
     buffer = ReplayBuffer(episodes=3)
     for episode in range(episodes):
-        observations = np.arange(4 * 2, dtype=np.float32).reshape(4, 2) + 100 * episode
+        observations = np.arange(3 * 2, dtype=np.float32).reshape(3, 2) + 100 * episode
         buffer.add(observations, np.array([0.1, 0.2, 0.3], dtype=np.float32) + episode, reward=float(episode))
     return buffer
 
 
-def test_every_transition_carries_the_final_reward_and_only_the_last_ends_the_episode():
-    batch = filled_buffer().transitions(standardise=False)
-    assert batch.reward.flatten().tolist() == [0, 0, 0, 1, 1, 1]
-    assert batch.continues.flatten().tolist() == [1, 1, 0, 1, 1, 0]
-
-
-def test_the_first_step_of_every_episode_is_among_the_transitions():
-    batch = filled_buffer().transitions(standardise=False)
-    assert batch.observation[0].tolist() == [0, 1]
-    assert batch.observation[3].tolist() == [100, 101]
-    assert torch.equal(batch.next_observation[0], batch.observation[1])
+def test_every_step_the_first_included_carries_the_reward_of_its_episode_standardised():
+    steps = filled_buffer(episodes=3).steps()
+    assert steps.observation[[0, 3]].tolist() == [[0, 1], [100, 101]]
+    rewards = steps.reward.flatten()
+    assert rewards.tolist() == pytest.approx([-1.2247] * 3 + [0] * 3 + [1.2247] * 3, abs=1e-4)
 
 
 def test_the_first_step_is_trained_on(monkeypatch):
@@ -33,41 +27,45 @@ def test_the_first_step_is_trained_on(monkeypatch):
     buffer = ReplayBuffer(episodes=10)
     for episode in range(10):
         action = np.array([episode / 9], dtype=np.float32)
-        buffer.add(np.zeros((2, 3), dtype=np.float32), action, reward=float(action[0]))
+        buffer.add(np.zeros((1, 3), dtype=np.float32), action, reward=float(action[0]))
     monkeypatch.setattr(ddpg, "CRITIC_LEARNING_RATE", 3e-2)
     agent = DdpgAgent(3, seed=0)
-    agent.learn(buffer.transitions(standardise=False), 80, np.random.default_rng(0))
+    agent.learn(buffer.steps(), 80, np.random.default_rng(0))
     with torch.no_grad():
         low, high = agent.critic(torch.zeros(2, 3), torch.tensor([[0.0], [1.0]]))
     assert high - low > 0.5
 
 
 def test_the_buffer_forgets_the_oldest_episodes():
-    batch = filled_buffer(episodes=5).transitions(standardise=False)
-    assert batch.reward.flatten().tolist() == [2, 2, 2, 3, 3, 3, 4, 4, 4]
+    assert filled_buffer(episodes=5).steps().observation[:, 0].tolist() == [200, 202, 204, 300, 302, 304, 400, 402, 404]
 
 
-def test_rewards_are_standardised_over_the_buffer():
-    rewards = filled_buffer(3).transitions(standardise=True).reward
-    assert float(rewards.mean()) == pytest.approx(0, abs=1e-6)
-    assert float(rewards.std(correction=0)) == pytest.approx(1, abs=1e-4)
+@pytest.mark.parametrize("name", ["ddpg", "ddpg-sequential"])
+def test_the_noise_falls_over_the_whole_search(name):
+    policy = toy.policy(name, episodes=30)
+    noises = []
+    for _ in range(30):
+        noises.append(policy.noise)
+        toy.play(policy, 1)
+    assert noises[:10] == [None] * 10
+    assert noises[10] == ddpg.FIRST_NOISE
+    assert noises[-1] == pytest.approx(ddpg.LAST_NOISE)
+    assert policy.noise == ddpg.LAST_NOISE  # also of a search that is extended
 
 
-def test_the_baseline_moves_by_half_towards_each_batch_mean():
-    agent = DdpgAgent(2, seed=0)
-    batch = filled_buffer().transitions(standardise=False)
-    agent.update(batch._replace(reward=torch.full_like(batch.reward, 2.0)))
-    agent.update(batch._replace(reward=torch.full_like(batch.reward, 4.0)))
-    assert agent._baseline == pytest.approx(3.0)
+@pytest.mark.parametrize("name", ["ddpg", "ddpg-sequential"])
+def test_an_agent_that_learns_ends_above_itself_without_updates(name, monkeypatch):
+    monkeypatch.setattr(ddpg, "HIDDEN", 300)  # the real size: small ones learn less
+    monkeypatch.setattr(ddpg, "BATCH_SIZE", 64)
 
+    def last_rewards() -> float:
+        policy = toy.policy(name, episodes=300)
+        plans = toy.play(policy, 300)
+        return float(np.mean([toy.score(plan).reward for plan in plans[-20:]]))
 
-def test_targets_follow_the_trained_networks_by_tau(monkeypatch):
-    monkeypatch.setattr(ddpg, "TAU", 0.25)
-    agent = DdpgAgent(2, seed=0)
-    before = [p.clone() for p in agent.target_actor.parameters()]
-    agent.update(filled_buffer().transitions(standardise=False))
-    for old, slow, fast in zip(before, agent.target_actor.parameters(), agent.actor.parameters(), strict=True):
-        assert torch.allclose(slow, old + 0.25 * (fast - old), atol=1e-7)
+    learned = last_rewards()
+    monkeypatch.setattr(DdpgAgent, "learn", lambda *_: None)
+    assert learned > last_rewards() + 0.03
 
 
 def test_noise_is_truncated_to_the_unit_interval_and_centred_on_the_mean():

@@ -67,17 +67,6 @@ def test_the_warm_up_is_at_most_a_third_of_the_episodes(episodes, warmup):
     assert policy.warmup_episodes == warmup
 
 
-def test_the_noise_decays_from_one_half_after_the_warm_up():
-    policy = toy.policy("ddpg", episodes=15)
-    assert isinstance(policy, DdpgProfile)
-    run(policy, 4)
-    assert policy.noise is None
-    run(policy, 1)
-    assert policy.noise == 0.5
-    run(policy, 1)
-    assert policy.noise == pytest.approx(0.5 * 0.98)
-
-
 def test_learning_moves_the_actor_after_the_warm_up_only():
     policy = toy.policy("ddpg", episodes=15)
     assert isinstance(policy, DdpgProfile)
