@@ -3,10 +3,11 @@
 Rows: the original; plans of several policies, each fine-tuned by the same recipe; and the uniform plan trained from
 scratch, random weights, for as many epochs as the original and its fine-tuning together (only where the original is
 trained here). All rows of a network see the same test images. Differences to `uniform` are paired: a bootstrap draws
-test images and seeds, 95 % interval. Goes on where it was killed: a finished cell is a line of cells.jsonl.
+test images and seeds, 95 % interval. A second table says how well reward and accuracy before fine-tuning rank plans.
+Goes on where it was killed: a finished cell is a line of cells.jsonl.
 
 The ResNets are trained networks of CIFAR-10 (AMC_MOBILE_DATA names the folder), the MobileNets are trained here, on
-Tiny-ImageNet-20. --quick: a small MobileNet on digits, two policies, one seed, MACs.
+Tiny-ImageNet-20. --quick: a small MobileNet on digits, uniform and critic, two seeds, three tenths of the MACs.
 
 Example: scripts/benchmarks/after_finetuning.py --networks resnet20 --budgets 0.5,0.3 --unit macs
 """
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 from cifar import WEIGHTS, data_folder, pretrained
 from figures import print_document
+from scipy.stats import spearmanr
 from torch import nn
 
 import amc_mobile as amc
@@ -233,6 +235,38 @@ def table(rows: Sequence[dict[str, object]]) -> str:
     return "\n".join(lines)
 
 
+def proxies(cells: Iterable[Cell]) -> list[dict[str, object]]:
+    """How well what is known before fine-tuning ranks the plans of a budget by their accuracy after it.
+
+    Spearman's correlation, and top-pick regret: how far the plan with the highest value is below the best.
+    """
+    groups: dict[tuple[str, float], list[Cell]] = {}
+    for cell in cells:
+        if cell.reward is not None and cell.top1_before is not None:
+            groups.setdefault((cell.network, cell.budget), []).append(cell)
+    rows: list[dict[str, object]] = []
+    for (network, budget), own in groups.items():
+        after = np.array([cell.top1 for cell in own])
+        for name, values in (("reward", [c.reward for c in own]), ("refitted top-1", [c.top1_before for c in own])):
+            correlation = float(spearmanr(values, after).statistic) if len(own) > 2 else float("nan")
+            picked = after[int(np.argmax(values))]
+            rows.append({
+                "network": network, "budget": budget, "plans": len(own), "known before": name, "spearman": correlation,
+                "regret": float(after.max() - picked),
+            })  # fmt: skip
+    return rows
+
+
+def proxy_table(rows: Sequence[dict[str, object]]) -> str:
+    lines = ["| network | budget | plans | known before fine-tuning | Spearman | regret, points |", "|---" * 6 + "|"]
+    lines += [
+        f"| {row['network']} | {row['budget']:g} | {row['plans']} | {row['known before']} | {row['spearman']:.2f} "
+        f"| {100 * float(str(row['regret'])):.1f} |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", default="resnet20,resnet56,mobilenet_v1,mobilenet_v2")
@@ -260,11 +294,13 @@ def main() -> None:
             judge.run(name)
     rows = figures(judge.cells)
     if not options.json:
-        print(table(rows))
+        print(f"{table(rows)}\n\n{proxy_table(proxies(judge.cells))}")
         return
     uniform = [row for row in rows if row["row"] == UNIFORM]
     conditions = {"torch": torch.__version__, **{k: str(v) for k, v in vars(options).items() if k != "workspace"}}
-    print_document("after_finetuning", {"rows": rows}, conditions, {"uniform": uniform})
+    print_document(
+        "after_finetuning", {"rows": rows, "proxies": proxies(judge.cells)}, conditions, {"uniform": uniform}
+    )
 
 
 if __name__ == "__main__":

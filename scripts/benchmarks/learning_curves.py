@@ -33,7 +33,7 @@ def rewards(
     try:
         if not updates:
             DdpgAgent.learn = lambda *_: None  # type: ignore[method-assign]
-        with amc.progress_bars() as progress:
+        with amc.progress_bars(quiet=False) as progress:
             run = space.search(
                 network, amc.Budget(macs_ratio=0.5), policy=policy, episodes=episodes, seed=seed, keep="residual",
                 multiple=1, reward_images=256, name=name, progress=progress,
