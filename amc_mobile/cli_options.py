@@ -228,8 +228,17 @@ def _config_lines(context: typer.Context, workspace: Path) -> Iterator[str]:
             done.add(str(flag.name))
             value = remembered.get(str(flag.name))
             is_set = value is not None and value != usual.get(str(flag.name)) and flag.name != "table"
-            yield f"# {help_text(flag.help)}"
+            yield f"# {help_text(flag.help)}{_defaults_of_commands(context, key)}"
             yield f"{'' if is_set else '# '}{key} = {_toml(value if is_set else _example(flag))}"
+
+
+def _defaults_of_commands(context: typer.Context, key: str) -> str:
+    """What commands take without the key, where they differ: in a file it holds for all of them."""
+    flags = {str(command.name): dict(_keys(command)).get(key) for command in commands(context)}
+    defaults = {name: flag.default for name, flag in flags.items() if flag and type(flag.default) in (int, float)}
+    if len(set(defaults.values())) < 2:
+        return ""
+    return f" Without this line: {', '.join(f'{name} {default:g}' for name, default in defaults.items())}."
 
 
 def _example(flag: Any) -> Any:
