@@ -114,6 +114,17 @@ def test_a_network_is_profiled_searched_finetuned_exported_and_reported(tmp_path
     assert space.status().last_run == run.folder.name
 
 
+def test_a_module_of_ones_own_is_trained_and_opened_with_the_new_weights(tmp_path: Path) -> None:
+    space, module = amc.Workspace(tmp_path / "space"), Net()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    settings = {"example_input": torch.zeros(1, 1, 32, 32), "data": data()}
+    result = space.train(module, epochs=1, **settings)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    network = space.network(module, checkpoint=result.checkpoint, **settings)
+    assert not torch.equal(network.module.first.weight, module.first.weight)
+    assert amc.evaluate(network.module, network.dataset.test) == result.top1
+
+
 def test_a_table_is_taken_to_another_workspace_and_used_without_the_device(tmp_path: Path) -> None:
     space, other = amc.Workspace(tmp_path / "space"), amc.Workspace(str(tmp_path / "other"))
     network = space.network(Net(), example_input=(1, 1, 32, 32), data=data())
