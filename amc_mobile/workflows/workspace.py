@@ -336,7 +336,9 @@ class Workspace:
         import amc_mobile as amc
 
         space = amc.Workspace("amc-workspace")
-        network = space.network("mobilenet_v1", width=0.25, data="digits")
+        digits = {"width": 0.5, "input_size": 64, "data": "digits"}
+        space.train("mobilenet_v1", epochs=8, **digits)
+        network = space.network("mobilenet_v1", **digits)
         latency = space.profile(network, amc.open_device("host"))
         run = space.search(network, amc.Budget(latency_ratio=0.5), latency, episodes=300)
         run.finetune(epochs=10)
