@@ -2,8 +2,8 @@
 
 One thing differs from the paper's equation 8: the critic's target is the episode's reward itself, without the value of
 the next state. There is one reward per episode and no discount, so that is what every state and action of the episode
-led to, while bootstrapping adds the reward up over the groups that are still to come and the error of the critic with
-it: an agent that bootstrapped learned on nine groups and got worse than its untrained self on 27 (docs/results.md).
+led to. Bootstrapping adds it up over the groups that are still to come, and the critic's error with it: such an agent
+learned on the 9 groups of ResNet-20 and ended below its untrained self on the 27 of ResNet-56 (docs/results.md).
 """
 
 from __future__ import annotations
