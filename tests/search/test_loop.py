@@ -314,7 +314,7 @@ def test_what_the_measurement_leaves_over_is_used(tmp_path, name, single_channel
     rows = EpisodeLog(tmp_path / "episodes.csv").rows
     found = max((row for row in rows if row.is_episode), key=lambda row: row.reward)
     assert found.ci_high_ms < 0.9 * 7.0
-    assert 0.98 * 7.0 <= result.ci_high_ms <= 7.0
+    assert loop.LEAST_USED * 7.0 <= result.ci_high_ms <= 7.0
     assert result.reward > found.reward
     assert np.all(result.widths >= found.widths)
     assert [row.policy for row in rows[result.episodes :]].count("resize") <= loop.MAX_RESIZES
@@ -329,11 +329,11 @@ def test_a_better_plan_measured_over_the_budget_is_narrowed(tmp_path, single_cha
     budget = CostLimit(toy.cost, 7.0, single_channels, "ms")
     result = search(tmp_path, "critic", budget=budget, measure=measure, episodes=4)
     uniform, _, deep, dynamic, *resized = EpisodeLog(tmp_path / "episodes.csv").rows
-    assert max(uniform.ci_high_ms, deep.ci_high_ms) < 0.98 * 7.0 < 7.0 < dynamic.ci_high_ms
+    assert max(uniform.ci_high_ms, deep.ci_high_ms) < 7.0 < dynamic.ci_high_ms
     assert [row.policy for row in resized] == ["resize"] * len(resized)
     assert np.all(result.widths <= dynamic.widths)
     assert deep.reward < result.reward < dynamic.reward
-    assert 0.98 * 7.0 < result.ci_high_ms <= 7.0
+    assert loop.LEAST_USED * 7.0 <= result.ci_high_ms <= 7.0
     measured = [row.reward for row in resized if row.ci_high_ms is not None]
     assert measured == sorted(measured)  # those that are no better are scored, not measured
 
