@@ -84,7 +84,8 @@ def test_a_network_is_profiled_searched_finetuned_exported_and_reported(tmp_path
     run = space.search(network, budget, latency, episodes=4, policy="random", untrained=True, measure_every=0, **SMALL)
     assert run.plan().channels == network.groups.channels
     episodes = run.episodes()
-    assert len(episodes[episodes.policy != "check"]) == 4
+    # Which plans are measured beside the episodes, and resized, depends on how long they take here.
+    assert len(episodes[~episodes.policy.isin(["check", "resize"])]) == 4
     assert {"name", "ms_before", "ms_after"} <= set(run.layers().columns)
 
     run.finetune(epochs=1)
