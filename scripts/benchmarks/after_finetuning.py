@@ -34,7 +34,6 @@ import amc_mobile as amc
 
 ORIGINAL, UNIFORM, SCRATCH = "original", "uniform", "from scratch"
 RESAMPLES = 4000
-BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,8 @@ class Judge:
         options, space = self.options, amc.Workspace(self.folder / name)
         trained = trained_here(name, options)
         network = pretrained(space, name, data_folder()) if trained is None else self.trained(space, trained)
-        latency = space.profile(network, progress=self.progress) if options.unit == "latency" else None
+        device = amc.open_device("host", waive=["BUSY"] if options.busy else [])
+        latency = space.profile(network, device, progress=self.progress) if options.unit == "latency" else None
         if not self.has(name, 1.0, ORIGINAL, 0):
             self.add(Cell(name, 1.0, ORIGINAL, 0, 1.0, None, None, right(network, network.module), 0.0))
         # Breadth first: complete rows of one seed before the next.
@@ -108,7 +108,13 @@ class Judge:
     def trained(self, space: amc.Workspace, trained: Trained) -> amc.Network:
         settings = {"width": trained.width, "input_size": trained.input_size, "data": trained.data}
         if not space.trained_checkpoint.exists():
-            space.train(trained.model, epochs=trained.epochs, batch_size=BATCH, progress=self.progress, **settings)
+            space.train(
+                trained.model,
+                epochs=trained.epochs,
+                batch_size=self.options.batch_size,
+                progress=self.progress,
+                **settings,
+            )
         return space.network(trained.model, **settings)
 
     def pruned(
@@ -122,7 +128,7 @@ class Judge:
             min_keep_ratio=min(0.2, budget / 2), multiple=8 if latency else 1, progress=self.progress,
         )  # fmt: skip
         found = run.search()
-        run.finetune(epochs=options.finetune_epochs, batch_size=BATCH, progress=self.progress)
+        run.finetune(epochs=options.finetune_epochs, batch_size=options.batch_size, progress=self.progress)
         cost = (found.measured_ms or found.predicted_cost) / found.budget.limit * budget
         return Cell(
             name, budget, policy, seed, cost, found.reward, found.test_top1["refitted"],
@@ -142,7 +148,8 @@ class Judge:
         example = torch.zeros(1, 3, trained.input_size, trained.input_size)
         result = own.train(
             module, example_input=example, data=trained.data, input_size=trained.input_size, seed=seed,
-            epochs=trained.epochs + self.options.finetune_epochs, batch_size=BATCH, progress=self.progress,
+            epochs=trained.epochs + self.options.finetune_epochs, batch_size=self.options.batch_size,
+            progress=self.progress,
         )  # fmt: skip
         network = own.network(
             module,
@@ -173,7 +180,8 @@ def trained_here(name: str, options: argparse.Namespace) -> Trained | None:
         return Trained("mobilenet_v1", 0.25, 32, "digits", options.train_epochs)
     if name in WEIGHTS:
         return None
-    return Trained(name, 0.5, 64, f"imagefolder:{data_folder() / 'tiny_imagenet_20'}", options.train_epochs)
+    images = data_folder() / "tiny_imagenet_20" / "tiny_imagenet_20A_dev.zip"
+    return Trained(name, 0.5, 64, f"imagefolder:{images}", options.train_epochs)
 
 
 def difference(cells: Sequence[Cell], others: Sequence[Cell]) -> tuple[float, float, float]:
@@ -277,6 +285,8 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=300)
     parser.add_argument("--finetune-epochs", type=int, default=10)
     parser.add_argument("--train-epochs", type=int, default=40, help="of the networks that are trained here")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--busy", action="store_true", help="measure although other programs run")
     parser.add_argument("--keep", default="", help="groups that stay whole, e.g. residual")
     parser.add_argument("--workspace", type=Path, default=Path("after-finetuning"))
     parser.add_argument("--quick", action="store_true")
