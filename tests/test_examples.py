@@ -20,7 +20,7 @@ NOTEBOOK = EXAMPLES / "notebook.ipynb"
 # (the agent's updates) or make runs with what only the commands' own settings give. The set may shrink: what the public
 # names can do moves to them.
 DEEPER_BENCHMARKS = {
-    "adb_overhead.py", "episode_cost.py",
+    "adb_overhead.py", "episode_cost.py", "exact_plans.py", "finetuning_recipes.py",
     "interpolators.py", "latency_prediction.py",
     "learning_curves.py", "pixel1_budget.py", "runner_agreement.py",
 }  # fmt: skip
