@@ -26,6 +26,7 @@ from amc_mobile.cli_options import (
     Bf16Flag,
     CommandLine,
     ConfigFlag,
+    EpochsFlag,
     JsonFlag,
     Opened,
     OutputFlags,
@@ -37,6 +38,7 @@ from amc_mobile.cli_options import (
     config,
     config_of,
     device_option,
+    epochs_option,
     expand_groups,
     given_settings,
     opened_settings,
@@ -88,10 +90,10 @@ def search(
 @expand_groups
 def train(
     *,
-    epochs: Annotated[int, training_option(help="Passes over the training images.")] = 30,
+    epochs: EpochsFlag = 30,
     learning_rate: Annotated[
         float | None,
-        training_option(help="Peak of the cosine schedule, e.g. 0.05. Default: 0.1; of detectors 0.01."),
+        training_option(help="Highest rate, e.g. 0.05. Default: 0.1; of detectors 0.01."),
     ] = None,
     batch_size: Annotated[int, training_option(help="Images per step.")] = 64,
     bf16: Bf16Flag = False,
@@ -122,10 +124,10 @@ def train(
 @expand_groups
 def finetune(
     *,
-    epochs: Annotated[int, training_option(help="Passes over the training images.")] = 10,
+    epochs: EpochsFlag = 10,
     learning_rate: Annotated[
         float | None,
-        training_option(help="Peak rate of the cosine schedule, e.g. 0.01. Default: 0.02; of detectors 0.002."),
+        training_option(help="Highest rate, e.g. 0.01. Default: 0.02; of detectors 0.002."),
     ] = None,
     batch_size: Annotated[int, training_option(help="Images per step.")] = 64,
     ema: Annotated[float, training_option(help="Keep a moving average of the weights, e.g. 0.999; 0: the last.")] = 0.0,
@@ -212,7 +214,9 @@ def prune(
     search: SearchConfig = config_of(
         SearchConfig, "latency_ms", "latency_ratio", "macs_ratio", "params_ratio", "episodes"
     ),
-    epochs: Annotated[int, training_option(help="Passes of fine-tuning over the training images; 0: none.")] = 10,
+    epochs: Annotated[
+        Any, epochs_option(help="Passes of fine-tuning over the training images, or auto; 0: none.")
+    ] = 10,
     untrained: UntrainedFlag = False,
     quick: QuickFlag = False,
     opened: Opened = opened_settings(*OF_NETWORK, *OF_DEVICE, "precision", "workers", "seed", model=MODEL),

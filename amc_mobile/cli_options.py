@@ -182,6 +182,10 @@ def _checked(path: Path, key: str, value: Any, flag: Any) -> Any:
             raise InvalidConfig(f"{path}: {key} = {value!r} is no list of texts", next_step=f'{key} = ["A", "B"]')
         return values
     kind = _kind(flag)
+    if flag.metavar == N_OR_AUTO:
+        if type(value) is int or value == "auto":
+            return value
+        raise InvalidConfig(f"{path}: {key} = {value!r} is no number of epochs", next_step=f'{key} = 10, or "auto"')
     if type(value) is not kind and not (kind is float and type(value) is int):
         shown = "" if kind is str else f" = {str(value)[:60]!r}"  # which may hold a password
         raise InvalidConfig(f"{path}: {key}{shown} is not of type {kind.__name__}", next_step="correct that value")
@@ -357,6 +361,21 @@ ConfigFlag = Annotated[
         is_eager=True,
         callback=read_config,
     ),
+]
+N_OR_AUTO = "N|auto"
+
+
+def epochs_of(value: str | int) -> str | int:
+    """A number of epochs, or "auto". Raises BadParameter."""
+    text = str(value).strip()
+    if text != "auto" and not (text.isascii() and text.isdecimal()):
+        raise typer.BadParameter(f"{text!r} is neither a number nor auto")
+    return text if text == "auto" else int(text)
+
+
+epochs_option = partial(training_option, parser=epochs_of, metavar=N_OR_AUTO)
+EpochsFlag = Annotated[
+    Any, epochs_option(help="Passes over the training images; auto: until the held-out accuracy stops rising.")
 ]
 Bf16Flag = Annotated[
     bool,

@@ -276,6 +276,7 @@ def test_a_configuration_has_the_keys_of_the_flags(tmp_path: Path) -> None:
     [
         ("macs_ratio = true", "macs_ratio = 'True' is not of type float"),
         ('episodes = "3"', "episodes = '3' is not of type int"),
+        ("epochs = 0.5", "epochs = 0.5 is no number of epochs"),
         ("waive = [1]", "waive = [1] is no list of texts"),
         ("run = 'x'", "unknown key 'run'"),
         ("macs_ratio = 2", "--macs-ratio 2: a share"),

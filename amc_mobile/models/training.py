@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -174,16 +175,25 @@ ACTIVATION_BYTES = 192 * 2**20
 LEAST_AT_ONCE = 16
 
 
+# "auto": until the accuracy on the images to validate on stops rising. The learning rate stays at its highest until no
+# epoch has been the best for a fifth of the epochs so far (5 or more), then falls linearly to 0 over a third of them:
+# as good as a cosine schedule, whose length must be known at its beginning (Hägele et al. 2024).
+Epochs = int | Literal["auto"]
+FLAT_SHARE, FEWEST_FLAT = 0.2, 5
+DECAY_SHARE = 1 / 3
+MOST_EPOCHS = 300  # at the highest learning rate
+
+
 @dataclass(frozen=True)
 class TrainConfig:
-    """SGD with Nesterov momentum under a cosine schedule."""
+    """SGD with Nesterov momentum, under a cosine schedule where the epochs are given."""
 
-    epochs: int = 30
+    epochs: Epochs = 30
     learning_rate: float = 0.1  # at its highest, for this `batch_size`
     batch_size: int = 128
     weight_decay: float = 5e-4  # of weights; biases, norms and depthwise convolutions have none
     momentum: float = 0.9
-    warmup_share: float = 0.05  # of all steps; over these the learning rate rises linearly from 0
+    warmup_share: float = 0.05  # of all steps, or with "auto" of ten epochs; the learning rate rises linearly from 0
     distill_weight: float = 0.0  # share of the loss that asks for the teacher's outputs, in [0, 1]
     temperature: float = 4.0  # softens both outputs in that part (Hinton et al. 2015)
     label_smoothing: float = 0.0
@@ -195,7 +205,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         allowed = {
-            "epochs": (self.epochs >= 0, "0 or more"),
+            "epochs": (self.epochs == "auto" or self.epochs >= 0, "0 or more"),
             "learning_rate": (self.learning_rate > 0, "above 0"),
             "batch_size": (self.batch_size >= 2, "2 or more: batch norm needs several images"),
             "weight_decay": (self.weight_decay >= 0, "0 or more"),
@@ -234,12 +244,12 @@ def train(
     `validate` is reported and, with `keep_best`, decides: the model ends with the weights of `best_epoch`. Otherwise
     they are those of the last epoch. Either way their moving average, where there is one.
     Raises InvalidConfig when the file belongs to another configuration, model or data set, when distillation lacks a
-    teacher, and when the loss is no longer finite.
+    teacher, when there is nothing to tell the end of a training by, and when the loss is no longer finite.
     """
     if config.distill_weight > 0 and teacher is None:
         raise InvalidConfig(f"distill_weight is {config.distill_weight}, but there is no teacher to learn from")
-    if keep_best and validate is None:
-        raise InvalidConfig("the best epoch is asked for, but there are no images to tell which it is")
+    if validate is None and (keep_best or config.epochs == "auto"):
+        raise InvalidConfig("the best epoch or the end is asked for, but there are no images to tell which it is")
     # The teacher's own mode is left alone, and as a copy it cannot be the model that changes here.
     tutor = copy.deepcopy(teacher).eval().requires_grad_(False) if teacher and config.distill_weight > 0 else None
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -255,15 +265,18 @@ def train(
     state = TrainingState(model, optimizer, identity, averaged=averaged)
     if resume is not None and resume.exists():
         state.load(resume)
-    part_size = images_at_once(model, images) if len(state.reports) < config.epochs else config.batch_size
+    is_done = len(state.reports) >= planned_epochs(config, state.reports)
+    part_size = config.batch_size if is_done else images_at_once(model, images)
     with _threads(config.threads):
-        for epoch in range(len(state.reports), config.epochs):
+        while (epoch := len(state.reports)) < (epochs := planned_epochs(config, state.reports)):
             started = time.perf_counter()
-            loss, top1 = _run_epoch(model, tutor, task, images, optimizer, config, epoch, average, on_step, part_size)
+            loss, top1 = _run_epoch(
+                model, tutor, task, images, optimizer, config, state.reports, average, on_step, part_size
+            )
             state.reports.append(
                 EpochReport(
                     epoch=epoch + 1,
-                    epochs=config.epochs,
+                    epochs=epochs,
                     train_loss=loss,
                     train_top1=top1,
                     validation_top1=None if validate is None else evaluate(averaged or model, validate, task=task),
@@ -291,11 +304,37 @@ def best_epoch(reports: Sequence[EpochReport]) -> EpochReport | None:
     return max(measured, key=lambda report: (report.validation_top1 or 0.0, report.epoch), default=None)
 
 
-def learning_rate_at(config: TrainConfig, progress: float) -> float:
+def flat_epochs(reports: Sequence[EpochReport]) -> int:
+    """After how many epochs "auto" lowers the learning rate: when the accuracy has not risen
+    for a while. Of epochs to come it is taken not to rise."""
+    best, top1 = 0, -math.inf
+    for epoch in range(1, MOST_EPOCHS):
+        if epoch <= len(reports) and (reports[epoch - 1].validation_top1 or 0.0) > top1:
+            best, top1 = epoch, reports[epoch - 1].validation_top1 or 0.0
+        if epoch - best >= max(FEWEST_FLAT, FLAT_SHARE * epoch):
+            return epoch
+    return MOST_EPOCHS
+
+
+def planned_epochs(config: TrainConfig, reports: Sequence[EpochReport]) -> int:
+    """How many epochs there are, or of "auto" would be if the accuracy rose no further."""
+    if config.epochs != "auto":
+        return config.epochs
+    flat = flat_epochs(reports)
+    return flat + math.ceil(DECAY_SHARE * flat)
+
+
+def learning_rate_at(config: TrainConfig, epoch: float, reports: Sequence[EpochReport] = ()) -> float:
     """Linear warm-up to `learning_rate`, then half a cosine to 0 at the last step (Loshchilov and Hutter 2017).
 
-    `progress`: the share of all steps that is done, in [0, 1].
+    `epoch`: how many are done, a fraction within one. `reports`: of those before; with "auto" they tell when the rate,
+    highest until then, begins to fall.
     """
+    if config.epochs == "auto":
+        flat, epochs = flat_epochs(reports), planned_epochs(config, reports)
+        rising = epoch / (10 * config.warmup_share) if config.warmup_share else 1.0
+        return config.learning_rate * min(rising, 1.0, (epochs - epoch) / (epochs - flat))
+    progress = epoch / config.epochs
     if progress < config.warmup_share:
         return config.learning_rate * progress / config.warmup_share
     after = (progress - config.warmup_share) / (1 - config.warmup_share)
@@ -309,25 +348,27 @@ def _run_epoch(
     images: LabelledImages,
     optimizer: torch.optim.Optimizer,
     config: TrainConfig,
-    epoch: int,
+    reports: Sequence[EpochReport],
     average: WeightAverage | None,
     on_step: Callable[[int, int], None] | None,
     part_size: int,
 ) -> tuple[float, float | None]:
-    """Mean loss and accuracy over the (augmented) training images of this epoch; None for what takes a whole set."""
+    """Mean loss and accuracy over the (augmented) training images of the epoch after those of `reports`; None for what
+    takes a whole set."""
+    epoch, epochs = len(reports), planned_epochs(config, reports)
     device = next(model.parameters()).device
     model.train()
     # Near-equal batches: a last batch of one image would break batch norm.
     batches = math.ceil(len(images) / config.batch_size)
     total_loss, correct = torch.zeros(2, device=device)
     if on_step is not None:
-        on_step(epoch * batches, config.epochs * batches)
+        on_step(epoch * batches, epochs * batches)
     with _seeded(config.seed, epoch) as generator:
         order = torch.randperm(len(images), generator=generator)
         for step, (index, pixels) in enumerate(fetched(images.images, torch.tensor_split(order, batches))):
             for group in optimizer.param_groups:
                 # The middle of the step, so that neither the first nor the last step is wasted.
-                group["lr"] = learning_rate_at(config, (epoch + (step + 0.5) / batches) / config.epochs)
+                group["lr"] = learning_rate_at(config, epoch + (step + 0.5) / batches, reports)
             labels = images.labels[index].to(device)
             if config.augment:
                 pixels, labels = task.augmented(pixels, labels, generator, mirrors=images.mirrors)
@@ -353,7 +394,7 @@ def _run_epoch(
             if average is not None:
                 average.update(model, epoch * batches + step + 1)
             if on_step is not None:
-                on_step(epoch * batches + step + 1, config.epochs * batches)
+                on_step(epoch * batches + step + 1, epochs * batches)
     mean_loss = float(total_loss) / len(images)
     if not math.isfinite(mean_loss):
         raise InvalidConfig(

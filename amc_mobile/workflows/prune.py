@@ -23,6 +23,7 @@ from amc_mobile.formats import FORMATS, TFLITE, Format
 from amc_mobile.latency.gate import STATUS_OF
 from amc_mobile.models.loading import OBJECTS
 from amc_mobile.models.task import logits
+from amc_mobile.models.training import Epochs
 from amc_mobile.report.tables import count, percent
 from amc_mobile.store import to_document
 from amc_mobile.user_file import names_a_function
@@ -284,6 +285,7 @@ STAGES: Mapping[str, Mapping[str, tuple[float, float]]] = {
 # Rough durations, until the first steps show how fast this computer is.
 PROFILE_S, QUICK_PROFILE_S, SEARCH_S, EPISODE_S, EXPORT_S, REPORT_S = 90.0, 25.0, 5.0, 0.06, 20.0, 2.0
 TRAINED_MACS_PER_S = 1e9
+GUESSED_EPOCHS = 20  # of "auto"
 LOWEST_SCALE, HIGHEST_SCALE = 0.3, 30.0  # of what is left; a step that had nothing left to do says little
 TOLD_SHARE = 0.1  # of a step, after which its own speed says how long it takes
 
@@ -360,7 +362,7 @@ def prune_network(
     settings: Settings,
     config: SearchConfig,
     *,
-    epochs: int,
+    epochs: Epochs,
     output: Path,
     progress: Progress,
     network: Network | None = None,
@@ -397,7 +399,7 @@ def prune_network(
     found.raise_if_accuracy_not_kept()
     folder = Run(space.runs / found.run)
     tuned = folder.finetuned()
-    if epochs and (tuned is None or tuned.epochs != epochs):
+    if epochs and not (tuned and (tuned.ends_itself if epochs == "auto" else tuned.epochs == epochs)):
         folder.finetune(epochs=epochs, workers=settings.workers or None, progress=job.begin("finetune"))
     export = _finished_export(folder, settings, formats) or folder.export(
         *formats, serial=settings.serial, waive=settings.waived, clock_mode=settings.clock_mode,
@@ -423,14 +425,17 @@ def _formats(settings: Settings) -> list[str]:
     return installed
 
 
-def _guesses_s(network: Network, config: SearchConfig, epochs: int, formats: int, *, quick: bool) -> dict[str, float]:
+def _guesses_s(
+    network: Network, config: SearchConfig, epochs: Epochs, formats: int, *, quick: bool
+) -> dict[str, float]:
     """The steps to be made, with rough durations."""
     macs = CostModel(network.module, network.groups).macs(network.groups.sizes)
+    passes = GUESSED_EPOCHS if epochs == "auto" else epochs
     images = len(network.dataset.train) if network.dataset is not None else 0
     return {
         **({"profile": QUICK_PROFILE_S if quick else PROFILE_S} if config.unit == "ms" else {}),
         "search": SEARCH_S + EPISODE_S * config.episodes,
-        **({"finetune": epochs * images * float(macs) / TRAINED_MACS_PER_S} if epochs else {}),
+        **({"finetune": passes * images * float(macs) / TRAINED_MACS_PER_S} if passes else {}),
         "export": EXPORT_S * formats,
         "report": REPORT_S,
     }

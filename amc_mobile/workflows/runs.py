@@ -23,7 +23,7 @@ from amc_mobile.formats import FLOAT32, TFLITE
 from amc_mobile.latency.gate import Gate, is_accuracy_kept
 from amc_mobile.latency.measurement import ModelMeasurement, PairMeasurement
 from amc_mobile.models.loading import load_checkpoint, save_checkpoint, weights_sha256, write_tensors
-from amc_mobile.models.training import EpochReport
+from amc_mobile.models.training import EpochReport, Epochs
 from amc_mobile.pruning.magnitude import hold_masks
 from amc_mobile.report.content import LayerRow, Predictions
 from amc_mobile.search.budget import Unit, format_cost
@@ -269,6 +269,7 @@ class FinetuneRecord:
     held_out_top1_before: float
     best_epoch: int
     epoch_reports: tuple[EpochReport, ...]
+    ends_itself: bool = False  # with --epochs auto
 
 
 @dataclass(frozen=True)
@@ -526,7 +527,7 @@ class Run:
     def finetune(
         self,
         *,
-        epochs: int = 10,
+        epochs: Epochs = 10,
         learning_rate: float | None = None,
         batch_size: int = 64,
         ema_decay: float = 0.0,
@@ -536,8 +537,9 @@ class Run:
     ) -> FinetuneResult:
         """Trains the pruned network on, distilled from the original; goes on where it was stopped.
 
-        `learning_rate`: the peak of a cosine schedule; None: 0.02, of detectors 0.002. `ema_decay`: keeps a moving
-        average of the weights, e.g. 0.999; 0: the last ones. The weights are kept unless clearly worse.
+        `epochs`: "auto" ends when the accuracy on held-out images stops rising. `learning_rate`: the highest; None:
+        0.02, of detectors 0.002. `ema_decay`: keeps a moving average of the weights, e.g. 0.999; 0: the last ones. The
+        weights are kept unless clearly worse.
 
             run.finetune(epochs=20).result.test_top1
         """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,10 +11,11 @@ from torch import Tensor
 
 from amc_mobile.channels.trace import exported
 from amc_mobile.data.split import held_out
+from amc_mobile.device.host import allowed_cores
 from amc_mobile.errors import InvalidConfig
 from amc_mobile.models.loading import save_checkpoint
 from amc_mobile.models.task import OwnTask, evaluate, logits
-from amc_mobile.models.training import TrainConfig, best_epoch, train
+from amc_mobile.models.training import Epochs, TrainConfig, best_epoch, train
 from amc_mobile.store import to_document, write_json
 from amc_mobile.workflows.network import load_model_and_data, resolved_checkpoint
 from amc_mobile.workflows.runs import FinetuneRecord, Run
@@ -56,7 +56,7 @@ def train_network(
     space: Workspace,
     settings: Settings,
     *,
-    epochs: int,
+    epochs: Epochs,
     learning_rate: float | None = None,
     batch_size: int,
     bf16: bool = False,
@@ -88,11 +88,11 @@ def train_network(
         state = space.folder / "train.safetensors"
         size = " x ".join(map(str, loaded.input_shape[1:]))
         steps = TrainingProgress(
-            progress, "train", loaded.task.metric, f"{len(parts.train)} images of {size}, {epochs} epochs"
+            progress, "train", loaded.task.metric, f"{len(parts.train)} images of {size}{_of(epochs)}"
         )
-        train(
+        reports = train(
             loaded.module, parts.train, config, task=loaded.task, resume=state, on_epoch=steps.on_epoch,
-            on_step=steps.on_step,
+            on_step=steps.on_step, validate=parts.reward if epochs == "auto" else None,
         )  # fmt: skip
         space.trained_record.unlink(missing_ok=True)  # never beside the weights of another training
         save_checkpoint(loaded.module, space.trained_checkpoint)
@@ -101,7 +101,7 @@ def train_network(
         state.unlink(missing_ok=True)
         space.remember(replace(settings, checkpoint=""))
         top1, weights = evaluate(loaded.module, parts.test, task=loaded.task), str(space.trained_checkpoint)
-        return TrainResult(spec, top1, len(parts.test), epochs, weights, parts.accuracy_on, loaded.task.metric)
+        return TrainResult(spec, top1, len(parts.test), len(reports), weights, parts.accuracy_on, loaded.task.metric)
 
 
 DISTILL_WEIGHT = 0.7  # share of the loss that follows the original network
@@ -129,7 +129,7 @@ def finetune_run(
     space: Workspace,
     *,
     run: str | None,
-    epochs: int,
+    epochs: Epochs,
     learning_rate: float | None = None,
     batch_size: int,
     bf16: bool = False,
@@ -158,13 +158,13 @@ def finetune_run(
         config = TrainConfig(
             epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, distill_weight=DISTILL_WEIGHT,
             bf16=bf16 or mixed, ema_decay=ema_decay, seed=seed,
-            threads=os.cpu_count(),  # those of `settings` are for timing
+            threads=len(allowed_cores()),  # those of `settings` are for timing
         )  # fmt: skip
         state = folder.folder / "finetune-state.safetensors"
         place = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         size = " x ".join(map(str, network.input_shape[1:]))
         steps = TrainingProgress(
-            progress, "fine-tune", network.task.metric, f"{len(data.train)} images of {size}, {epochs} epochs"
+            progress, "fine-tune", network.task.metric, f"{len(data.train)} images of {size}{_of(epochs)}"
         )
         reports = train(
             model.to(place), data.train, config, task=network.task, teacher=network.module.to(place), resume=state,
@@ -176,7 +176,8 @@ def finetune_run(
         folder.save_weights("finetuned", model)
         record = FinetuneRecord(
             pruned_sha256=folder.stage_sha256("pruned"),
-            epochs=epochs,
+            epochs=len(reports),
+            ends_itself=epochs == "auto",
             learning_rate=learning_rate,
             batch_size=batch_size,
             distill_weight=DISTILL_WEIGHT,
@@ -195,6 +196,10 @@ def finetune_run(
         folder.save(record)
         state.unlink(missing_ok=True)
         return FinetuneResult(folder.name, record)
+
+
+def _of(epochs: Epochs) -> str:
+    return ", until the held-out accuracy stops rising" if epochs == "auto" else f", {epochs} epochs"
 
 
 def clearly_worse(before: Tensor, after: Tensor) -> bool:

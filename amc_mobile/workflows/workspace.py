@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from amc_mobile.kernels.template import Template
-    from amc_mobile.models.training import EpochReport
+    from amc_mobile.models.training import EpochReport, Epochs
     from amc_mobile.workflows.compare import Comparison
     from amc_mobile.workflows.devices import OpenedDevice
     from amc_mobile.workflows.network import Network
@@ -517,7 +517,7 @@ class Workspace:
         self,
         model: str | nn.Module,
         *,
-        epochs: int = 30,
+        epochs: Epochs = 30,
         learning_rate: float | None = None,
         batch_size: int = 64,
         bf16: bool = False,
@@ -527,8 +527,9 @@ class Workspace:
         """Trains a network; `network` then opens it with the trained weights.
 
         `model` and `network`: as in `network`; a `checkpoint` is where the training starts. A module is left as it is,
-        and opened with `network(module, checkpoint=result.checkpoint, ...)`. `learning_rate`: the peak of a cosine
-        schedule; None: 0.1, of detectors 0.01. Goes on where it was stopped.
+        and opened with `network(module, checkpoint=result.checkpoint, ...)`. `epochs`: "auto" ends when the accuracy on
+        held-out images stops rising. `learning_rate`: the highest; None: 0.1, of detectors 0.01. Goes on where it was
+        stopped.
 
             space.train("mobilenet_v1", width=0.25, data="digits", epochs=10).top1  # in [0, 1], on the test images
         """
@@ -700,7 +701,7 @@ class Workspace:
         budget: Budget,
         device: OpenedDevice | str = "host",
         *,
-        epochs: int = 10,
+        epochs: Epochs = 10,
         episodes: int = 300,
         output: Path | str = "amc-pruned",
         precision: str = FLOAT32,
@@ -713,8 +714,9 @@ class Workspace:
     ) -> PruneResult:
         """The whole job: `profile`, `search`, `finetune`, `export` of every installed format, and `report`.
 
-        `output`: a folder that gets the files to ship. `epochs`: of fine-tuning; 0: none. `quick`, `precision`: as in
-        `profile`; the others as in `search`. What is done already is not done again. Raises as the steps do.
+        `output`: a folder that gets the files to ship. `epochs`: of fine-tuning; 0: none; "auto" as in `train`.
+        `quick`, `precision`: as in `profile`; the others as in `search`. What is done already is not done again. Raises
+        as the steps do.
 
             result = space.prune(network, amc.Budget(latency_ratio=0.5), epochs=10)
             result.passed, result.folder, result.files

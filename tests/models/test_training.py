@@ -21,12 +21,15 @@ from amc_mobile.errors import CorruptFile, InvalidConfig, InvalidInput
 from amc_mobile.models import training
 from amc_mobile.models.task import CLASSIFICATION, augmented, evaluate, logits
 from amc_mobile.models.training import (
+    MOST_EPOCHS,
     EpochReport,
     TrainConfig,
     WeightAverage,
     best_epoch,
+    flat_epochs,
     images_at_once,
     learning_rate_at,
+    planned_epochs,
     train,
 )
 
@@ -277,10 +280,50 @@ print(peak_mb() - before)
 
 def test_the_learning_rate_rises_then_falls_to_nothing_within_a_single_epoch_too() -> None:
     config = TrainConfig(learning_rate=0.4, warmup_share=0.2)
-    rates = [learning_rate_at(config, progress) for progress in (0, 0.1, 0.2, 0.6, 1)]
+    rates = [learning_rate_at(config, 30 * progress) for progress in (0, 0.1, 0.2, 0.6, 1)]
     assert rates == pytest.approx([0.0, 0.2, 0.4, 0.2, 0.0])
     report = train(small_net(), stripes(640), TrainConfig(epochs=1, learning_rate=0.1, batch_size=16, threads=1))[0]
     assert report.learning_rate < 0.001
+
+
+def of_accuracies(*top1: float) -> list[EpochReport]:
+    return [EpochReport(n + 1, 0, 1.0, None, value, 0.1, 1.0) for n, value in enumerate(top1)]
+
+
+def test_without_a_given_end_the_rate_falls_once_the_accuracy_has_not_risen_for_a_while() -> None:
+    config = TrainConfig(epochs="auto", learning_rate=0.4)
+    rising, still = [0.01 * n for n in range(1, 41)], [0.4] * 8
+    assert flat_epochs([]) == 5
+    assert flat_epochs(of_accuracies(*rising[:10])) == 15  # five epochs from now, if nothing rises
+    assert flat_epochs(of_accuracies(*rising)) == 50  # a fifth of 50 after the 40th
+    ended = of_accuracies(*rising[:10], *[0.1] * 5)
+    assert (flat_epochs(ended), planned_epochs(config, ended)) == (15, 20)
+    later = ended + of_accuracies(0.9, 0.95)  # what falls makes it rise, and does not put off the end
+    assert planned_epochs(config, later) == 20
+    rates = [learning_rate_at(config, epoch, ended) for epoch in (0, 0.25, 0.5, 14.9, 15, 17.5, 20)]
+    assert rates == pytest.approx([0.0, 0.2, 0.4, 0.4, 0.4, 0.2, 0.0])
+    assert flat_epochs(of_accuracies(*rising, *still, *[0.4 + 0.001 * n for n in range(400)])) == MOST_EPOCHS
+
+
+def test_training_ends_by_itself_and_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    config, held_out = replace(CONFIG, epochs="auto"), stripes(seed=1)
+    whole, cut, steps = small_net(), small_net(), list[tuple[int, int]]()
+    reports = train(whole, stripes(), config, validate=held_out, on_step=lambda *step: steps.append(step))
+    flat = flat_epochs(reports)
+    assert len(reports) == reports[-1].epochs == planned_epochs(config, reports) > flat
+    assert steps[-1] == (5 * len(reports), 5 * len(reports))  # batches
+    assert {report.learning_rate for report in reports[1:flat]} == {0.1}
+    assert reports[-1].learning_rate < 0.02
+    assert evaluate(whole, held_out) > 0.9
+    resumed: dict[str, Any] = {"resume": tmp_path / "run", "validate": held_out}
+    for epoch in (2, flat + 1):
+        with pytest.raises(StoppedError):
+            train(cut, stripes(), config, on_epoch=stop_after(epoch), **resumed)
+    cut = small_net(seed=5)
+    assert len(train(cut, stripes(), config, **resumed)) == len(reports)
+    assert torch.equal(weights(cut), weights(whole))
+    with pytest.raises(InvalidConfig, match="the end"):
+        train(small_net(), stripes(), config)
 
 
 def test_norms_biases_and_depthwise_filters_do_not_decay() -> None:
