@@ -96,7 +96,9 @@ class _Flat(nn.Module):
 
 def unpacked(module: nn.Module, example: Tensor) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """A copy on the CPU, in evaluation mode, with the network's own inputs and outputs, and its example inputs."""
-    clone = copy.deepcopy(module).cpu().eval()
+    # Contiguous: litert-torch makes copies of other weights and tells weights apart by address, which a copy takes over
+    # from one that is gone. Then layers of one shape get each other's weights.
+    clone = copy.deepcopy(module).cpu().to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     if not isinstance(clone, PackedModule):
         return clone, (example,)
     packing = clone.packing

@@ -53,6 +53,19 @@ def test_an_exported_file_computes_what_torch_computes_and_nothing_is_printed(
 
 
 @pytest.mark.parametrize("form", FORMATS)
+def test_layers_of_one_shape_keep_their_weights_in_any_memory_format(form: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), *(nn.Conv2d(8, 8, 3, padding=1) for _ in range(8))]
+    model = nn.Sequential(*(module for layer in layers for module in (layer, nn.ReLU()))).eval()
+    images = np.random.default_rng(0).standard_normal((2, *SHAPE[1:])).astype(np.float32)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as training leaves it
+    EXPORTERS[form](model, SHAPE, tmp_path / f"model.{form}")
+    with torch.no_grad():
+        reference = model(torch.from_numpy(images)).contiguous().numpy()
+    assert np.abs(run_file(tmp_path / f"model.{form}", images).reshape(reference.shape) - reference).max() < 1e-5
+
+
+@pytest.mark.parametrize("form", FORMATS)
 def test_a_network_that_cannot_be_exported_leaves_no_file(form: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedLayer, match="cannot"):
         EXPORTERS[form](Sorted(), SHAPE, tmp_path / f"model.{form}")
