@@ -132,12 +132,14 @@ def finetune(
     batch_size: Annotated[int, training_option(help="Images per step.")] = 64,
     ema: Annotated[float, training_option(help="Keep a moving average of the weights, e.g. 0.999; 0: the last.")] = 0.0,
     bf16: Bf16Flag = False,
-    given: dict[str, Any] = given_settings("workers"),
+    given: dict[str, Any] = given_settings("workers", "precision"),
     run: RunFlag = None,
     workspace: WorkspaceFlag = DEFAULT_WORKSPACE,
     output: OutputFlags,
 ) -> None:
     """Train the pruned network on, distilled from the original. Keeps the weights unless clearly worse.
+
+    With --int8, or where the run was searched so, the last fifth of the epochs round as int8 files do.
 
     Example: amc-mobile finetune --epochs 20 --ema 0.999
     """

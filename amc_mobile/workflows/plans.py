@@ -16,8 +16,11 @@ from amc_mobile.channels.structure import CostModel, Ids, Layer
 from amc_mobile.data.images import ImageSet
 from amc_mobile.data.split import DataSplit, few
 from amc_mobile.errors import InvalidInput
+from amc_mobile.export.converters import calibration_choice
+from amc_mobile.formats import FLOAT32, INT8
 from amc_mobile.models.task import bf16_is_fast, logits
 from amc_mobile.pruning.channel_choice import channel_order
+from amc_mobile.pruning.fake_quantize import fake_quantized, find_rounding
 from amc_mobile.pruning.gram import GramStatistics, collect_gram
 from amc_mobile.pruning.least_squares import Matrices
 from amc_mobile.pruning.magnitude import MagnitudePruner, reestimated
@@ -308,21 +311,26 @@ class PlanScorer:
 
     Both are computed in bfloat16 where the CPU is fast at it, which leaves the order of plans as it is. `images`: how
     many of the reward images are used, None: all. `bf16`: None asks the CPU. `cost_of`: of a plan, in `unit`, for
-    rewards that hold the budget's cost; None: its MACs.
+    rewards that hold the budget's cost; None: its MACs. `precision`: "int8" rounds plans as int8 files do, with ranges
+    from calibration images; the original stays what they are compared with.
     """
 
     def __init__(
         self, network: Network, data: DataSplit, plans: Plans, reward: str,
         *, images: int | None = None, bf16: bool | None = None, unit: Unit = "macs",
-        cost_of: Callable[[Widths], float] | None = None,
+        cost_of: Callable[[Widths], float] | None = None, precision: str = FLOAT32,
     ) -> None:  # fmt: skip
         self.images = data.reward if images is None else few(data.reward, images)
-        self._labels, self._bf16 = self.images.labels, bf16_is_fast() if bf16 is None else bf16
+        self._labels, is_int8 = self.images.labels, precision == INT8
+        self._bf16 = not is_int8 and (bf16_is_fast() if bf16 is None else bf16)
         self._plans, self._reward, self._task = plans, reward, network.task
         self._original_macs = float(plans.macs(plans.sizes))
-        self.folding = find_folding(network.module, self.images.normalised(slice(0, 1)))
+        example = self.images.normalised(slice(0, 1))
+        self._rounding = find_rounding(network.module, example) if is_int8 else None
+        self._ranges = data.calibration.subset(calibration_choice(len(data.calibration)) if is_int8 else [])
+        self.folding = self._rounding.folding if self._rounding else find_folding(network.module, example)
         self.reference = self._logits(folded(network.module, self.folding))
-        self.original_top1 = self._task.accuracy(self.reference, self._labels)
+        self.original_top1 = self.top1(network.module) if self._rounding else self._accuracy(self.reference)
         self._cost_of = cost_of or (lambda widths: float(plans.macs(widths)))
         self._unit: Unit = unit
 
@@ -333,11 +341,11 @@ class PlanScorer:
             reward = reward_of("macs", top1=None, fidelity=None, cost=macs, unit="macs", macs_kept=share)
             return Outcome(reward, None, None, macs, parameters, {"reconstruction": 0.0, "evaluation": 0.0})
         started = time.process_time()
-        model = folded(self._plans.build(widths), self.folding)
+        model = self._scored(self._plans.build(widths))
         built = time.process_time()
         outputs = self._logits(model)
         seconds = {"reconstruction": built - started, "evaluation": time.process_time() - built}
-        accuracy, closeness = self._task.accuracy(outputs, self._labels), fidelity(outputs, self.reference)
+        accuracy, closeness = self._accuracy(outputs), fidelity(outputs, self.reference)
         unit = GUARANTEED.get(self._reward, self._unit)
         # The reward's own unit, where it is not the budget's.
         cost = self._cost_of(widths) if unit == self._unit else {"macs": macs, "parameters": parameters}.get(unit, 0.0)
@@ -346,7 +354,16 @@ class PlanScorer:
 
     def top1(self, model: nn.Module) -> float:
         """The accuracy of a finished network on the reward images, as that of the original and of plans is taken."""
-        return self._task.accuracy(self._logits(folded(model, self.folding)), self._labels)
+        return self._accuracy(self._logits(self._scored(model)))
+
+    def _accuracy(self, outputs: Tensor) -> float:
+        return self._task.accuracy(outputs, self._labels)
+
+    def _scored(self, model: nn.Module) -> nn.Module:
+        """The form in which a network is scored."""
+        if self._rounding is None:
+            return folded(model, self.folding)
+        return fake_quantized(model, self._rounding, self._ranges)
 
     def _logits(self, model: nn.Module) -> Tensor:
         channels_last = self.folding.channels_last

@@ -270,6 +270,8 @@ class FinetuneRecord:
     best_epoch: int
     epoch_reports: tuple[EpochReport, ...]
     ends_itself: bool = False  # with --epochs auto
+    int8_epochs: int = 0  # the last ones, which round weights and activations
+    int8_top1: float | None = None  # on test images, rounded
 
 
 @dataclass(frozen=True)
@@ -532,6 +534,7 @@ class Run:
         batch_size: int = 64,
         ema_decay: float = 0.0,
         bf16: bool = False,
+        precision: str | None = None,
         workers: int | None = None,
         progress: Progress = silent,
     ) -> FinetuneResult:
@@ -539,7 +542,8 @@ class Run:
 
         `epochs`: "auto" ends when the accuracy on held-out images stops rising. `learning_rate`: the highest; None:
         0.02, of detectors 0.002. `ema_decay`: keeps a moving average of the weights, e.g. 0.999; 0: the last ones. The
-        weights are kept unless clearly worse.
+        weights are kept unless clearly worse. `precision`: of the files to come; None: as the run was searched. With
+        "int8" the last fifth of the epochs round as those files will.
 
             run.finetune(epochs=20).result.test_top1
         """
@@ -547,7 +551,7 @@ class Run:
 
         return finetune_run(
             self.space, run=self.name, epochs=epochs, learning_rate=learning_rate, batch_size=batch_size,
-            bf16=bf16, ema_decay=ema_decay, workers=workers, progress=progress,
+            bf16=bf16, ema_decay=ema_decay, precision=precision, workers=workers, progress=progress,
         )  # fmt: skip
 
     def export(

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from amc_mobile.channels.plan import LEAST_CHOICES, PruningPlan, WeightPlan
 from amc_mobile.data.split import DataSplit
 from amc_mobile.errors import AccuracyNotKept, AmcMobileError, CorruptFile, InvalidConfig, InvalidInput, MissingLatency
+from amc_mobile.formats import FLOAT32
 from amc_mobile.latency.gate import is_accuracy_kept
 from amc_mobile.latency.model import LatencyModel
 from amc_mobile.latency.probe import LEAST_MULTIPLE, stored_steps
@@ -141,7 +142,12 @@ def _identity(network: Network, data: DataSplit, wanted: SearchConfig, seed: int
         "model": network.settings.model, "weights": weights_sha256(network.module), "seed": seed,
         "data": network.settings.data, "split": dict(images.sizes), "train": images.train_sha256,
         **({"precision": precision} if precision_part(precision) else {}),
-        **{f"search.{key}": value for key, value in asdict(wanted).items() if key != "episodes"},
+        # What is newer than the first logs is left out where it says what they did.
+        **{
+            f"search.{key}": value
+            for key, value in asdict(wanted).items()
+            if key != "episodes" and (key, value) != ("reward_precision", FLOAT32)
+        },
         "scored_images": wanted.scored_images,
     }  # fmt: skip
 
@@ -410,7 +416,7 @@ def _episodes(search: _Search, progress: Progress) -> _Episodes:
     started = time.process_time()
     scorer = PlanScorer(
         search.network, search.data, search.plans, config.reward, images=config.scored_images, unit=config.unit,
-        cost_of=own.cost_of,
+        cost_of=own.cost_of, precision=config.reward_precision,
     )  # fmt: skip
     policy = policy_of(config, search.budget, search.plans, seed=search.seed)
     set_up_s = search.plans.set_up_s + time.process_time() - started

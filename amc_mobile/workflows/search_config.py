@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from amc_mobile.errors import InvalidConfig
+from amc_mobile.formats import FLOAT32, INT8
 from amc_mobile.workflows.workspace import ADVANCED, BUDGET, SEARCH, check_ranges, option
 
 if TYPE_CHECKING:
@@ -94,6 +95,9 @@ class SearchConfig(Budget):
         "critic", "How plans are proposed: {policies}:PATH. The paper's agent is ddpg-sequential.", SEARCH
     )
     reward: str = option("fidelity", "What makes a plan good: {rewards}.", SEARCH)
+    reward_precision: str = option(
+        FLOAT32, "float32, or int8: plans are scored with weights and activations rounded as int8 files do.", ADVANCED
+    )
     episodes: int = option(300, "Plans to try.", SEARCH, least=1)
     channel_choice: str = _channel_choice()
     measure_every: int = option(50, "Measure every K episodes; 0: new bests only.", ADVANCED, least=0)
@@ -130,6 +134,7 @@ class SearchConfig(Budget):
         if (name == "from-file") != bool(file):
             raise InvalidConfig(f"--policy {self.policy!r} does not say which plan", next_step="from-file:PATH")
         check_choice("--reward", self.reward, REWARDS)
+        check_choice("--reward-precision", self.reward_precision, (FLOAT32, INT8))
         check_choice("--channel-choice", self.channel_choice, CHANNEL_CHOICES)
         check_choice("--granularity", self.granularity, GRANULARITIES)
         if self.reward in GUARANTEED and not self.limits:

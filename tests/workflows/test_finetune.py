@@ -11,7 +11,9 @@ import pytest
 import torch
 from in_process import CommandLine
 from PIL import Image
+from safetensors.torch import load_file
 
+import amc_mobile as amc
 from amc_mobile.data.images import Dataset, ImageSet
 from amc_mobile.data.split import held_out, split
 from amc_mobile.workflows.training import clearly_worse
@@ -99,3 +101,56 @@ def test_a_run_keeps_and_draws_the_held_out_accuracy_of_epochs(
 
 def test_threads_to_decode_with_cannot_be_fewer_than_none(tmp_path: Path, command: Callable[..., str]) -> None:
     assert command("train", "--model", "resnet20", "--data", "digits", "--workers", "-1").startswith("exit 2: error: ")
+
+
+def test_the_last_epochs_round_for_int8_and_go_on_where_they_were_stopped(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    write_images(tmp_path / "photos")
+    weights, records = [], []
+    for name in ("whole", "stopped"):
+        space = amc.Workspace(tmp_path / name)
+        network = space.network(f"{tmp_path}/net.py:net", input_size=16, data=f"imagefolder:{tmp_path}/photos")
+        run = space.search(
+            network, amc.Budget(macs_ratio=0.5), policy="uniform", reward_images=12, name="half", untrained=True
+        )
+
+        def stop(stage: str, done: int, total: int, note: str = "") -> None:
+            if (stage, done) == ("fine-tune in int8", 4):  # in its second epoch
+                raise KeyboardInterrupt
+
+        if name == "stopped":
+            with pytest.raises(KeyboardInterrupt):
+                run.finetune(epochs=8, batch_size=8, precision="int8", progress=stop)
+        records.append(run.finetune(epochs=8, batch_size=8, precision="int8").result)
+        weights.append(run.module("finetuned").state_dict())
+        assert not list(run.folder.glob("finetune-state*"))
+    whole, stopped = records
+    assert [report.epoch for report in whole.epoch_reports] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert (whole.int8_epochs, whole.best_epoch > 6) == (2, True)
+    rates = [report.learning_rate for report in whole.epoch_reports]
+    assert rates[6] < rates[0] / 5
+    assert whole.int8_top1 == stopped.int8_top1 is not None
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+    plain = run.finetune(epochs=2, batch_size=8).result  # searched in float32
+    assert (plain.int8_epochs, plain.int8_top1) == (0, None)
+
+
+def test_weights_that_are_pruned_stay_zero_when_they_round(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    write_images(tmp_path / "photos")
+    space = amc.Workspace(tmp_path / "space")
+    network = space.network(f"{tmp_path}/net.py:net", input_size=16, data=f"imagefolder:{tmp_path}/photos")
+    run = space.search(
+        network,
+        amc.Budget(params_ratio=0.5),
+        granularity="weight",
+        policy="uniform",
+        reward_images=12,
+        name="sparse",
+        untrained=True,
+    )
+    zeros = {name: int((value == 0).sum()) for name, value in run.module("pruned").named_parameters() if value.ndim > 1}
+    assert sum(zeros.values()) > 1000
+    run.finetune(epochs=2, batch_size=8, precision="int8")
+    tuned = load_file(run.folder / "finetuned.safetensors")  # as saved: loading the run would cut them again
+    assert {name: int((tuned[name] == 0).sum()) >= count for name, count in zeros.items()} == dict.fromkeys(zeros, True)

@@ -14,8 +14,10 @@ from torch import nn
 from amc_mobile.data.images import ImageSet
 from amc_mobile.data.sources import name_data
 from amc_mobile.data.split import DataSplit
+from amc_mobile.export.converters import calibration_choice
 from amc_mobile.models.loading import name_module
 from amc_mobile.models.task import logits
+from amc_mobile.pruning.fake_quantize import fake_quantized, find_rounding
 from amc_mobile.pruning.least_squares import Matrices
 from amc_mobile.search.budget import Unit
 from amc_mobile.search.reward import Outcome, fidelity
@@ -115,6 +117,21 @@ def test_few_images_hold_every_class_alike_and_score_like_all_of_them(tmp_path: 
     half = np.maximum(plans.sizes // 2, 2)
     assert part(half).reward == pytest.approx(whole(half).reward, abs=0.1)
     assert part(plans.sizes).reward == pytest.approx(1)
+
+
+def test_a_plan_is_scored_with_the_rounding_of_int8_files(tmp_path: Path) -> None:
+    network = load_network(Workspace(tmp_path), Settings(model="resnet20", data="digits", input_size=32))
+    data = network.split(calibration=60, reward=40, seed=0)
+    plans = prepared(network, data)
+    int8, float32 = (PlanScorer(network, data, plans, "fidelity", bf16=False, precision=p) for p in ("int8", "float32"))
+    assert torch.equal(int8.reference, float32.reference)  # the network itself is not rounded
+    assert float32(plans.sizes).reward == pytest.approx(1)
+    assert 0.5 < int8(plans.sizes).reward < 0.9999
+    half = np.maximum(plans.sizes // 2, 2)
+    rounded = fake_quantized(plans.build(half), find_rounding(network.module, data.test.normalised(slice(0, 1))),
+                             data.calibration.subset(calibration_choice(60)))  # fmt: skip
+    assert int8(half).reward == fidelity(logits(rounded, int8.images, 32), int8.reference)
+    assert int8.top1(network.module) == int8.original_top1
 
 
 def test_a_network_that_views_its_maps_is_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
