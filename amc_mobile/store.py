@@ -160,15 +160,23 @@ def _of_file(path: Path, value: Any, next_step: str) -> Any:
     return [_of_file(path, item, next_step) for item in value] if isinstance(value, list) else value
 
 
+LATER = {"later": True}  # metadata of a dataclass's field that older versions had not
+
+
 def to_document(value: Any) -> Any:
     """JSON values only. A number that is not finite becomes null: JSON has none.
 
-    Objects with a `to_document` of their own give that.
+    Fields of LATER are left out at their default: what an older version wrote is written again as it was. Objects with
+    a `to_document` of their own give that.
     """
     if hasattr(value, "to_document"):
         return value.to_document()
     if is_dataclass(value):
-        return {f.name: to_document(getattr(value, f.name)) for f in fields(value)}
+        return {
+            f.name: to_document(getattr(value, f.name))
+            for f in fields(value)
+            if not (f.metadata.get("later") and getattr(value, f.name) == f.default)
+        }
     if isinstance(value, Mapping):
         return {str(key): to_document(item) for key, item in value.items()}
     if isinstance(value, tuple | list):

@@ -29,7 +29,7 @@ from amc_mobile.report.content import LayerRow, Predictions
 from amc_mobile.search.budget import Unit, format_cost
 from amc_mobile.search.episode_log import EpisodeLog
 from amc_mobile.search.loop import OverBudget
-from amc_mobile.store import from_document, read_json, to_document, write_json
+from amc_mobile.store import LATER, from_document, read_json, to_document, write_json
 from amc_mobile.workflows.network import Network, load_network
 from amc_mobile.workflows.search_config import SearchConfig
 from amc_mobile.workflows.workspace import BEGUN, Progress, Settings, Workspace, check_settings, safe_name, silent
@@ -269,9 +269,9 @@ class FinetuneRecord:
     held_out_top1_before: float
     best_epoch: int
     epoch_reports: tuple[EpochReport, ...]
-    ends_itself: bool = False  # with --epochs auto
-    int8_epochs: int = 0  # the last ones, which round weights and activations
-    int8_top1: float | None = None  # on test images, rounded
+    ends_itself: bool = field(default=False, metadata=LATER)  # with --epochs auto
+    int8_epochs: int = field(default=0, metadata=LATER)  # the last ones, which round weights and activations
+    int8_top1: float | None = field(default=None, metadata=LATER)  # on test images, rounded
 
 
 @dataclass(frozen=True)

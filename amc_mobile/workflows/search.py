@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from amc_mobile.channels.plan import LEAST_CHOICES, PruningPlan, WeightPlan
 from amc_mobile.data.split import DataSplit
 from amc_mobile.errors import AccuracyNotKept, AmcMobileError, CorruptFile, InvalidConfig, InvalidInput, MissingLatency
-from amc_mobile.formats import FLOAT32
 from amc_mobile.latency.gate import is_accuracy_kept
 from amc_mobile.latency.model import LatencyModel
 from amc_mobile.latency.probe import LEAST_MULTIPLE, stored_steps
@@ -142,12 +141,7 @@ def _identity(network: Network, data: DataSplit, wanted: SearchConfig, seed: int
         "model": network.settings.model, "weights": weights_sha256(network.module), "seed": seed,
         "data": network.settings.data, "split": dict(images.sizes), "train": images.train_sha256,
         **({"precision": precision} if precision_part(precision) else {}),
-        # What is newer than the first logs is left out where it says what they did.
-        **{
-            f"search.{key}": value
-            for key, value in asdict(wanted).items()
-            if key != "episodes" and (key, value) != ("reward_precision", FLOAT32)
-        },
+        **{f"search.{key}": value for key, value in to_document(wanted).items() if key != "episodes"},
         "scored_images": wanted.scored_images,
     }  # fmt: skip
 

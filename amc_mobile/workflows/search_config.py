@@ -96,8 +96,9 @@ class SearchConfig(Budget):
     )
     reward: str = option("fidelity", "What makes a plan good: {rewards}.", SEARCH)
     reward_precision: str = option(
-        FLOAT32, "float32, or int8: plans are scored with weights and activations rounded as int8 files do.", ADVANCED
-    )
+        FLOAT32, "float32, or int8: plans are scored with weights and activations rounded as int8 files do.", ADVANCED,
+        later=True,
+    )  # fmt: skip
     episodes: int = option(300, "Plans to try.", SEARCH, least=1)
     channel_choice: str = _channel_choice()
     measure_every: int = option(50, "Measure every K episodes; 0: new bests only.", ADVANCED, least=0)

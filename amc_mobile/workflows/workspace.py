@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from amc_mobile.errors import CorruptFile, InvalidConfig, InvalidInput
 from amc_mobile.formats import BENCHMARK_MODEL, BY_RUNTIME, FLOAT32, PRECISIONS
 from amc_mobile.latency.database_url import take_password
-from amc_mobile.store import held, is_file_name, read_json, to_document, write_json
+from amc_mobile.store import LATER, held, is_file_name, read_json, to_document, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -94,9 +94,9 @@ class Option:
     most: float | None = None
 
 
-def option(default: Any, help: str, panel: str, flag: str = "", **others: Any) -> Any:
-    """A dataclass's field that is an option of commands; parameters as of Option."""
-    return field(default=default, metadata={"option": Option(help, panel, flag, **others)})
+def option(default: Any, help: str, panel: str, flag: str = "", *, later: bool = False, **others: Any) -> Any:
+    """A dataclass's field that is an option of commands; parameters as of Option. `later`: as LATER says."""
+    return field(default=default, metadata={"option": Option(help, panel, flag, **others), **(LATER if later else {})})
 
 
 def check_ranges(config: Any) -> None:
