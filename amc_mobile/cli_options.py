@@ -433,7 +433,7 @@ class OutputFlags:
 
 Opened = tuple[Workspace, Settings]
 OF_NETWORK = ("model", "data", "checkpoint", "accuracy", "loss", "width_multiplier", "input_size")
-OF_DEVICE = ("device", "serial", "waive", "clock_mode", "runtime", "threads")
+OF_DEVICE = ("device", "serial", "waive", "clock_mode", "runtime", "threads", "accelerator")
 
 
 @dataclass(frozen=True)

@@ -162,32 +162,43 @@ def open_tflite(model: bytes, threads: int = 1) -> Any:
 
 def allocate(interpreter: Any) -> None:
     """Allocates the tensors, which creates the delegate, without its remark. Raises ValueError or RuntimeError."""
-    with _without_remarks():
-        interpreter.allocate_tensors()
+    log = NativeLog()
+    try:
+        with native_log(log, stdout=False):
+            interpreter.allocate_tensors()
+    finally:
+        for line in log.text.splitlines(keepends=True) if sys.stderr is not None else ():
+            if not line.startswith(REMARK):
+                os.write(STDERR, line)
+
+
+@dataclass
+class NativeLog:
+    text: bytes = b""
 
 
 @contextmanager
-def _without_remarks() -> Iterator[None]:
-    """Leaves out REMARK lines that C++ writes to stderr meanwhile; all others appear at the end.
+def native_log(log: NativeLog | None = None, *, stdout: bool = True) -> Iterator[NativeLog]:
+    """What C++ writes to stderr, and with `stdout` there, meanwhile, which does not appear; whole at the end.
 
     Its log level is compiled in: no variable and no function of the library changes it.
     """
-    if sys.stderr is None:  # closed; another file may have its number
-        yield
-        return
-    sys.stderr.flush()
-    kept = os.dup(STDERR)
+    log, kept = log or NativeLog(), dict[int, int]()
+    streams = {**({1: sys.stdout} if stdout else {}), STDERR: sys.stderr}
     with tempfile.TemporaryFile() as written:
-        os.dup2(written.fileno(), STDERR)
+        for number, stream in streams.items():
+            if stream is not None:  # closed: another file may have its number
+                stream.flush()
+                kept[number] = os.dup(number)
+                os.dup2(written.fileno(), number)
         try:
-            yield
+            yield log
         finally:
-            os.dup2(kept, STDERR)
-            os.close(kept)
+            for number, own in kept.items():
+                os.dup2(own, number)
+                os.close(own)
             written.seek(0)
-            for line in written:
-                if not line.startswith(REMARK):
-                    os.write(STDERR, line)
+            log.text = written.read()
 
 
 def open_onnx(model: bytes, threads: int = 1, *, optimised: Path | None = None) -> Any:

@@ -117,7 +117,7 @@ def test_a_runtime_that_is_named_elsewhere_is_found(tmp_path: Path) -> None:
     assert runtime_literals(tmp_path / "wrong.py") == ["wrong.py:2 tflite"]
 
 
-MOST_MODULES = 95
+MOST_MODULES = 96  # 95 of one phone and one CPU, and accelerators
 # Apart from these, a module that one other imports is a part of it.
 FAMILIES = ("cli", "workflows/", "models/zoo/", "kernels/tflite", "kernels/onnx", "data/sources")
 POLICIES = ("search/critic", "search/ddpg")

@@ -26,6 +26,7 @@ SEARCHES = ("search", "compare")
 SAID_BY: dict[str, tuple[str, ...] | dict[str, tuple[str, ...]]] = {
     "data/sources.py": ("train", "search", "finetune", "compare", "sensitivity"),
     "device/adb.py": (*MEASURES, "export"),
+    "device/accelerator.py": MEASURES,
     "device/host.py": MEASURES,
     "device/libraries.py": ("runtime add",),
     "device/phone.py": {"serial": (*MEASURES, "export"), "*": MEASURES},  # `export` says --offline instead

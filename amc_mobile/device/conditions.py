@@ -18,7 +18,8 @@ FOREIGN_PROTOCOL = 0
 AGAIN = "export the table again"
 
 
-_LATER = {"layout", "unit"}  # fields that documents of earlier versions lack
+PARTLY = "gpu and cpu"  # an accelerator, where the CPU may run the operators that it cannot
+_LATER = {"layout", "unit", "accelerator"}  # fields that documents of earlier versions lack
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Conditions:
     the process may use, as in `0-3,6`; `clock_mode`: the governors of the cores, or "unknown"; on phones also
     the mode held and clocks that are always limited, as in `unlocked schedutil 4-7<=1200MHz`; `layout`: how the
     runtime rewrites graphs on this processor, as `OnnxLayout.text` gives it, "" where unknown; `unit`: which phone of
-    its model, "" for computers and where unknown.
+    its model, "" for computers and where unknown; `accelerator`: "gpu", PARTLY, or "" for the CPU.
     """
 
     device: str
@@ -45,6 +46,7 @@ class Conditions:
     protocol_version: int = PROTOCOL_VERSION
     layout: str = ""
     unit: str = ""
+    accelerator: str = ""
 
     @cached_property
     def key(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import importlib.util
 import math
@@ -9,6 +10,7 @@ import os
 import platform
 import tempfile
 import time
+import zlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,7 +23,8 @@ from numpy.typing import NDArray
 
 from amc_mobile import formats
 from amc_mobile.device import layout
-from amc_mobile.device.conditions import Conditions, core_ranges
+from amc_mobile.device.accelerator import CPU, GPU, check_accelerator, gpu, runner
+from amc_mobile.device.conditions import PARTLY, Conditions, core_ranges
 from amc_mobile.device.device import (
     WINDOW_S,
     Counters,
@@ -35,7 +38,7 @@ from amc_mobile.device.device import (
     parse_cpu_times,
 )
 from amc_mobile.device.layout import OnnxLayout
-from amc_mobile.device.phone_state import BUSY, check_waivers
+from amc_mobile.device.phone_state import BUSY, FALLBACK, check_waivers
 from amc_mobile.errors import DeviceError, InvalidConfig, InvalidInput, first_line
 from amc_mobile.formats import BY_RUNTIME, FORMATS, ONNX, TFLITE, Format
 
@@ -101,6 +104,24 @@ def _onnx_dtype(name: str) -> np.dtype[Any]:
         return np.dtype(names.get(inner, inner))
     except TypeError as error:
         raise InvalidInput(f"an input or output of type {name} is not supported") from error
+
+
+# The sum of two inputs, opset 13, as the package onnx writes it.
+_ONNX = (
+    "CAc6WQoQCgFhCgFiEgNzdW0iA0FkZBIEdGlueVoTCgFhEg4KDAgBEggKAggBCgIIBFoTCgFiEg4KDAgBEggKAggBCgIIBGIVCgNzdW0SDgoMCAES"
+    "CAoCCAEKAggEQgQKABAN"
+)
+# The sum of two images of 8x8 pixels, packed by zlib.
+_TFLITE = (
+    "eNqTYGBgCHHzMWZg4GMQYRBg4GHgAIqwAHkMQB4DgwQQazAyMDADaUawDAPDg3///zNC5XnguliAJEQsAGQmEMdA9YgwgAAfmAap5UYyHwi4Yfos"
+    "/kPMZYJiBqh+bGIg92QAsQHUTRuAejnA7oHIFZfmgsVBajmgGMS/gaQOJJcEFUdXxwMNCQaov5D1JOLQwwhns4D5ANORFiY="
+)
+
+
+def tiny_model(runtime: str) -> bytes:
+    if runtime == ONNX.runtime:
+        return base64.b64decode(_ONNX)
+    return zlib.decompress(base64.b64decode(_TFLITE))
 
 
 _SESSIONS = {TFLITE.runtime: _tflite_session, ONNX.runtime: _onnx_session}
@@ -219,11 +240,12 @@ CPU_SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "soc_thermal") 
 
 
 class HostDevice(SessionDevice):
-    """Runs models on this computer's CPU with one runtime.
+    """Runs models on this computer with one runtime.
 
     `patience_s`: how long to wait, in all sessions together, for other programs to end. `waived`: names of problems
-    that do not matter; with BUSY nobody looks for other programs. Raises InvalidConfig for unknown runtimes and
-    waivers and thread counts below 1, MissingDependency for a runtime that is not installed.
+    that do not matter; with BUSY nobody looks for other programs, with FALLBACK operators that the accelerator cannot
+    run are left to the CPU. Raises InvalidConfig for unknown runtimes, accelerators and waivers and thread counts
+    below 1, MissingDependency for a runtime that is not installed.
     """
 
     name = "host"
@@ -236,6 +258,7 @@ class HostDevice(SessionDevice):
         patience_s: float = 0.0,
         waived: Collection[str] = (),
         on_wait: OnNeighbours | None = None,
+        accelerator: str = CPU,
     ) -> None:
         check_waivers(waived)
         if runtime not in BY_RUNTIME:
@@ -245,8 +268,10 @@ class HostDevice(SessionDevice):
         self._format = BY_RUNTIME[runtime]
         if not self._format.is_installed:
             raise self._format.missing()
+        check_accelerator(accelerator, runtime)
         self.runtime = runtime
         self.threads = threads
+        self._is_on_gpu, self._may_fall_back = accelerator == GPU, FALLBACK in waived
         self._others = HostNeighbours()
         self._neighbourhood = Neighbourhood(
             self._others.look if BUSY not in waived else lambda: None, patience_s, on_wait
@@ -293,19 +318,29 @@ class HostDevice(SessionDevice):
             runtime=self.runtime,
             runtime_version=self._format.runtime_version,
             library_sha256=library_sha256(self._format),
-            delegate=self._format.delegate,
+            delegate=self._delegate(),
             threads=self.threads,
             cores=core_ranges(cores),
             clock_mode=clock_mode(cores),
             layout=layout_here(self.runtime),
+            accelerator="" if not self._is_on_gpu else PARTLY if self._may_fall_back else GPU,
         )
+
+    def _delegate(self) -> str:
+        if not self._is_on_gpu:
+            return self._format.delegate
+        adapter = gpu().adapter(tiny_model(self.runtime))
+        return adapter.text() if adapter else "WebGPU"
 
     def open(self, model: bytes) -> Session:
         """Loads a model and fills its inputs with seeded random data.
 
         Raises InvalidInput for bytes that the runtime does not read, DeviceError when the model cannot be prepared.
         """
-        return _SESSIONS[self.runtime](model, self.threads)
+        if not self._is_on_gpu:
+            return _SESSIONS[self.runtime](model, self.threads)
+        run, keeps = runner(gpu().compiled(model, may_fall_back=self._may_fall_back), random_input)
+        return Session(run, *keeps)
 
 
 def processor_name(cpu_info: Path = CPU_INFO) -> str:

@@ -212,6 +212,7 @@ EMULATOR = "EMULATOR"
 CLOCK_DROPPED = "CLOCK_DROPPED"
 CLOCK_LIMITED = "CLOCK_LIMITED"
 BUSY = "BUSY"  # never keeps a phone from being measured; the result is flagged
+FALLBACK = "FALLBACK"  # what an accelerator cannot run is left to the CPU
 WIDE_BAND = "WIDE_BAND"  # of a latency table, on any device: predictions too unsure for a search
 REMEDIES = {
     LOW_BATTERY: "charge the phone",
@@ -222,6 +223,7 @@ REMEDIES = {
     CLOCK_DROPPED: "let the phone cool, then measure again",
     CLOCK_LIMITED: "let the phone cool, and end the power or game mode that limits its clocks",
     BUSY: "end the other programs and run the same command again, which measures anew; or pass --waive BUSY",
+    FALLBACK: "measure the CPU, or take the operators that the GPU cannot run out of the network",
     WIDE_BAND: "close other programs, let the device cool down and run `amc-mobile profile --workspace DIR`",
 }
 POLL_S = 10.0

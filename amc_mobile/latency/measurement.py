@@ -18,8 +18,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from amc_mobile.device.conditions import Conditions
+from amc_mobile.device.conditions import PARTLY, Conditions
 from amc_mobile.device.device import NOTHING_KNOWN, Heat, Pass, PassRecord
+from amc_mobile.device.phone_state import FALLBACK
 from amc_mobile.errors import InvalidInput
 
 LOW_PERCENTILE = 20.0
@@ -217,6 +218,8 @@ class ModelMeasurement(_Timed):
             flags.append(BUSY)
         if len(self._all_ms) < FEW_SAMPLES:
             flags.append(FEW_RUNS)
+        if self.conditions.accelerator == PARTLY:
+            flags.append(FALLBACK)
         return tuple(flags)
 
     @property

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from amc_mobile.device.conditions import readable
-from amc_mobile.device.phone_state import REMEDIES, WIDE_BAND
+from amc_mobile.device.phone_state import FALLBACK, REMEDIES, WIDE_BAND
 from amc_mobile.formats import FORMATS, REMEDY
 from amc_mobile.latency.calibration import COVERAGE, DRIFT_REMEDY, TOLD_DRIFT, slower
 from amc_mobile.latency.gate import Status
@@ -718,6 +718,7 @@ FLAG_ADVICE = {
     "NOISY": "passes disagree: close other programs and measure again",
     "BUSY": "other programs took time: end them and measure again",
     "FEW_RUNS": "too few runs for a narrow interval: measure longer",
+    FALLBACK: f"a part of the network may have run on the CPU: {REMEDIES[FALLBACK]}",
     "EMULATOR": "an emulator's latency says nothing about a phone: measure on a phone",
     WIDE_BAND: f"the latency table predicts too badly to tell plans apart: {REMEDIES[WIDE_BAND]}",
 }

@@ -405,7 +405,7 @@ def compare_policies(
     searches = wanted.searches()
     runs = []
     for position, (search, seed) in enumerate(searches):
-        place = place_part(settings.device, settings.runtime, settings.threads, search.unit)
+        place = place_part(settings, search.unit)
         # MACs and parameters are counted without a device in any case.
         is_offline = settings.offline and search.unit == "ms"
         parts = (Path(settings.model).stem, precision_part(settings.precision), place, "offline" if is_offline else "")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -11,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from amc_mobile.device import phone_state
+from amc_mobile.device.accelerator import CPU
 from amc_mobile.device.adb import AdbPhone, AdbServer, AttachedPhone, remedy
 from amc_mobile.device.benchmark_model import BenchmarkModelDevice
 from amc_mobile.device.conditions import Conditions, unit_of
 from amc_mobile.device.device import Device, Neighbours
-from amc_mobile.device.host import HostDevice, HostNeighbours, installed_runtimes
+from amc_mobile.device.host import HostDevice, HostNeighbours, installed_runtimes, tiny_model
 from amc_mobile.device.libraries import (
     GLIBC,
     RuntimeLibrary,
@@ -95,6 +94,12 @@ def device_of(settings: Settings, runtime: str, progress: Progress) -> Device:
             patience_s=profile.quiet_wait_s,
             waived=settings.waived,
             on_wait=on_neighbours,
+            accelerator=settings.accelerator,
+        )
+    if settings.accelerator != CPU:
+        raise InvalidConfig(
+            f"phones are measured on their CPU only, not on their {settings.accelerator.upper()}",
+            next_step="leave --accelerator out; on this computer, --device host, it can be gpu",
         )
 
     def on_silence(what: str, waited_s: float, limit_s: float) -> None:
@@ -146,6 +151,7 @@ def open_device(
     serial: str | Sequence[str] = "",
     runtime: str = "",
     threads: int = 1,
+    accelerator: str = CPU,
     waive: Sequence[str] = (),
     clock_mode: str = "unlocked",
     offline: bool = False,
@@ -156,6 +162,7 @@ def open_device(
 
     `serial`: which phone, where several fit; a list of phones of one model that share the work of a profile.
     `runtime`: "tflite", "onnxruntime", or "benchmark_model" for averages on phones; empty: TFLite where installed.
+    `accelerator`: "cpu", or "gpu" on this computer with TFLite.
     `waive`: problems that do not matter, e.g. "HOT". `clock_mode`: "unlocked" or "fixed_performance". `offline`: the
     device is never asked: its latency table predicts, and `conditions` says which one of several, by its first digits.
 
@@ -166,8 +173,8 @@ def open_device(
     """
     serials = (serial,) if isinstance(serial, str) else serial
     settings = Settings(
-        device=name, serial=",".join(serials), runtime=runtime, threads=threads, waive=",".join(waive),
-        clock_mode=clock_mode, offline=offline, conditions=",".join(conditions),
+        device=name, serial=",".join(serials), runtime=runtime, threads=threads, accelerator=accelerator,
+        waive=",".join(waive), clock_mode=clock_mode, offline=offline, conditions=",".join(conditions),
     )  # fmt: skip
     check_settings(settings)
     if not offline:
@@ -217,9 +224,13 @@ def choose_conditions(in_table: Sequence[Conditions], settings: Settings) -> Con
     if not fitting:
         # What another tool measured may not say its runtime.
         runtimes = (settings.runtime, "unknown") if settings.runtime else (*BY_RUNTIME, "unknown")
-        fitting = [c for c in of_device if c.threads == settings.threads and c.runtime in runtimes]
+        fitting = [
+            c
+            for c in of_device
+            if c.threads == settings.threads and c.runtime in runtimes and is_on(c, settings.accelerator)
+        ]
     if not fitting:
-        asked = f"{settings.runtime or 'any runtime'}, {settings.threads} thread(s)"
+        asked = f"{settings.runtime or 'any runtime'}, {settings.threads} thread(s), {settings.accelerator}"
         raise InvalidInput(
             f"nothing of {settings.device} was measured with {asked}" + _listed(of_device),
             next_step="pass the --runtime and --threads of one of these",
@@ -234,6 +245,10 @@ def choose_conditions(in_table: Sequence[Conditions], settings: Settings) -> Con
             next_step=f"choose one: --conditions {fitting[-1].key[:SHOWN_KEY]}",
         )
     return fitting[0]
+
+
+def is_on(conditions: Conditions, accelerator: str) -> bool:
+    return (conditions.accelerator or CPU).partition(" ")[0] == accelerator
 
 
 def is_of(conditions: Conditions, device: str, profile: DeviceProfile | None) -> bool:
@@ -257,7 +272,8 @@ def _properties(conditions: Conditions) -> dict[str, str]:
 def _listed(every: Sequence[Conditions]) -> str:
     lines = [
         f"\n  {c.key[:SHOWN_KEY]}  {c.device} ({c.soc}), {c.os}, {c.runtime} {c.runtime_version}, "
-        f"{c.threads} thread(s), cores {c.cores}, clocks {c.clock_mode}{', unit ' + c.unit if c.unit else ''}"
+        f"{c.threads} thread(s){c.accelerator and ', ' + c.accelerator}, cores {c.cores}, "
+        f"clocks {c.clock_mode}{', unit ' + c.unit if c.unit else ''}"
         for c in every
     ]
     return ":" + "".join(lines) if lines else ""
@@ -288,24 +304,6 @@ def add_runtime(file: Path, *, version: str | None) -> RuntimeList:
 
 def list_runtimes() -> RuntimeList:
     return RuntimeList(tuple(list_libraries(runtimes_folder())))
-
-
-# The sum of two inputs, opset 13, as the package onnx writes it.
-_ONNX = (
-    "CAc6WQoQCgFhCgFiEgNzdW0iA0FkZBIEdGlueVoTCgFhEg4KDAgBEggKAggBCgIIBFoTCgFiEg4KDAgBEggKAggBCgIIBGIVCgNzdW0SDgoMCAES"
-    "CAoCCAEKAggEQgQKABAN"
-)
-# The sum of two images of 8x8 pixels, packed by zlib.
-_TFLITE = (
-    "eNqTYGBgCHHzMWZg4GMQYRBg4GHgAIqwAHkMQB4DgwQQazAyMDADaUawDAPDg3///zNC5XnguliAJEQsAGQmEMdA9YgwgAAfmAap5UYyHwi4Yfos"
-    "/kPMZYJiBqh+bGIg92QAsQHUTRuAejnA7oHIFZfmgsVBajmgGMS/gaQOJJcEFUdXxwMNCQaov5D1JOLQwwhns4D5ANORFiY="
-)
-
-
-def tiny_model(runtime: str) -> bytes:
-    if runtime == ONNX.runtime:
-        return base64.b64decode(_ONNX)
-    return zlib.decompress(base64.b64decode(_TFLITE))
 
 
 NO_ADB = "NO_ADB"

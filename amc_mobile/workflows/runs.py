@@ -378,14 +378,15 @@ def precision_part(precision: str) -> str:
     return "" if precision == FLOAT32 else precision
 
 
-def place_part(device: str, runtime: str, threads: int, unit: Unit) -> str:
+def place_part(settings: Settings, unit: Unit) -> str:
     """Of a run's name: where its latency budget holds, what is the default left out; empty for other budgets."""
     if unit != "ms":
         return ""
     parts = (
-        "" if device == Settings.device else device,
-        "" if runtime in ("", TFLITE.runtime) else runtime,
-        "" if threads == Settings.threads else f"t{threads}",
+        "" if settings.device == Settings.device else settings.device,
+        "" if settings.runtime in ("", TFLITE.runtime) else settings.runtime,
+        "" if settings.threads == Settings.threads else f"t{settings.threads}",
+        "" if settings.accelerator == Settings.accelerator else settings.accelerator,
     )
     return "-".join(filter(None, parts))
 

@@ -261,7 +261,7 @@ def search_plan(
     Raises UnreachableBudget before searching, MissingLatency when the device has not been profiled, BudgetNotMet. A
     search that is refused before its first episode leaves no run and changes none.
     """
-    place = place_part(settings.device, settings.runtime, settings.threads, wanted.unit)
+    place = place_part(settings, wanted.unit)
     granularity = "" if wanted.granularity == "channel" else wanted.granularity
     words = (settings.model, precision_part(settings.precision), place, wanted.asked, granularity, wanted.policy)
     folder = Run(space.runs / (run_name(run) if run else run_name(*words, f"s{settings.seed}")))

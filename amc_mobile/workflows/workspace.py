@@ -149,6 +149,10 @@ class Settings:
     runtime: str = option("", "{runtimes}; the last takes .tflite files on phones and gives averages.", DEVICE)
     precision: str = FLOAT32  # of the files that are measured and exported: "float32", "int8" or "float16"
     threads: int = option(1, "Inference threads that are timed.", DEVICE, least=1, most=256)
+    accelerator: str = option(
+        "cpu", "cpu, or gpu: this computer's, with TFLite; an operator that it cannot run is an error.", DEVICE,
+        later=True,
+    )  # fmt: skip
     seed: int = option(0, "Seed of every random choice.", ADVANCED, least=0, most=(1 << 63) - 1)
     width_multiplier: float = option(
         1.0, "Width multiplier of the network, e.g. 0.5.", NETWORK, "--width", least=0, most=64
@@ -855,7 +859,10 @@ def _on(device: ProfiledLatency | OpenedDevice | str | None, network: Network, *
 
             device = open_device(device)
         of_device = asdict(device.settings)
-        names = ("device", "serial", "waive", "clock_mode", "runtime", "precision", "threads", "offline", "conditions")
+        names = (
+            "device", "serial", "waive", "clock_mode", "runtime", "precision", "threads", "accelerator", "offline",
+            "conditions",
+        )  # fmt: skip
         known = replace(known, **{name: of_device[name] for name in names})
     settings = replace(known, **changed)
     check_settings(settings)
