@@ -22,7 +22,7 @@ NOTEBOOK = EXAMPLES / "notebook.ipynb"
 DEEPER_BENCHMARKS = {
     "adb_overhead.py", "episode_cost.py", "exact_plans.py", "finetuning_recipes.py",
     "interpolators.py", "latency_prediction.py",
-    "learning_curves.py", "pixel1_budget.py", "runner_agreement.py",
+    "learning_curves.py", "pixel1_budget.py", "proxies.py", "runner_agreement.py",
 }  # fmt: skip
 
 
