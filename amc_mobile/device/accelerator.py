@@ -13,7 +13,7 @@ import re
 import sys
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from amc_mobile.errors import DeviceError, DeviceUnavailable, InvalidConfig, first_line
 from amc_mobile.formats import TFLITE, native_log
@@ -21,7 +21,6 @@ from amc_mobile.formats import TFLITE, native_log
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-Accelerator = Literal["cpu", "gpu", "npu"]
 CPU, GPU, NPU = ACCELERATORS = ("cpu", "gpu", "npu")
 
 _ADAPTER = re.compile(rb"Selected adapter: ([^,\n]{1,80}),[^\n]*?backend=(\w{1,20}), adapterType=([^\n]{1,40})")
